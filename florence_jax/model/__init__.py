@@ -1,0 +1,6 @@
+"""Florence-2 as Flax NNX modules, and `Model`, the functional handle on them."""
+
+from florence_jax.model.florence2 import Florence2
+from florence_jax.model.handle import Model, Params, abstract_params
+
+__all__ = ["Florence2", "Model", "Params", "abstract_params"]

@@ -1,0 +1,249 @@
+"""The BART encoder-decoder: post-norm layers, learned positions, exact GELU.
+
+Shapes: B batch, K beams, L text tokens, M encoder tokens, T cached tokens, D model, N heads,
+        E channels of a head.
+Source: https://arxiv.org/abs/1910.13461.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from florence_jax.config import BartConfig
+from florence_jax.model.cache import KeyValue
+from florence_jax.model.layers import (
+    INIT_STD,
+    LayerNorm,
+    Linear,
+    Stack,
+    attend,
+    dropout,
+    fold_in,
+    gelu,
+)
+
+# BART keeps two unused rows in front of its position table.
+POSITION_OFFSET = 2
+
+
+class Encoder(nnx.Module):
+    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs):
+        self.dropout_rate = config.dropout
+        self.positions = _position_table(config, rngs)
+        self.embedding_norm = LayerNorm(config.d_model)
+        self.layers = Stack([EncoderLayer(config, rngs=rngs) for _ in range(config.encoder_layers)])
+
+    def __call__(
+        self, embeds_BMD: jax.Array, mask_BM: jax.Array, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """float[B, M, D] embeddings and bool[B, M] (False: padding) -> float[B, M, D]."""
+        *_, hidden = self.layer_outputs(embeds_BMD, mask_BM, key=key)
+        return hidden
+
+    def layer_outputs(
+        self, embeds_BMD: jax.Array, mask_BM: jax.Array, *, key: jax.Array | None = None
+    ) -> Iterator[jax.Array]:
+        """The normalised embeddings, then each layer's output in turn."""
+        x = embeds_BMD + _positions(self.positions, 0, embeds_BMD)
+        x = dropout(self.embedding_norm(x), self.dropout_rate, fold_in(key, 0))
+        yield x
+        for number, layer in enumerate(self.layers):
+            x = layer(x, mask_BM[:, None, None, :], key=fold_in(key, number + 1))
+            yield x
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs):
+        self.dropout_rate = config.dropout
+        self.num_heads = config.decoder_attention_heads
+        self.positions = _position_table(config, rngs)
+        self.embedding_norm = LayerNorm(config.d_model)
+        self.layers = Stack([DecoderLayer(config, rngs=rngs) for _ in range(config.decoder_layers)])
+
+    def __call__(
+        self,
+        embeds_BLD: jax.Array,
+        memory_BMD: jax.Array,
+        memory_mask_BM: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Teacher forcing: float[B, L, D] embeddings of all tokens at once -> float[B, L, D]."""
+        *_, hidden = self.layer_outputs(embeds_BLD, memory_BMD, memory_mask_BM, key=key)
+        return hidden
+
+    def layer_outputs(
+        self,
+        embeds_BLD: jax.Array,
+        memory_BMD: jax.Array,
+        memory_mask_BM: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> Iterator[jax.Array]:
+        """The normalised embeddings, then each layer's output in turn."""
+        x = embeds_BLD + _positions(self.positions, 0, embeds_BLD)
+        x = dropout(self.embedding_norm(x), self.dropout_rate, fold_in(key, 0))
+        yield x
+        length = x.shape[1]
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        for number, layer in enumerate(self.layers):
+            x = layer(
+                x,
+                causal,
+                layer.cross_attn.key_value(memory_BMD),
+                memory_mask_BM[:, None, None, :],
+                key=fold_in(key, number + 1),
+            )
+            yield x
+
+    def cross_key_values(self, memory_BMD: jax.Array) -> tuple[KeyValue, ...]:
+        """Each layer's keys and values of the encoder's output, float[B, N, M, E]."""
+        return tuple(layer.cross_attn.key_value(memory_BMD) for layer in self.layers)
+
+    def step(
+        self,
+        embeds_BKD: jax.Array,
+        index: jax.Array,
+        cache: tuple[KeyValue, ...],
+        cross: tuple[KeyValue, ...],
+        memory_mask_BM: jax.Array,
+    ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
+        """One token of every beam.
+
+        Args:
+            embeds_BKD: embeddings of the tokens at position `index`.
+            cache: each layer's self-attention keys and values, float[B, K, N, T, E].
+            cross: `cross_key_values`, shared by the beams of an example.
+
+        Returns:
+            float[B, K, D] and the cache with position `index` filled.
+        """
+        x = embeds_BKD + _positions(self.positions, index, embeds_BKD[:, :1])
+        x = self.embedding_norm(x)
+        filled = []
+        for layer, own, memory in zip(self.layers, cache, cross, strict=True):
+            x, own = layer.step(x, index, own, memory, memory_mask_BM)
+            filled.append(own)
+        return x, tuple(filled)
+
+
+class EncoderLayer(nnx.Module):
+    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs):
+        self.dropout_rate = config.dropout
+        self.activation_dropout_rate = config.activation_dropout
+        self.self_attn = Attention(config, num_heads=config.encoder_attention_heads, rngs=rngs)
+        self.self_attn_norm = LayerNorm(config.d_model)
+        self.fc1 = Linear(config.d_model, config.encoder_ffn_dim, rngs=rngs)
+        self.fc2 = Linear(config.encoder_ffn_dim, config.d_model, rngs=rngs)
+        self.final_norm = LayerNorm(config.d_model)
+
+    def __call__(self, x: jax.Array, mask: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        own = self.self_attn.key_value(x)
+        y = self.self_attn(x, own, mask, key=fold_in(key, 0))
+        x = self.self_attn_norm(x + dropout(y, self.dropout_rate, fold_in(key, 1)))
+        return _feed_forward(self, x, fold_in(key, 2))
+
+
+class DecoderLayer(nnx.Module):
+    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs):
+        heads = config.decoder_attention_heads
+        self.dropout_rate = config.dropout
+        self.activation_dropout_rate = config.activation_dropout
+        self.self_attn = Attention(config, num_heads=heads, rngs=rngs)
+        self.self_attn_norm = LayerNorm(config.d_model)
+        self.cross_attn = Attention(config, num_heads=heads, rngs=rngs)
+        self.cross_attn_norm = LayerNorm(config.d_model)
+        self.fc1 = Linear(config.d_model, config.decoder_ffn_dim, rngs=rngs)
+        self.fc2 = Linear(config.decoder_ffn_dim, config.d_model, rngs=rngs)
+        self.final_norm = LayerNorm(config.d_model)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        memory: KeyValue,
+        memory_mask: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        y = self.self_attn(x, self.self_attn.key_value(x), mask, key=fold_in(key, 0))
+        x = self.self_attn_norm(x + dropout(y, self.dropout_rate, fold_in(key, 1)))
+        y = self.cross_attn(x, memory, memory_mask, key=fold_in(key, 2))
+        x = self.cross_attn_norm(x + dropout(y, self.dropout_rate, fold_in(key, 3)))
+        return _feed_forward(self, x, fold_in(key, 4))
+
+    def step(
+        self,
+        x_BKD: jax.Array,
+        index: jax.Array,
+        cache: KeyValue,
+        memory: KeyValue,
+        memory_mask_BM: jax.Array,
+    ) -> tuple[jax.Array, KeyValue]:
+        # One query token per beam: [B, K, 1, D] rows attend to the cache of their own beam.
+        new = self.self_attn.key_value(x_BKD[:, :, None])
+        cache = cache.write(new, index)
+        seen_T = jnp.arange(cache.key.shape[-2]) <= index
+        y = self.self_attn(x_BKD[:, :, None], cache, seen_T)[:, :, 0]
+        x_BKD = self.self_attn_norm(x_BKD + y)
+        # The beams are the queries of their image's one memory, which is never copied for them.
+        y = self.cross_attn(x_BKD, memory, memory_mask_BM[:, None, None, :])
+        x_BKD = self.cross_attn_norm(x_BKD + y)
+        return _feed_forward(self, x_BKD, None), cache
+
+
+class Attention(nnx.Module):
+    """Multi-head attention whose keys and values are computed apart, so that they can be cached."""
+
+    def __init__(self, config: BartConfig, *, num_heads: int, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.attention_dropout_rate = config.attention_dropout
+        self.q_proj = Linear(config.d_model, config.d_model, rngs=rngs)
+        self.k_proj = Linear(config.d_model, config.d_model, rngs=rngs)
+        self.v_proj = Linear(config.d_model, config.d_model, rngs=rngs)
+        self.out_proj = Linear(config.d_model, config.d_model, rngs=rngs)
+
+    def key_value(self, x: jax.Array) -> KeyValue:
+        """float[..., S, D] -> keys and values, float[..., N, S, E]."""
+        return KeyValue(self._split_heads(self.k_proj(x)), self._split_heads(self.v_proj(x)))
+
+    def __call__(
+        self, x: jax.Array, memory: KeyValue, mask: jax.Array, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """float[..., Q, D] queries; bool mask, broadcastable to [..., N, Q, S]."""
+        y = attend(
+            self._split_heads(self.q_proj(x)),
+            memory.key,
+            memory.value,
+            mask=mask,
+            dropout_rate=self.attention_dropout_rate,
+            dropout_key=key,
+        )
+        return self.out_proj(y.swapaxes(-3, -2).reshape(x.shape))
+
+    def _split_heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1).swapaxes(-3, -2)
+
+
+def _feed_forward(
+    layer: EncoderLayer | DecoderLayer, x: jax.Array, key: jax.Array | None
+) -> jax.Array:
+    y = dropout(gelu(layer.fc1(x)), layer.activation_dropout_rate, fold_in(key, 0))
+    y = dropout(layer.fc2(y), layer.dropout_rate, fold_in(key, 1))
+    return layer.final_norm(x + y)
+
+
+def _position_table(config: BartConfig, rngs: nnx.Rngs) -> nnx.Param:
+    shape = (config.max_position_embeddings + POSITION_OFFSET, config.d_model)
+    return nnx.Param(INIT_STD * jax.random.normal(rngs.params(), shape))
+
+
+def _positions(table: nnx.Param, start: int | jax.Array, like: jax.Array) -> jax.Array:
+    """Position rows for `like.shape[1]` tokens from position `start` on, float[L, D]."""
+    rows = lax.dynamic_slice_in_dim(table[...], start + POSITION_OFFSET, like.shape[1])
+    return rows.astype(like.dtype)

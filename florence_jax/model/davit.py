@@ -1,0 +1,222 @@
+"""DaViT, the image encoder: windows attend in space, then groups of channels attend to each other.
+
+Shapes: B images, H W grid, C channels, N heads or groups, E channels of a head, P window side,
+        S tokens of a window or of a map.
+Source: "DaViT: Dual Attention Vision Transformers", https://arxiv.org/abs/2204.03645.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from florence_jax.config import DaViTConfig
+from florence_jax.model.layers import (
+    MLP,
+    Conv,
+    DepthwiseConv,
+    LayerNorm,
+    Linear,
+    Stack,
+    attend,
+    drop_path,
+    fold_in,
+)
+
+
+class DaViT(nnx.Module):
+    """float[B, H, W, 3] pixels -> float[B, H/32, W/32, C] features."""
+
+    def __init__(self, config: DaViTConfig, *, rngs: nnx.Rngs):
+        # Two branches a block, spatial then channel, as the reference spreads its drop-path rates.
+        rates = np.linspace(0.0, config.drop_path_rate, 2 * sum(config.depths)).tolist()
+        stages, first = [], 0
+        for stage, depth in enumerate(config.depths):
+            last = first + 2 * depth
+            stages.append(Stage(config, stage, rates[first:last], rngs=rngs))
+            first = last
+        self.stages = Stack(stages)
+
+    def __call__(self, pixels_BHWC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        *_, features_BHWC = self.stage_outputs(pixels_BHWC, key=key)
+        return features_BHWC
+
+    def stage_outputs(
+        self, x_BHWC: jax.Array, *, key: jax.Array | None = None
+    ) -> Iterator[jax.Array]:
+        """Each stage's feature map in turn; the last is the encoder's output."""
+        for number, stage in enumerate(self.stages):
+            x_BHWC = stage(x_BHWC, key=fold_in(key, number))
+            yield x_BHWC
+
+
+class Stage(nnx.Module):
+    """Shrink the map by a strided convolution, then a stack of dual-attention blocks."""
+
+    def __init__(
+        self, config: DaViTConfig, stage: int, drop_path_rates: list[float], *, rngs: nnx.Rngs
+    ):
+        self.embed = PatchEmbed(config, stage, rngs=rngs)
+        self.blocks = Stack(
+            [
+                DualBlock(config, stage, spatial_rate, channel_rate, rngs=rngs)
+                for spatial_rate, channel_rate in zip(
+                    drop_path_rates[::2], drop_path_rates[1::2], strict=True
+                )
+            ]
+        )
+
+    def __call__(self, x_BHWC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        x_BHWC = self.embed(x_BHWC)
+        for number, block in enumerate(self.blocks):
+            x_BHWC = block(x_BHWC, key=fold_in(key, number))
+        return x_BHWC
+
+
+class PatchEmbed(nnx.Module):
+    """A strided convolution, normalised before it (later stages) or after it (the stem)."""
+
+    def __init__(self, config: DaViTConfig, stage: int, *, rngs: nnx.Rngs):
+        in_dim = config.embed_dims[stage - 1] if stage else config.in_channels
+        out_dim = config.embed_dims[stage]
+        self.prenorm = config.patch_prenorm[stage]
+        self.conv = Conv(
+            in_dim,
+            out_dim,
+            size=config.patch_sizes[stage],
+            stride=config.patch_strides[stage],
+            padding=config.patch_paddings[stage],
+            rngs=rngs,
+        )
+        self.norm = LayerNorm(in_dim if self.prenorm else out_dim)
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        if self.prenorm:
+            return self.conv(self.norm(x_BHWC))
+        return self.norm(self.conv(x_BHWC))
+
+
+class DualBlock(nnx.Module):
+    """Attention over space within windows, then over channels within groups."""
+
+    def __init__(
+        self,
+        config: DaViTConfig,
+        stage: int,
+        spatial_rate: float,
+        channel_rate: float,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.spatial = SpatialBlock(config, stage, spatial_rate, rngs=rngs)
+        self.channel = ChannelBlock(config, stage, channel_rate, rngs=rngs)
+
+    def __call__(self, x_BHWC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        x_BHWC = self.spatial(x_BHWC, key=fold_in(key, 0))
+        return self.channel(x_BHWC, key=fold_in(key, 1))
+
+
+class _Block(nnx.Module):
+    """Depthwise convolution, attention, depthwise convolution, MLP: each added to its input."""
+
+    def __init__(self, dim: int, mlp_ratio: float, drop_path_rate: float, *, rngs: nnx.Rngs):
+        self.drop_path_rate = drop_path_rate
+        self.conv1 = DepthwiseConv(dim, rngs=rngs)
+        self.norm1 = LayerNorm(dim)
+        self.conv2 = DepthwiseConv(dim, rngs=rngs)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio), rngs=rngs)
+
+    def attention(self, x_BHWC: jax.Array) -> jax.Array:
+        raise TypeError("a block is either spatial or channel")
+
+    def __call__(self, x_BHWC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        def add(x: jax.Array, branch: jax.Array, number: int) -> jax.Array:
+            return x + drop_path(branch, self.drop_path_rate, fold_in(key, number))
+
+        x_BHWC = x_BHWC + self.conv1(x_BHWC)
+        x_BHWC = add(x_BHWC, self.attention(self.norm1(x_BHWC)), 0)
+        x_BHWC = x_BHWC + self.conv2(x_BHWC)
+        return add(x_BHWC, self.mlp(self.norm2(x_BHWC)), 1)
+
+
+class SpatialBlock(_Block):
+    def __init__(self, config: DaViTConfig, stage: int, drop_path_rate: float, *, rngs: nnx.Rngs):
+        dim = config.embed_dims[stage]
+        super().__init__(dim, config.mlp_ratio, drop_path_rate, rngs=rngs)
+        self.window_attn = WindowAttention(
+            dim, config.num_heads[stage], config.window_size, config.qkv_bias, rngs=rngs
+        )
+
+    def attention(self, x_BHWC: jax.Array) -> jax.Array:
+        return self.window_attn(x_BHWC)
+
+
+class ChannelBlock(_Block):
+    def __init__(self, config: DaViTConfig, stage: int, drop_path_rate: float, *, rngs: nnx.Rngs):
+        dim = config.embed_dims[stage]
+        super().__init__(dim, config.mlp_ratio, drop_path_rate, rngs=rngs)
+        self.channel_attn = ChannelAttention(
+            dim, config.num_groups[stage], config.qkv_bias, rngs=rngs
+        )
+
+    def attention(self, x_BHWC: jax.Array) -> jax.Array:
+        return self.channel_attn(x_BHWC)
+
+
+class WindowAttention(nnx.Module):
+    """Self-attention among the tokens of one window.
+
+    A map that the window does not divide is padded with zeros at its right and bottom. As in the
+    reference, the padding is not masked: its keys (the bias of `qkv`) take part in the softmax.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, window_size: int, qkv_bias: bool, *, rngs: nnx.Rngs
+    ):
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, rngs=rngs)
+        self.proj = Linear(dim, dim, rngs=rngs)
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        batch, height, width, dim = x_BHWC.shape
+        side = self.window_size
+        rows, columns = -(-height // side), -(-width // side)
+        padding = ((0, 0), (0, rows * side - height), (0, columns * side - width), (0, 0))
+        x = jnp.pad(x_BHWC, padding).reshape(batch, rows, side, columns, side, dim)
+        x_BSC = x.swapaxes(2, 3).reshape(batch * rows * columns, side * side, dim)
+
+        qkv = self.qkv(x_BSC).reshape(*x_BSC.shape[:2], 3, self.num_heads, dim // self.num_heads)
+        q_BNSE, k_BNSE, v_BNSE = qkv.transpose(2, 0, 3, 1, 4)
+        y_BNSE = attend(q_BNSE, k_BNSE, v_BNSE)
+        y_BSC = self.proj(y_BNSE.swapaxes(1, 2).reshape(x_BSC.shape))
+
+        y = y_BSC.reshape(batch, rows, columns, side, side, dim).swapaxes(2, 3)
+        return y.reshape(batch, rows * side, columns * side, dim)[:, :height, :width]
+
+
+class ChannelAttention(nnx.Module):
+    """Self-attention among the channels of one group; a channel's embedding is its whole map.
+
+    The softmax is scaled by the number of tokens ** -0.5, not by the group's width.
+    """
+
+    def __init__(self, dim: int, num_groups: int, qkv_bias: bool, *, rngs: nnx.Rngs):
+        self.num_groups = num_groups
+        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, rngs=rngs)
+        self.proj = Linear(dim, dim, rngs=rngs)
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        batch, height, width, dim = x_BHWC.shape
+        tokens = height * width
+        qkv = self.qkv(x_BHWC).reshape(batch, tokens, 3, self.num_groups, dim // self.num_groups)
+        q_BSNE, k_BSNE, v_BSNE = jnp.unstack(qkv, axis=2)
+        scores = jnp.einsum("bsne,bsnf->bnef", q_BSNE, k_BSNE, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * tokens**-0.5, axis=-1).astype(x_BHWC.dtype)
+        y_BSNE = jnp.einsum("bnef,bsnf->bsne", weights, v_BSNE)
+        return self.proj(y_BSNE.reshape(x_BHWC.shape))

@@ -1,0 +1,179 @@
+"""Florence-2 whole: image encoder, projector, and the encoder-decoder around one token table.
+
+Shapes: B batch, K beams, F frames, H W pixels, L text tokens, M = image + text tokens, D model,
+        V vocabulary.
+Source: "Florence-2: Advancing a Unified Representation for a Variety of Vision Tasks",
+https://arxiv.org/abs/2311.06242.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from florence_jax.config import Florence2Config
+from florence_jax.model.bart import Decoder, Encoder
+from florence_jax.model.cache import KeyValue, empty_cache
+from florence_jax.model.davit import DaViT
+from florence_jax.model.layers import INIT_STD, fold_in
+from florence_jax.model.projector import Projector
+
+
+class TokenTable(nnx.Module):
+    """One row a token, float[V, D]."""
+
+    def __init__(self, vocab_size: int, dim: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (vocab_size, dim)))
+
+
+class Florence2(nnx.Module):
+    """The modules and how they are joined; `dtype` is the dtype that activations are computed in.
+
+    The one token table is owned here and handed down: a module referenced twice would become two
+    leaves, and tied weights would silently untie.
+    """
+
+    def __init__(self, config: Florence2Config, *, dtype: str = "float32", rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        text = config.text
+        self.vision_tower = DaViT(config.vision, rngs=rngs)
+        self.projector = Projector(config, rngs=rngs)
+        self.shared = TokenTable(text.vocab_size, text.d_model, rngs=rngs)
+        self.encoder = Encoder(text, rngs=rngs)
+        self.decoder = Decoder(text, rngs=rngs)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else TokenTable(text.vocab_size, text.d_model, rngs=rngs)
+        )
+        self.final_logits_bias = (
+            nnx.Param(jnp.zeros((text.vocab_size,))) if config.final_logits_bias else None
+        )
+
+    def __call__(
+        self,
+        pixel_values: jax.Array,
+        input_ids: jax.Array,
+        attention_mask: jax.Array,
+        decoder_input_ids: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Teacher-forced logits, float32[B, L, V]. A `key` turns on dropout and drop-path."""
+        image_features = self.encode_image(pixel_values, key=fold_in(key, 0))
+        memory, mask = self.encode(image_features, input_ids, attention_mask, key=fold_in(key, 1))
+        return self.decode(decoder_input_ids, memory, mask, key=fold_in(key, 2))
+
+    def encode_image(self, pixel_values: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Images float[B, H, W, 3] or frames float[B, F, H, W, 3] -> float[B, F + h*w, D]."""
+        frames = pixel_values if pixel_values.ndim == 5 else pixel_values[:, None]
+        batch, count, height, width, channels = frames.shape
+        self.config.num_image_tokens(height, width, count)
+        pixels = frames.reshape(batch * count, height, width, channels).astype(self.dtype)
+        maps = self.vision_tower(pixels, key=key)
+        return self.projector(maps.reshape(batch, count, *maps.shape[1:]))
+
+    def encode(
+        self,
+        image_features: jax.Array,
+        input_ids: jax.Array,
+        attention_mask: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Image and prompt tokens -> encoder states float[B, M, D] and their mask bool[B, M].
+
+        Args:
+            image_features: `encode_image`'s, float[B, F + h*w, D].
+            input_ids: int[B, L], the text tokens alone.
+            attention_mask: [B, L], zero or False where a prompt is padded.
+        """
+        embeds, mask = self.join(image_features, input_ids, attention_mask)
+        return self.encoder(embeds, mask, key=key), mask
+
+    def join(
+        self, image_features: jax.Array, input_ids: jax.Array, attention_mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The encoder's input: image tokens in front of text embeddings, and the mask of both."""
+        text = self.embed(input_ids)
+        length, limit = image_features.shape[1] + text.shape[1], self._max_positions
+        if length > limit:
+            raise ValueError(
+                f"{image_features.shape[1]} image tokens and {text.shape[1]} text tokens make "
+                f"{length}, but the encoder has {limit} positions: shorten the prompt or the image"
+            )
+        embeds = jnp.concatenate([image_features.astype(text.dtype), text], axis=1)
+        image_mask = jnp.ones(image_features.shape[:2], bool)
+        return embeds, jnp.concatenate([image_mask, attention_mask.astype(bool)], axis=1)
+
+    def decode(
+        self,
+        decoder_input_ids: jax.Array,
+        memory: jax.Array,
+        memory_mask: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Teacher forcing: int[B, L] tokens -> float32[B, L, V] logits of their successors."""
+        length, limit = decoder_input_ids.shape[1], self._max_positions
+        if length > limit:
+            raise ValueError(
+                f"{length} decoder tokens were given; the decoder has {limit} positions"
+            )
+        hidden = self.decoder(self.embed(decoder_input_ids), memory, memory_mask, key=key)
+        return self.unembed(hidden)
+
+    def decoder_cross_kv(self, memory: jax.Array) -> tuple[KeyValue, ...]:
+        """Keys and values of encoder states float[B, M, D], once an image, for all beams."""
+        return self.decoder.cross_key_values(memory)
+
+    def init_cache(self, batch: int, beams: int, length: int) -> tuple[KeyValue, ...]:
+        """An empty self-attention cache for `length` decoder tokens."""
+        text = self.config.text
+        return empty_cache(
+            layers=text.decoder_layers,
+            batch=batch,
+            beams=beams,
+            heads=text.decoder_attention_heads,
+            length=length,
+            head_dim=text.d_model // text.decoder_attention_heads,
+            dtype=self.dtype,
+        )
+
+    def decode_step(
+        self,
+        tokens: jax.Array,
+        index: jax.Array,
+        cache: tuple[KeyValue, ...],
+        cross_kv: tuple[KeyValue, ...],
+        memory_mask: jax.Array,
+    ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
+        """int[B, K] tokens at position `index` -> float32[B, K, V] logits, and the filled cache."""
+        hidden, cache = self.decoder.step(self.embed(tokens), index, cache, cross_kv, memory_mask)
+        return self.unembed(hidden), cache
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int[...] -> float[..., D]."""
+        embeds = self.shared.embedding[...][tokens].astype(self.dtype)
+        if self.config.text.scale_embedding:
+            embeds = embeds * self.config.text.d_model**0.5
+        return embeds
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """float[..., D] -> float32[..., V]."""
+        table = self.shared if self.lm_head is None else self.lm_head
+        logits = jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            table.embedding[...].astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        if self.final_logits_bias is None:
+            return logits
+        return logits + self.final_logits_bias[...].astype(jnp.float32)
+
+    @property
+    def _max_positions(self) -> int:
+        return self.config.text.max_position_embeddings

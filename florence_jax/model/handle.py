@@ -1,0 +1,140 @@
+"""`Model`: Florence-2 as functions of its parameters, compiled once per shape.
+
+The jit boundary is plain `jax.jit` over a plain nested dict of arrays; the nnx modules exist only
+while a function is traced.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from florence_jax.config import Florence2Config
+from florence_jax.model.florence2 import Florence2
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A Florence-2 without its weights: hashable, so it can be a static argument of `jax.jit`.
+
+    Attributes:
+        config: the sizes.
+        dtype: what activations are computed in ("float32", "bfloat16", "float16"); parameters of
+            another dtype are cast where they are used.
+    """
+
+    config: Florence2Config
+    dtype: str = "float32"
+
+    def init(self, key: jax.Array) -> Params:
+        """Random float32 parameters, as the reference initialises them."""
+        return _init(self, key)
+
+    def bind(self, params: Params) -> Florence2:
+        """The modules with these weights in them, for use inside a function being traced.
+
+        Raises:
+            ValueError: `params` does not have this model's leaves.
+        """
+        graphdef, abstract = _structure(self)
+        if jax.tree.structure(params) != jax.tree.structure(abstract):
+            raise ValueError(_tree_difference(abstract, params))
+        return nnx.merge(graphdef, params)
+
+    def encode_image(self, params: Params, pixel_values: jax.Array) -> jax.Array:
+        """Images float[B, H, W, 3] or frames float[B, F, H, W, 3] -> float[B, F + h*w, D]."""
+        return _encode_image(self, params, pixel_values)
+
+    def logits(
+        self,
+        params: Params,
+        *,
+        pixel_values: jax.Array,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        decoder_input_ids: jax.Array,
+    ) -> jax.Array:
+        """Teacher-forced logits.
+
+        Args:
+            pixel_values: float[B, H, W, 3], normalised.
+            input_ids: int[B, L], the text tokens alone; image tokens are put in front of them.
+            attention_mask: [B, L], zero where a prompt is padded; all ones by default.
+            decoder_input_ids: int[B, T], starting with `decoder_start_token_id`.
+
+        Returns:
+            float32[B, T, V]: logits of the token after each decoder token.
+        """
+        if attention_mask is None:
+            attention_mask = jnp.ones(jnp.shape(input_ids), bool)
+        return _logits(self, params, pixel_values, input_ids, attention_mask, decoder_input_ids)
+
+
+def abstract_params(config: Florence2Config) -> Params:
+    """The parameter tree's shapes and dtypes, without allocating any of it."""
+    return _structure(Model(config=config))[1]
+
+
+@functools.lru_cache(maxsize=64)
+def _structure(model: Model) -> tuple[nnx.GraphDef, Params]:
+    module = nnx.eval_shape(lambda: Florence2(model.config, dtype=model.dtype, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(module)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: Model, key: jax.Array) -> Params:
+    module = Florence2(model.config, dtype=model.dtype, rngs=nnx.Rngs(params=key))
+    return nnx.to_pure_dict(nnx.state(module))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_image(model: Model, params: Params, pixel_values: jax.Array) -> jax.Array:
+    return model.bind(params).encode_image(pixel_values)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(
+    model: Model,
+    params: Params,
+    pixel_values: jax.Array,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    decoder_input_ids: jax.Array,
+) -> jax.Array:
+    return model.bind(params)(pixel_values, input_ids, attention_mask, decoder_input_ids)
+
+
+def _tree_difference(expected: Params, given: Params) -> str:
+    wanted, found = _paths(expected), _paths(given)
+
+    def sample(paths: set[str]) -> str:
+        shown = sorted(paths)[:5]
+        return ", ".join(shown) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+
+    parts = []
+    if wanted - found:
+        parts.append(f"missing: {sample(wanted - found)}")
+    if found - wanted:
+        parts.append(f"unexpected: {sample(found - wanted)}")
+    return "params do not belong to this model's config; " + "; ".join(
+        parts or ["other containers"]
+    )
+
+
+def _paths(tree: Any, prefix: str = "") -> set[str]:
+    if not isinstance(tree, Mapping):
+        return {prefix}
+    return {
+        path
+        for key, sub in tree.items()
+        for path in _paths(sub, f"{prefix}/{key}" if prefix else key)
+    }

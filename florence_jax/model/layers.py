@@ -1,0 +1,193 @@
+"""The few layers that Florence-2 is built from, with torch's defaults.
+
+Weights are cast to the activations' dtype where they are used, so the compute dtype is decided
+once, where pixels and tokens enter; norms, softmax and GELU work in float32 whatever that dtype is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+# torch.nn.LayerNorm's default; Flax's is 1e-6.
+LAYER_NORM_EPSILON = 1e-5
+# The reference draws every linear, convolution and token embedding from N(0, 0.02).
+INIT_STD = 0.02
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, kernel [in, out]."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, use_bias: bool = True, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(_normal(rngs, (in_dim, out_dim)))
+        self.bias = nnx.Param(jnp.zeros((out_dim,))) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis, with the two-pass variance and in float32."""
+
+    def __init__(self, dim: int):
+        self.scale = nnx.Param(jnp.ones((dim,)))
+        self.bias = nnx.Param(jnp.zeros((dim,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        centred = y - y.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        y = centred * lax.rsqrt(variance + LAYER_NORM_EPSILON)
+        y = y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+class Conv(nnx.Module):
+    """A strided convolution on NHWC with explicit symmetric padding, kernel [kh, kw, in, out]."""
+
+    def __init__(
+        self, in_dim: int, out_dim: int, *, size: int, stride: int, padding: int, rngs: nnx.Rngs
+    ):
+        self.stride = stride
+        self.padding = padding
+        self.kernel = nnx.Param(_normal(rngs, (size, size, in_dim, out_dim)))
+        self.bias = nnx.Param(jnp.zeros((out_dim,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((self.padding, self.padding),) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + self.bias[...].astype(x.dtype)
+
+
+class DepthwiseConv(nnx.Module):
+    """A 3x3 convolution of each channel by itself, kernel [3, 3, 1, C]."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(_normal(rngs, (3, 3, 1, dim)))
+        self.bias = nnx.Param(jnp.zeros((dim,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...].astype(x.dtype)
+        y = lax.platform_dependent(
+            x, kernel, cpu=depthwise_conv_by_shifts, default=depthwise_conv_by_convolution
+        )
+        return y + self.bias[...].astype(x.dtype)
+
+
+def depthwise_conv_by_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """float[B, H, W, C], float[3, 3, 1, C] -> float[B, H, W, C], by the backend's own conv."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def depthwise_conv_by_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same as nine shifted multiply-adds: one fused loop where XLA:CPU's convolution crawls."""
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
+    taps = kernel.astype(jnp.float32)
+    total = jnp.zeros(x.shape, jnp.float32)
+    for row in range(3):
+        for column in range(3):
+            window = padded[:, row : row + height, column : column + width]
+            total = total + window * taps[row, column, 0]
+    return total.astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(dim, hidden_dim, rngs=rngs)
+        self.fc2 = Linear(hidden_dim, dim, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class Stack(nnx.Module):
+    """Modules in a row, under the names "0", "1", ...
+
+    Plain string names keep the parameter tree a plain nested dict, and iterating by number rather
+    than by name keeps "10" behind "9".
+    """
+
+    def __init__(self, modules: Sequence[nnx.Module]):
+        self.depth = len(modules)
+        for number, module in enumerate(modules):
+            setattr(self, str(number), module)
+
+    def __iter__(self) -> Iterator:
+        return (getattr(self, str(number)) for number in range(self.depth))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU, in float32."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zero entries with probability `rate` and scale the rest up; without a key, do nothing."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Stochastic depth (https://arxiv.org/abs/1603.09382): drop a branch for whole examples."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def fold_in(key: jax.Array | None, number: int) -> jax.Array | None:
+    """A key of its own for the `number`-th user of `key`; None stays None (no randomness)."""
+    return None if key is None else jax.random.fold_in(key, number)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Scaled dot-product attention with a float32 softmax.
+
+    Args:
+        q: float[..., Q, E]. k, v: float[..., S, E], the same leading axes.
+        mask: bool, broadcastable to [..., Q, S]; False keys are not attended to.
+
+    Returns:
+        float[..., Q, E], in q's dtype.
+    """
+    scores = jnp.einsum("...qe,...se->...qs", q, k, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    weights = dropout(weights, dropout_rate, dropout_key).astype(v.dtype)
+    return jnp.einsum("...qs,...se->...qe", weights, v)
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
+    return INIT_STD * jax.random.normal(rngs.params(), shape)
