@@ -1,17 +1,10 @@
-"""What a Florence-2 is made of: frozen configs, published sizes, both `config.json` dialects.
-
-Published checkpoints carry one of two dialects. The *original* repositories
-(microsoft/Florence-2-*) name the vision sizes `dim_embed` and put the decoding settings into
-`text_config`; the *native* ones (florence-community/*, transformers' own class) name them
-`embed_dim` and carry `image_token_id`.
-`Florence2Config.from_hf` reads both, `Florence2Config.to_hf` writes both.
-"""
+"""What a Florence-2 is made of: frozen configs and the published sizes."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Dialect = Literal["original", "native"]
@@ -19,11 +12,6 @@ Dialect = Literal["original", "native"]
 
 class ConfigError(ValueError):
     """A config that this model cannot be built from; the message lists every problem found."""
-
-
-def _raise_if(problems: list[str], what: str) -> None:
-    if problems:
-        raise ConfigError(f"{what} has {len(problems)} problem(s):\n  - " + "\n  - ".join(problems))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +33,7 @@ class DaViTConfig:
     drop_path_rate: float = 0.1
 
     def __post_init__(self) -> None:
+        raise_if(_mistyped(self), "DaViTConfig")
         problems = []
         stages = len(self.embed_dims)
         for name in (
@@ -65,11 +54,7 @@ class DaViTConfig:
                     problems.append(
                         f"{divisor} entry {count} does not divide embed_dims entry {dim}"
                     )
-        if self.window_size < 1:
-            problems.append(f"window_size is {self.window_size}, expected at least 1")
-        if not 0.0 <= self.drop_path_rate < 1.0:
-            problems.append(f"drop_path_rate is {self.drop_path_rate}, expected within [0, 1)")
-        _raise_if(problems, "DaViTConfig")
+        raise_if(problems, "DaViTConfig")
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the last feature map for an image of `height` x `width` pixels."""
@@ -104,6 +89,7 @@ class BartConfig:
     decoder_start_token_id: int = 2
 
     def __post_init__(self) -> None:
+        raise_if(_mistyped(self), "BartConfig")
         problems = []
         for side in ("encoder", "decoder"):
             heads = getattr(self, f"{side}_attention_heads")
@@ -116,7 +102,7 @@ class BartConfig:
                 problems.append(
                     f"{name} is {getattr(self, name)}, outside the vocabulary of {self.vocab_size}"
                 )
-        _raise_if(problems, "BartConfig")
+        raise_if(problems, "BartConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +113,16 @@ class Florence2Config:
     where its `lm_head` really differs from the token table, or its output bias is not zero.
     """
 
-    vision: DaViTConfig = DaViTConfig()
-    text: BartConfig = BartConfig()
+    vision: DaViTConfig = field(default_factory=DaViTConfig)
+    text: BartConfig = field(default_factory=BartConfig)
     max_image_positions: int = 50
     max_temporal_positions: int = 100
     image_token_id: int = 51289
     tie_word_embeddings: bool = True
     final_logits_bias: bool = False
+
+    def __post_init__(self) -> None:
+        raise_if(_mistyped(self), "Florence2Config")
 
     def num_image_tokens(self, height: int, width: int, frames: int = 1) -> int:
         """Tokens of `frames` images of `height` x `width` pixels: 577 for one of 768 x 768.
@@ -165,14 +154,15 @@ class Florence2Config:
         Raises:
             ConfigError: lists every missing key and every value that this model does not support.
         """
-        return _Reader(config).read()
+        from florence_jax.config_dialects import read
+
+        return read(config)
 
     def to_hf(self, dialect: Dialect) -> dict[str, Any]:
         """Write the `config.json` of one dialect."""
-        writer = {"native": _to_native, "original": _to_original}.get(dialect)
-        if writer is None:
-            raise ValueError(f"dialect is {dialect!r}, expected 'original' or 'native'")
-        return writer(self)
+        from florence_jax.config_dialects import write
+
+        return write(self, dialect)
 
 
 def base() -> Florence2Config:
@@ -233,237 +223,42 @@ def tiny() -> Florence2Config:
 PRESETS = {"base": base, "large": large, "large-4k": large_4k, "tiny": tiny}
 
 
-def oddities(config: Mapping[str, Any]) -> list[str]:
-    """Say what is odd but harmless in a published `config.json`, one sentence each.
-
-    Many fine-tunes were saved with wrong top-level ids (bos 2, eos 1, pad 0); those in
-    `text_config` are right.
-    """
-    found = []
-    text = config.get("text_config") or {}
-    vision = config.get("vision_config") or {}
-    if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
-        return found
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size"):
-        top, inner = config.get(name), text.get(name)
-        if top is not None and inner is not None and top != inner:
-            found.append(
-                f"top-level {name} is {top}, text_config says {inner}: text_config is used"
-            )
-    if "dim_embed" in vision and vision.get("model_type") != "davit":
-        found.append(f"vision_config.model_type is {vision.get('model_type')!r} instead of 'davit'")
-    if config.get("auto_map"):
-        found.append("auto_map points to remote code, which is never run")
-    return found
+def raise_if(problems: list[str], what: str) -> None:
+    """Raise one ConfigError that lists all `problems`, if there are any."""
+    if problems:
+        raise ConfigError(f"{what} has {len(problems)} problem(s):\n  - " + "\n  - ".join(problems))
 
 
-# The two dialects' names for the same vision field: ours -> (original, native).
-_VISION_KEYS = {
-    "embed_dims": ("dim_embed", "embed_dim"),
-    "depths": ("depths", "depths"),
-    "num_heads": ("num_heads", "num_heads"),
-    "num_groups": ("num_groups", "num_groups"),
-    "patch_sizes": ("patch_size", "patch_size"),
-    "patch_strides": ("patch_stride", "patch_stride"),
-    "patch_paddings": ("patch_padding", "patch_padding"),
-    "patch_prenorm": ("patch_prenorm", "patch_prenorm"),
-    "window_size": ("window_size", "window_size"),
-}
-# Absent from one dialect or from older files; the reference classes' defaults then hold.
-_VISION_OPTIONAL = ("drop_path_rate", "mlp_ratio", "qkv_bias", "in_channels")
-_TEXT_REQUIRED = (
-    "vocab_size",
-    "d_model",
-    "encoder_layers",
-    "decoder_layers",
-    "encoder_attention_heads",
-    "decoder_attention_heads",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "max_position_embeddings",
-)
-_TEXT_OPTIONAL = (
-    "scale_embedding",
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "bos_token_id",
-    "pad_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-)
-# Switches of the original config whose other value is a different model that nobody published.
-_UNSUPPORTED_TEXT = {
-    "normalize_before": False,
-    "add_final_layer_norm": False,
-    "add_bias_logits": False,
-}
+def _mistyped(config: Any) -> list[str]:
+    """What is wrong with the types and ranges of a config's own fields, one sentence each."""
+    problems = []
+    for own in dataclasses.fields(config):
+        value, kind = getattr(config, own.name), str(own.type)
+        least = 0 if own.name.endswith("_id") or own.name == "patch_paddings" else 1
+        if own.name == "drop_path_rate" or own.name.endswith("dropout"):
+            right, expected = _is_number(value) and 0 <= value < 1, "a number within [0, 1)"
+        elif kind == "int":
+            right, expected = _is_int(value, least), f"an integer of at least {least}"
+        elif kind == "float":
+            right, expected = _is_number(value) and value > 0, "a number above 0"
+        elif kind == "bool":
+            right, expected = isinstance(value, bool), "true or false"
+        elif kind == "tuple[int, ...]":
+            right = isinstance(value, tuple) and value and all(_is_int(v, least) for v in value)
+            expected = f"integers of at least {least}, one for each stage"
+        elif kind == "tuple[bool, ...]":
+            right = isinstance(value, tuple) and all(isinstance(v, bool) for v in value)
+            expected = "true or false for each stage"
+        else:  # a nested config, which has checked itself
+            continue
+        if not right:
+            problems.append(f"{own.name} is {value!r}, expected {expected}")
+    return problems
 
 
-class _Reader:
-    """Collects every problem of one `config.json` before raising, so that one look mends all."""
-
-    def __init__(self, config: Mapping[str, Any]):
-        self.config = config
-        self.problems: list[str] = []
-
-    def read(self) -> Florence2Config:
-        vision = self._section("vision_config")
-        text = self._section("text_config")
-        original = "dim_embed" in vision
-        vision_fields = {
-            ours: self._take(vision, "vision_config", names[0 if original else 1])
-            for ours, names in _VISION_KEYS.items()
-        }
-        vision_fields |= {key: vision[key] for key in _VISION_OPTIONAL if key in vision}
-        text_fields = {key: self._take(text, "text_config", key) for key in _TEXT_REQUIRED}
-        text_fields |= {key: text[key] for key in _TEXT_OPTIONAL if text.get(key) is not None}
-        self._check_supported(vision, text)
-        image_positions, temporal_positions = self._positions(vision, original)
-        _raise_if(self.problems, "config.json")
-        try:
-            return Florence2Config(
-                vision=DaViTConfig(**{key: _frozen(value) for key, value in vision_fields.items()}),
-                text=BartConfig(**text_fields),
-                max_image_positions=image_positions,
-                max_temporal_positions=temporal_positions,
-                image_token_id=self.config.get("image_token_id", 51289),
-            )
-        except TypeError as error:
-            raise ConfigError(f"config.json holds a value of the wrong type: {error}") from error
-
-    def _section(self, name: str) -> Mapping[str, Any]:
-        section = self.config.get(name)
-        if not isinstance(section, Mapping):
-            self.problems.append(f"{name} is missing: is this the config.json of a Florence-2?")
-            return {}
-        return section
-
-    def _take(self, section: Mapping[str, Any], name: str, key: str) -> Any:
-        # An empty section was reported already; its every key would only bury that.
-        if key not in section and section:
-            self.problems.append(f"{name}.{key} is missing")
-        return section.get(key)
-
-    def _positions(self, vision: Mapping[str, Any], original: bool) -> tuple[int, int]:
-        if not original:
-            return (
-                vision.get("max_position_embeddings", 50),
-                vision.get("max_temporal_embeddings", 100),
-            )
-        spatial = vision.get("image_pos_embed") or {}
-        temporal = vision.get("visual_temporal_embedding") or {}
-        return spatial.get("max_pos_embeddings", 50), temporal.get("max_temporal_embeddings", 100)
-
-    def _check_supported(self, vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-        def expect(name: str, value: Any, expected: Any) -> None:
-            if value != expected:
-                self.problems.append(f"{name} is {value!r}; only {expected!r} is supported")
-
-        for section, name in ((text, "text_config"), (vision, "vision_config")):
-            expect(
-                f"{name}.activation_function", section.get("activation_function", "gelu"), "gelu"
-            )
-        for key, expected in _UNSUPPORTED_TEXT.items():
-            expect(f"text_config.{key}", text.get(key, expected), expected)
-        source = vision.get("image_feature_source", ["spatial_avg_pool", "temporal_avg_pool"])
-        expect(
-            "vision_config.image_feature_source", source, ["spatial_avg_pool", "temporal_avg_pool"]
-        )
-        spatial = vision.get("image_pos_embed", {"type": "learned_abs_2d"}) or {}
-        expect("vision_config.image_pos_embed.type", spatial.get("type"), "learned_abs_2d")
-        temporal = vision.get("visual_temporal_embedding", {"type": "COSINE"}) or {}
-        expect("vision_config.visual_temporal_embedding.type", temporal.get("type"), "COSINE")
+def _is_int(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _text_to_hf(config: Florence2Config) -> dict[str, Any]:
-    return dataclasses.asdict(config.text) | {
-        "activation_function": "gelu",
-        "forced_eos_token_id": config.text.eos_token_id,
-        "init_std": 0.02,
-        "is_encoder_decoder": True,
-        "num_hidden_layers": config.text.encoder_layers,
-    }
-
-
-def _vision_to_hf(config: Florence2Config, column: int) -> dict[str, Any]:
-    vision = dataclasses.asdict(config.vision)
-    named = {names[column]: vision[ours] for ours, names in _VISION_KEYS.items()}
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in named.items()} | {
-        "drop_path_rate": config.vision.drop_path_rate,
-        "projection_dim": config.text.d_model,
-    }
-
-
-def _top_to_hf(config: Florence2Config) -> dict[str, Any]:
-    return {
-        "architectures": ["Florence2ForConditionalGeneration"],
-        "bos_token_id": config.text.bos_token_id,
-        "eos_token_id": config.text.eos_token_id,
-        "pad_token_id": config.text.pad_token_id,
-        "is_encoder_decoder": True,
-        "model_type": "florence2",
-        "tie_word_embeddings": config.tie_word_embeddings,
-    }
-
-
-def _to_native(config: Florence2Config) -> dict[str, Any]:
-    vision = _vision_to_hf(config, 1) | {
-        "activation_function": "gelu",
-        "in_channels": config.vision.in_channels,
-        "max_position_embeddings": config.max_image_positions,
-        "max_temporal_embeddings": config.max_temporal_positions,
-        "mlp_ratio": config.vision.mlp_ratio,
-        "model_type": "florence_vision",
-        "qkv_bias": config.vision.qkv_bias,
-    }
-    text = _text_to_hf(config) | {
-        "model_type": "bart",
-        "tie_word_embeddings": config.tie_word_embeddings,
-    }
-    return _top_to_hf(config) | {
-        "image_token_id": config.image_token_id,
-        "text_config": text,
-        "vision_config": vision,
-    }
-
-
-def _to_original(config: Florence2Config) -> dict[str, Any]:
-    unwritable = {
-        "mlp_ratio": (config.vision.mlp_ratio, 4.0),
-        "qkv_bias": (config.vision.qkv_bias, True),
-        "in_channels": (config.vision.in_channels, 3),
-    }
-    _raise_if(
-        [
-            f"vision.{name} is {value}; the original dialect has no key for it and means {fixed}"
-            for name, (value, fixed) in unwritable.items()
-            if value != fixed
-        ],
-        "a config for the original dialect",
-    )
-    vision = _vision_to_hf(config, 0) | {
-        "enable_checkpoint": False,
-        "image_feature_source": ["spatial_avg_pool", "temporal_avg_pool"],
-        "image_pos_embed": {
-            "type": "learned_abs_2d",
-            "max_pos_embeddings": config.max_image_positions,
-        },
-        "model_type": "davit",
-        "visual_temporal_embedding": {
-            "type": "COSINE",
-            "max_temporal_embeddings": config.max_temporal_positions,
-        },
-    }
-    text = _text_to_hf(config) | _UNSUPPORTED_TEXT
-    return _top_to_hf(config) | {
-        "ignore_index": -100,
-        "projection_dim": config.text.d_model,
-        "vocab_size": config.text.vocab_size,
-        "text_config": text,
-        "vision_config": vision,
-    }
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -17,7 +17,6 @@ from jax import lax
 from florence_jax.config import BartConfig
 from florence_jax.model.cache import KeyValue
 from florence_jax.model.layers import (
-    INIT_STD,
     LayerNorm,
     Linear,
     Stack,
@@ -25,6 +24,7 @@ from florence_jax.model.layers import (
     dropout,
     fold_in,
     gelu,
+    normal,
 )
 
 # BART keeps two unused rows in front of its position table.
@@ -32,7 +32,7 @@ POSITION_OFFSET = 2
 
 
 class Encoder(nnx.Module):
-    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs | None):
         self.dropout_rate = config.dropout
         self.positions = _position_table(config, rngs)
         self.embedding_norm = LayerNorm(config.d_model)
@@ -58,7 +58,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs | None):
         self.dropout_rate = config.dropout
         self.num_heads = config.decoder_attention_heads
         self.positions = _position_table(config, rngs)
@@ -133,7 +133,7 @@ class Decoder(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs | None):
         self.dropout_rate = config.dropout
         self.activation_dropout_rate = config.activation_dropout
         self.self_attn = Attention(config, num_heads=config.encoder_attention_heads, rngs=rngs)
@@ -150,7 +150,7 @@ class EncoderLayer(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: BartConfig, *, rngs: nnx.Rngs | None):
         heads = config.decoder_attention_heads
         self.dropout_rate = config.dropout
         self.activation_dropout_rate = config.activation_dropout
@@ -200,7 +200,7 @@ class DecoderLayer(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention whose keys and values are computed apart, so that they can be cached."""
 
-    def __init__(self, config: BartConfig, *, num_heads: int, rngs: nnx.Rngs):
+    def __init__(self, config: BartConfig, *, num_heads: int, rngs: nnx.Rngs | None):
         self.num_heads = num_heads
         self.attention_dropout_rate = config.attention_dropout
         self.q_proj = Linear(config.d_model, config.d_model, rngs=rngs)
@@ -238,9 +238,9 @@ def _feed_forward(
     return layer.final_norm(x + y)
 
 
-def _position_table(config: BartConfig, rngs: nnx.Rngs) -> nnx.Param:
+def _position_table(config: BartConfig, rngs: nnx.Rngs | None) -> nnx.Param:
     shape = (config.max_position_embeddings + POSITION_OFFSET, config.d_model)
-    return nnx.Param(INIT_STD * jax.random.normal(rngs.params(), shape))
+    return nnx.Param(normal(rngs, shape))
 
 
 def _positions(table: nnx.Param, start: int | jax.Array, like: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ from florence_jax.model.layers import (
 class DaViT(nnx.Module):
     """float[B, H, W, 3] pixels -> float[B, H/32, W/32, C] features."""
 
-    def __init__(self, config: DaViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DaViTConfig, *, rngs: nnx.Rngs | None):
         # Two branches a block, spatial then channel, as the reference spreads its drop-path rates.
         rates = np.linspace(0.0, config.drop_path_rate, 2 * sum(config.depths)).tolist()
         stages, first = [], 0
@@ -58,7 +58,12 @@ class Stage(nnx.Module):
     """Shrink the map by a strided convolution, then a stack of dual-attention blocks."""
 
     def __init__(
-        self, config: DaViTConfig, stage: int, drop_path_rates: list[float], *, rngs: nnx.Rngs
+        self,
+        config: DaViTConfig,
+        stage: int,
+        drop_path_rates: list[float],
+        *,
+        rngs: nnx.Rngs | None,
     ):
         self.embed = PatchEmbed(config, stage, rngs=rngs)
         self.blocks = Stack(
@@ -80,7 +85,7 @@ class Stage(nnx.Module):
 class PatchEmbed(nnx.Module):
     """A strided convolution, normalised before it (later stages) or after it (the stem)."""
 
-    def __init__(self, config: DaViTConfig, stage: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: DaViTConfig, stage: int, *, rngs: nnx.Rngs | None):
         in_dim = config.embed_dims[stage - 1] if stage else config.in_channels
         out_dim = config.embed_dims[stage]
         self.prenorm = config.patch_prenorm[stage]
@@ -110,7 +115,7 @@ class DualBlock(nnx.Module):
         spatial_rate: float,
         channel_rate: float,
         *,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         self.spatial = SpatialBlock(config, stage, spatial_rate, rngs=rngs)
         self.channel = ChannelBlock(config, stage, channel_rate, rngs=rngs)
@@ -123,7 +128,7 @@ class DualBlock(nnx.Module):
 class _Block(nnx.Module):
     """Depthwise convolution, attention, depthwise convolution, MLP: each added to its input."""
 
-    def __init__(self, dim: int, mlp_ratio: float, drop_path_rate: float, *, rngs: nnx.Rngs):
+    def __init__(self, dim: int, mlp_ratio: float, drop_path_rate: float, *, rngs: nnx.Rngs | None):
         self.drop_path_rate = drop_path_rate
         self.conv1 = DepthwiseConv(dim, rngs=rngs)
         self.norm1 = LayerNorm(dim)
@@ -145,7 +150,9 @@ class _Block(nnx.Module):
 
 
 class SpatialBlock(_Block):
-    def __init__(self, config: DaViTConfig, stage: int, drop_path_rate: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: DaViTConfig, stage: int, drop_path_rate: float, *, rngs: nnx.Rngs | None
+    ):
         dim = config.embed_dims[stage]
         super().__init__(dim, config.mlp_ratio, drop_path_rate, rngs=rngs)
         self.window_attn = WindowAttention(
@@ -157,7 +164,9 @@ class SpatialBlock(_Block):
 
 
 class ChannelBlock(_Block):
-    def __init__(self, config: DaViTConfig, stage: int, drop_path_rate: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: DaViTConfig, stage: int, drop_path_rate: float, *, rngs: nnx.Rngs | None
+    ):
         dim = config.embed_dims[stage]
         super().__init__(dim, config.mlp_ratio, drop_path_rate, rngs=rngs)
         self.channel_attn = ChannelAttention(
@@ -176,7 +185,7 @@ class WindowAttention(nnx.Module):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, window_size: int, qkv_bias: bool, *, rngs: nnx.Rngs
+        self, dim: int, num_heads: int, window_size: int, qkv_bias: bool, *, rngs: nnx.Rngs | None
     ):
         self.num_heads = num_heads
         self.window_size = window_size
@@ -206,7 +215,7 @@ class ChannelAttention(nnx.Module):
     The softmax is scaled by the number of tokens ** -0.5, not by the group's width.
     """
 
-    def __init__(self, dim: int, num_groups: int, qkv_bias: bool, *, rngs: nnx.Rngs):
+    def __init__(self, dim: int, num_groups: int, qkv_bias: bool, *, rngs: nnx.Rngs | None):
         self.num_groups = num_groups
         self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, rngs=rngs)
         self.proj = Linear(dim, dim, rngs=rngs)

@@ -16,15 +16,15 @@ from florence_jax.config import Florence2Config
 from florence_jax.model.bart import Decoder, Encoder
 from florence_jax.model.cache import KeyValue, empty_cache
 from florence_jax.model.davit import DaViT
-from florence_jax.model.layers import INIT_STD, fold_in
+from florence_jax.model.layers import fold_in, normal
 from florence_jax.model.projector import Projector
 
 
 class TokenTable(nnx.Module):
     """One row a token, float[V, D]."""
 
-    def __init__(self, vocab_size: int, dim: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (vocab_size, dim)))
+    def __init__(self, vocab_size: int, dim: int, *, rngs: nnx.Rngs | None):
+        self.embedding = nnx.Param(normal(rngs, (vocab_size, dim)))
 
 
 class Florence2(nnx.Module):
@@ -34,7 +34,7 @@ class Florence2(nnx.Module):
     leaves, and tied weights would silently untie.
     """
 
-    def __init__(self, config: Florence2Config, *, dtype: str = "float32", rngs: nnx.Rngs):
+    def __init__(self, config: Florence2Config, *, dtype: str = "float32", rngs: nnx.Rngs | None):
         self.config = config
         self.dtype = jnp.dtype(dtype)
         text = config.text

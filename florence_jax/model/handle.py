@@ -85,7 +85,7 @@ def abstract_params(config: Florence2Config) -> Params:
 
 @functools.lru_cache(maxsize=64)
 def _structure(model: Model) -> tuple[nnx.GraphDef, Params]:
-    module = nnx.eval_shape(lambda: Florence2(model.config, dtype=model.dtype, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: Florence2(model.config, dtype=model.dtype, rngs=None))
     graphdef, state = nnx.split(module)
     return graphdef, nnx.to_pure_dict(state)
 

@@ -22,8 +22,8 @@ INIT_STD = 0.02
 class Linear(nnx.Module):
     """`x @ kernel + bias`, kernel [in, out]."""
 
-    def __init__(self, in_dim: int, out_dim: int, *, use_bias: bool = True, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_normal(rngs, (in_dim, out_dim)))
+    def __init__(self, in_dim: int, out_dim: int, *, use_bias: bool = True, rngs: nnx.Rngs | None):
+        self.kernel = nnx.Param(normal(rngs, (in_dim, out_dim)))
         self.bias = nnx.Param(jnp.zeros((out_dim,))) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -51,11 +51,18 @@ class Conv(nnx.Module):
     """A strided convolution on NHWC with explicit symmetric padding, kernel [kh, kw, in, out]."""
 
     def __init__(
-        self, in_dim: int, out_dim: int, *, size: int, stride: int, padding: int, rngs: nnx.Rngs
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        size: int,
+        stride: int,
+        padding: int,
+        rngs: nnx.Rngs | None,
     ):
         self.stride = stride
         self.padding = padding
-        self.kernel = nnx.Param(_normal(rngs, (size, size, in_dim, out_dim)))
+        self.kernel = nnx.Param(normal(rngs, (size, size, in_dim, out_dim)))
         self.bias = nnx.Param(jnp.zeros((out_dim,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -72,8 +79,8 @@ class Conv(nnx.Module):
 class DepthwiseConv(nnx.Module):
     """A 3x3 convolution of each channel by itself, kernel [3, 3, 1, C]."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_normal(rngs, (3, 3, 1, dim)))
+    def __init__(self, dim: int, *, rngs: nnx.Rngs | None):
+        self.kernel = nnx.Param(normal(rngs, (3, 3, 1, dim)))
         self.bias = nnx.Param(jnp.zeros((dim,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,7 +119,7 @@ def depthwise_conv_by_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
 class MLP(nnx.Module):
     """Linear, exact GELU, linear."""
 
-    def __init__(self, dim: int, hidden_dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, dim: int, hidden_dim: int, *, rngs: nnx.Rngs | None):
         self.fc1 = Linear(dim, hidden_dim, rngs=rngs)
         self.fc2 = Linear(hidden_dim, dim, rngs=rngs)
 
@@ -189,5 +196,8 @@ def attend(
     return jnp.einsum("...qs,...se->...qe", weights, v)
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
-    return INIT_STD * jax.random.normal(rngs.params(), shape)
+def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], std: float = INIT_STD) -> jax.Array:
+    """float32 from N(0, std); zeros without `rngs`, which is enough where only shapes matter."""
+    if rngs is None:
+        return jnp.zeros(shape)
+    return std * jax.random.normal(rngs.params(), shape)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from florence_jax.config import Florence2Config
-from florence_jax.model.layers import LayerNorm, Linear
+from florence_jax.model.layers import LayerNorm, Linear, normal
 
 
 class Projector(nnx.Module):
@@ -22,16 +22,17 @@ class Projector(nnx.Module):
     are each frame's mean over space, then each cell's mean over frames.
     """
 
-    def __init__(self, config: Florence2Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: Florence2Config, *, rngs: nnx.Rngs | None):
         dim, positions = config.vision.embed_dims[-1], config.max_image_positions
         half = dim // 2
         # Standard normal, as torch initialises the reference's position embeddings.
-        self.row_positions = nnx.Param(jax.random.normal(rngs.params(), (positions, half)))
-        self.column_positions = nnx.Param(jax.random.normal(rngs.params(), (positions, dim - half)))
+        self.row_positions = nnx.Param(normal(rngs, (positions, half), std=1.0))
+        self.column_positions = nnx.Param(normal(rngs, (positions, dim - half), std=1.0))
         # A constant, but one that checkpoints carry in their own rounding: a leaf like the others,
         # so that it loads and round-trips; trainers freeze it.
+        shape = (config.max_temporal_positions, dim)
         self.temporal_positions = nnx.Param(
-            jnp.asarray(cosine_positions(config.max_temporal_positions, dim))
+            jnp.zeros(shape) if rngs is None else jnp.asarray(cosine_positions(*shape))
         )
         self.proj = Linear(dim, config.text.d_model, use_bias=False, rngs=rngs)
         self.norm = LayerNorm(config.text.d_model)

@@ -1,0 +1,266 @@
+"""The two `config.json` dialects of published Florence-2 checkpoints, read and written.
+
+The *original* repositories (microsoft/Florence-2-*) name the vision sizes `dim_embed` and put the
+decoding settings into `text_config`; the *native* ones (florence-community/*, transformers' own
+class) name them `embed_dim` and carry `image_token_id`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from florence_jax.config import BartConfig, DaViTConfig, Dialect, Florence2Config, raise_if
+
+# The two dialects' names for the same vision field: ours -> (original, native).
+_VISION_KEYS = {
+    "embed_dims": ("dim_embed", "embed_dim"),
+    "depths": ("depths", "depths"),
+    "num_heads": ("num_heads", "num_heads"),
+    "num_groups": ("num_groups", "num_groups"),
+    "patch_sizes": ("patch_size", "patch_size"),
+    "patch_strides": ("patch_stride", "patch_stride"),
+    "patch_paddings": ("patch_padding", "patch_padding"),
+    "patch_prenorm": ("patch_prenorm", "patch_prenorm"),
+    "window_size": ("window_size", "window_size"),
+}
+# Absent from one dialect or from older files; the reference classes' defaults then hold.
+_VISION_OPTIONAL = ("drop_path_rate", "mlp_ratio", "qkv_bias", "in_channels")
+_TEXT_REQUIRED = (
+    "vocab_size",
+    "d_model",
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "max_position_embeddings",
+)
+_TEXT_OPTIONAL = (
+    "scale_embedding",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+)
+# Switches of the original config whose other value is a different model that nobody published.
+_UNSUPPORTED_TEXT = {
+    "normalize_before": False,
+    "add_final_layer_norm": False,
+    "add_bias_logits": False,
+}
+
+
+def oddities(config: Mapping[str, Any]) -> list[str]:
+    """Say what is odd but harmless in a published `config.json`, one sentence each.
+
+    Many fine-tunes were saved with wrong top-level ids (bos 2, eos 1, pad 0); those in
+    `text_config` are right.
+    """
+    found = []
+    text = config.get("text_config") or {}
+    vision = config.get("vision_config") or {}
+    if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
+        return found
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size"):
+        top, inner = config.get(name), text.get(name)
+        if top is not None and inner is not None and top != inner:
+            found.append(
+                f"top-level {name} is {top}, text_config says {inner}: text_config is used"
+            )
+    if "dim_embed" in vision and vision.get("model_type") != "davit":
+        found.append(f"vision_config.model_type is {vision.get('model_type')!r} instead of 'davit'")
+    if config.get("auto_map"):
+        found.append("auto_map points to remote code, which is never run")
+    return found
+
+
+def read(config: Mapping[str, Any]) -> Florence2Config:
+    """`Florence2Config.from_hf`."""
+    return _Reader(config).read()
+
+
+def write(config: Florence2Config, dialect: Dialect) -> dict[str, Any]:
+    """`Florence2Config.to_hf`."""
+    if dialect == "native":
+        return _to_native(config)
+    if dialect == "original":
+        return _to_original(config)
+    raise ValueError(f"dialect is {dialect!r}, expected 'original' or 'native'")
+
+
+class _Reader:
+    """Collects every problem of one `config.json` before raising, so that one look mends all."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = config
+        self.problems: list[str] = []
+
+    def read(self) -> Florence2Config:
+        vision = self._section("vision_config")
+        text = self._section("text_config")
+        original = "dim_embed" in vision
+        vision_fields = {
+            ours: self._take(vision, "vision_config", names[0 if original else 1])
+            for ours, names in _VISION_KEYS.items()
+        }
+        vision_fields |= {key: vision[key] for key in _VISION_OPTIONAL if key in vision}
+        text_fields = {key: self._take(text, "text_config", key) for key in _TEXT_REQUIRED}
+        text_fields |= {key: text[key] for key in _TEXT_OPTIONAL if text.get(key) is not None}
+        self._check_supported(vision, text)
+        image_positions, temporal_positions = self._positions(vision, original)
+        raise_if(self.problems, "config.json")
+        return Florence2Config(
+            vision=DaViTConfig(**{key: _frozen(value) for key, value in vision_fields.items()}),
+            text=BartConfig(**text_fields),
+            max_image_positions=image_positions,
+            max_temporal_positions=temporal_positions,
+            image_token_id=self.config.get("image_token_id", 51289),
+        )
+
+    def _section(self, name: str) -> Mapping[str, Any]:
+        section = self.config.get(name)
+        if not isinstance(section, Mapping):
+            self.problems.append(f"{name} is missing: is this the config.json of a Florence-2?")
+            return {}
+        return section
+
+    def _take(self, section: Mapping[str, Any], name: str, key: str) -> Any:
+        # An empty section was reported already; its every key would only bury that.
+        if key not in section and section:
+            self.problems.append(f"{name}.{key} is missing")
+        return section.get(key)
+
+    def _positions(self, vision: Mapping[str, Any], original: bool) -> tuple[int, int]:
+        if not original:
+            return (
+                vision.get("max_position_embeddings", 50),
+                vision.get("max_temporal_embeddings", 100),
+            )
+        spatial = _mapping(vision.get("image_pos_embed"))
+        temporal = _mapping(vision.get("visual_temporal_embedding"))
+        return spatial.get("max_pos_embeddings", 50), temporal.get("max_temporal_embeddings", 100)
+
+    def _check_supported(self, vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+        def expect(name: str, value: Any, expected: Any) -> None:
+            if value != expected:
+                self.problems.append(f"{name} is {value!r}; only {expected!r} is supported")
+
+        for section, name in ((text, "text_config"), (vision, "vision_config")):
+            expect(
+                f"{name}.activation_function", section.get("activation_function", "gelu"), "gelu"
+            )
+        for key, expected in _UNSUPPORTED_TEXT.items():
+            expect(f"text_config.{key}", text.get(key, expected), expected)
+        source = vision.get("image_feature_source", ["spatial_avg_pool", "temporal_avg_pool"])
+        expect(
+            "vision_config.image_feature_source", source, ["spatial_avg_pool", "temporal_avg_pool"]
+        )
+        for key, kind in (
+            ("image_pos_embed", "learned_abs_2d"),
+            ("visual_temporal_embedding", "COSINE"),
+        ):
+            found = _mapping(vision.get(key, {"type": kind})).get("type")
+            expect(f"vision_config.{key}.type", found, kind)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _text_to_hf(config: Florence2Config) -> dict[str, Any]:
+    return dataclasses.asdict(config.text) | {
+        "activation_function": "gelu",
+        "forced_eos_token_id": config.text.eos_token_id,
+        "init_std": 0.02,
+        "is_encoder_decoder": True,
+        "num_hidden_layers": config.text.encoder_layers,
+    }
+
+
+def _vision_to_hf(config: Florence2Config, column: int) -> dict[str, Any]:
+    vision = dataclasses.asdict(config.vision)
+    named = {names[column]: vision[ours] for ours, names in _VISION_KEYS.items()}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in named.items()} | {
+        "drop_path_rate": config.vision.drop_path_rate,
+        "projection_dim": config.text.d_model,
+    }
+
+
+def _top_to_hf(config: Florence2Config) -> dict[str, Any]:
+    return {
+        "architectures": ["Florence2ForConditionalGeneration"],
+        "bos_token_id": config.text.bos_token_id,
+        "eos_token_id": config.text.eos_token_id,
+        "pad_token_id": config.text.pad_token_id,
+        "is_encoder_decoder": True,
+        "model_type": "florence2",
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+
+
+def _to_native(config: Florence2Config) -> dict[str, Any]:
+    vision = _vision_to_hf(config, 1) | {
+        "activation_function": "gelu",
+        "in_channels": config.vision.in_channels,
+        "max_position_embeddings": config.max_image_positions,
+        "max_temporal_embeddings": config.max_temporal_positions,
+        "mlp_ratio": config.vision.mlp_ratio,
+        "model_type": "florence_vision",
+        "qkv_bias": config.vision.qkv_bias,
+    }
+    text = _text_to_hf(config) | {
+        "model_type": "bart",
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+    return _top_to_hf(config) | {
+        "image_token_id": config.image_token_id,
+        "text_config": text,
+        "vision_config": vision,
+    }
+
+
+def _to_original(config: Florence2Config) -> dict[str, Any]:
+    unwritable = {
+        "mlp_ratio": (config.vision.mlp_ratio, 4.0),
+        "qkv_bias": (config.vision.qkv_bias, True),
+        "in_channels": (config.vision.in_channels, 3),
+    }
+    raise_if(
+        [
+            f"vision.{name} is {value}; the original dialect has no key for it and means {fixed}"
+            for name, (value, fixed) in unwritable.items()
+            if value != fixed
+        ],
+        "a config for the original dialect",
+    )
+    vision = _vision_to_hf(config, 0) | {
+        "enable_checkpoint": False,
+        "image_feature_source": ["spatial_avg_pool", "temporal_avg_pool"],
+        "image_pos_embed": {
+            "type": "learned_abs_2d",
+            "max_pos_embeddings": config.max_image_positions,
+        },
+        "model_type": "davit",
+        "visual_temporal_embedding": {
+            "type": "COSINE",
+            "max_temporal_embeddings": config.max_temporal_positions,
+        },
+    }
+    text = _text_to_hf(config) | _UNSUPPORTED_TEXT
+    return _top_to_hf(config) | {
+        "ignore_index": -100,
+        "projection_dim": config.text.d_model,
+        "vocab_size": config.text.vocab_size,
+        "text_config": text,
+        "vision_config": vision,
+    }

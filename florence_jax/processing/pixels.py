@@ -1,0 +1,133 @@
+"""RGB picture -> the normalised pixels that the image encoder takes.
+
+Bit-exact to transformers' PIL-backed CLIP image processor as Florence-2 configures it: squash to
+768x768 with PIL's bicubic filter, rescale by 1/255, normalise with the ImageNet mean and std.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from florence_jax.processing.image import load_image
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+BICUBIC = int(Image.Resampling.BICUBIC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How pictures become pixels. ``preprocess_image(image, **dataclasses.asdict(config))``.
+
+    Attributes:
+      size: ``(height, width)`` in pixels that every picture is resized to, aspect not kept.
+      mean, std: per RGB channel, on the rescaled values.
+      resample: PIL's resampling filter, 3 is bicubic.
+      rescale: factor from 8-bit values.
+    """
+
+    size: tuple[int, int] = (768, 768)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    resample: int = BICUBIC
+    rescale: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or not all(isinstance(n, int) and n > 0 for n in self.size):
+            raise ValueError(
+                f"size must be two positive integers (height, width), got {self.size!r}"
+            )
+        for field in ("mean", "std"):
+            if len(getattr(self, field)) != 3:
+                raise ValueError(
+                    f"{field} must have one value per RGB channel, got {getattr(self, field)!r}"
+                )
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std must be positive, got {self.std!r}")
+        if self.resample not in list(Image.Resampling):
+            raise ValueError(
+                f"resample must be one of PIL's filters 0..5 (3 is bicubic), got {self.resample!r}"
+            )
+
+    @classmethod
+    def from_hf(cls, preprocessor_config: Mapping[str, Any]) -> ImageConfig:
+        """The config in a checkpoint's ``preprocessor_config.json`` (or ``processor_config.json``).
+
+        Raises:
+          ValueError: a setting Florence-2 does not use and we would silently get wrong: a size
+            that keeps the aspect, a centre crop, or no resize.
+        """
+        config = preprocessor_config.get("image_processor", preprocessor_config)
+        size = config.get("size", {"height": 768, "width": 768})
+        if isinstance(size, int):
+            size = {"height": size, "width": size}
+        if not isinstance(size, Mapping) or not {"height", "width"} <= set(size):
+            raise ValueError(
+                f"preprocessor_config has size={size!r}; Florence-2 needs 'height' and 'width'"
+            )
+        if config.get("do_center_crop") or not config.get("do_resize", True):
+            raise ValueError(
+                "preprocessor_config asks for a centre crop or for no resize, which Florence-2 "
+                "does not use; set do_center_crop to false and do_resize to true"
+            )
+        rescaled, normalised = config.get("do_rescale", True), config.get("do_normalize", True)
+        return cls(
+            size=(int(size["height"]), int(size["width"])),
+            mean=tuple(config.get("image_mean", IMAGENET_MEAN)) if normalised else (0.0,) * 3,
+            std=tuple(config.get("image_std", IMAGENET_STD)) if normalised else (1.0,) * 3,
+            resample=int(config.get("resample", BICUBIC)),
+            rescale=float(config.get("rescale_factor", 1 / 255)) if rescaled else 1.0,
+        )
+
+
+def preprocess_image(
+    image: Any,
+    *,
+    size: Sequence[int] = (768, 768),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    resample: int = BICUBIC,
+    rescale: float = 1 / 255,
+) -> np.ndarray:
+    """One picture as normalised pixels, float32[H, W, 3] (a row of an NHWC batch).
+
+    Args:
+      image: anything `load_image` takes; loaded with its defaults (EXIF orientation applied).
+      size: ``(height, width)`` in pixels.
+      mean, std, resample, rescale: as in `ImageConfig`.
+
+    Raises:
+      ImageError: an image that cannot be loaded.
+      ValueError: a wrong setting.
+    """
+    config = ImageConfig(
+        size=(int(size[0]), int(size[1])),
+        mean=tuple(mean),
+        std=tuple(std),
+        resample=int(resample),
+        rescale=float(rescale),
+    )
+    height, width = config.size
+    resized = load_image(image).resize((width, height), Image.Resampling(config.resample))
+    values = np.asarray(resized)
+    pixels = np.empty(values.shape, np.float32)
+    for channel, table in enumerate(_channel_tables(config)):
+        pixels[..., channel] = table.take(values[..., channel])
+    return pixels
+
+
+def _channel_tables(config: ImageConfig) -> np.ndarray:
+    """float32[3, 256]: the normalised value of each 8-bit value, channel by channel.
+
+    The rounding is the reference's: rescale in float64, round to float32, then subtract and divide
+    in float32. Only 256 inputs exist, so a table gives the same bits without a pass per operation.
+    """
+    rescaled = (np.arange(256, dtype=np.float64) * config.rescale).astype(np.float32)
+    mean = np.array(config.mean, np.float32)[:, None]
+    std = np.array(config.std, np.float32)[:, None]
+    return (rescaled - mean) / std

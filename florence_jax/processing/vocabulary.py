@@ -1,0 +1,64 @@
+"""The tokens that Florence-2 adds to BART's vocabulary, in the order that fixes their ids.
+
+The original repository ships BART's plain tokenizer and appends these when its processor starts
+(processing_florence2.py, ``tokens_to_add``); the converted repositories ship them in the file.
+"""
+
+from __future__ import annotations
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+BART_VOCAB_SIZE = 50265
+
+# fmt: off
+FLORENCE_TOKENS: tuple[str, ...] = (
+    "<od>", "</od>", "<ocr>", "</ocr>",
+    *(f"<loc_{index}>" for index in range(1000)),
+    "<cap>", "</cap>", "<ncap>", "</ncap>", "<dcap>", "</dcap>", "<grounding>", "</grounding>",
+    # "desciption" is how the checkpoints spell it.
+    "<seg>", "</seg>", "<sep>", "<region_cap>", "</region_cap>",
+    "<region_to_desciption>", "</region_to_desciption>",
+    "<proposal>", "</proposal>", "<poly>", "</poly>", "<and>",
+)
+# fmt: on
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+
+
+def byte_symbols() -> dict[str, int]:
+    """The printable character that byte-level BPE writes for each byte, as symbol -> byte.
+
+    GPT-2's table: a byte that is a printable character stands for itself, the others take the
+    characters from U+0100 on, in order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    symbols = {chr(byte): byte for byte in printable}
+    symbols.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
+    return symbols
+
+
+def byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """A tokenizers `Tokenizer` with BART's splitting and decoding around the given BPE."""
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def add_special_tokens(tokenizer: Tokenizer, tokens: tuple[str, ...]) -> None:
+    """Make ``tokens`` match whole in any text; those not in the vocabulary are appended to it."""
+    tokenizer.add_special_tokens(
+        # BART's <mask> swallows the space before it.
+        [AddedToken(t, special=True, normalized=False, lstrip=t == "<mask>") for t in tokens]
+    )
+
+
+def demo_backend() -> Tokenizer:
+    """Bytes alone: ids 0..3 the specials, 4..259 the bytes, then the Florence tokens."""
+    byte_of = byte_symbols()
+    symbols = sorted(byte_of, key=lambda symbol: byte_of[symbol])
+    vocab = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *symbols])}
+    tokenizer = byte_level_bpe(vocab, [])
+    add_special_tokens(tokenizer, SPECIAL_TOKENS + FLORENCE_TOKENS)
+    return tokenizer
