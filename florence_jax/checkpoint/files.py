@@ -1,0 +1,130 @@
+"""Which files of a checkpoint directory may be opened, and JSON that is read with limits.
+
+A checkpoint directory is untrusted: an index file or a symlink may point anywhere. Nothing outside
+the directory is ever opened, with one exception: a snapshot in Hugging Face's cache is made of
+symlinks into the `blobs` folder of the same cached repository.
+"""
+
+import json
+import stat
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from florence_jax.checkpoint.problems import CheckpointError, clip
+
+# Published configs are under 10 kB and the published indices under 200 kB.
+_MAX_JSON_BYTES = 8 << 20
+
+
+def contained_file(directory: Path, name: str) -> Path:
+    """The real path of the regular file `name` of `directory`.
+
+    Args:
+        directory: the checkpoint directory.
+        name: a relative file name, possibly from an untrusted index.
+
+    Raises:
+        CheckpointError: the name or its symlinks leave the directory, or it is no regular file.
+        FileNotFoundError: there is no such file.
+    """
+    parts = PurePosixPath(name).parts
+    unsafe = (
+        not name
+        or "\0" in name
+        or "\\" in name
+        or name.startswith("/")
+        or PureWindowsPath(name).drive
+        or ".." in parts
+    )
+    if unsafe:
+        raise CheckpointError(
+            f"{directory}: refused the file name {clip(name)!r}: it must be a relative path inside "
+            "the checkpoint directory"
+        )
+    root = directory.resolve()
+    try:
+        # strict: also raises FileNotFoundError for a dangling symlink.
+        real = (root / name).resolve(strict=True)
+        mode = real.stat().st_mode
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise CheckpointError(f"{directory}: cannot open {clip(name)!r}: {error}") from error
+    if not real.is_relative_to(root) and not _is_hub_cache_blob(root, real):
+        raise CheckpointError(
+            f"{directory}: refused {clip(name)!r}: it is a symlink to {real}, outside the "
+            "checkpoint directory. If you trust it, replace the link by the file, or load the "
+            "directory that holds it"
+        )
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{directory}: {clip(name)!r} is not a regular file")
+    return real
+
+
+def has_file(directory: Path, name: str) -> bool:
+    """Is there a file `name` in `directory`? Raises CheckpointError as `contained_file` does."""
+    try:
+        contained_file(directory, name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_hub_cache_blob(root: Path, real: Path) -> bool:
+    """Is `real` a blob of the cached repository that the snapshot directory `root` belongs to?
+
+    In `models--org--name`, `snapshots/<commit>/<file>` links to `../../blobs/<hash>`.
+    """
+    repository = root.parent.parent
+    return (
+        root.parent.name == "snapshots"
+        and repository.name.startswith("models--")
+        and real.parent == repository / "blobs"
+    )
+
+
+def parse_json(text: bytes, what: str) -> Any:
+    """Strict JSON: UTF-8, no duplicate keys, no runaway nesting.
+
+    Raises:
+        CheckpointError: `what` is not such JSON.
+    """
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{what} is not valid JSON: {clip(str(error))}. Is the download complete?"
+        ) from error
+
+
+def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"duplicate key {clip(key)!r}")
+        result[key] = value
+    return result
+
+
+def read_json_object(directory: Path, name: str) -> dict[str, Any] | None:
+    """The JSON object in file `name` of `directory`; None where there is no such file.
+
+    Raises:
+        CheckpointError: the file leaves the directory, is over 8 MiB or is not a JSON object.
+    """
+    try:
+        path = contained_file(directory, name)
+    except FileNotFoundError:
+        return None
+    size = path.stat().st_size
+    if size > _MAX_JSON_BYTES:
+        raise CheckpointError(
+            f"{directory / name} has {size} bytes; at most {_MAX_JSON_BYTES} are read"
+        )
+    value = parse_json(path.read_bytes(), str(directory / name))
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{directory / name} holds a JSON {type(value).__name__}, expected an object"
+        )
+    return value

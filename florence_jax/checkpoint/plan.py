@@ -1,0 +1,125 @@
+"""Match a checkpoint's tensors to the parameters of its config, before anything is allocated."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from florence_jax.checkpoint.embeddings import resolve_embeddings
+from florence_jax.checkpoint.keymap import match_path
+from florence_jax.checkpoint.problems import Problems, clip
+from florence_jax.checkpoint.recognise import Recognised, Source, recognise
+from florence_jax.checkpoint.report import Report
+from florence_jax.checkpoint.repository import read_config
+from florence_jax.checkpoint.sizes import check_reason, check_sizes
+from florence_jax.checkpoint.weights import open_weights
+from florence_jax.config import Florence2Config
+from florence_jax.model import abstract_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How every parameter of a checkpoint's model is filled; nothing has been read yet.
+
+    Attributes:
+        config: the model that the checkpoint holds.
+        sources: path in the parameter tree -> stored tensor and its transform; complete, with
+            shapes that fit `config`.
+        report: what was decided and found odd.
+    """
+
+    config: Florence2Config
+    sources: dict[str, Source]
+    report: Report
+
+
+def plan_checkpoint(directory: Path, *, ignore: Sequence[str] = ()) -> Plan:
+    """Work out what the checkpoint in `directory` is, reading only headers and token tables.
+
+    Args:
+        directory: holds config.json and weights; see `florence_jax.checkpoint.hub.resolve`.
+        ignore: regular expressions for tensors to leave out (each matches a whole name).
+
+    Raises:
+        CheckpointError: one error with every problem: missing, unexpected or duplicate tensors,
+            wrong shapes and dtypes, sizes on which config.json and the tensors disagree.
+        ConfigError: config.json describes a model that this library does not support.
+    """
+    repository = read_config(directory)
+    config = Florence2Config.from_hf(repository.config)
+    weights = open_weights(directory)
+    problems = Problems()
+    recognised = recognise(weights.tensors, problems, ignore)
+    subject = f"{directory} ({recognised.naming} naming) does not fit its config.json"
+
+    _check_dtypes(recognised.sources, problems)
+    declared_tied = repository.config.get("tie_word_embeddings", True) is not False
+    embeddings = resolve_embeddings(recognised.sources, config, declared_tied, problems)
+    config = embeddings.config
+    check_sizes(config, embeddings.sources, problems)
+    if check_reason(config, len(weights.tensors), problems):
+        _check_tree(abstract_params(config), embeddings.sources, recognised, problems)
+    problems.raise_if_any(subject)
+
+    quirks = [*repository.quirks, *recognised.quirks, *embeddings.quirks]
+    quirks += [f"{name} is there too and was not read" for name in weights.unused]
+    report = Report(
+        source=str(directory),
+        files=weights.files,
+        naming=recognised.naming,
+        parameters=sum(math.prod(s.tensor.shape) for s in embeddings.sources.values()),
+        stored_dtypes=dict(Counter(str(tensor.dtype) for tensor in weights.tensors)),
+        tied=embeddings.tied,
+        untied=embeddings.untied,
+        ignored=recognised.ignored | embeddings.ignored,
+        quirks=tuple(quirks),
+    )
+    return Plan(config, embeddings.sources, report)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, leaf) of a nested dict, paths joined by "/"."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_dtypes(sources: dict[str, Source], problems: Problems) -> None:
+    for source in sources.values():
+        tensor = source.tensor
+        if not tensor.is_readable:
+            problems.add("tensors of an unsupported dtype", tensor.name, str(tensor.dtype))
+            problems.hint(
+                "float32, float16 and bfloat16 are read (float64 with an explicit dtype): use the "
+                "unquantised checkpoint"
+            )
+
+
+def _check_tree(
+    abstract: dict[str, Any], sources: dict[str, Source], recognised: Recognised, problems: Problems
+) -> None:
+    expected: dict[str, jax.ShapeDtypeStruct] = dict(flatten(abstract))
+    for path in sorted(expected.keys() - sources.keys()):
+        match = match_path(path)
+        if match is None:
+            raise AssertionError(f"keymap.py has no rule for the model's parameter {path!r}")
+        problems.add("missing tensors", match.name(recognised.naming) or path)
+    for path, source in sources.items():
+        tensor = source.tensor
+        if path not in expected:
+            problems.add("tensors that this config has no place for", tensor.name)
+            continue
+        shape = source.transform.shape_to_ours(tensor.shape)
+        if shape != expected[path].shape:
+            wanted = source.transform.shape_to_torch(expected[path].shape)
+            problems.add(
+                "tensors of the wrong shape",
+                tensor.name,
+                f"is {clip(str(list(tensor.shape)))}, expected {list(wanted)}",
+            )
