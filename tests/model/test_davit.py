@@ -1,0 +1,88 @@
+"""What DaViT does beyond matching the reference on a forward pass."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert.reference import native_model, spread_params
+from florence_jax import config as configs
+from florence_jax.model import Model
+from florence_jax.model.layers import (
+    depthwise_conv_by_convolution,
+    depthwise_conv_by_shifts,
+    drop_path,
+    dropout,
+)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5, 8), (1, 1, 1, 4), (1, 16, 16, 3)])
+def test_depthwise_forms_agree_forward_and_backward(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, shape[-1]))
+
+    def loss(form):
+        return lambda x, kernel: jnp.sum(jnp.sin(form(x, kernel)))
+
+    shifts, convolution = depthwise_conv_by_shifts, depthwise_conv_by_convolution
+    np.testing.assert_allclose(shifts(x, kernel), convolution(x, kernel), rtol=0, atol=1e-5)
+    for ours, theirs in zip(
+        jax.grad(loss(shifts), (0, 1))(x, kernel),
+        jax.grad(loss(convolution), (0, 1))(x, kernel),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_drop_path_rates_are_the_references():
+    config = configs.tiny()
+    reference = native_model(config, spread_params(config, seed=0))
+    tower = Model(config=config).bind(spread_params(config, seed=0)).vision_tower
+    for stage, blocks in zip(tower.stages, reference.model.vision_tower.blocks, strict=True):
+        for ours, theirs in zip(stage.blocks, blocks, strict=True):
+            for side in ("spatial", "channel"):
+                drop = getattr(theirs, f"{side}_block").drop_path1
+                # Identity stands for a rate of zero.
+                expected = getattr(drop, "drop_prob", 0.0)
+                assert getattr(ours, side).drop_path_rate == pytest.approx(expected, abs=1e-7)
+
+
+def test_drop_path_drops_whole_examples_and_keeps_the_mean():
+    x = jnp.ones((4000, 2, 3))
+    y = np.asarray(drop_path(x, 0.25, jax.random.key(0)))
+    per_example = y.reshape(4000, -1)
+    assert np.all(per_example == per_example[:, :1]), "an example is dropped whole or not at all"
+    assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
+    assert y.mean() == pytest.approx(1.0, abs=0.03)
+
+
+def test_dropout_needs_a_key():
+    x = jnp.ones((100, 100))
+    assert dropout(x, 0.5, None) is x
+    y = dropout(x, 0.5, jax.random.key(0))
+    assert float((y == 0).mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(y.mean()) == pytest.approx(1.0, abs=0.04)
+
+
+def test_a_key_turns_on_randomness_everywhere_and_only_then():
+    config = configs.tiny()
+    config = dataclasses.replace(
+        config, vision=dataclasses.replace(config.vision, drop_path_rate=0.5)
+    )
+    model = Model(config=config)
+    params = spread_params(config, seed=1)
+    pixels = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    ids = jnp.ones((2, 4), jnp.int32) * 5
+
+    @jax.jit
+    def run(params, key):
+        return model.bind(params)(pixels, ids, jnp.ones_like(ids), ids, key=key)
+
+    plain = run(params, None)
+    np.testing.assert_array_equal(plain, run(params, None))
+    one, same, other = (run(params, jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 0.1
+    assert np.abs(one - plain).max() > 0.1

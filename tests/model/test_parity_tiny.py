@@ -1,0 +1,166 @@
+"""The tiny model gives the numbers of both references: transformers' native class, run here, and
+the original implementation, whose outputs are stored in the shared data."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert.reference import native_model, spread_params
+from convert.stages import Inputs, compare, jax_stages, random_inputs, torch_stages
+from florence_jax import config as configs
+from florence_jax.checkpoint import load_checkpoint
+from florence_jax.model import Model
+from tests.shared_data import needs_shared, shared_path
+
+# Float32 sums in another order, on values of order one.
+TOLERANCE = 2e-5
+# DaViT's maps are not normalised: their values reach 300, where float32's own spacing is 3e-5 and
+# the two references differ by more than TOLERANCE themselves. Of the largest value of a stage:
+MAP_TOLERANCE = 2e-6
+
+
+@functools.cache
+def original():
+    config, params, _ = load_checkpoint(str(shared_path("tiny", "original")), dtype="float32")
+    return Model(config=config), params
+
+
+@functools.cache
+def reference_outputs():
+    with np.load(shared_path("tiny", "reference_original.npz")) as archive:
+        return dict(archive)
+
+
+def case(name):
+    outputs = reference_outputs()
+    values = {
+        key.split("/")[1]: value for key, value in outputs.items() if key.startswith(f"{name}/")
+    }
+    size, batch = int(values["image_size"]), values["input_ids"].shape[0]
+    rng = np.random.RandomState(int(values["pixel_seed"]))
+    pixels = rng.standard_normal((batch, 3, size, size)).astype(np.float32)
+    return values, np.moveaxis(pixels, 1, -1)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["s224", "s384b2", "s768"])
+def test_original_implementation(name):
+    model, params = original()
+    values, pixels = case(name)
+
+    features = model.encode_image(params, pixels)
+    np.testing.assert_allclose(features, values["image_features"], rtol=0, atol=TOLERANCE)
+
+    @jax.jit
+    def run(params):
+        module = model.bind(params)
+        maps = module.vision_tower(pixels)
+        mask = jnp.ones(values["input_ids"].shape)
+        return maps, module.encode(features, values["input_ids"], mask)[0]
+
+    maps, memory = run(params)
+    if "vision_last" in values:
+        flat = maps.reshape(values["vision_last"].shape)
+        bound = MAP_TOLERANCE * np.abs(flat).max()
+        np.testing.assert_allclose(flat, values["vision_last"], rtol=0, atol=bound)
+    expected = values["encoder_last_hidden_state"]
+    np.testing.assert_allclose(memory, expected, rtol=0, atol=TOLERANCE)
+
+    logits = model.logits(
+        params,
+        pixel_values=pixels,
+        input_ids=values["input_ids"],
+        decoder_input_ids=values["decoder_input_ids"],
+    )
+    np.testing.assert_allclose(logits, values["logits"], rtol=0, atol=TOLERANCE)
+
+    labels = values["labels"]
+    log_probabilities = np.asarray(jax.nn.log_softmax(logits))
+    loss = -np.take_along_axis(log_probabilities, labels[..., None], -1).mean()
+    np.testing.assert_allclose(loss, values["loss"], rtol=1e-6)
+
+
+def assert_stages_agree(model, params, inputs):
+    """Ours against transformers' class in float64, which has no rounding of its own to speak of."""
+    reference = native_model(model.config, params)
+    truth = torch_stages(reference.double(), inputs)
+    ours = jax_stages(model, params, inputs)
+    assert list(ours) == list(truth)
+    errors = compare(ours, truth, inputs.attention_mask)
+    bounds = {
+        name: MAP_TOLERANCE * np.abs(stage).max() if name.startswith("vision/") else TOLERANCE
+        for name, stage in truth.items()
+    }
+    excess = {name: error for name, error in errors.items() if error > bounds[name]}
+    assert not excess, excess
+    assert np.abs(truth["logits"]).max() > 5, "logits must be spread out to mean anything"
+    # In float32 transformers is no nearer to the truth than we are.
+    theirs = compare(torch_stages(reference.float(), inputs), truth, inputs.attention_mask)
+    assert sum(errors.values()) < 1.5 * sum(theirs.values()), (errors, theirs)
+
+
+# 768 divides into windows; 224 and 384 need window padding; the last is not square.
+@pytest.mark.parametrize("size", [(224, 224), (384, 384), (768, 768), (160, 352)])
+def test_native_class_every_stage(size):
+    config = configs.tiny()
+    model, params = Model(config=config), spread_params(config, seed=sum(size))
+    inputs = random_inputs(model, batch=2, size=size, text=9, target=7, seed=1)
+    assert_stages_agree(model, params, inputs)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["s224", "s384b2", "s768"])
+def test_original_weights_in_native_class_every_stage(name):
+    model, params = original()
+    values, pixels = case(name)
+    inputs = Inputs(
+        pixel_values=pixels,
+        input_ids=values["input_ids"],
+        attention_mask=np.ones_like(values["input_ids"]),
+        decoder_input_ids=values["decoder_input_ids"],
+    )
+    assert_stages_agree(model, params, inputs)
+
+
+def test_cached_steps_equal_teacher_forcing():
+    config = configs.tiny()
+    model, params = Model(config=config), spread_params(config, seed=3)
+    inputs = random_inputs(model, batch=2, size=(96, 96), text=6, target=9, seed=2)
+    beams = 3
+
+    @jax.jit
+    def run(params):
+        module = model.bind(params)
+        features = module.encode_image(inputs.pixel_values)
+        memory, mask = module.encode(features, inputs.input_ids, inputs.attention_mask)
+        full = module.decode(inputs.decoder_input_ids, memory, mask)
+        cross = module.decoder_cross_kv(memory)
+        cache = module.init_cache(2, beams, 16)
+        steps = []
+        for index in range(inputs.decoder_input_ids.shape[1]):
+            tokens = jnp.repeat(inputs.decoder_input_ids[:, index, None], beams, axis=1)
+            logits, cache = module.decode_step(tokens, jnp.int32(index), cache, cross, mask)
+            steps.append(logits)
+        return full, jnp.stack(steps, axis=2)
+
+    full, steps = run(params)
+    assert steps.shape == (2, beams, *full.shape[1:])
+    np.testing.assert_allclose(
+        steps, np.broadcast_to(full[:, None], steps.shape), rtol=0, atol=TOLERANCE
+    )
+
+
+def test_untied_head_and_output_bias():
+    config = dataclasses.replace(configs.tiny(), tie_word_embeddings=False, final_logits_bias=True)
+    params = spread_params(config, seed=4)
+    model = Model(config=config)
+    inputs = random_inputs(model, batch=1, size=(64, 64), text=5, target=4, seed=3)
+    bias = params.pop("final_logits_bias")
+    without_bias = dataclasses.replace(config, final_logits_bias=False)
+    reference = torch_stages(native_model(without_bias, params), inputs)
+    ours = jax_stages(model, {**params, "final_logits_bias": bias}, inputs)
+    np.testing.assert_allclose(ours["logits"], reference["logits"] + bias, rtol=0, atol=1e-4)
