@@ -63,9 +63,9 @@ def spread_params(config: Florence2Config, seed: int) -> Params:
         if name in ("bias", "final_logits_bias"):
             return 0.1 * array
         if name == "kernel":
-            # A depthwise convolution is added to its input unnormalised: with unit gain, DaViT's
-            # maps would double at every block.
-            gain = 0.3 if leaf.shape[:3] == (3, 3, 1) else 1.0
+            # DaViT normalises its branches and not its maps: with unit gain, maps grow and scores
+            # saturate from block to block until rounding decides the result.
+            gain = 0.3 if any(entry.key == "blocks" for entry in path) else 1.0
             return array * np.float32(gain / np.sqrt(np.prod(leaf.shape[:-1])))
         if name in ("embedding", "positions"):
             return array * np.float32(4 / np.sqrt(leaf.shape[-1]))

@@ -67,14 +67,14 @@ class Model:
         Args:
             pixel_values: float[B, H, W, 3], normalised.
             input_ids: int[B, L], the text tokens alone; image tokens are put in front of them.
-            attention_mask: [B, L], zero where a prompt is padded; all ones by default.
+            attention_mask: [B, L], zero where a prompt is padded; by default where the pad id is.
             decoder_input_ids: int[B, T], starting with `decoder_start_token_id`.
 
         Returns:
             float32[B, T, V]: logits of the token after each decoder token.
         """
         if attention_mask is None:
-            attention_mask = jnp.ones(jnp.shape(input_ids), bool)
+            attention_mask = jnp.asarray(input_ids) != self.config.text.pad_token_id
         return _logits(self, params, pixel_values, input_ids, attention_mask, decoder_input_ids)
 
 

@@ -19,8 +19,10 @@ from tests.shared_data import needs_shared, shared_path
 # Float32 sums in another order, on values of order one.
 TOLERANCE = 2e-5
 # DaViT's maps are not normalised: their values reach 300, where float32's own spacing is 3e-5 and
-# the two references differ by more than TOLERANCE themselves. Of the largest value of a stage:
+# the two references differ by more than TOLERANCE themselves. Of the largest value of a map:
 MAP_TOLERANCE = 2e-6
+# Our own random weights amplify rounding more than the stored ones. Of a stage's largest value:
+SPREAD_TOLERANCE = 5e-6
 
 
 @functools.cache
@@ -84,17 +86,17 @@ def test_original_implementation(name):
     np.testing.assert_allclose(loss, values["loss"], rtol=1e-6)
 
 
-def assert_stages_agree(model, params, inputs):
-    """Ours against transformers' class in float64, which has no rounding of its own to speak of."""
+def assert_stages_agree(model, params, inputs, bound):
+    """Ours against transformers' class in float64, which has no rounding of its own to speak of.
+
+    `bound(name, largest)` is the largest error allowed at a stage.
+    """
     reference = native_model(model.config, params)
     truth = torch_stages(reference.double(), inputs)
     ours = jax_stages(model, params, inputs)
     assert list(ours) == list(truth)
     errors = compare(ours, truth, inputs.attention_mask)
-    bounds = {
-        name: MAP_TOLERANCE * np.abs(stage).max() if name.startswith("vision/") else TOLERANCE
-        for name, stage in truth.items()
-    }
+    bounds = {name: bound(name, np.abs(stage).max()) for name, stage in truth.items()}
     excess = {name: error for name, error in errors.items() if error > bounds[name]}
     assert not excess, excess
     assert np.abs(truth["logits"]).max() > 5, "logits must be spread out to mean anything"
@@ -109,7 +111,7 @@ def test_native_class_every_stage(size):
     config = configs.tiny()
     model, params = Model(config=config), spread_params(config, seed=sum(size))
     inputs = random_inputs(model, batch=2, size=size, text=9, target=7, seed=1)
-    assert_stages_agree(model, params, inputs)
+    assert_stages_agree(model, params, inputs, lambda _, largest: SPREAD_TOLERANCE * largest)
 
 
 @needs_shared
@@ -123,7 +125,11 @@ def test_original_weights_in_native_class_every_stage(name):
         attention_mask=np.ones_like(values["input_ids"]),
         decoder_input_ids=values["decoder_input_ids"],
     )
-    assert_stages_agree(model, params, inputs)
+
+    def bound(name, largest):
+        return MAP_TOLERANCE * largest if name.startswith("vision/") else TOLERANCE
+
+    assert_stages_agree(model, params, inputs, bound)
 
 
 def test_cached_steps_equal_teacher_forcing():

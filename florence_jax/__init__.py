@@ -1,0 +1,80 @@
+"""Florence-2 in JAX.
+
+    import florence_jax as fj
+    pipe = fj.Florence2Pipeline.from_pretrained("microsoft/Florence-2-base-ft")
+    pipe("photo.jpg", "<OD>")
+
+Names are imported when they are first used, so that processes which only read images or parse
+answers never load jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from florence_jax.checkpoint import CheckpointError
+    from florence_jax.config import ConfigError, Florence2Config
+    from florence_jax.generation import GenerateOutput, GenerationConfig, generate
+    from florence_jax.inference.drawing import draw_result
+    from florence_jax.inference.export import to_coco_dataset, to_coco_results, to_supervision
+    from florence_jax.inference.pipeline import Florence2Pipeline, Request, load
+    from florence_jax.model import Model
+    from florence_jax.processing import ImageError, load_image, parse, preprocess_image
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CheckpointError": "florence_jax.checkpoint",
+    "ConfigError": "florence_jax.config",
+    "Florence2Config": "florence_jax.config",
+    "Florence2Pipeline": "florence_jax.inference.pipeline",
+    "GenerateOutput": "florence_jax.generation",
+    "GenerationConfig": "florence_jax.generation",
+    "ImageError": "florence_jax.processing",
+    "Model": "florence_jax.model",
+    "Request": "florence_jax.inference.pipeline",
+    "draw_result": "florence_jax.inference.drawing",
+    "generate": "florence_jax.generation",
+    "load": "florence_jax.inference.pipeline",
+    "load_image": "florence_jax.processing",
+    "parse": "florence_jax.processing",
+    "preprocess_image": "florence_jax.processing",
+    "to_coco_dataset": "florence_jax.inference.export",
+    "to_coco_results": "florence_jax.inference.export",
+    "to_supervision": "florence_jax.inference.export",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "Florence2Config",
+    "Florence2Pipeline",
+    "GenerateOutput",
+    "GenerationConfig",
+    "ImageError",
+    "Model",
+    "Request",
+    "draw_result",
+    "generate",
+    "load",
+    "load_image",
+    "parse",
+    "preprocess_image",
+    "to_coco_dataset",
+    "to_coco_results",
+    "to_supervision",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,275 @@
+"""The command line: `florence-jax predict` and `florence-jax demo`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from florence_jax.processing import TASKS
+
+if TYPE_CHECKING:
+    from florence_jax.generation import GenerationConfig
+    from florence_jax.inference.pipeline import Florence2Pipeline
+    from florence_jax.inference.predict import Query
+
+_PREDICT_EXAMPLES = """\
+examples:
+  florence-jax predict photo.jpg --task "<OD>"
+  florence-jax predict photos/ --task "<CAPTION>" --task "<OCR>" --output captions.jsonl
+  florence-jax predict photo.jpg --task "<OPEN_VOCABULARY_DETECTION>" --text cat --text dog \\
+      --save-images drawn/
+  florence-jax predict photo.jpg --task "<REGION_TO_DESCRIPTION>" --region 10,20,300,200
+  florence-jax predict list.txt --task "<DocVQA>What is the total?" --model ./my-fine-tune
+
+tasks:
+"""
+_DEFAULT_MODEL = "microsoft/Florence-2-base-ft"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 1 where an image failed, or 2 for a wrong call."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is written", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        # Every error that a user can mend is one of these, and says how.
+        print(f"florence-jax: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="florence-jax", description="Florence-2 in JAX: captions, boxes, masks and text."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_predict(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_predict(commands: Any) -> None:
+    tasks = "".join(
+        f"  {task.token:<40}{'' if task.takes == 'nothing' else f'takes --{task.takes}'}".rstrip()
+        + "\n"
+        for task in TASKS.values()
+    )
+    predict = commands.add_parser(
+        "predict",
+        help="answer tasks about images",
+        description="Answer one or more tasks about each image; one JSON line per answer.",
+        epilog=_PREDICT_EXAMPLES + tasks,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    predict.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image file, directory of images, or .txt file with one path per line",
+    )
+    predict.add_argument(
+        "--task",
+        action="append",
+        required=True,
+        help="a task below, or any prompt of a fine-tune; repeat it to ask several",
+    )
+    predict.add_argument(
+        "--text", action="append", help="the task's text; repeat it for several classes"
+    )
+    predict.add_argument(
+        "--region",
+        type=_region,
+        metavar="X0,Y0,X1,Y1",
+        help="the task's region, in pixels of the upright image",
+    )
+    predict.add_argument(
+        "--model",
+        default=_DEFAULT_MODEL,
+        help="checkpoint directory or hub id; 'demo' is a tiny model with random weights "
+        "(default: %(default)s)",
+    )
+    predict.add_argument("--revision", help="branch, tag or commit of the hub id")
+    predict.add_argument(
+        "--processor", help="directory or hub id of the tokenizer, where the model has none"
+    )
+    predict.add_argument(
+        "--output",
+        default="-",
+        metavar="FILE",
+        help="JSON lines go here (default: standard output)",
+    )
+    predict.add_argument("--overwrite", action="store_true", help="replace an existing --output")
+    predict.add_argument(
+        "--save-images", type=Path, metavar="DIR", help="draw each answer on its image into here"
+    )
+    _add_decoding_options(predict)
+    predict.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    predict.add_argument(
+        "--compat",
+        choices=("original", "native"),
+        help="reproduce the original code's or transformers' results exactly",
+    )
+    predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    predict.set_defaults(run=_predict)
+
+
+def _add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of weights and activations (default: %(default)s)",
+    )
+    parser.add_argument("--beams", type=int, help="beam search width (default: the checkpoint's)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="longest answer (default: what the model can hold)"
+    )
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="run every task offline on a bundled picture (random weights)",
+        description="Run all tasks on a bundled picture with a tiny Florence-2 of the real "
+        "architecture. Nothing is downloaded. The weights are random, so the answers mean nothing.",
+    )
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("florence-jax-demo"),
+        metavar="DIR",
+        help="drawn answers and results.jsonl go here (default: %(default)s)",
+    )
+    _add_decoding_options(demo)
+    demo.set_defaults(run=_demo, max_new_tokens=64)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from florence_jax.inference.drawing import draw_result
+    from florence_jax.inference.export import result_to_json
+    from florence_jax.inference.predict import PictureNames, find_images, predict
+
+    paths = find_images(options.images)
+    queries = _queries(options)
+    if options.save_images is not None:
+        options.save_images.mkdir(parents=True, exist_ok=True)
+    names, failed, started = PictureNames(), 0, time.monotonic()
+    with _open_output(options.output, options.overwrite) as output:
+        pipeline = _load(options)
+        settings = _settings(pipeline, options)
+        predictions = predict(
+            pipeline, paths, queries, generation=settings, batch_size=options.batch_size
+        )
+        for prediction in _progress(predictions, len(paths) * len(queries), options.quiet):
+            print(json.dumps(result_to_json(prediction.record()), ensure_ascii=False), file=output)
+            # Each line is out before the next is begun: an interrupted run keeps what it has.
+            output.flush()
+            if prediction.image is None or prediction.result is None:
+                failed += 1
+            elif options.save_images is not None:
+                drawn = draw_result(prediction.image, prediction.result)
+                drawn.save(options.save_images / names(prediction))
+    if not options.quiet:
+        seconds = time.monotonic() - started
+        print(
+            f"{len(paths) * len(queries) - failed} answers, {failed} failed, {len(paths)} images "
+            f"in {seconds:.1f} s (compilation included)",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from florence_jax.inference.demo import WEIGHTS_NOTICE, demo_pipeline, run_demo
+    from florence_jax.inference.drawing import draw_result
+    from florence_jax.inference.export import result_to_json
+
+    print(WEIGHTS_NOTICE)
+    options.output.mkdir(parents=True, exist_ok=True)
+    pipeline = demo_pipeline(options.dtype)
+    settings = _settings(pipeline, options)
+    with (options.output / "results.jsonl").open("w", encoding="utf-8") as output:
+        for request, result in _progress(run_demo(pipeline, settings), len(TASKS), False):
+            row = {"prompt": request.prompt, "result": result}
+            print(json.dumps(result_to_json(row), ensure_ascii=False), file=output)
+            name = request.prompt.strip("<>").lower()
+            draw_result(request.image, result).save(options.output / f"{name}.png")
+            answer = " ".join(str(result[request.prompt]).split())
+            print(f"{request.prompt:<40}{answer[:100]}{'...' if len(answer) > 100 else ''}")
+    print(f"pictures and results.jsonl are in {options.output}/")
+    print(WEIGHTS_NOTICE)
+    return 0
+
+
+def _load(options: argparse.Namespace) -> Florence2Pipeline:
+    from florence_jax.inference.demo import WEIGHTS_NOTICE, demo_pipeline
+    from florence_jax.inference.pipeline import Florence2Pipeline
+
+    if options.model == "demo":
+        print(WEIGHTS_NOTICE, file=sys.stderr)
+        return demo_pipeline(options.dtype, compat=options.compat)
+    return Florence2Pipeline.from_pretrained(
+        options.model,
+        dtype=options.dtype,
+        revision=options.revision,
+        processor=options.processor,
+        compat=options.compat,
+        progress=not options.quiet,
+    )
+
+
+def _settings(pipeline: Florence2Pipeline, options: argparse.Namespace) -> GenerationConfig:
+    import dataclasses
+
+    given = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(pipeline.generation, **chosen)
+
+
+def _queries(options: argparse.Namespace) -> list[Query]:
+    from florence_jax.inference.predict import Query
+
+    text = options.text[0] if options.text and len(options.text) == 1 else options.text
+    return [Query(prompt=task, text=text, region=options.region) for task in options.task]
+
+
+@contextlib.contextmanager
+def _open_output(name: str, overwrite: bool) -> Iterator[TextIO]:
+    if name == "-":
+        yield sys.stdout
+        return
+    if Path(name).exists() and not overwrite:
+        raise FileExistsError(
+            f"{name} exists already: pass --overwrite to replace it, or another --output"
+        )
+    with open(name, "w", encoding="utf-8") as output:
+        yield output
+
+
+def _progress(items: Iterable, total: int, quiet: bool) -> Iterable:
+    from tqdm import tqdm
+
+    # Nothing to see on a dumb terminal but noise in the log.
+    return tqdm(items, total=total, unit="answer", disable=True if quiet else None, smoothing=0.1)
+
+
+def _region(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers X0,Y0,X1,Y1")
+    return numbers
+
+
+if __name__ == "__main__":
+    sys.exit(main())

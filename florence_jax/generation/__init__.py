@@ -1,0 +1,38 @@
+"""Decoding in one compiled loop: greedy, beam search, sampling and beam sampling.
+
+`generate` runs a model; `beam_search` and `sample` run any `tokens -> logits` callback.
+"""
+
+from florence_jax.generation.beam import beam_search
+from florence_jax.generation.config import PUBLISHED, GenerationConfig
+from florence_jax.generation.generate import (
+    count_programs,
+    generate,
+    generate_padded,
+    prompt_bucket,
+)
+from florence_jax.generation.output import GenerateOutput
+from florence_jax.generation.plan import DecodingPlan, DecodingValues, make_plan, token_bucket
+from florence_jax.generation.processors import process
+from florence_jax.generation.sampling import sample
+from florence_jax.generation.stepping import Cache, StepFn, reorder_beams
+
+__all__ = [
+    "PUBLISHED",
+    "Cache",
+    "DecodingPlan",
+    "DecodingValues",
+    "GenerateOutput",
+    "GenerationConfig",
+    "StepFn",
+    "beam_search",
+    "count_programs",
+    "generate",
+    "generate_padded",
+    "make_plan",
+    "process",
+    "prompt_bucket",
+    "reorder_beams",
+    "sample",
+    "token_bucket",
+]

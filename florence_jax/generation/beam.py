@@ -1,0 +1,227 @@
+"""Beam search, and beam sampling.
+
+Semantics: transformers 5 `generation/utils.py: _beam_search`, its arithmetic included: the -1e9
+that keeps a hypothesis out of a ranking is *added*, because which of several excluded hypotheses
+survives, and with what score, follows from the rounding.
+
+Shape suffixes: B batch, K beams, N candidates (2 K), T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from florence_jax.generation.output import GenerateOutput
+from florence_jax.generation.plan import DecodingPlan, DecodingValues
+from florence_jax.generation.processors import process
+from florence_jax.generation.stepping import (
+    Cache,
+    StepFn,
+    best,
+    reorder_beams,
+    row_keys,
+    step_keys,
+    take_beams,
+)
+
+EXCLUDED = -1.0e9
+
+
+class Hypotheses(NamedTuple):
+    """Sequences with their scores; the second axis is K, N or both joined."""
+
+    tokens: jax.Array  # int32[B, K, T + 1]
+    token_scores: jax.Array  # float32[B, K, T]
+    lengths: jax.Array  # int32[B, K]: generated tokens
+    scores: jax.Array  # float32[B, K]: sum of token scores; divided by length once complete
+
+
+class BeamState(NamedTuple):
+    """All that changes from token to token."""
+
+    index: jax.Array  # int32[]: position of the running hypotheses' last token
+    running: Hypotheses
+    complete: Hypotheses  # the best K so far, best first; places not yet taken score EXCLUDED
+    is_complete: jax.Array  # bool[B, K]: which places of `complete` are taken
+    improvable: jax.Array  # bool[B]: a running hypothesis may still beat a complete one
+    cache: Cache
+
+
+def beam_search(
+    step: StepFn,
+    cache: Cache,
+    batch: int,
+    plan: DecodingPlan,
+    values: DecodingValues,
+    rng: jax.Array | None = None,
+) -> GenerateOutput:
+    """Keeps the K best hypotheses of each row until none can improve on the complete ones.
+
+    Args:
+      step: the model, as `stepping.StepFn`, for K = `plan.num_beams`.
+      cache: its cache before the first token.
+      batch: B.
+      plan, values: from `make_plan`, with `num_beams` above 1.
+      rng: a key; needed when `plan.do_sample`.
+
+    Returns:
+      Untrimmed output for B * `plan.num_return_sequences` sequences, T = `plan.max_new_tokens`.
+    """
+    beams, early = plan.num_beams, plan.early_stopping is True
+    keys_B = row_keys(rng, batch) if plan.do_sample else None
+
+    def unfinished(state: BeamState) -> jax.Array:
+        settled_B = ~state.improvable
+        if early:
+            settled_B |= jnp.all(state.is_complete, axis=1)
+        return (state.index < values.max_new_tokens) & ~jnp.all(settled_B)
+
+    def advance(state: BeamState) -> BeamState:
+        index, running = state.index, state.running
+        tokens_BK = lax.dynamic_index_in_dim(running.tokens, index, axis=2, keepdims=False)
+        logits_BKV, cache = step(tokens_BK, index, state.cache)
+        log_probs_BKV = jax.nn.log_softmax(logits_BKV.astype(jnp.float32), axis=-1)
+        log_probs_BKV = process(log_probs_BKV, running.tokens, index, plan, values)
+        step_keys_B = None if keys_B is None else step_keys(keys_B, index)
+        candidates, parents_BN, ends_BN = _extend(
+            running, log_probs_BKV, index, plan, values, step_keys_B
+        )
+
+        going_BN = candidates.scores + ends_BN * EXCLUDED
+        _, chosen_BK = best(going_BN, beams)
+        running = take_beams(candidates._replace(scores=going_BN), chosen_BK)
+        parents_BK = jnp.take_along_axis(parents_BN, chosen_BK, axis=1)
+
+        complete, is_complete = _keep_best_complete(state, candidates, ends_BN, early, values)
+        return BeamState(
+            index=index + 1,
+            running=running,
+            complete=complete,
+            is_complete=is_complete,
+            improvable=state.improvable
+            & _may_improve(running, complete, is_complete, index + 1, plan, values),
+            cache=reorder_beams(cache, parents_BK),
+        )
+
+    state = lax.while_loop(unfinished, advance, _initial_state(cache, batch, plan))
+    returned = plan.num_return_sequences
+    complete = jax.tree.map(lambda leaf: leaf[:, :returned], state.complete)
+    buffer = plan.max_new_tokens
+    return GenerateOutput(
+        sequences=complete.tokens.reshape(batch * returned, buffer + 1),
+        sequence_scores=complete.scores.reshape(-1),
+        token_scores=complete.token_scores.reshape(batch * returned, buffer),
+        lengths=complete.lengths.reshape(-1),
+    )
+
+
+def _initial_state(cache: Cache, batch: int, plan: DecodingPlan) -> BeamState:
+    beams, buffer = plan.num_beams, plan.max_new_tokens
+    blank = jnp.full((batch, beams, buffer + 1), plan.pad_token_id, jnp.int32)
+    start = Hypotheses(
+        tokens=blank.at[:, :, 0].set(plan.decoder_start_token_id),
+        token_scores=jnp.zeros((batch, beams, buffer), jnp.float32),
+        lengths=jnp.zeros((batch, beams), jnp.int32),
+        scores=jnp.full((batch, beams), EXCLUDED, jnp.float32),
+    )
+    return BeamState(
+        index=jnp.zeros((), jnp.int32),
+        # All beams start equal: only the first may speak, or all would say the same.
+        running=start._replace(scores=start.scores.at[:, 0].set(0.0)),
+        complete=start,
+        is_complete=jnp.zeros((batch, beams), jnp.bool_),
+        improvable=jnp.ones((batch,), jnp.bool_),
+        cache=cache,
+    )
+
+
+def _extend(
+    running: Hypotheses,
+    log_probs_BKV: jax.Array,
+    index: jax.Array,
+    plan: DecodingPlan,
+    values: DecodingValues,
+    keys_B: jax.Array | None,
+) -> tuple[Hypotheses, jax.Array, jax.Array]:
+    """The 2 K best, or drawn, one-token continuations of a row's beams.
+
+    2 K, because at most K of them can end here (one `</s>` per beam), so that K go on.
+
+    Returns:
+      The continuations, the beam that each extends (int32[B, N]) and whether it ends (bool[B, N]).
+    """
+    batch, beams, vocab = log_probs_BKV.shape
+    count = min(2 * beams, beams * vocab)
+    flat_BKV = log_probs_BKV.reshape(batch, beams * vocab)
+    total_BKV = (log_probs_BKV + running.scores[..., None]).reshape(batch, beams * vocab)
+    if keys_B is not None:
+        # Gumbel top-k: N draws without replacement, in the order in which they were drawn.
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, (beams * vocab,)))(keys_B)
+        _, choice_BN = best(total_BKV + noise, count)
+        scores_BN = jnp.take_along_axis(total_BKV, choice_BN, axis=1)
+    else:
+        scores_BN, choice_BN = best(total_BKV, count)
+    parents_BN, tokens_BN = choice_BN // vocab, choice_BN % vocab
+    chosen_BN = jnp.take_along_axis(flat_BKV, choice_BN, axis=1)
+    parents = take_beams(running, parents_BN)
+    candidates = Hypotheses(
+        tokens=lax.dynamic_update_index_in_dim(parents.tokens, tokens_BN, index + 1, axis=2),
+        token_scores=lax.dynamic_update_index_in_dim(
+            parents.token_scores, chosen_BN, index, axis=2
+        ),
+        lengths=jnp.full_like(parents.lengths, index + 1),
+        scores=scores_BN,
+    )
+    ends_BN = (tokens_BN == plan.eos_token_id) | (index + 1 >= values.max_new_tokens)
+    return candidates, parents_BN, ends_BN
+
+
+def _keep_best_complete(
+    state: BeamState,
+    candidates: Hypotheses,
+    ends_BN: jax.Array,
+    early: bool,
+    values: DecodingValues,
+) -> tuple[Hypotheses, jax.Array]:
+    """The K best of the complete hypotheses and the candidates that complete just now."""
+    beams, count = state.is_complete.shape[1], ends_BN.shape[1]
+    # Candidates beyond the first K are there to keep the search going, not to be returned.
+    completes_BN = ends_BN & (jnp.arange(count) < beams)
+    scores_BN = candidates.scores / jnp.asarray(values.length_norm)[state.index + 1]
+    if early:
+        full_B1 = jnp.all(state.is_complete, axis=1, keepdims=True)
+        scores_BN += full_B1 * EXCLUDED
+    scores_BN += ~state.improvable[:, None] * EXCLUDED
+    scores_BN += ~completes_BN * EXCLUDED
+    # Candidates first: where places are left over, all at EXCLUDED, the longest unfinished
+    # hypotheses fill them, so that a row which no sequence can complete still returns one.
+    merged = jax.tree.map(
+        lambda new, old: jnp.concatenate([new, old], axis=1),
+        (candidates._replace(scores=scores_BN), completes_BN),
+        (state.complete, state.is_complete),
+    )
+    _, kept_BK = best(merged[0].scores, beams)
+    return take_beams(merged, kept_BK)
+
+
+def _may_improve(
+    running: Hypotheses,
+    complete: Hypotheses,
+    is_complete_BK: jax.Array,
+    length: jax.Array,
+    plan: DecodingPlan,
+    values: DecodingValues,
+) -> jax.Array:
+    """bool[B]: could the best running hypothesis, once complete, beat the worst complete one?
+
+    `length` is the running hypotheses' number of generated tokens.
+    """
+    if plan.early_stopping == "never":
+        length = jnp.where(values.favours_long, values.max_new_tokens, length)
+    reachable_B = running.scores[:, 0] / jnp.asarray(values.length_norm)[length]
+    worst_BK = jnp.where(is_complete_BK, jnp.min(complete.scores, axis=1, keepdims=True), EXCLUDED)
+    return jnp.any(reachable_B[:, None] > worst_BK, axis=1)

@@ -1,0 +1,155 @@
+"""A GenerationConfig split in two: what decides the compiled program, and what it is fed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from florence_jax.generation.config import EarlyStopping, GenerationConfig
+
+SMALLEST_TOKEN_BUCKET = 64
+
+
+class DecoderFacts(Protocol):
+    """What decoding must know of a model's text configuration: `florence_jax.config.BartConfig`."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @property
+    def decoder_start_token_id(self) -> int: ...
+    @property
+    def bos_token_id(self) -> int: ...
+    @property
+    def eos_token_id(self) -> int: ...
+    @property
+    def pad_token_id(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingPlan:
+    """The static half: hashable, and a new value compiles a new program.
+
+    `max_new_tokens` is the size of the token buffers, a bucket and not the limit itself: 64, 128,
+    256, ... capped by the position table. `top_k` 0 keeps every token.
+    """
+
+    num_beams: int
+    do_sample: bool
+    early_stopping: EarlyStopping
+    no_repeat_ngram_size: int
+    top_k: int
+    num_return_sequences: int
+    max_new_tokens: int
+    decoder_start_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+
+
+class DecodingValues(NamedTuple):
+    """The traced half: new values never compile anything.
+
+    `length_norm[n]` is `n ** length_penalty`: a table, because the float64 power rounded once is
+    what transformers divides by, and a float32 power on the device differs in the last bit.
+    `one_minus_top_p` likewise is subtracted in float64. A forced id of -1 forces nothing.
+    """
+
+    max_new_tokens: ArrayLike  # int32[]
+    min_new_tokens: ArrayLike  # int32[]
+    forced_bos_token_id: ArrayLike  # int32[]
+    forced_eos_token_id: ArrayLike  # int32[]
+    repetition_penalty: ArrayLike  # float32[]
+    temperature: ArrayLike  # float32[]
+    one_minus_top_p: ArrayLike  # float32[]
+    length_norm: ArrayLike  # float32[T + 1]
+    favours_long: ArrayLike  # bool[]: length_penalty > 0
+
+
+def make_plan(config: GenerationConfig, facts: DecoderFacts) -> tuple[DecodingPlan, DecodingValues]:
+    """Fills in the model's ids, checks the limits, and splits static from traced.
+
+    Args:
+      config: the user's settings.
+      facts: the model's text configuration.
+
+    Raises:
+      ValueError: `max_new_tokens` past the position table, or a token id outside the vocabulary.
+    """
+    positions = facts.max_position_embeddings
+    limit = positions if config.max_new_tokens is None else config.max_new_tokens
+    if limit > positions:
+        raise ValueError(
+            f"max_new_tokens={limit} is past the decoder's position table: "
+            f"max_position_embeddings is {positions}, so ask for at most {positions} new tokens"
+        )
+    if config.min_new_tokens > limit:
+        raise ValueError(
+            f"min_new_tokens={config.min_new_tokens} is above the limit of {limit} new tokens that "
+            "the decoder's position table (max_position_embeddings) allows"
+        )
+    forced_bos, forced_eos = config.forced_bos_token_id, config.forced_eos_token_id
+    bos = _or_model(config.bos_token_id, facts.bos_token_id)
+    eos = _or_model(config.eos_token_id, facts.eos_token_id)
+    buffer = token_bucket(limit, positions)
+    plan = DecodingPlan(
+        num_beams=config.num_beams,
+        do_sample=config.do_sample,
+        early_stopping=config.early_stopping,
+        no_repeat_ngram_size=config.no_repeat_ngram_size,
+        # Greedy and plain beam search never filter: one program whatever top_k says.
+        top_k=min(config.top_k or 0, facts.vocab_size) if config.do_sample else 0,
+        num_return_sequences=config.num_return_sequences,
+        max_new_tokens=buffer,
+        decoder_start_token_id=_or_model(
+            config.decoder_start_token_id, facts.decoder_start_token_id
+        ),
+        eos_token_id=eos,
+        pad_token_id=_or_model(config.pad_token_id, facts.pad_token_id),
+    )
+    forced_bos = bos if isinstance(forced_bos, str) else forced_bos
+    forced_eos = eos if isinstance(forced_eos, str) else forced_eos
+    _check_in_vocabulary(
+        facts.vocab_size,
+        decoder_start_token_id=plan.decoder_start_token_id,
+        eos_token_id=eos,
+        pad_token_id=plan.pad_token_id,
+        forced_bos_token_id=forced_bos,
+        forced_eos_token_id=forced_eos,
+    )
+    lengths = np.arange(1, buffer + 1, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        length_norm = np.append(1.0, lengths**config.length_penalty).astype(np.float32)
+    values = DecodingValues(
+        max_new_tokens=np.asarray(limit, np.int32),
+        min_new_tokens=np.asarray(config.min_new_tokens, np.int32),
+        forced_bos_token_id=np.asarray(-1 if forced_bos is None else forced_bos, np.int32),
+        forced_eos_token_id=np.asarray(-1 if forced_eos is None else forced_eos, np.int32),
+        repetition_penalty=np.asarray(config.repetition_penalty, np.float32),
+        temperature=np.asarray(config.temperature, np.float32),
+        one_minus_top_p=np.asarray(1.0 - config.top_p, np.float32),
+        length_norm=length_norm,
+        favours_long=np.asarray(config.length_penalty > 0),
+    )
+    return plan, values
+
+
+def token_bucket(limit: int, positions: int) -> int:
+    """The buffer for `limit` new tokens: the first of 64, 128, 256, ... that fits, capped."""
+    bucket = SMALLEST_TOKEN_BUCKET
+    while bucket < limit:
+        bucket *= 2
+    return min(bucket, positions)
+
+
+def _or_model(wanted: int | None, models: int) -> int:
+    return models if wanted is None else wanted
+
+
+def _check_in_vocabulary(vocab_size: int, **ids: int | None) -> None:
+    for name, value in ids.items():
+        if value is not None and value >= vocab_size:
+            raise ValueError(f"{name}={value} is outside the vocabulary of {vocab_size} tokens")

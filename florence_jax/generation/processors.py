@@ -1,0 +1,145 @@
+"""What is done to scores between the model and the choice of a token.
+
+Each function is pure, sees whole batches and leaves the host alone. Order and semantics are those
+of transformers 5 (`generation/utils.py: _get_logits_processor` and `generation/logits_process.py`).
+`sequences_BKT` are the *running* sequences, after beams were reordered: position 0 is the decoder
+start token, `index` is the last position that holds a token, and what lies beyond is not read.
+
+Shape suffixes: B batch, K beams, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from florence_jax.generation.plan import DecodingPlan, DecodingValues
+from florence_jax.generation.stepping import best
+
+
+def process(
+    scores_BKV: jax.Array,
+    sequences_BKT: jax.Array,
+    index: jax.Array,
+    plan: DecodingPlan,
+    values: DecodingValues,
+) -> jax.Array:
+    """All processors of `plan` in transformers' order: float32[B, K, V], -inf for the impossible.
+
+    Args:
+      scores_BKV: float32[B, K, V], logits (greedy, sampling) or log-probabilities (beams).
+      sequences_BKT: int32[B, K, T], see the module docstring.
+      index: int32[], position of the last token of the sequences.
+    """
+    scores_BKV = penalise_repetition(scores_BKV, sequences_BKT, index, values.repetition_penalty)
+    scores_BKV = ban_repeated_ngrams(scores_BKV, sequences_BKT, index, plan.no_repeat_ngram_size)
+    generated = index
+    too_short = generated < values.min_new_tokens
+    scores_BKV = ban_token_if(too_short, scores_BKV, plan.eos_token_id)
+    scores_BKV = force_token_if(generated == 0, scores_BKV, values.forced_bos_token_id)
+    last = generated == values.max_new_tokens - 1
+    scores_BKV = force_token_if(last, scores_BKV, values.forced_eos_token_id)
+    if plan.do_sample:
+        # Beams need a continuation beside `</s>`, so two tokens survive every filter.
+        keep = 2 if plan.num_beams > 1 else 1
+        scores_BKV = scores_BKV / values.temperature
+        scores_BKV = keep_top_k(scores_BKV, plan.top_k, keep)
+        scores_BKV = keep_top_p(scores_BKV, values.one_minus_top_p, keep)
+    return scores_BKV
+
+
+def penalise_repetition(
+    scores_BKV: jax.Array, sequences_BKT: jax.Array, index: jax.Array, penalty: ArrayLike
+) -> jax.Array:
+    """Scores of tokens already in the sequence: multiplied by `penalty` if negative, else divided.
+
+    Each token is penalised once however often it occurs. A penalty of 1 costs nothing.
+    """
+
+    def penalise(scores_BKV: jax.Array) -> jax.Array:
+        positions_T = jnp.arange(sequences_BKT.shape[-1])
+        seen_BKV = _mark_tokens(scores_BKV.shape, sequences_BKT, positions_T <= index)
+        penalised_BKV = jnp.where(scores_BKV < 0, scores_BKV * penalty, scores_BKV / penalty)
+        return jnp.where(seen_BKV, penalised_BKV, scores_BKV)
+
+    return lax.cond(jnp.equal(penalty, 1.0), lambda scores: scores, penalise, scores_BKV)
+
+
+def ban_repeated_ngrams(
+    scores_BKV: jax.Array, sequences_BKT: jax.Array, index: jax.Array, size: int
+) -> jax.Array:
+    """-inf for each token that would complete an n-gram which its sequence already has.
+
+    Every window of `size` tokens whose first `size - 1` equal the sequence's last `size - 1` bans
+    its own last token. `size` 0 bans nothing; `size` 1 bans every token seen.
+    """
+    if size == 0:
+        return scores_BKV
+    length = sequences_BKT.shape[-1]
+    windows = length - size + 1
+    if windows < 1:
+        return scores_BKV
+    match_BKT = jnp.broadcast_to(
+        # A window counts once its last token is in the sequence.
+        jnp.arange(windows) + size - 1 <= index,
+        (*sequences_BKT.shape[:2], windows),
+    )
+    for offset in range(size - 1):
+        # While the sequence is shorter than `size` this start is clamped, but no window counts.
+        suffix_BK1 = lax.dynamic_slice_in_dim(sequences_BKT, index + 2 - size + offset, 1, axis=2)
+        window_BKT = sequences_BKT[:, :, offset : offset + windows]
+        match_BKT &= window_BKT == suffix_BK1
+    banned_BKV = _mark_tokens(scores_BKV.shape, sequences_BKT[:, :, size - 1 :], match_BKT)
+    return jnp.where(banned_BKV, -jnp.inf, scores_BKV)
+
+
+def ban_token_if(condition: jax.Array, scores_BKV: jax.Array, token: int) -> jax.Array:
+    """-inf for `token` while `condition` (bool[]) holds."""
+    is_token_V = jnp.arange(scores_BKV.shape[-1]) == token
+    return jnp.where(condition & is_token_V, -jnp.inf, scores_BKV)
+
+
+def force_token_if(condition: jax.Array, scores_BKV: jax.Array, token: ArrayLike) -> jax.Array:
+    """0 for `token` and -inf for the rest while `condition` (bool[]) holds; -1 forces nothing."""
+    forced_V = jnp.where(jnp.arange(scores_BKV.shape[-1]) == token, 0.0, -jnp.inf)
+    return jnp.where(condition & jnp.greater_equal(token, 0), forced_V, scores_BKV)
+
+
+def keep_top_k(scores_BKV: jax.Array, top_k: int, keep: int) -> jax.Array:
+    """-inf for scores below the `top_k`-th highest; ties with it stay. 0 keeps all."""
+    if top_k == 0:
+        return scores_BKV
+    vocab = scores_BKV.shape[-1]
+    values, _ = best(scores_BKV.reshape(-1, vocab), min(max(top_k, keep), vocab))
+    threshold_BK1 = values[:, -1].reshape(*scores_BKV.shape[:-1], 1)
+    return jnp.where(scores_BKV < threshold_BK1, -jnp.inf, scores_BKV)
+
+
+def keep_top_p(scores_BKV: jax.Array, one_minus_top_p: ArrayLike, keep: int) -> jax.Array:
+    """-inf for the least likely tokens that together hold at most `1 - top_p` of the mass."""
+
+    def nucleus(scores_BKV: jax.Array) -> jax.Array:
+        vocab = scores_BKV.shape[-1]
+        order_BKV = jnp.argsort(scores_BKV, axis=-1)
+        ascending_BKV = jnp.take_along_axis(scores_BKV, order_BKV, axis=-1)
+        mass_BKV = jnp.cumsum(jax.nn.softmax(ascending_BKV, axis=-1), axis=-1)
+        drop_BKV = (mass_BKV <= one_minus_top_p) & (jnp.arange(vocab) < vocab - keep)
+        # Sorting by `order` puts the decisions back where their tokens are, without a scatter.
+        _, drop_BKV = lax.sort_key_val(order_BKV, drop_BKV, dimension=-1)
+        return jnp.where(drop_BKV, -jnp.inf, scores_BKV)
+
+    return lax.cond(jnp.greater(one_minus_top_p, 0), nucleus, lambda scores: scores, scores_BKV)
+
+
+def _mark_tokens(
+    shape_BKV: tuple[int, ...], tokens_BKT: jax.Array, wanted_BKT: jax.Array
+) -> jax.Array:
+    """bool[B, K, V]: which tokens occur in `tokens_BKT` where `wanted_BKT` holds."""
+    batch, beams, vocab = shape_BKV
+    tokens_BKT = jnp.where(wanted_BKT, tokens_BKT, vocab)  # outside the vocabulary: dropped
+    row_B11 = jnp.arange(batch)[:, None, None]
+    beam_1K1 = jnp.arange(beams)[None, :, None]
+    marks_BKV = jnp.zeros(shape_BKV, jnp.bool_)
+    return marks_BKV.at[row_B11, beam_1K1, tokens_BKT].set(True, mode="drop")

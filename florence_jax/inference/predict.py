@@ -1,0 +1,153 @@
+"""One pass over a list of image files: a result or an error for each, in order."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from florence_jax.generation import GenerationConfig
+from florence_jax.inference.pipeline import Florence2Pipeline, Request, Result
+from florence_jax.processing import ImageError, load_image
+
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What to ask of every image; see `Request`."""
+
+    prompt: str
+    text: str | Sequence[str] | None = None
+    region: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What one image answered to one query.
+
+    Attributes:
+        path: the image file.
+        query: what was asked.
+        image: the upright RGB picture that coordinates refer to; None where it cannot be read.
+        result: `{task: answer}`; None where there is an error.
+        error: why there is no result; None where there is one.
+    """
+
+    path: Path
+    query: Query
+    image: Image.Image | None = None
+    result: Result | None = None
+    error: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The JSON-lines row: image, prompt, what was asked with it, and result or error."""
+        row: dict[str, Any] = {"image": str(self.path), "prompt": self.query.prompt}
+        if self.query.text is not None:
+            row["text"] = self.query.text
+        if self.query.region is not None:
+            row["region"] = list(self.query.region)
+        if self.image is not None:
+            row["width"], row["height"] = self.image.size
+        return row | ({"error": self.error} if self.result is None else {"result": self.result})
+
+
+def find_images(sources: Iterable[str | Path]) -> list[Path]:
+    """Image files named by `sources`, in order.
+
+    A directory stands for the images in it and below it, sorted by name; a `.txt` file for the
+    paths on its lines, relative to the working directory. Anything else is an image file.
+
+    Raises:
+        FileNotFoundError: a source does not exist.
+        ValueError: a directory or list holds no image.
+    """
+    found: list[Path] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+                raise ValueError(f"the directory {source} holds no image ({kinds})")
+            found += inside
+        elif not source.is_file():
+            raise FileNotFoundError(
+                f"{source} does not exist: expected an image, directory or list"
+            )
+        elif source.suffix.lower() == ".txt":
+            lines = source.read_text(encoding="utf-8").splitlines()
+            listed = [Path(line.strip()) for line in lines if line.strip()]
+            if not listed:
+                raise ValueError(f"the list {source} names no image: expected one path per line")
+            found += listed
+        else:
+            found.append(source)
+    return found
+
+
+def predict(
+    pipeline: Florence2Pipeline,
+    paths: Sequence[Path],
+    queries: Sequence[Query],
+    *,
+    generation: GenerationConfig | None = None,
+    batch_size: int = 8,
+) -> Iterator[Prediction]:
+    """Answer every query about every image, image by image.
+
+    An image that cannot be read gives predictions with an error and stops nothing.
+
+    Raises:
+        ValueError: a query or setting that suits no image.
+    """
+    # What has been read but not answered yet, in order; unreadable images wait here for their turn.
+    waiting: deque[Prediction] = deque()
+
+    def requests() -> Iterator[Request]:
+        for path in paths:
+            try:
+                image = load_image(path)
+            except ImageError as error:
+                waiting.extend(
+                    Prediction(path=path, query=query, error=str(error)) for query in queries
+                )
+                continue
+            for query in queries:
+                waiting.append(Prediction(path=path, query=query, image=image))
+                yield Request(
+                    image=image, prompt=query.prompt, text=query.text, region=query.region
+                )
+
+    def unreadable() -> Iterator[Prediction]:
+        while waiting and waiting[0].error is not None:
+            yield waiting.popleft()
+
+    for result in pipeline.answer(requests(), generation, batch_size=batch_size):
+        yield from unreadable()
+        asked = waiting.popleft()
+        yield Prediction(path=asked.path, query=asked.query, image=asked.image, result=result)
+    yield from unreadable()
+
+
+class PictureNames:
+    """File names for drawn results: `<image>.<task>.png`, numbered where two would be equal."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def __call__(self, prediction: Prediction) -> str:
+        task = re.sub(r"\W+", "_", prediction.query.prompt).strip("_").lower()[:60]
+        stem = f"{prediction.path.stem}.{task or 'text'}"
+        name, number = stem, 1
+        while name in self._used:
+            number += 1
+            name = f"{stem}.{number}"
+        self._used.add(name)
+        return f"{name}.png"

@@ -1,0 +1,80 @@
+"""Decoding settings: checks, defaults, and what published checkpoints say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from florence_jax.generation import PUBLISHED, GenerationConfig
+from tests.shared_data import needs_shared, shared_path
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_beams": 0}, "num_beams must be an integer of at least 1, got 0"),
+        ({"num_beams": 2.0}, "num_beams"),
+        ({"num_beams": True}, "num_beams"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"min_new_tokens": -1}, "min_new_tokens"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, r"min_new_tokens \(9\) is above"),
+        ({"early_stopping": "always"}, "early_stopping must be True, False or"),
+        ({"do_sample": 1}, "do_sample"),
+        ({"temperature": 0.0}, "do_sample=False"),
+        ({"temperature": float("nan")}, "temperature must be a finite number"),
+        ({"length_penalty": float("inf")}, "length_penalty"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty must be a finite number above 0"),
+        ({"top_p": 1.5}, "top_p must be a finite number above 0 and at most 1"),
+        ({"top_k": -1}, "top_k"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
+        ({"num_return_sequences": 2}, "greedy decoding has one answer"),
+        ({"num_return_sequences": 4, "num_beams": 3}, "above num_beams"),
+        ({"eos_token_id": -1}, "eos_token_id"),
+        ({"forced_bos_token_id": "eos"}, 'forced_bos_token_id must be a token id, None or "bos"'),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        GenerationConfig(**settings)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["base", "large", "large_4k", "omniparser_icon_caption"])
+def test_published_checkpoints_decode_alike(name):
+    """Large's generation_config.json says early_stopping False; omniparser's ids are wrong."""
+    assert read(shared_path("original_configs", name)) == PUBLISHED
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["original", "native_hf"])
+def test_tiny_checkpoints_decode_as_published(name):
+    assert read(shared_path("tiny", name)) == PUBLISHED
+
+
+def test_precedence():
+    def settings(text, generation):
+        return GenerationConfig.from_hf({"text_config": text}, generation)
+
+    assert settings({"num_beams": 5}, {"num_beams": 2}).num_beams == 5
+    assert settings({"num_beams": 1}, {"num_beams": 2}).num_beams == 2  # 1 is only a default
+    assert settings({"num_beams": 1}, None).num_beams == 1
+    assert settings({}, None).num_beams == 3
+    assert settings({"eos_token_id": 2}, {"eos_token_id": 1}).eos_token_id == 2
+    assert settings({}, {"eos_token_id": [2]}).eos_token_id == 2
+    assert settings({"max_length": 20}, {"max_new_tokens": 9}).max_new_tokens == 9
+    assert settings({"max_length": 20}, {"max_length": 30, "min_length": 5}) == GenerationConfig(
+        **{**vars(PUBLISHED), "max_new_tokens": 29, "min_new_tokens": 4}
+    )
+
+
+def test_several_eos_ids_are_refused():
+    with pytest.raises(ValueError, match="eos_token_id must be one token id"):
+        GenerationConfig.from_hf({}, {"eos_token_id": [1, 2]})
+
+
+def read(directory) -> GenerationConfig:
+    config = json.loads((directory / "config.json").read_text())
+    path = directory / "generation_config.json"
+    generation = json.loads(path.read_text()) if path.exists() else None
+    return GenerationConfig.from_hf(config, generation)

@@ -1,0 +1,133 @@
+"""The command line, run as a user runs it but for the process."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from florence_jax.cli import main
+from florence_jax.processing import TASKS
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("b.png", "a.jpg", "deeper/a.jpg"):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"not an image at all")
+    (folder / "notes.md").write_text("not for us")
+    return folder
+
+
+def run(*arguments):
+    return main(
+        ["predict", "--model", "demo", "--max-new-tokens", "6", "--quiet", *map(str, arguments)]
+    )
+
+
+def test_directory_to_json_lines_and_pictures(pictures, tmp_path, capsys):
+    output, drawn = tmp_path / "out.jsonl", tmp_path / "drawn"
+    status = run(
+        pictures,
+        "--task",
+        "<OD>",
+        "--task",
+        "<CAPTION>",
+        "--output",
+        output,
+        "--save-images",
+        drawn,
+    )
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert status == 1, "one image is broken"
+    names = [str(pictures / name) for name in ("a.jpg", "b.png", "broken.jpg", "deeper/a.jpg")]
+    assert [(row["image"], row["prompt"]) for row in rows] == [
+        (name, task) for name in names for task in ("<OD>", "<CAPTION>")
+    ]
+    for row in rows:
+        if "broken" in row["image"]:
+            assert "broken.jpg" in row["error"]
+            assert "result" not in row
+        else:
+            assert (row["width"], row["height"]) == (60, 40)
+            assert list(row["result"]) == [row["prompt"]]
+    assert sorted(path.name for path in drawn.iterdir()) == [
+        "a.caption.2.png",
+        "a.caption.png",
+        "a.od.2.png",
+        "a.od.png",
+        "b.caption.png",
+        "b.od.png",
+    ]
+    for path in drawn.iterdir():
+        with Image.open(path) as picture:
+            assert picture.width >= 60
+    assert capsys.readouterr().err.startswith("The demonstration's weights are random")
+
+
+def test_a_list_goes_to_standard_output(pictures, tmp_path, capsys):
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{pictures / 'b.png'}\n\n{pictures / 'missing.png'}\n")
+    status = run(listing, "--task", "<REGION_TO_CATEGORY>", "--region", "1,2,30,40")
+    good, missing = map(json.loads, capsys.readouterr().out.splitlines())
+    assert status == 1
+    assert good["region"] == [1, 2, 30, 40]
+    assert "does not exist" in missing["error"]
+
+
+def test_an_existing_output_is_kept(pictures, tmp_path, capsys):
+    output = tmp_path / "out.jsonl"
+    output.write_text("precious")
+    assert run(pictures / "b.png", "--task", "<OD>", "--output", output) == 2
+    assert output.read_text() == "precious"
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert run(pictures / "b.png", "--task", "<OD>", "--output", output, "--overwrite") == 0
+    assert json.loads(output.read_text())["prompt"] == "<OD>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.jpg", "--task", "<OD>"], "nowhere.jpg does not exist"),
+        (["EMPTY", "--task", "<OD>"], "holds no image"),
+        (["IMAGE", "--task", "<OD>", "--text", "cat"], "takes no input"),
+        (["IMAGE", "--task", "<OD>", "--beams", "0"], "num_beams must be"),
+        (["IMAGE", "--task", "<OD>", "--model", "./nowhere"], "./nowhere"),
+    ],
+)
+def test_wrong_calls_end_with_a_sentence(pictures, tmp_path, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    places = {"EMPTY": tmp_path / "empty", "IMAGE": pictures / "b.png"}
+    assert run(*[places.get(argument, argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_bad_region_is_refused_by_the_parser(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "x.jpg", "--task", "<OD>", "--region", "1,2,3"])
+    assert "not four numbers" in capsys.readouterr().err
+
+
+def test_help_teaches_every_task(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    text = capsys.readouterr().out
+    for token, task in TASKS.items():
+        takes = "" if task.takes == "nothing" else rf"\s+takes --{task.takes}"
+        assert re.search(re.escape(token) + takes, text), token
+
+
+def test_demo_shows_every_task_and_says_that_the_weights_are_random(tmp_path, capsys):
+    assert main(["demo", "--output", str(tmp_path / "demo"), "--max-new-tokens", "12"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("weights are random") == 2
+    assert all(token in text for token in TASKS)
+    rows = [json.loads(line) for line in (tmp_path / "demo/results.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == list(TASKS)
+    assert len(list((tmp_path / "demo").glob("*.png"))) == len(TASKS)
