@@ -22,7 +22,8 @@ ROOMS = {
     "model/florence2": {"config", "model/layers", "model/cache", "model/davit", "model/projector",
                         "model/bart"},
     "model/handle": {"config", "model/florence2"},
-    "model/__init__": {"model/florence2", "model/handle"},
+    "model/spread": {"config", "model/handle", "model/projector"},
+    "model/__init__": {"model/florence2", "model/handle", "model/spread"},
     "checkpoint": {"config", "config_dialects", "model"},
     # The loops know a `tokens -> logits` callback; `generate` alone binds them to the model.
     "generation": {"config"},

@@ -6,18 +6,17 @@ ones; only the weights are not trained, so the answers are noise in the right gr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 from PIL import Image
 
 from florence_jax import config as configs
 from florence_jax.generation import PUBLISHED, GenerationConfig
 from florence_jax.inference.demo_scene import demo_scene
 from florence_jax.inference.pipeline import Florence2Pipeline, Request, Result
-from florence_jax.model import Model
-from florence_jax.model.layers import INIT_STD
+from florence_jax.model import Model, spread_params
 from florence_jax.processing import TASKS, demo_tokenizer
 from florence_jax.processing.tasks import Compat
 
@@ -25,16 +24,13 @@ WEIGHTS_NOTICE = (
     "The demonstration's weights are random: its answers show the machinery and mean nothing."
 )
 _SEED = 0
-# Before training, all tokens are nearly equally likely; longer rows give answers with a shape.
-_TABLE_SCALE = 50.0
 
 
 def demo_pipeline(dtype: str = "float32", *, compat: Compat = None) -> Florence2Pipeline:
     """A pipeline around a tiny Florence-2 with random weights and a byte-level tokenizer."""
     model = Model(config=configs.tiny(), dtype=dtype)
-    params = model.init(jax.random.key(_SEED))
-    params = jax.tree_util.tree_map_with_path(_enlarge, params)
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    params = spread_params(model.config, _SEED)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     return Florence2Pipeline(
         model=model,
         params=params,
@@ -67,11 +63,3 @@ def run_demo(
     """Each task's request and the pipeline's answer to it."""
     _, requests = demo_requests()
     yield from zip(requests, pipeline.answer(requests, generation), strict=True)
-
-
-def _enlarge(path: tuple, leaf: jax.Array) -> jax.Array:
-    """Initial weights are too small to show in the answers what was asked; these are not."""
-    name = path[-1].key
-    if name == "kernel":
-        return leaf / (INIT_STD * math.prod(leaf.shape[:-1]) ** 0.5)
-    return leaf * _TABLE_SCALE if name == "embedding" else leaf

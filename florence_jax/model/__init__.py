@@ -2,5 +2,6 @@
 
 from florence_jax.model.florence2 import Florence2
 from florence_jax.model.handle import Model, Params, abstract_params
+from florence_jax.model.spread import spread_params
 
-__all__ = ["Florence2", "Model", "Params", "abstract_params"]
+__all__ = ["Florence2", "Model", "Params", "abstract_params", "spread_params"]
