@@ -12,7 +12,7 @@ from florence_jax.generation.generate import (
     prompt_bucket,
 )
 from florence_jax.generation.output import GenerateOutput
-from florence_jax.generation.plan import DecodingPlan, DecodingValues, make_plan, token_bucket
+from florence_jax.generation.plan import DecodingPlan, DecodingValues, make_plan, token_buckets
 from florence_jax.generation.processors import process
 from florence_jax.generation.sampling import sample
 from florence_jax.generation.stepping import Cache, StepFn, reorder_beams
@@ -34,5 +34,5 @@ __all__ = [
     "prompt_bucket",
     "reorder_beams",
     "sample",
-    "token_bucket",
+    "token_buckets",
 ]

@@ -20,8 +20,11 @@ from florence_jax.generation.plan import DecodingPlan, DecodingValues
 from florence_jax.generation.processors import process
 from florence_jax.generation.stepping import (
     Cache,
+    GrowFn,
     StepFn,
     best,
+    grow_axis,
+    loop_through_buffers,
     reorder_beams,
     row_keys,
     step_keys,
@@ -54,6 +57,7 @@ class BeamState(NamedTuple):
 def beam_search(
     step: StepFn,
     cache: Cache,
+    grow: GrowFn,
     batch: int,
     plan: DecodingPlan,
     values: DecodingValues,
@@ -63,13 +67,14 @@ def beam_search(
 
     Args:
       step: the model, as `stepping.StepFn`, for K = `plan.num_beams`.
-      cache: its cache before the first token.
+      cache: its cache before the first token, with room for `plan.buffers[0]` of them.
+      grow: gives the cache more room.
       batch: B.
       plan, values: from `make_plan`, with `num_beams` above 1.
       rng: a key; needed when `plan.do_sample`.
 
     Returns:
-      Untrimmed output for B * `plan.num_return_sequences` sequences, T = `plan.max_new_tokens`.
+      Untrimmed output for B * `plan.num_return_sequences` sequences, T = `plan.buffers[-1]`.
     """
     beams, early = plan.num_beams, plan.early_stopping is True
     keys_B = row_keys(rng, batch) if plan.do_sample else None
@@ -107,10 +112,27 @@ def beam_search(
             cache=reorder_beams(cache, parents_BK),
         )
 
-    state = lax.while_loop(unfinished, advance, _initial_state(cache, batch, plan))
-    returned = plan.num_return_sequences
-    complete = jax.tree.map(lambda leaf: leaf[:, :returned], state.complete)
-    buffer = plan.max_new_tokens
+    def enlarge(state: BeamState, buffer: int) -> BeamState:
+        return state._replace(
+            running=_lengthen(state.running, buffer, plan.pad_token_id),
+            complete=_lengthen(state.complete, buffer, plan.pad_token_id),
+            cache=grow(state.cache, buffer),
+        )
+
+    returned, buffer = plan.num_return_sequences, plan.buffers[-1]
+
+    def result(state: BeamState) -> Hypotheses:
+        complete = jax.tree.map(lambda leaf: leaf[:, :returned], state.complete)
+        return _lengthen(complete, buffer, plan.pad_token_id)
+
+    complete = loop_through_buffers(
+        _initial_state(cache, batch, plan),
+        plan.buffers,
+        unfinished=unfinished,
+        advance=advance,
+        grow=enlarge,
+        result=result,
+    )
     return GenerateOutput(
         sequences=complete.tokens.reshape(batch * returned, buffer + 1),
         sequence_scores=complete.scores.reshape(-1),
@@ -120,7 +142,7 @@ def beam_search(
 
 
 def _initial_state(cache: Cache, batch: int, plan: DecodingPlan) -> BeamState:
-    beams, buffer = plan.num_beams, plan.max_new_tokens
+    beams, buffer = plan.num_beams, plan.buffers[0]
     blank = jnp.full((batch, beams, buffer + 1), plan.pad_token_id, jnp.int32)
     start = Hypotheses(
         tokens=blank.at[:, :, 0].set(plan.decoder_start_token_id),
@@ -136,6 +158,13 @@ def _initial_state(cache: Cache, batch: int, plan: DecodingPlan) -> BeamState:
         is_complete=jnp.zeros((batch, beams), jnp.bool_),
         improvable=jnp.ones((batch,), jnp.bool_),
         cache=cache,
+    )
+
+
+def _lengthen(hypotheses: Hypotheses, buffer: int, pad_token_id: int) -> Hypotheses:
+    return hypotheses._replace(
+        tokens=grow_axis(hypotheses.tokens, 2, buffer + 1, pad_token_id),
+        token_scores=grow_axis(hypotheses.token_scores, 2, buffer),
     )
 
 

@@ -2,7 +2,8 @@
 
 A program is compiled once per model, decoding plan and bucket of shapes, and reused for every image
 and prompt that fits the bucket: prompts are padded to 16, 32, 64, ... tokens and the token buffers
-hold 64, 128, 256, ..., both capped by the position table. Padding is masked and changes nothing.
+grow through 64, 128, 256, ..., both capped by the position table. Padding is masked and changes
+nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from florence_jax.generation.plan import DecodingPlan, DecodingValues, make_plan
 from florence_jax.generation.sampling import sample
 from florence_jax.generation.stepping import Cache
 from florence_jax.model import Model, Params
+from florence_jax.model.cache import grow_cache
 
 SMALLEST_PROMPT_BUCKET = 16
 
@@ -150,8 +152,8 @@ def _generate(
     search, width = (
         (beam_search, plan.num_beams) if plan.num_beams > 1 else (sample, plan.num_return_sequences)
     )
-    cache = module.init_cache(batch, width, plan.max_new_tokens)
-    return search(step, cache, batch, plan, values, rng)
+    cache = module.init_cache(batch, width, plan.buffers[0])
+    return search(step, cache, grow_cache, batch, plan, values, rng)
 
 
 def _count_image_tokens(model: Model, shape: tuple[int, ...]) -> int:

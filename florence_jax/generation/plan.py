@@ -34,8 +34,9 @@ class DecoderFacts(Protocol):
 class DecodingPlan:
     """The static half: hashable, and a new value compiles a new program.
 
-    `max_new_tokens` is the size of the token buffers, a bucket and not the limit itself: 64, 128,
-    256, ... capped by the position table. `top_k` 0 keeps every token.
+    `buffers` are the sizes that token buffers and caches grow through, 64, 128, 256, ..., the last
+    capped by the position table: attention over what was generated then costs what its length
+    asks for and not what the limit allows. `top_k` 0 keeps every token.
     """
 
     num_beams: int
@@ -44,7 +45,7 @@ class DecodingPlan:
     no_repeat_ngram_size: int
     top_k: int
     num_return_sequences: int
-    max_new_tokens: int
+    buffers: tuple[int, ...]
     decoder_start_token_id: int
     eos_token_id: int
     pad_token_id: int
@@ -94,7 +95,7 @@ def make_plan(config: GenerationConfig, facts: DecoderFacts) -> tuple[DecodingPl
     forced_bos, forced_eos = config.forced_bos_token_id, config.forced_eos_token_id
     bos = _or_model(config.bos_token_id, facts.bos_token_id)
     eos = _or_model(config.eos_token_id, facts.eos_token_id)
-    buffer = token_bucket(limit, positions)
+    buffers = token_buckets(limit, positions)
     plan = DecodingPlan(
         num_beams=config.num_beams,
         do_sample=config.do_sample,
@@ -103,7 +104,7 @@ def make_plan(config: GenerationConfig, facts: DecoderFacts) -> tuple[DecodingPl
         # Greedy and plain beam search never filter: one program whatever top_k says.
         top_k=min(config.top_k or 0, facts.vocab_size) if config.do_sample else 0,
         num_return_sequences=config.num_return_sequences,
-        max_new_tokens=buffer,
+        buffers=buffers,
         decoder_start_token_id=_or_model(
             config.decoder_start_token_id, facts.decoder_start_token_id
         ),
@@ -120,7 +121,7 @@ def make_plan(config: GenerationConfig, facts: DecoderFacts) -> tuple[DecodingPl
         forced_bos_token_id=forced_bos,
         forced_eos_token_id=forced_eos,
     )
-    lengths = np.arange(1, buffer + 1, dtype=np.float64)
+    lengths = np.arange(1, buffers[-1] + 1, dtype=np.float64)
     with np.errstate(over="ignore"):
         length_norm = np.append(1.0, lengths**config.length_penalty).astype(np.float32)
     values = DecodingValues(
@@ -137,12 +138,12 @@ def make_plan(config: GenerationConfig, facts: DecoderFacts) -> tuple[DecodingPl
     return plan, values
 
 
-def token_bucket(limit: int, positions: int) -> int:
-    """The buffer for `limit` new tokens: the first of 64, 128, 256, ... that fits, capped."""
-    bucket = SMALLEST_TOKEN_BUCKET
-    while bucket < limit:
-        bucket *= 2
-    return min(bucket, positions)
+def token_buckets(limit: int, positions: int) -> tuple[int, ...]:
+    """Buffers for up to `limit` new tokens: 64, 128, 256, ... until one fits, the last capped."""
+    buckets = [SMALLEST_TOKEN_BUCKET]
+    while buckets[-1] < limit:
+        buckets.append(2 * buckets[-1])
+    return (*buckets[:-1], min(buckets[-1], positions))
 
 
 def _or_model(wanted: int | None, models: int) -> int:

@@ -16,7 +16,15 @@ from jax import lax
 from florence_jax.generation.output import GenerateOutput
 from florence_jax.generation.plan import DecodingPlan, DecodingValues
 from florence_jax.generation.processors import process
-from florence_jax.generation.stepping import Cache, StepFn, row_keys, step_keys
+from florence_jax.generation.stepping import (
+    Cache,
+    GrowFn,
+    StepFn,
+    grow_axis,
+    loop_through_buffers,
+    row_keys,
+    step_keys,
+)
 
 
 class SamplingState(NamedTuple):
@@ -33,6 +41,7 @@ class SamplingState(NamedTuple):
 def sample(
     step: StepFn,
     cache: Cache,
+    grow: GrowFn,
     batch: int,
     plan: DecodingPlan,
     values: DecodingValues,
@@ -42,13 +51,14 @@ def sample(
 
     Args:
       step: the model, as `stepping.StepFn`, for K = `plan.num_return_sequences`.
-      cache: its cache before the first token.
+      cache: its cache before the first token, with room for `plan.buffers[0]` of them.
+      grow: gives the cache more room.
       batch: B.
       plan, values: from `make_plan`, with `num_beams` 1.
       rng: a key; needed when `plan.do_sample`.
 
     Returns:
-      Untrimmed output for B * K sequences, T = `plan.max_new_tokens`.
+      Untrimmed output for B * K sequences, T = `plan.buffers[-1]`.
     """
     samples = plan.num_return_sequences
     keys_B = row_keys(rng, batch) if plan.do_sample else None
@@ -78,26 +88,47 @@ def sample(
             cache=cache,
         )
 
-    buffer = plan.max_new_tokens
-    blank = jnp.full((batch, samples, buffer + 1), plan.pad_token_id, jnp.int32)
-    state = lax.while_loop(
-        unfinished,
-        advance,
-        SamplingState(
-            index=jnp.zeros((), jnp.int32),
-            sequences=blank.at[:, :, 0].set(plan.decoder_start_token_id),
-            token_scores=jnp.zeros((batch, samples, buffer), jnp.float32),
-            lengths=jnp.zeros((batch, samples), jnp.int32),
-            finished=jnp.zeros((batch, samples), jnp.bool_),
-            cache=cache,
-        ),
+    def enlarge(state: SamplingState, buffer: int) -> SamplingState:
+        return _lengthen(state, buffer, plan)._replace(cache=grow(state.cache, buffer))
+
+    def result(state: SamplingState) -> SamplingState:
+        # The cache stays behind: nothing attends to it any more.
+        return _lengthen(state._replace(cache=None), plan.buffers[-1], plan)
+
+    state = loop_through_buffers(
+        _initial_state(cache, batch, plan),
+        plan.buffers,
+        unfinished=unfinished,
+        advance=advance,
+        grow=enlarge,
+        result=result,
     )
     norm_BK = jnp.asarray(values.length_norm)[state.lengths]
     return GenerateOutput(
-        sequences=state.sequences.reshape(batch * samples, buffer + 1),
+        sequences=state.sequences.reshape(batch * samples, -1),
         sequence_scores=(state.token_scores.sum(-1) / norm_BK).reshape(-1),
-        token_scores=state.token_scores.reshape(batch * samples, buffer),
+        token_scores=state.token_scores.reshape(batch * samples, -1),
         lengths=state.lengths.reshape(-1),
+    )
+
+
+def _initial_state(cache: Cache, batch: int, plan: DecodingPlan) -> SamplingState:
+    samples, buffer = plan.num_return_sequences, plan.buffers[0]
+    blank = jnp.full((batch, samples, buffer + 1), plan.pad_token_id, jnp.int32)
+    return SamplingState(
+        index=jnp.zeros((), jnp.int32),
+        sequences=blank.at[:, :, 0].set(plan.decoder_start_token_id),
+        token_scores=jnp.zeros((batch, samples, buffer), jnp.float32),
+        lengths=jnp.zeros((batch, samples), jnp.int32),
+        finished=jnp.zeros((batch, samples), jnp.bool_),
+        cache=cache,
+    )
+
+
+def _lengthen(state: SamplingState, buffer: int, plan: DecodingPlan) -> SamplingState:
+    return state._replace(
+        sequences=grow_axis(state.sequences, 2, buffer + 1, plan.pad_token_id),
+        token_scores=grow_axis(state.token_scores, 2, buffer),
     )
 
 

@@ -9,11 +9,20 @@ Shape suffixes: B batch, K beams (or parallel samples), N candidates, V vocabula
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+
+class _Counted(Protocol):
+    @property
+    def index(self) -> jax.Array: ...
+
+
+State = TypeVar("State", bound=_Counted)
+Result = TypeVar("Result")
 
 # A pytree whose leaves all have leading axes [B, K, ...]. What is the same for all beams of a row
 # (cross-attention keys and values) is closed over by the callback and is never in here.
@@ -22,6 +31,9 @@ Cache = Any
 # (tokens int32[B, K], index int32[], cache) -> (logits [B, K, V], cache). `index` is the position
 # of `tokens` in the decoder sequence: 0 for the start token.
 StepFn = Callable[[jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
+
+# (cache, tokens) -> the cache with room for so many tokens, what it holds kept.
+GrowFn = Callable[[Cache, int], Cache]
 
 
 def reorder_beams(cache: Cache, parents_BK: jax.Array) -> Cache:
@@ -52,6 +64,50 @@ def best(scores_BV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     # Without the barrier XLA:CPU loses the TopK pattern as soon as values and indices are sliced
     # differently downstream (`keep_top_k` does), and sorts the whole vocabulary: 150 times slower.
     return lax.optimization_barrier(lax.top_k(scores_BV, count))
+
+
+def loop_through_buffers(
+    state: State,
+    buffers: tuple[int, ...],
+    *,
+    unfinished: Callable[[State], jax.Array],
+    advance: Callable[[State], State],
+    grow: Callable[[State, int], State],
+    result: Callable[[State], Result],
+) -> Result:
+    """One `while_loop` per buffer size, each entered only by a search that outgrew the one before.
+
+    Args:
+      state: has an `index`, the number of tokens so far, and room for `buffers[0]` of them.
+      buffers: the sizes to grow through.
+      unfinished: bool[]: is there more to do?
+      advance: adds a token.
+      grow: the state with room for so many tokens.
+      result: what to return of the last state; of one shape, whatever the state's buffers are.
+    """
+    here, rest = buffers[0], buffers[1:]
+    state = lax.while_loop(lambda state: (state.index < here) & unfinished(state), advance, state)
+    if not rest:
+        return result(state)
+
+    def go_on(state: State) -> Result:
+        return loop_through_buffers(
+            grow(state, rest[0]),
+            rest,
+            unfinished=unfinished,
+            advance=advance,
+            grow=grow,
+            result=result,
+        )
+
+    return lax.cond(unfinished(state), go_on, result, state)
+
+
+def grow_axis(leaf: jax.Array, axis: int, size: int, fill: int = 0) -> jax.Array:
+    """`leaf` with `fill` behind what it holds along `axis`, up to `size`."""
+    missing = [(0, 0)] * leaf.ndim
+    missing[axis] = (0, size - leaf.shape[axis])
+    return jnp.pad(leaf, missing, constant_values=fill)
 
 
 def row_keys(rng: jax.Array | None, batch: int) -> jax.Array:

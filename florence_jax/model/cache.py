@@ -30,3 +30,17 @@ def empty_cache(
     """A decoder's self-attention cache before its first token: float[B, K, N, T, E] a layer."""
     zeros = jnp.zeros((batch, beams, heads, length, head_dim), dtype)
     return tuple(KeyValue(zeros, zeros) for _ in range(layers))
+
+
+def grow_cache(cache: tuple[KeyValue, ...], length: int) -> tuple[KeyValue, ...]:
+    """The same cache with room for `length` tokens: a new allocation, copied once.
+
+    Attending over the whole of a small buffer costs less than over a large one that is masked.
+    """
+
+    def grow(leaf: jax.Array) -> jax.Array:
+        missing = [(0, 0)] * leaf.ndim
+        missing[-2] = (0, length - leaf.shape[-2])
+        return jnp.pad(leaf, missing)
+
+    return jax.tree.map(grow, cache)

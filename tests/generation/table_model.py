@@ -7,6 +7,7 @@ it thousands of decoding steps can be compared without either library's matrix p
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from florence_jax.generation import GenerateOutput, GenerationConfig, beam_search, make_plan, sample
+from florence_jax.generation.stepping import grow_axis
 
 BOS, PAD, EOS = 0, 1, 2
 POSITIONS = 64
@@ -138,10 +140,16 @@ def facts(vocab: int) -> types.SimpleNamespace:
 
 
 def generate_jax(
-    tables: Tables, config: GenerationConfig, rng: jax.Array | None = None
+    tables: Tables,
+    config: GenerationConfig,
+    rng: jax.Array | None = None,
+    *,
+    buffers: tuple[int, ...] | None = None,
 ) -> GenerateOutput:
     """The same through our loops. The cache holds the token before, so it must be reordered."""
     plan, values = make_plan(config, facts(tables.table.shape[-1]))
+    if buffers is not None:
+        plan = dataclasses.replace(plan, buffers=buffers)
     return _run(plan, tables, values, rng).trimmed()
 
 
@@ -156,6 +164,9 @@ def _run(plan, tables, values, rng):
         logits = tables.table[before, tokens] + tables.drift[index] + tables.bias[:, None]
         return logits, {"history": history}
 
-    cache = {"history": jnp.full((batch, width, plan.max_new_tokens), EOS, jnp.int32)}
+    def grow(cache, length):
+        return {"history": grow_axis(cache["history"], 2, length, EOS)}
+
+    cache = {"history": jnp.full((batch, width, plan.buffers[0]), EOS, jnp.int32)}
     search = beam_search if plan.num_beams > 1 else sample
-    return search(step, cache, batch, plan, values, rng)
+    return search(step, cache, grow, batch, plan, values, rng)

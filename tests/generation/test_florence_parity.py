@@ -115,6 +115,16 @@ def test_tiny_checkpoint(settings):
         assert equals_reference(pair, prompts, config)
 
 
+@needs_shared
+@pytest.mark.parametrize("settings", ["greedy", "beam 3 as published"])
+def test_answers_longer_than_two_buffers(settings):
+    pair = tiny_native()
+    prompts = random_prompts(pair, 0, batch=2, length=9, size=96)
+    config = GenerationConfig(min_new_tokens=131, max_new_tokens=140, **SETTINGS[settings])
+    assert equals_reference(pair, prompts, config)
+    assert generate_ours(pair, prompts, config).sequences.shape[1] > 131
+
+
 ORIGINAL = {
     "greedy": GenerationConfig(no_repeat_ngram_size=3, max_new_tokens=20),
     "greedy_nongram": GenerationConfig(max_new_tokens=20),

@@ -17,7 +17,7 @@ from florence_jax.generation import (
     generate,
     generate_padded,
     prompt_bucket,
-    token_bucket,
+    token_buckets,
 )
 from florence_jax.model import Model
 
@@ -133,8 +133,11 @@ def test_padded_output_stays_on_the_device_and_trims_to_the_same():
 
 def test_buckets():
     assert [prompt_bucket(n, 447) for n in (1, 16, 17, 300)] == [16, 16, 32, 447]
-    assert [token_bucket(n, 1024) for n in (1, 64, 65, 600)] == [64, 64, 128, 1024]
-    assert token_bucket(70, 96) == 96
+    assert token_buckets(1, 1024) == token_buckets(64, 1024) == (64,)
+    assert token_buckets(65, 1024) == (64, 128)
+    assert token_buckets(600, 1024) == (64, 128, 256, 512, 1024)
+    assert token_buckets(70, 96) == (64, 96)
+    assert token_buckets(20, 40) == (40,)
 
 
 def test_the_longest_possible_prompt_and_answer():
