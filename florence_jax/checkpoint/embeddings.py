@@ -24,7 +24,7 @@ from florence_jax.config import Florence2Config
 _PUBLISHED_VOCABULARIES = (51289, 51328)
 # Where `shared` itself is absent, the first of these that is present is the token table: the order
 # in which transformers looks for a substitute.
-_TABLE_ORDER = (SHARED, DECODER_TOKENS, ENCODER_TOKENS, LM_HEAD)
+TOKEN_TABLES = (SHARED, DECODER_TOKENS, ENCODER_TOKENS, LM_HEAD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def resolve_embeddings(
         problems: collects tables that cannot be represented.
     """
     kept = dict(sources)
-    tables = {path: kept.pop(path) for path in _TABLE_ORDER if path in kept}
+    tables = {path: kept.pop(path) for path in TOKEN_TABLES if path in kept}
     tied: list[str] = []
     untied: list[str] = []
     ignored: dict[str, str] = {}

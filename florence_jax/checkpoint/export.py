@@ -14,8 +14,8 @@ from florence_jax.checkpoint.keymap import (
     Naming,
     match_path,
 )
-from florence_jax.checkpoint.plan import flatten
 from florence_jax.checkpoint.problems import Problems
+from florence_jax.checkpoint.tree import flatten
 
 
 def torch_tensors(

@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+from florence_jax.checkpoint.manifest import MANIFEST
 from florence_jax.checkpoint.problems import CheckpointError
 from florence_jax.checkpoint.weights import WEIGHT_FILES
 
 # Data only, by name: a repository's *.py (remote code) is never even downloaded.
-_METADATA = (
+METADATA_FILES = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -25,6 +26,7 @@ _SAFETENSORS = (
     "model-?????-of-?????.safetensors",
     "model.safetensors.index.json",
 )
+_SAVED = (MANIFEST, "params/*")
 _TORCH = (
     "pytorch_model.bin",
     "pytorch_model-?????-of-?????.bin",
@@ -62,10 +64,10 @@ def resolve(source: str | Path, revision: str | None = None, *, weights: bool = 
             f"{source} is neither an existing directory nor a Hugging Face id of the form org/name"
         )
     if not weights:
-        return _download(source, revision, _METADATA)
-    directory = _download(source, revision, (*_METADATA, *_SAFETENSORS))
-    if not any((directory / name).exists() for name in WEIGHT_FILES):
-        directory = _download(source, revision, (*_METADATA, *_TORCH))
+        return _download(source, revision, METADATA_FILES)
+    directory = _download(source, revision, (*METADATA_FILES, *_SAFETENSORS, *_SAVED))
+    if not any((directory / name).exists() for name in (*WEIGHT_FILES, MANIFEST)):
+        directory = _download(source, revision, (*METADATA_FILES, *_TORCH))
     return directory
 
 

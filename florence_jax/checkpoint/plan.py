@@ -3,19 +3,23 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from florence_jax.checkpoint.embeddings import resolve_embeddings
-from florence_jax.checkpoint.keymap import match_path
+from florence_jax.checkpoint.embeddings import TOKEN_TABLES, Embeddings, resolve_embeddings
+from florence_jax.checkpoint.keymap import LOGITS_BIAS_PATH, SHARED, match_path
+from florence_jax.checkpoint.manifest import is_saved
+from florence_jax.checkpoint.origin import Origin
 from florence_jax.checkpoint.problems import Problems, clip
 from florence_jax.checkpoint.recognise import Recognised, Source, recognise
 from florence_jax.checkpoint.report import Report
 from florence_jax.checkpoint.repository import read_config
+from florence_jax.checkpoint.saved import open_saved
 from florence_jax.checkpoint.sizes import check_reason, check_sizes
+from florence_jax.checkpoint.tree import flatten
 from florence_jax.checkpoint.weights import open_weights
 from florence_jax.config import Florence2Config
 from florence_jax.model import abstract_params
@@ -30,11 +34,13 @@ class Plan:
         sources: path in the parameter tree -> stored tensor and its transform; complete, with
             shapes that fit `config`.
         report: what was decided and found odd.
+        origin: what the PyTorch file has beyond these parameters.
     """
 
     config: Florence2Config
     sources: dict[str, Source]
     report: Report
+    origin: Origin
 
 
 def plan_checkpoint(directory: Path, *, ignore: Sequence[str] = ()) -> Plan:
@@ -49,6 +55,9 @@ def plan_checkpoint(directory: Path, *, ignore: Sequence[str] = ()) -> Plan:
             wrong shapes and dtypes, sizes on which config.json and the tensors disagree.
         ConfigError: config.json describes a model that this library does not support.
     """
+    if is_saved(directory):
+        saved = open_saved(directory, ignore=ignore)
+        return Plan(saved.config, saved.sources, saved.report, saved.origin)
     repository = read_config(directory)
     config = Florence2Config.from_hf(repository.config)
     weights = open_weights(directory)
@@ -78,16 +87,27 @@ def plan_checkpoint(directory: Path, *, ignore: Sequence[str] = ()) -> Plan:
         ignored=recognised.ignored | embeddings.ignored,
         quirks=tuple(quirks),
     )
-    return Plan(config, embeddings.sources, report)
+    origin = _origin(recognised, embeddings)
+    return Plan(config, embeddings.sources, report, origin)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, leaf) of a nested dict, paths joined by "/"."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
+def _origin(recognised: Recognised, embeddings: Embeddings) -> Origin:
+    """The tensors of the token table and the output bias that are not parameters of their own."""
+    own = {source.tensor.name for path, source in embeddings.sources.items() if path != SHARED}
+    stale = embeddings.ignored.keys() - {
+        source.tensor.name
+        for path, source in recognised.sources.items()
+        if path == LOGITS_BIAS_PATH
+    }
+    extra = {}
+    for path in (*TOKEN_TABLES, LOGITS_BIAS_PATH):
+        source = recognised.sources.get(path)
+        if source is not None and source.tensor.name not in own | stale:
+            name = source.match.name(recognised.naming)
+            assert name is not None  # it was found under this name
+            extra[name] = source.tensor.dtype.name
+    rows = embeddings.config.text.vocab_size
+    return Origin(naming=recognised.naming, vocab_size=rows, extra=extra)
 
 
 def _check_dtypes(sources: dict[str, Source], problems: Problems) -> None:

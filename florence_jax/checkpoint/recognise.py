@@ -123,7 +123,7 @@ def _not_a_florence(names: Sequence[str]) -> str:
         f"of them known in the original or the native naming): {sample(names)}"
     )
     if any("lora_" in name for name in names):
-        message += ". This is a LoRA adapter: merge it into its base model first"
+        message += ". This is a LoRA adapter: merge it with python -m convert.merge_lora"
     return message
 
 

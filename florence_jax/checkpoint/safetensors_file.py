@@ -16,7 +16,7 @@ import numpy as np
 
 from florence_jax.checkpoint.files import parse_json
 from florence_jax.checkpoint.problems import CheckpointError, clip
-from florence_jax.checkpoint.stored import StoredTensor
+from florence_jax.checkpoint.stored import StoredTensor, mapped_view
 
 # The published files' headers have about 100 kB. Parsed JSON takes some ten times its text.
 MAX_HEADER_BYTES = 8 << 20
@@ -75,7 +75,7 @@ def open_safetensors(path: Path, label: str) -> list[StoredTensor]:
     ]
     _check_layout(entries, size - start, label)
     return [
-        StoredTensor(name, shape, dtype, label, _viewer(mapping, start + begin, shape, dtype))
+        StoredTensor(name, shape, dtype, label, mapped_view(mapping, start + begin, shape, dtype))
         for name, shape, dtype, begin, _ in entries
     ]
 
@@ -128,13 +128,3 @@ def _check_layout(entries: list[_Entry], data_bytes: int, label: str) -> None:
             f"{label}: the header describes {position} bytes of tensors, the file holds "
             f"{data_bytes}. Is the download complete?"
         )
-
-
-def _viewer(mapping: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: np.dtype):
-    def view() -> np.ndarray:
-        count = math.prod(shape)
-        if count == 0:
-            return np.zeros(shape, dtype)
-        return np.frombuffer(mapping, dtype, count, offset).reshape(shape)
-
-    return view

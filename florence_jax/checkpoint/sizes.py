@@ -49,11 +49,14 @@ def check_reason(config: Florence2Config, num_tensors: int, problems: Problems) 
     """
     heading = "sizes beyond reason"
     layers = sum(config.vision.depths) + config.text.encoder_layers + config.text.decoder_layers
-    wrong = [
+    wrong: list[tuple[str, float, int]] = [
         (name, size, limit)
         for name, size in _integers("config.json", dataclasses.asdict(config))
         if abs(size) > (limit := _MAX_VOCABULARY if name == "vocab_size" else _MAX_SIZE)
     ]
+    # JSON's Infinity and 1e400 are numbers above 0, too.
+    if config.vision.mlp_ratio > _MAX_SIZE:
+        wrong.append(("mlp_ratio", config.vision.mlp_ratio, _MAX_SIZE))
     for name, size, limit in wrong:
         problems.add(heading, name, f"config.json says {size}, at most {limit} is supported")
     if layers > num_tensors:

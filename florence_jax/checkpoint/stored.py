@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import mmap
 from collections.abc import Callable
 
 import ml_dtypes
@@ -48,6 +49,20 @@ class StoredTensor:
     def is_readable(self) -> bool:
         """Can a parameter be read from this dtype?"""
         return self.dtype in READABLE_DTYPES
+
+
+def mapped_view(
+    mapping: mmap.mmap, offset: int, shape: Shape, dtype: np.dtype
+) -> Callable[[], np.ndarray]:
+    """`StoredTensor.view` for plain bytes from `offset` of a mapped file."""
+
+    def view() -> np.ndarray:
+        count = math.prod(shape)
+        if count == 0:
+            return np.zeros(shape, dtype)
+        return np.frombuffer(mapping, dtype, count, offset).reshape(shape)
+
+    return view
 
 
 def same_values(left: StoredTensor, right: StoredTensor) -> bool:

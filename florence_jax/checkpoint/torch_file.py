@@ -5,6 +5,7 @@ Torch's zip format keeps a pickle that can run code, so it is only ever unpickle
 """
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ def open_torch(path: Path, label: str) -> list[StoredTensor]:
 
     Raises:
         CheckpointError: torch is missing or older than 2.10, the file is not a plain state dict in
-            torch's zip format, or its pickle holds anything but tensors.
+            torch's zip format, it is compressed, or its pickle holds anything but tensors.
     """
     torch = _import_torch(label)
+    _check_archive(path, label)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -51,6 +53,22 @@ def open_torch(path: Path, label: str) -> list[StoredTensor]:
             "model's state_dict() alone"
         )
     return [_stored(torch, name, tensor, label) for name, tensor in state.items()]
+
+
+def _check_archive(path: Path, label: str) -> None:
+    """Refuse an archive that unpacks to more than its own size: torch itself never compresses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return  # torch's older formats and damage: torch.load says which
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > path.stat().st_size or any(member.compress_type for member in members):
+        raise CheckpointError(
+            f"{label} was refused: it is a compressed archive of {unpacked} bytes, and torch never "
+            "compresses: it is no torch file, or was made to exhaust memory. Use a checkpoint in "
+            "safetensors"
+        )
 
 
 def _import_torch(label: str) -> Any:

@@ -37,7 +37,11 @@ DEFAULT_BATCH_SIZE = 8
 
 
 def load(
-    source: str | Path, dtype: str = "float32", *, revision: str | None = None
+    source: str | Path,
+    dtype: str = "float32",
+    *,
+    revision: str | None = None,
+    verify: bool = True,
 ) -> tuple[Model, Params]:
     """Weights alone: the model handle and its parameters. Needs no tokenizer or processor files.
 
@@ -45,11 +49,12 @@ def load(
         source: a directory or a hub id, as for `Florence2Pipeline.from_pretrained`.
         dtype: "float32", "bfloat16" or "float16", for weights and activations.
         revision: branch, tag or commit of a hub id.
+        verify: compare a checkpoint in this library's own format with its manifest first.
 
     Raises:
         CheckpointError, ConfigError: what is missing or wrong, and what to do.
     """
-    config, params, _ = load_checkpoint(source, dtype=dtype, revision=revision)
+    config, params, _ = load_checkpoint(source, dtype=dtype, revision=revision, verify=verify)
     return Model(config=config, dtype=dtype), params
 
 
@@ -101,24 +106,28 @@ class Florence2Pipeline:
         revision: str | None = None,
         processor: str | Path | None = None,
         compat: Compat = None,
+        verify: bool = True,
         progress: bool = False,
     ) -> Florence2Pipeline:
         """Load a published or fine-tuned checkpoint.
 
         Args:
             source: a directory or a hub id such as "microsoft/Florence-2-base-ft", in the original
-                or in transformers' native naming.
+                or in transformers' native naming, or a directory in this library's own format.
             dtype: "float32", "bfloat16" or "float16", for weights and activations.
             revision: branch, tag or commit of a hub id.
             processor: directory or hub id to take the tokenizer from. By default `source` itself
                 or, where it has none, `microsoft/Florence-2-base`, with a warning that says so.
+            verify: compare a checkpoint in this library's own format with its manifest first.
             progress: show a bar while weights are read.
 
         Raises:
             CheckpointError, ValueError: what is missing or wrong, and what to do.
         """
         directory = resolve(source, revision=revision)
-        config, params, _ = load_checkpoint(directory, dtype=dtype, progress=progress)
+        config, params, _ = load_checkpoint(
+            directory, dtype=dtype, verify=verify, progress=progress
+        )
         files = read_config(directory)
         return cls(
             model=Model(config=config, dtype=dtype),

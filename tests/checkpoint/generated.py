@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from florence_jax.checkpoint.keymap import Naming, match_path
-from florence_jax.checkpoint.plan import flatten
+from florence_jax.checkpoint.tree import flatten
 from florence_jax.config import PRESETS, Florence2Config
 from florence_jax.model import abstract_params
 
@@ -136,4 +136,7 @@ def _write_bin(path: Path, shapes: Mapping[str, tuple[int, ...]], stored: str) -
 def _random_blocks(rng: np.random.Generator, name: str, size: int) -> Iterator[np.ndarray]:
     scale = np.float32(0.0 if name == LOGITS_BIAS else 0.02)
     for start in range(0, size, _BLOCK):
-        yield rng.standard_normal(min(_BLOCK, size - start), dtype=np.float32) * scale
+        # Adding zero turns the negative zeros of an all-zero tensor into plain ones.
+        yield rng.standard_normal(min(_BLOCK, size - start), dtype=np.float32) * scale + np.float32(
+            0
+        )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from florence_jax.checkpoint import CheckpointError, load_checkpoint
-from florence_jax.checkpoint.plan import flatten
+from florence_jax.checkpoint.tree import flatten
 from florence_jax.model import abstract_params
 from tests.checkpoint.generated import (
     LOGITS_BIAS,

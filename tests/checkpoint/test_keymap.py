@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from florence_jax.checkpoint.keymap import NAMINGS, RULES, ignored, match_name, match_path
-from florence_jax.checkpoint.plan import flatten
+from florence_jax.checkpoint.tree import flatten
 from florence_jax.config import PRESETS
 from florence_jax.model import abstract_params
 from tests.shared_data import needs_shared, shared_path

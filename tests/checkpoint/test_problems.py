@@ -81,7 +81,7 @@ def test_another_model_is_recognised_as_such(tmp_path):
     other = {f"vit.layer.{number}.weight": np.zeros(2, np.float32) for number in range(30)}
     assert "not the tensors of a Florence-2" in refused(tmp_path / "other", other)
     lora = {f"base.{number}.lora_A.weight": np.zeros(2, np.float32) for number in range(30)}
-    assert "merge it into its base model" in refused(tmp_path / "lora", lora)
+    assert "convert.merge_lora" in refused(tmp_path / "lora", lora)
     assert "not the tensors of a Florence-2" in refused(tmp_path / "empty", {})
 
 

@@ -1,0 +1,41 @@
+"""Decoding settings in the form of transformers' `generation_config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from florence_jax.generation import GenerationConfig
+
+# Written always, because what a reader assumes in their absence differs from reader to reader.
+_ALWAYS = (
+    "num_beams",
+    "early_stopping",
+    "no_repeat_ngram_size",
+    "length_penalty",
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+
+
+def decoding_settings(
+    config: Mapping[str, Any], generation: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The settings that a checkpoint decodes with, resolved from both of its files.
+
+    Args:
+        config: the content of config.json, in either dialect.
+        generation: the content of generation_config.json, None where there is none.
+    """
+    settings = GenerationConfig.from_hf(config, generation)
+    default = GenerationConfig()
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.name in _ALWAYS or getattr(settings, field.name) != getattr(default, field.name)
+    }

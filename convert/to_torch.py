@@ -1,0 +1,311 @@
+"""A checkpoint in any format to a PyTorch directory that transformers reads.
+
+python -m convert.to_torch SRC DEST --naming native|original
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from convert.command import as_size, check_apart, guarded
+from convert.safetensors_writer import save_tensors
+from convert.torch_config import torch_config, with_rows
+from convert.vocabulary import check_rows, resized
+from florence_jax.checkpoint import Plan, plan_checkpoint, read_config, resolve, torch_tensors
+from florence_jax.checkpoint.fetch import checked_dtype, fetch, leaf_dtype
+from florence_jax.checkpoint.files import contained_file, has_file
+from florence_jax.checkpoint.hub import METADATA_FILES
+from florence_jax.checkpoint.keymap import (
+    DECODER_TOKENS,
+    ENCODER_TOKENS,
+    LM_HEAD,
+    LOGITS_BIAS_PATH,
+    SHARED,
+    Naming,
+    match_name,
+    match_path,
+)
+from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
+from florence_jax.checkpoint.replace import replaced_directory
+from florence_jax.checkpoint.tree import insert
+
+_PROGRAM = "convert.to_torch"
+_WEIGHTS = "model.safetensors"
+_JSON_FILES = ("config.json", "generation_config.json")
+TiedNames = Literal["source", "once", "all"]
+
+_EPILOG = """\
+examples:
+  for transformers' own class (florence-community's naming):
+    python -m convert.to_torch mine/ mine-torch/ --naming native
+  for the original code of microsoft/Florence-2-*, back to the very tensors it came from:
+    python -m convert.to_torch mine/ mine-original/ --naming original
+  an original checkpoint for transformers, which needs a row for <image> (id 51289):
+    python -m convert.to_torch microsoft/Florence-2-base-ft base-native/ --naming native \\
+        --vocab-size 51328
+
+SRC is what convert.from_torch or florence_jax.checkpoint.save_checkpoint wrote, or any published
+directory or hub id. DEST gets model.safetensors, config.json and generation_config.json in the
+dialect of the naming, and SRC's tokenizer and processor files. It appears when it is complete.
+
+Token table: PyTorch knows it under up to four names. --tied-names source (the default) writes the
+names that the PyTorch file had which SRC came from, so that the way there and back gives the same
+tensors; where SRC came from another naming or from training, and with `once`, there is one name,
+as in published safetensors files. `all` writes every name of the class's state_dict, for a strict
+load_state_dict. An lm_head with values of its own is always written, and then so are the
+embed_tokens, because PyTorch ties all of them or none.
+
+Output bias: the original naming always has `final_logits_bias`, of zeros where SRC has none; in
+transformers' naming there is none, and an output bias that is not zero is refused.
+
+Vocabulary: rows are added or removed only by --vocab-size. Added rows are the mean of the others.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What was read and written.
+
+    Attributes:
+        plan: the source.
+        shapes: name -> shape of every tensor written.
+        nbytes: their size.
+        dtypes: their dtypes.
+        files: the files written.
+        notes: what the reader of the result should know, one sentence each.
+    """
+
+    plan: Plan
+    shapes: dict[str, tuple[int, ...]]
+    nbytes: int
+    dtypes: frozenset[str]
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def to_torch(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    naming: Naming,
+    dtype: str | None = None,
+    vocab_size: int | None = None,
+    tied_names: TiedNames = "source",
+    revision: str | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Export:
+    """Export one checkpoint; tensors that need no change are never copied to memory.
+
+    Args:
+        source: directory or hub id, in this library's format or in either published naming.
+        destination: directory to write.
+        naming: "native" for transformers' class, "original" for Microsoft's code.
+        dtype: "float32", "bfloat16" or "float16"; None keeps each tensor's own.
+        vocab_size: rows of the token table; None keeps them.
+        tied_names: names under which a tied token table is written (see --help).
+        revision: branch, tag or commit of a hub id.
+        overwrite: replace an existing checkpoint.
+        progress: show progress bars on stderr.
+
+    Raises:
+        CheckpointError, ConfigError, ValueError: what is wrong, and what to do.
+    """
+    target = None if dtype is None else checked_dtype(dtype)
+    directory = resolve(source, revision=revision)
+    check_apart(directory, Path(destination))
+    if is_saved(directory):
+        verify_files(directory, read_manifest(directory), progress=progress)
+    plan = plan_checkpoint(directory)
+    repository = read_config(directory)
+    rows = plan.config.text.vocab_size if vocab_size is None else vocab_size
+    if rows != plan.config.text.vocab_size:
+        check_rows(rows, directory)
+    config = with_rows(plan.config, rows)
+    tensors = _tensors(plan, naming, target, rows, tied_names, progress)
+    dtypes = frozenset(array.dtype.name for array in tensors.values())
+    json_files = dict(
+        zip(_JSON_FILES, torch_config(repository, config, naming, dtypes), strict=True)
+    )
+    with replaced_directory(Path(destination), overwrite=overwrite) as new:
+        for name, content in json_files.items():
+            (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name in METADATA_FILES:
+            if name not in json_files and has_file(directory, name):
+                (new / name).write_bytes(contained_file(directory, name).read_bytes())
+        save_tensors(tensors, new / _WEIGHTS, {"format": "pt"})
+        files = tuple(sorted(path.name for path in new.iterdir()))
+    return Export(
+        plan=plan,
+        shapes={name: array.shape for name, array in tensors.items()},
+        nbytes=sum(array.nbytes for array in tensors.values()),
+        dtypes=dtypes,
+        files=files,
+        notes=tuple(_notes(plan, repository.config, naming, rows, directory)),
+    )
+
+
+def _tensors(
+    plan: Plan,
+    naming: Naming,
+    target: np.dtype | None,
+    rows: int,
+    tied_names: TiedNames,
+    progress: bool,
+) -> dict[str, np.ndarray]:
+    """Every tensor to be written, contiguous: a view of the source's file wherever that will do."""
+    params: dict[str, Any] = {}
+    for path, entry in plan.sources.items():
+        view = entry.transform.to_ours(entry.tensor.view())
+        if path in (SHARED, LM_HEAD, LOGITS_BIAS_PATH) and len(view) != rows:
+            view = resized(view, rows)
+        insert(params, path, view)
+    wanted = _table_names(plan, naming, tied_names)
+    tensors = {}
+    with tqdm(
+        total=len(plan.sources), desc="reading", unit="tensor", disable=not progress
+    ) as progress_bar:
+        for name, view in torch_tensors(params, naming, tied_names=True):
+            match = match_name(name, naming)
+            assert match is not None  # torch_tensors takes its names from the same table
+            own = match.path in plan.sources and match.path != SHARED
+            if not own and wanted is not None and name not in wanted:
+                continue
+            entry = plan.sources[match.path if own else SHARED]
+            dtype = leaf_dtype(entry, target)
+            if not own and target is None and wanted is not None:
+                dtype = np.dtype(wanted[name] or dtype)
+            unchanged = view.dtype == dtype and view.flags.c_contiguous
+            tensors[name] = view if unchanged else fetch(entry, view, dtype)
+            progress_bar.update()
+    return tensors
+
+
+def _table_names(plan: Plan, naming: Naming, tied_names: TiedNames) -> dict[str, str | None] | None:
+    """Names of the token table and of a zero output bias -> dtype, where the source tells it.
+
+    None stands for every name that there is.
+    """
+    if tied_names == "all":
+        return None
+    extra = plan.origin.extra
+    has_table = any(not name.endswith(LOGITS_BIAS_PATH) for name in extra)
+    if tied_names == "source" and plan.origin.naming == naming and has_table:
+        return dict(extra)
+    paths = [SHARED, LOGITS_BIAS_PATH]
+    if not plan.config.tie_word_embeddings:
+        # Told not to tie lm_head, both classes tie nothing: they would start from random rows.
+        paths += [ENCODER_TOKENS, DECODER_TOKENS]
+    matches = [match_path(path) for path in paths]
+    names = [match.name(naming) for match in matches if match is not None]
+    return {name: None for name in names if name is not None}
+
+
+def _notes(plan: Plan, config: dict[str, Any], naming: Naming, rows: int, directory: Path):
+    before = plan.config.text.vocab_size
+    if rows > before:
+        yield f"vocabulary: {rows - before} rows added to {before}, each the mean of the others"
+    elif rows < before:
+        yield f"vocabulary: the last {before - rows} of {before} rows removed"
+    image = plan.config.image_token_id
+    if naming == "native" and image >= rows:
+        yield (
+            f"transformers looks up <image>, token {image}, which a vocabulary of {rows} lacks: "
+            "pass --vocab-size 51328, as the published native checkpoints have, to run it on images"
+        )
+    if naming == "native" and has_file(directory, "tokenizer.json"):
+        tokenizer = contained_file(directory, "tokenizer.json").read_text(encoding="utf-8")
+        if '"<image>"' not in tokenizer:
+            yield (
+                "the tokenizer is the original's, without <image> and the location tokens that "
+                "transformers' processor needs: take the tokenizer and processor files of "
+                "florence-community/Florence-2-base"
+            )
+    if naming == "original" and config.get("auto_map"):
+        yield (
+            "config.json keeps auto_map: copy the *.py files that it names beside it to load this "
+            "with the original's remote code"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    options = _parser().parse_args(arguments)
+    return guarded(_PROGRAM, lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    export = to_torch(
+        options.source,
+        options.destination,
+        naming=options.naming,
+        dtype=options.dtype,
+        vocab_size=options.vocab_size,
+        tied_names=options.tied_names,
+        revision=options.revision,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+    if not options.quiet:
+        seconds = time.monotonic() - started
+        lines = [
+            f"read {export.plan.report}",
+            f"wrote {options.destination}: {len(export.shapes)} tensors in the {options.naming} "
+            f"naming, {', '.join(sorted(export.dtypes))}, {as_size(export.nbytes)}, in "
+            f"{seconds:.1f} s",
+            f"  files: {', '.join(export.files)}",
+        ]
+        print("\n".join([*lines, *(f"  note: {note}" for note in export.notes)]))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {_PROGRAM}",
+        description="Export a Florence-2 checkpoint to PyTorch.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SRC", help="checkpoint directory or hub id")
+    parser.add_argument("destination", metavar="DEST", help="directory to write")
+    parser.add_argument(
+        "--naming",
+        choices=("native", "original"),
+        required=True,
+        help="native: transformers' own class; original: Microsoft's code",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of every tensor (default: each as it is stored)",
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, metavar="ROWS", help="pad or cut the token table to ROWS"
+    )
+    parser.add_argument(
+        "--tied-names",
+        choices=("source", "once", "all"),
+        default="source",
+        help="names of a tied token table (default: %(default)s)",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace DEST, if it is a checkpoint"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
