@@ -15,7 +15,7 @@ def guarded(program: str, action: Callable[[], int]) -> int:
     try:
         return action()
     except KeyboardInterrupt:
-        print(f"\n{program}: interrupted; the destination is as it was", file=sys.stderr)
+        print(f"\n{program}: interrupted; nothing is left half-written", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)

@@ -139,6 +139,12 @@ class GenerationConfig:
         """
         text = config.get("text_config", config)
         generation = generation_config or {}
+        for name, source in (("text_config", text), ("generation_config", generation)):
+            if not isinstance(source, Mapping):
+                raise ValueError(f"{name} must be an object of settings, got {source!r}")
+        for name in ("max_length", "min_length"):
+            if generation.get(name) is not None:
+                _check_int(f"generation_config.{name}", generation[name], at_least=0)
         settings: dict[str, Any] = {}
         for name, default in _TRANSFORMERS_DEFAULTS.items():
             if text.get(name, default) not in (None, default):

@@ -38,21 +38,22 @@ class ImageConfig:
     rescale: float = 1 / 255
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or not all(isinstance(n, int) and n > 0 for n in self.size):
+        if len(self.size) != 2 or not all(type(n) is int and n > 0 for n in self.size):
             raise ValueError(
                 f"size must be two positive integers (height, width), got {self.size!r}"
             )
         for field in ("mean", "std"):
-            if len(getattr(self, field)) != 3:
-                raise ValueError(
-                    f"{field} must have one value per RGB channel, got {getattr(self, field)!r}"
-                )
+            values = getattr(self, field)
+            if not (isinstance(values, tuple) and len(values) == 3 and all(map(_finite, values))):
+                raise ValueError(f"{field} must be one number per RGB channel, got {values!r}")
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std must be positive, got {self.std!r}")
-        if self.resample not in list(Image.Resampling):
+        if type(self.resample) is not int or self.resample not in list(Image.Resampling):
             raise ValueError(
                 f"resample must be one of PIL's filters 0..5 (3 is bicubic), got {self.resample!r}"
             )
+        if not _finite(self.rescale):
+            raise ValueError(f"rescale must be a finite number, got {self.rescale!r}")
 
     @classmethod
     def from_hf(cls, preprocessor_config: Mapping[str, Any]) -> ImageConfig:
@@ -63,6 +64,8 @@ class ImageConfig:
             that keeps the aspect, a centre crop, or no resize.
         """
         config = preprocessor_config.get("image_processor", preprocessor_config)
+        if not isinstance(config, Mapping):
+            raise ValueError(f"image_processor must be an object of settings, got {config!r}")
         size = config.get("size", {"height": 768, "width": 768})
         if isinstance(size, int):
             size = {"height": size, "width": size}
@@ -77,12 +80,21 @@ class ImageConfig:
             )
         rescaled, normalised = config.get("do_rescale", True), config.get("do_normalize", True)
         return cls(
-            size=(int(size["height"]), int(size["width"])),
-            mean=tuple(config.get("image_mean", IMAGENET_MEAN)) if normalised else (0.0,) * 3,
-            std=tuple(config.get("image_std", IMAGENET_STD)) if normalised else (1.0,) * 3,
-            resample=int(config.get("resample", BICUBIC)),
-            rescale=float(config.get("rescale_factor", 1 / 255)) if rescaled else 1.0,
+            size=(size["height"], size["width"]),
+            mean=_tuple(config.get("image_mean", IMAGENET_MEAN)) if normalised else (0.0,) * 3,
+            std=_tuple(config.get("image_std", IMAGENET_STD)) if normalised else (1.0,) * 3,
+            resample=config.get("resample", BICUBIC),
+            rescale=config.get("rescale_factor", 1 / 255) if rescaled else 1.0,
         )
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _finite(value: Any) -> bool:
+    # Compared, not math.isfinite, which overflows on an integer too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
 
 
 def preprocess_image(

@@ -1,27 +1,36 @@
-"""Full-size base and large beside transformers' native class, every stage and the logits."""
+"""Full-size base and large beside transformers' native class, every stage, end to end and alone."""
 
 import pytest
 
-from tests.parity.measure import measure
+from convert.reference import spread_params
+from convert.stages import random_inputs
+from convert.verify_metrics import first_over
+from convert.verify_native import compare_with_native
+from florence_jax import config as configs
+from florence_jax.model import Model
 
 pytestmark = pytest.mark.slow
 
-# Of the largest value of a stage: float32 sums in another order through up to 36 layers.
-RELATIVE_TOLERANCE = 1e-4
+
+def rows(preset, size, dtype):
+    config = configs.PRESETS[preset]()
+    inputs = random_inputs(Model(config=config), batch=1, size=size, text=12, target=8, seed=0)
+    params = spread_params(config, 0)
+    return compare_with_native(config, params, inputs, [dtype], new_tokens=0)[dtype]
 
 
 @pytest.mark.parametrize("size", [(768, 768), (512, 640)])
 @pytest.mark.parametrize("preset", ["base", "large"])
 def test_every_stage(preset, size):
-    rows = list(measure(preset, size, ["float32"]))
-    assert rows[-1].stage == "logits"
-    assert rows[-1].largest > 5, "logits must be spread out for the comparison to mean anything"
-    excess = [row for row in rows if row.ours_to_pytorch > RELATIVE_TOLERANCE * row.largest]
-    assert not excess, excess
+    found = rows(preset, size, "float32")
+    assert first_over(found) is None
+    # Through up to 36 layers, and in each by itself.
+    assert all(row.relative < 2e-5 for row in found)
+    assert all(row.own_error < 2e-6 for row in found)
 
 
 def test_bfloat16_is_no_further_from_the_truth_than_pytorchs():
+    found = rows("base", (768, 768), "bfloat16")
+    assert first_over(found) is None
     # The same roundings in another order: equal up to their luck.
-    rows = measure("base", (768, 768), ["bfloat16"])
-    excess = [row for row in rows if row.ours_to_truth > 2 * row.pytorch_to_truth]
-    assert not excess, excess
+    assert all(row.error < 2 * row.reference_error for row in found)

@@ -60,7 +60,7 @@ def test_config_drives_preprocessing():
         ({"do_center_crop": True}, "centre crop"),
         ({"do_resize": False}, "no resize"),
         ({"size": 0}, "two positive integers"),
-        ({"image_mean": [0.5]}, "one value per RGB channel"),
+        ({"image_mean": [0.5]}, "one number per RGB channel"),
         ({"image_std": [1, 0, 1]}, "std must be positive"),
         ({"resample": 9}, "PIL's filters"),
     ],
