@@ -28,6 +28,9 @@ from florence_jax.checkpoint.stored import FLOAT_DTYPES
 from florence_jax.checkpoint.tree import check_parameters, flatten
 from florence_jax.config import Florence2Config
 
+# What is written is hashed next, in pieces that are then still in the processor's cache. Plain
+# writes in pieces of 16 MiB took five times as long.
+_CHUNK = 1 << 20
 _CONFIG = "config.json"
 
 
@@ -229,7 +232,7 @@ class _HashedFile:
         for part in (np.zeros(offset - self._size, np.uint8), content):
             view = part.data
             while view:
-                written = self._file.write(view[: 16 << 20])
+                written = self._file.write(view[:_CHUNK])
                 self._digest.update(view[:written])
                 view = view[written:]
         self._size = offset + content.size
