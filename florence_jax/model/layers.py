@@ -6,7 +6,7 @@ once, where pixels and tokens enter; norms, softmax and GELU work in float32 wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,14 @@ class Linear(nnx.Module):
     def __init__(self, in_dim: int, out_dim: int, *, use_bias: bool = True, rngs: nnx.Rngs | None):
         self.kernel = nnx.Param(normal(rngs, (in_dim, out_dim)))
         self.bias = nnx.Param(jnp.zeros((out_dim,))) if use_bias else None
+        # What is added to the output: fine-tuning sets it on a module that is being traced.
+        self.adapter: Callable[[jax.Array], jax.Array] | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        return y if self.adapter is None else y + self.adapter(x)
 
 
 class LayerNorm(nnx.Module):
