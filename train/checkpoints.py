@@ -1,0 +1,278 @@
+"""A run's checkpoints: saved while training goes on, named only when whole, verified when read.
+
+    RUN/checkpoints/step_00000100/
+        state/          Orbax arrays: every leaf of the state under its name
+        meta.json       whatever the run wants to find again (data position, config, metrics)
+        manifest.json   sha256 of every file, shape and dtype of every array
+
+Orbax alone restores arrays with flipped bits without an error and casts a wrong dtype silently; the
+manifest is what makes damage and mistakes visible.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+_MANIFEST = "manifest.json"
+_META = "meta.json"
+_STATE = "state"
+_NAME = re.compile(r"step_(\d{8})")
+
+
+class RestoreError(ValueError):
+    """A checkpoint that cannot be what is asked for; the message names the difference."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and what to keep.
+
+    Attributes:
+        every: steps between two checkpoints.
+        keep_last: the newest ones that are kept.
+        keep_every: checkpoints at multiples of this many steps are kept for good; 0 for none.
+        keep_best: whether the best one by the run's metric is kept too.
+    """
+
+    every: int = 1000
+    keep_last: int = 3
+    keep_every: int = 0
+    keep_best: bool = True
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep_last < 1 or self.keep_every < 0:
+            raise ValueError(
+                "checkpoint.every and checkpoint.keep_last must be at least 1 and "
+                f"checkpoint.keep_every at least 0, got {self}"
+            )
+
+
+class Checkpoints:
+    """The checkpoints of one run directory. One writer at a time; use it as a context manager."""
+
+    def __init__(
+        self,
+        directory: str | Path,
+        config: CheckpointConfig,
+        *,
+        report: Callable[[str], None] = print,
+    ):
+        self.directory = Path(directory)
+        self.config = config
+        self._report = report
+        self._saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self._finishing: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._best: int | None = None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for leftover in self.directory.glob("*.saving*"):
+            shutil.rmtree(leftover)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.wait()
+        self._saver.close()
+
+    def steps(self) -> list[int]:
+        """Steps of all finished checkpoints, oldest first."""
+        names = (_NAME.fullmatch(path.name) for path in self.directory.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def path(self, step: int) -> Path:
+        return self.directory / f"step_{step:08d}"
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], *, best: bool = False) -> None:
+        """Start saving `state`; returns once its arrays may be donated.
+
+        A save that fails (a full disk, a directory that became read-only) is reported, older
+        checkpoints stay as they are, and the next save tries again.
+
+        Args:
+            best: this is the best so far by the run's metric, kept until a better one.
+        """
+        self.wait()
+        if best:
+            self._best = step
+        if self.path(step).exists():
+            return
+        aside = self.directory / f"step_{step:08d}.saving"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            leaves = named_leaves(state)
+            self._saver.save(aside / _STATE, args=ocp.args.PyTreeSave(leaves))
+        except Exception as error:
+            self._failed(step, error)
+            return
+        shapes = {
+            name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+            for name, leaf in leaves.items()
+        }
+        self._finishing = threading.Thread(
+            target=self._finish, args=(step, aside, dict(meta), shapes), name="checkpoint"
+        )
+        self._finishing.start()
+
+    def wait(self) -> None:
+        """Until the save in progress, if any, is finished or has failed."""
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the last save failed, or None."""
+        return self._failure
+
+    def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest undamaged checkpoint as (state, meta), or None if there is none.
+
+        A damaged one is reported and the one before it is tried.
+
+        Args:
+            abstract: the state as `jax.ShapeDtypeStruct`s, with the shardings to restore to.
+
+        Raises:
+            RestoreError: it holds other arrays, shapes or dtypes than `abstract`; or all that
+                there are, are damaged.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            path = self.path(step)
+            problem = damage(path)
+            if problem is not None:
+                self._report(f"{path} is damaged ({problem}): trying the one before it")
+                damaged.append(path)
+                continue
+            return self._read(path, abstract)
+        if damaged:
+            raise RestoreError(
+                f"every checkpoint of {self.directory} is damaged ({len(damaged)}): restore one "
+                "from a backup, or start again in another run directory"
+            )
+        return None
+
+    def _read(self, path: Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        wanted = named_leaves(abstract)
+        stored = json.loads((path / _MANIFEST).read_text())["arrays"]
+        problems = [f"{name} is not in it" for name in wanted if name not in stored]
+        problems += [f"{name} belongs to another run" for name in stored if name not in wanted]
+        for name in wanted.keys() & stored.keys():
+            mine = {"shape": list(wanted[name].shape), "dtype": str(wanted[name].dtype)}
+            if stored[name] != mine:
+                problems.append(f"{name} is {_describe(stored[name])}, expected {_describe(mine)}")
+        if problems:
+            shown = "; ".join(sorted(problems)[:5])
+            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise RestoreError(f"{path} holds another state: {shown}{more}")
+        arguments = ocp.args.PyTreeRestore(
+            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
+        )
+        leaves = self._saver.restore(path / _STATE, args=arguments)
+        state = jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in wanted])
+        return state, json.loads((path / _META).read_text())
+
+    def _finish(self, step: int, aside: Path, meta: dict[str, Any], arrays: dict) -> None:
+        try:
+            self._saver.wait_until_finished()
+            if jax.process_index() == 0:
+                (aside / _META).write_text(json.dumps(meta, indent=1))
+                files = {
+                    str(file.relative_to(aside)): digest(file)
+                    for file in sorted(aside.rglob("*"))
+                    if file.is_file()
+                }
+                manifest = {"format": "florence-jax-run-1", "files": files, "arrays": arrays}
+                (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+                _sync(aside)
+                aside.rename(self.path(step))
+                _sync_directory(self.directory)
+                self._prune()
+            self._failure = None
+        except Exception as error:
+            self._failed(step, error)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self._failure = error
+        self._report(
+            f"the checkpoint of step {step} could not be saved in {self.directory}: {error}; "
+            f"older ones ({self.steps()}) are intact, the next save tries again"
+        )
+
+    def _prune(self) -> None:
+        steps, config = self.steps(), self.config
+        kept = set(steps[-config.keep_last :])
+        if config.keep_every:
+            kept |= {step for step in steps if step % config.keep_every == 0}
+        if config.keep_best and self._best is not None:
+            kept.add(self._best)
+        for step in steps:
+            if step not in kept:
+                # Renamed first: a kill halfway leaves no directory that looks like a checkpoint.
+                doomed = self.directory / f"step_{step:08d}.saving-old"
+                self.path(step).rename(doomed)
+                shutil.rmtree(doomed)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Every leaf by a name made of its path, in the tree's order."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None. Reads every byte."""
+    try:
+        files = json.loads((path / _MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{_MANIFEST}: {error}"
+    present = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    present.discard(_MANIFEST)
+    for name, expected in files.items():
+        if name not in present:
+            return f"{name} is missing"
+        if digest(path / name) != expected:
+            return f"{name} has other bytes than when it was written"
+    extra = sorted(present - files.keys())
+    return f"{extra[0]} was not written with it" if extra else None
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _describe(array: Mapping[str, Any]) -> str:
+    return f"{array['dtype']}{array['shape']}"
+
+
+def _sync(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        else:
+            _sync_directory(path)
+    _sync_directory(directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
