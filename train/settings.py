@@ -1,0 +1,161 @@
+"""Settings of a program: frozen dataclasses, filled from a recipe file and `key=value` words.
+
+A recipe is YAML (nested like the dataclasses) or Python (a module-level `config`). Words override
+it: `optimizer.learning_rate=1e-4`, `data.train=[a.jsonl,b.jsonl]`; values are written as in YAML.
+"""
+
+import dataclasses
+import inspect
+import re
+import runpy
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+Config = TypeVar("Config")
+
+
+class SettingsError(ValueError):
+    """Settings that do not fit; the message lists every problem with its field."""
+
+
+def load_settings(kind: type[Config], recipe: str | Path | None, words: Sequence[str]) -> Config:
+    """An instance of the dataclass `kind` from a recipe, with `words` on top.
+
+    Raises:
+        SettingsError: an unknown field, a wrong type or value, an unreadable recipe or word.
+    """
+    tree = _read_recipe(kind, Path(recipe)) if recipe is not None else {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise SettingsError(f"{word!r} is not key=value, for example optimizer.clip_norm=1")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"{word!r}: the value cannot be read: {error}") from None
+        _put(tree, name, value)
+    return from_tree(kind, tree)
+
+
+def from_tree(kind: type[Config], tree: Mapping[str, Any]) -> Config:
+    """The dataclass `kind` from nested mappings, every value checked against its annotation."""
+    unknown = sorted(_unknown(kind, tree))
+    if unknown:
+        known = ", ".join(name for name, *_ in describe(kind))
+        raise SettingsError(f"unknown settings: {', '.join(unknown)}; there are: {known}")
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(tree)
+    except pydantic.ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in problem['loc']) or 'settings'}: {problem['msg']}"
+            + (f" (got {problem['input']!r})" if problem["type"] != "missing" else "")
+            for problem in error.errors()
+        ]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """Nested dicts, lists and plain values, as they go into YAML and JSON."""
+    return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line for each field in which two trees differ."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        name = f"{prefix}{key}"
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{name}.")
+        elif before != after:
+            lines.append(f"{name} was {before!r} and is {after!r}")
+    return lines
+
+
+def describe(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
+    """(name, default, type, meaning) of every field, meanings from the classes' docstrings."""
+    hints = typing.get_type_hints(kind)
+    meanings = _meanings(kind)
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from describe(hints[field.name], f"{name}.")
+        else:
+            yield name, _default(field), _type_name(hints[field.name]), meanings.get(field.name, "")
+
+
+def _read_recipe(kind: type, path: Path) -> dict[str, Any]:
+    if path.suffix == ".py":
+        try:
+            config = runpy.run_path(str(path)).get("config")
+        except OSError as error:
+            raise SettingsError(f"recipe {path}: {error.strerror}") from None
+        if not isinstance(config, kind):
+            raise SettingsError(f"recipe {path} must define `config`, a {kind.__name__}")
+        return to_tree(config)
+    if path.suffix not in (".yaml", ".yml"):
+        raise SettingsError(f"recipe {path}: expected a .yaml or .py file")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"recipe {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"recipe {path} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise SettingsError(f"recipe {path} must be a mapping of settings, got {tree!r}")
+    return tree
+
+
+def _put(tree: dict[str, Any], name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise SettingsError(f"{name}: {parent} is {child!r}, which has no fields")
+        tree = child
+    tree[last] = value
+
+
+def _unknown(kind: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    hints = typing.get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind)}
+    for key, value in tree.items():
+        if key not in names:
+            yield f"{prefix}{key}"
+        elif dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            yield from _unknown(hints[key], value, f"{prefix}{key}.")
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return "(required)"
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """Field -> meaning, from the "Attributes:" section of a class's docstring."""
+    _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    meanings: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.splitlines():
+        start = re.match(r"    (\w[\w, ]*): (.*)", line)
+        if start:
+            names = start[1].split(", ")
+            meanings.update(dict.fromkeys(names, start[2]))
+        elif line.startswith("        "):
+            for name in names:
+                meanings[name] += " " + line.strip()
+        elif line.strip():
+            break
+    return meanings
