@@ -1,0 +1,1 @@
+"""From files on disk to batches that are a pure function of the seed and the step."""

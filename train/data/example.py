@@ -1,0 +1,61 @@
+"""One training example, before its picture is opened."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+
+class DataError(ValueError):
+    """A data set that cannot be read as what it is said to be; names the file and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A picture, what is asked of it, and the answer to learn.
+
+    Attributes:
+        id: says where it comes from, for example "train/annotations.jsonl:17".
+        image: a file, encoded bytes, or a picture.
+        task: "<OD>" and so on; "" for a prompt of one's own.
+        prompt: what follows the task token: a caption, a region's <loc_N> text, a question.
+        answer: text as generated; or, where coordinates may have to move with the picture, what
+            `florence_jax.processing.parse` returns for the task, in pixels of the picture as
+            shown (EXIF orientation applied).
+    """
+
+    id: str
+    image: Path | bytes | Image.Image
+    task: str
+    prompt: str
+    answer: str | Mapping[str, Any]
+
+    @property
+    def prefix(self) -> str:
+        return self.task + self.prompt
+
+
+class Source(Protocol):
+    """Examples by number, in any order and from any process. Picklable."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def contained(root: Path, name: str, where: str) -> Path:
+    """The file `name` below the directory `root`.
+
+    Raises:
+        DataError: it lies outside of `root`, by "..", an absolute path or a link.
+    """
+    resolved = root.resolve()
+    path = (resolved / name).resolve()
+    if not path.is_relative_to(resolved):
+        raise DataError(
+            f"{where}: the image {name!r} lies outside of {root}; move it there, or name the "
+            "directory that holds all images as the data set's image_root"
+        )
+    return path

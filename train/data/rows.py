@@ -1,0 +1,142 @@
+"""From an example to arrays. Never raises: what cannot be used becomes a row without weight."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from florence_jax.processing import FlorenceTokenizer, build_prompt, load_image
+from train.data.augment import AugmentConfig, augment
+from train.data.example import Example, Source
+from train.losses import IGNORE
+from train.step import Batch
+from train.targets import target_text
+
+# The least lengths that prompts and answers are padded to; longer ones double.
+PROMPT_BUCKET = 16
+TARGET_BUCKET = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example as arrays.
+
+    Attributes:
+        id: the example's.
+        image: uint8[H, W, 3].
+        prompt: token ids, `<s>` and `</s>` included.
+        target: token ids, `<s>` and `</s>` included; empty for a row without weight.
+        problem: why the row has no weight, or None.
+    """
+
+    id: str
+    image: np.ndarray
+    prompt: list[int]
+    target: list[int]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowMaker:
+    """Opens, augments, resizes and tokenizes.
+
+    Attributes:
+        tokenizer: of the model that trains.
+        image_size: (height, width) in pixels that every picture is resized to.
+        max_prompt, max_target: tokens; a longer one is a problem, nothing is cut.
+        augmentation: what may be changed, differently in each epoch.
+        resample: PIL's resampling filter; 3 is bicubic, the published processor's.
+    """
+
+    tokenizer: FlorenceTokenizer
+    image_size: tuple[int, int]
+    max_prompt: int = 256
+    max_target: int = 1024
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    resample: int = int(Image.Resampling.BICUBIC)
+
+    def __call__(self, numbered: "Numbered", rng: np.random.Generator) -> Row:
+        """The row of an example; equal arguments give equal rows."""
+        where = f"{numbered.name}:{numbered.index}"
+        try:
+            example = numbered.source[numbered.index]
+            where = example.id
+            return self.row(example, rng)
+        # Grain drops what follows a transform that raises, and one bad file must not end a run of
+        # days: whatever went wrong is written down with the row's id.
+        except Exception as error:
+            height, width = self.image_size
+            blank = np.zeros((height, width, 3), np.uint8)
+            return Row(where, blank, [], [], f"{type(error).__name__}: {error}")
+
+    def row(self, example: Example, rng: np.random.Generator) -> Row:
+        """The row of an example.
+
+        Raises:
+            ValueError: a picture that cannot be read, or a text that does not fit.
+        """
+        picture = load_image(example.image)
+        picture, example = augment(picture, example, self.augmentation, rng)
+        answer = example.answer
+        if not isinstance(answer, str):
+            answer = target_text(example.task, answer, picture.size)
+        prompt, target = self.tokenizer.encode([build_prompt(example.prefix), answer])
+        for name, ids, limit in (
+            ("prompt", prompt, self.max_prompt),
+            ("target", target, self.max_target),
+        ):
+            if len(ids) > limit:
+                raise ValueError(f"the {name} has {len(ids)} tokens, more than max_{name}={limit}")
+        height, width = self.image_size
+        resized = picture.resize((width, height), Image.Resampling(self.resample))
+        return Row(example.id, np.asarray(resized), prompt, target)
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Example `index` of a source, not read yet."""
+
+    name: str
+    source: Source
+    index: int
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """This host's share of one update, and what went wrong in it.
+
+    Attributes:
+        arrays: with A micro-batches of B rows.
+        ids: of its rows in order, A * B.
+        problems: (id, reason) of rows without weight.
+    """
+
+    arrays: Batch
+    ids: tuple[str, ...]
+    problems: tuple[tuple[str, str], ...]
+
+
+def collate(rows: Sequence[Row], *, micro: int, pad_id: int) -> HostBatch:
+    """Rows as one padded batch of `micro` micro-batches; lengths are rounded up to 2^n buckets."""
+    height = len(rows) // micro
+
+    def padded(sequences: list[list[int]], bucket: int, filler: int) -> np.ndarray:
+        length = bucket
+        while length < max(map(len, sequences)):
+            length *= 2
+        array = np.full((len(rows), length), filler, np.int32)
+        for row, ids in enumerate(sequences):
+            array[row, : len(ids)] = ids
+        return array.reshape(micro, height, length)
+
+    images = np.stack([row.image for row in rows])
+    return HostBatch(
+        arrays=Batch(
+            images=images.reshape(micro, height, *images.shape[1:]),
+            input_ids=padded([row.prompt for row in rows], PROMPT_BUCKET, pad_id),
+            labels=padded([row.target for row in rows], TARGET_BUCKET, IGNORE),
+        ),
+        ids=tuple(row.id for row in rows),
+        problems=tuple((row.id, row.problem) for row in rows if row.problem is not None),
+    )

@@ -1,0 +1,158 @@
+"""Rows `image, prefix, suffix`: JSONL (Roboflow's and maestro's), Parquet, ArrayRecord."""
+
+import array
+import base64
+import bisect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from florence_jax.processing import task_of
+from train.data.example import DataError, Example, contained
+
+_COLUMNS = ("image", "prefix", "suffix")
+
+
+class Jsonl:
+    """One JSON object a line; images are files below `image_root`, by default the file's folder.
+
+    Lines are read when asked for: only their offsets are held, 8 bytes a line.
+    """
+
+    def __init__(self, path: str | Path, image_root: str | Path | None = None):
+        self.path = Path(path)
+        self.image_root = Path(image_root) if image_root else self.path.parent
+        self._offsets = array.array("q", _line_offsets(self.path))
+        if not self._offsets:
+            raise DataError(f"{self.path} holds no rows")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> Example:
+        where = f"{self.path.name}:{index}"
+        with self.path.open("rb") as stream:
+            stream.seek(self._offsets[index])
+            line = stream.readline()
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where} is not JSON: {error}") from None
+        return row_example(where, row, self.image_root)
+
+
+class Parquet:
+    """A Parquet file, or a directory of them, in the order of their names.
+
+    The column `image` holds encoded bytes, a struct with `bytes` (as Hugging Face writes it), or
+    the name of a file below `image_root`. A row group is decoded once and kept.
+    """
+
+    def __init__(self, path: str | Path, image_root: str | Path | None = None):
+        import pyarrow.parquet as parquet
+
+        self.path = Path(path)
+        self.image_root = Path(image_root) if image_root else self.path.parent
+        files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+        if not files:
+            raise DataError(f"{self.path} holds no .parquet files")
+        self._groups: list[tuple[int, Path, int]] = []
+        count = 0
+        for file in files:
+            metadata = parquet.read_metadata(file)
+            missing = set(_COLUMNS) - set(metadata.schema.to_arrow_schema().names)
+            if missing:
+                raise DataError(f"{file} lacks the columns {sorted(missing)}")
+            for group in range(metadata.num_row_groups):
+                self._groups.append((count, file, group))
+                count += metadata.row_group(group).num_rows
+        self._count = count
+        self._kept: tuple[int, Any] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Example:
+
+        number = bisect.bisect_right(self._groups, index, key=lambda group: group[0]) - 1
+        first, file, _ = self._groups[number]
+        row = self._table(number).slice(index - first, 1).to_pylist()[0]
+        return row_example(f"{file.name}:{index}", row, self.image_root)
+
+    def _table(self, number: int) -> Any:
+        import pyarrow.parquet as parquet
+
+        kept = self._kept
+        if kept is None or kept[0] != number:
+            _, file, group = self._groups[number]
+            kept = (number, parquet.ParquetFile(file).read_row_group(group, columns=_COLUMNS))
+            self._kept = kept
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": None}
+
+
+class ArrayRecord:
+    """ArrayRecord files whose records are JSON rows with the picture's bytes in base64."""
+
+    def __init__(self, path: str | Path):
+        import grain
+
+        self.path = Path(path)
+        files = sorted(self.path.glob("*.array_record")) if self.path.is_dir() else [self.path]
+        if not files:
+            raise DataError(f"{self.path} holds no .array_record files")
+        self._records = grain.sources.ArrayRecordDataSource([str(file) for file in files])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        where = f"{self.path.name}:{index}"
+        try:
+            row = json.loads(self._records[index])
+            row["image"] = base64.b64decode(row["image"], validate=True)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{where} is not a row with a base64 image: {error}") from None
+        return row_example(where, row, self.path)
+
+
+def row_example(where: str, row: Any, image_root: Path) -> Example:
+    """A row `image, prefix, suffix` as an example; the prefix's task token is split off.
+
+    Raises:
+        DataError: a column is missing or of the wrong type, or the image lies outside of the root.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is {type(row).__name__}, expected an object with {_COLUMNS}")
+    image = row.get("image")
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, str):
+        image = contained(image_root, image, where)
+    for name, value in (("prefix", row.get("prefix")), ("suffix", row.get("suffix"))):
+        if not isinstance(value, str):
+            raise DataError(f"{where}: {name} must be text, got {value!r}")
+    if not isinstance(image, Path | bytes):
+        raise DataError(f"{where}: image must be a file name or bytes, got {image!r}")
+    prefix = row["prefix"]
+    task = task_of(prefix)
+    task = task if prefix.startswith(task) else ""
+    return Example(
+        id=where, image=image, task=task, prompt=prefix[len(task) :], answer=row["suffix"]
+    )
+
+
+def _line_offsets(path: Path) -> list[int]:
+    offsets, position = [], 0
+    try:
+        with path.open("rb") as stream:
+            for line in stream:
+                if line.strip():
+                    offsets.append(position)
+                position += len(line)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    return offsets
