@@ -70,6 +70,27 @@ def augment(
     return picture, _written(located, picture.size)
 
 
+def in_frame_of(picture: Image.Image, example: Example) -> Example:
+    """The example with its coordinates in the pixels of `picture`, a copy of another size.
+
+    Raises:
+        ValueError: the annotation speaks of a picture of another shape, such as one whose EXIF
+            orientation was not applied.
+    """
+    if example.size is None or example.size == picture.size:
+        return example
+    (width, height), (declared_width, declared_height) = picture.size, example.size
+    if abs(width * declared_height / (height * declared_width) - 1.0) > 0.02:
+        raise ValueError(
+            f"the annotation is of a picture of {declared_width} x {declared_height} pixels, but "
+            f"as shown (EXIF orientation applied) it has {width} x {height}: turn the picture or "
+            "mend the annotation"
+        )
+    scale = np.array([width / declared_width, height / declared_height])
+    located = _Located(example, example.answer, None, False)
+    return replace(example, answer=located.moved(lambda points: points * scale).answer, size=None)
+
+
 @dataclass(frozen=True)
 class _Located:
     """An example whose coordinates are float pixels: the answer's, and those of its prompt."""

@@ -24,6 +24,8 @@ class Example:
         answer: text as generated; or, where coordinates may have to move with the picture, what
             `florence_jax.processing.parse` returns for the task, in pixels of the picture as
             shown (EXIF orientation applied).
+        size: (width, height) of the picture in whose pixels the answer's coordinates are, where
+            the data set says so; None for the picture as it is.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Example:
     task: str
     prompt: str
     answer: str | Mapping[str, Any]
+    size: tuple[int, int] | None = None
 
     @property
     def prefix(self) -> str:

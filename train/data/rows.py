@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.processing import FlorenceTokenizer, build_prompt, load_image
-from train.data.augment import AugmentConfig, augment
+from train.data.augment import AugmentConfig, augment, in_frame_of
 from train.data.example import Example, Source
 from train.losses import IGNORE
 from train.step import Batch
@@ -77,6 +77,7 @@ class RowMaker:
             ValueError: a picture that cannot be read, or a text that does not fit.
         """
         picture = load_image(example.image)
+        example = in_frame_of(picture, example)
         picture, example = augment(picture, example, self.augmentation, rng)
         answer = example.answer
         if not isinstance(answer, str):

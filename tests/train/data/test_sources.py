@@ -1,0 +1,253 @@
+"""Data sets in their published layouts, and what their rows become."""
+
+import base64
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from florence_jax.processing import demo_tokenizer, load_image, parse
+from tests.shared_data import needs_shared, shared_path
+from train.data.augment import AugmentConfig
+from train.data.coco import Coco
+from train.data.example import DataError
+from train.data.questions import DocVqa, Vqa
+from train.data.rows import RowMaker
+from train.data.tables import ArrayRecord, Jsonl, Parquet
+
+ROW = RowMaker(tokenizer=demo_tokenizer(), image_size=(32, 32), augmentation=AugmentConfig())
+
+
+def png(colour=(255, 0, 0), size=(40, 20)):
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def read(source, index=0):
+    """(prompt text, answer text, image) of a row."""
+    row = ROW.row(source[index], np.random.default_rng(0))
+    prompt, answer = (ROW.tokenizer.decode(ids[1:-1]) for ids in (row.prompt, row.target))
+    return prompt, answer, row.image
+
+
+@pytest.fixture
+def coco(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "b.png").write_bytes(png())
+    content = {
+        "images": [
+            {"id": 7, "file_name": "a.png", "width": 40, "height": 20},
+            {"id": 8, "file_name": "b.png", "width": 80, "height": 40},
+        ],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}],
+        "annotations": [
+            {"image_id": 7, "category_id": 3, "bbox": [4, 2, 8, 4], "caption": "a cat "},
+            {"image_id": 7, "category_id": 5, "bbox": [20, 10, 30, 20]},
+            {"image_id": 7, "category_id": 3, "bbox": [0, 0, 40, 20], "iscrowd": 1},
+            {"image_id": 7, "category_id": 3, "bbox": [0, 0, 0, 20]},
+            {
+                "image_id": 8,
+                "category_id": 3,
+                "bbox": [8, 4, 16, 8],
+                "caption": "the cat",
+                "segmentation": [[8, 4, 24, 4, 24, 12]],
+            },
+        ],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_detection_has_all_boxes_of_a_picture_but_crowds(coco):
+    source = Coco(coco, "<OD>")
+    assert len(source) == 2
+    prompt, answer, _ = read(source)
+    assert prompt == "Locate the objects with category name in the image."
+    # The second box leaves the picture and is cut at its edge.
+    assert answer == (
+        "cat<loc_100><loc_100><loc_300><loc_300>dog<loc_500><loc_500><loc_999><loc_999>"
+    )
+
+
+def test_coordinates_of_a_larger_original_are_scaled(coco):
+    # b.png is stored at half the size that the annotation speaks of.
+    _, answer, _ = read(Coco(coco, "<OD>"), 1)
+    assert answer == "cat<loc_100><loc_100><loc_300><loc_300>"
+
+
+@pytest.mark.parametrize(
+    ("task", "index", "prompt", "answer"),
+    [
+        ("<REGION_PROPOSAL>", 1, "region proposals", "<loc_100><loc_100><loc_300><loc_300>"),
+        (
+            "<OPEN_VOCABULARY_DETECTION>",
+            1,
+            "Locate dog in",
+            "dog<loc_500><loc_500><loc_999><loc_999>",
+        ),
+        (
+            "<REGION_TO_CATEGORY>",
+            0,
+            "region <loc_100><loc_100><loc_300><loc_300>?",
+            "cat<loc_100><loc_100><loc_300><loc_300>",
+        ),
+        ("<CAPTION>", 0, "What does the image describe?", "a cat"),
+        (
+            "<CAPTION_TO_PHRASE_GROUNDING>",
+            1,
+            "caption: the cat",
+            "the cat<loc_100><loc_100><loc_300><loc_300>",
+        ),
+    ],
+)
+def test_one_file_serves_many_tasks(coco, task, index, prompt, answer):
+    asked, learnt, _ = read(Coco(coco, task), index)
+    assert prompt in asked
+    assert learnt == answer
+
+
+def test_referring_expressions_learn_polygons(coco):
+    source = Coco(coco, "<REFERRING_EXPRESSION_SEGMENTATION>")
+    example = source[len(source) - 1]
+    row = ROW.row(example, np.random.default_rng(0))
+    text = ROW.tokenizer.decode(row.target[1:-1])
+    found = parse(text, example.task, (80, 40))[example.task]
+    np.testing.assert_allclose(found["polygons"][0][0], [8, 4, 24, 4, 24, 12], atol=0.1)
+
+
+def test_an_annotation_of_another_shape_is_named(coco):
+    content = json.loads(coco.read_text())
+    content["images"][0] |= {"width": 20, "height": 40}
+    coco.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"20 x 40 pixels, but as shown .* it has 40 x 20"):
+        read(Coco(coco, "<OD>"))
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["2x2_rubix_COCO.json", "coco_512.json"])
+def test_boxes_are_in_the_frame_of_the_turned_picture(name):
+    """Files with EXIF orientation 6: each box's middle shows the colour that its label names."""
+    folder = shared_path("annotations/rubix")
+    source = Coco(folder / name, "<OD>")
+    seen = {"red": [], "green": [], "blue": [], "white": []}
+    for index in range(len(source)):
+        example = source[index]
+        picture = load_image(example.image)
+        scale = picture.width / example.size[0]
+        for box, label in zip(example.answer["bboxes"], example.answer["labels"], strict=True):
+            x0, y0, x1, y1 = (round(edge * scale) for edge in box)
+            middle = picture.crop((x0, y0, x1, y1)).resize((3, 3)).getpixel((1, 1))
+            if label in seen:
+                seen[label].append(middle)
+    for channel, name in enumerate(("red", "green", "blue")):
+        assert seen[name]
+        assert all(np.argmax(colour) == channel for colour in seen[name])
+    assert all(min(colour) > 90 for colour in seen["white"])
+
+
+@needs_shared
+def test_rows_of_both_conventions_agree_on_the_same_pictures():
+    folder = shared_path("annotations/rubix")
+    lines, boxes = Jsonl(folder / "annotations.jsonl"), Coco(folder / "2x2_rubix_COCO.json", "<OD>")
+    by_image = {boxes[index].image: index for index in range(len(boxes))}
+    for index in range(len(lines)):
+        _, written, _ = read(lines, index)
+        _, built, _ = read(boxes, by_image[lines[index].image])
+        one, other = (parse(text, "<OD>", (1000, 1000))["<OD>"] for text in (written, built))
+        assert sorted(one["labels"]) == sorted(other["labels"])
+        np.testing.assert_allclose(sorted(one["bboxes"]), sorted(other["bboxes"]), atol=1.01)
+
+
+def test_questions_learn_the_most_frequent_answer(tmp_path):
+    (tmp_path / "COCO_000000000009.png").write_bytes(png())
+    questions = {"questions": [{"question_id": 1, "image_id": 9, "question": "What colour?"}]}
+    answers = [{"answer": text} for text in ("red", "blue", "blue")]
+    (tmp_path / "q.json").write_text(json.dumps(questions))
+    (tmp_path / "a.json").write_text(
+        json.dumps({"annotations": [{"question_id": 1, "answers": answers}]})
+    )
+    pattern = "COCO_{image_id:012d}.png"
+    source = Vqa(tmp_path / "q.json", annotations=tmp_path / "a.json", image_pattern=pattern)
+    assert read(source)[:2] == ("<VQA>What colour?", "blue")
+
+
+def test_document_questions(tmp_path):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "a.png").write_bytes(png())
+    data = [{"question": "Total?", "image": "documents/a.png", "answers": ["12", "12.00"]}]
+    (tmp_path / "train.json").write_text(json.dumps({"data": data}))
+    assert read(DocVqa(tmp_path / "train.json"))[:2] == ("<DocVQA>Total?", "12")
+
+
+def rows():
+    return [
+        {"image": png((0, 0, 60 * n)), "prefix": "<CAPTION>", "suffix": f"number {n}"}
+        for n in range(4)
+    ]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_parquet_with_pictures_inside(tmp_path, nested):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    table = rows()
+    if nested:
+        table = [row | {"image": {"bytes": row["image"], "path": None}} for row in table]
+    for half in range(2):
+        part = pa.Table.from_pylist(table[half * 2 : half * 2 + 2])
+        parquet.write_table(part, tmp_path / f"{half}.parquet", row_group_size=1)
+    source = Parquet(tmp_path)
+    assert len(source) == 4
+    for index in (3, 0, 2):
+        prompt, answer, image = read(source, index)
+        assert (prompt, answer) == ("What does the image describe?", f"number {index}")
+        assert image[0, 0].tolist() == [0, 0, 60 * index]
+
+
+def test_array_records(tmp_path):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    path = tmp_path / "a.array_record"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for row in rows():
+        row["image"] = base64.b64encode(row["image"]).decode()
+        writer.write(json.dumps(row).encode())
+    writer.close()
+    source = ArrayRecord(path)
+    assert len(source) == 4
+    assert read(source, 2)[1] == "number 2"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "a.jsonl:0 is not JSON"),
+        ("[]", "is list, expected an object"),
+        ('{"image": "a.png", "prefix": "<OD>"}', "suffix must be text, got None"),
+        ('{"image": 3, "prefix": "<OD>", "suffix": ""}', "image must be a file name or bytes"),
+    ],
+)
+def test_a_row_that_is_none_is_named(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(DataError, match=message):
+        Jsonl(tmp_path / "a.jsonl")[0]
+
+
+@pytest.mark.parametrize("make", [Jsonl, lambda path: Coco(path, "<OD>"), Vqa, DocVqa])
+def test_a_missing_file_is_named(tmp_path, make):
+    with pytest.raises(DataError, match="absent"):
+        make(tmp_path / "absent")
+
+
+def test_task_tokens_anywhere_else_are_part_of_the_question(tmp_path):
+    shutil.copyfile(__file__, tmp_path / "a.png")
+    row = {"image": "a.png", "prefix": "Is this <OD> ?", "suffix": "no"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    example = Jsonl(tmp_path / "a.jsonl")[0]
+    assert (example.task, example.prompt) == ("", "Is this <OD> ?")

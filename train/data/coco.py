@@ -1,0 +1,159 @@
+"""Annotations in COCO's layout: detection, captions, and referring expressions on its pictures."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from florence_jax.processing import box_to_text
+from train.data.example import DataError, Example, contained
+
+CocoTask = Literal[
+    "<OD>",
+    "<REGION_PROPOSAL>",
+    "<OPEN_VOCABULARY_DETECTION>",
+    "<CAPTION>",
+    "<REGION_TO_CATEGORY>",
+    "<REFERRING_EXPRESSION_SEGMENTATION>",
+    "<CAPTION_TO_PHRASE_GROUNDING>",
+]
+
+
+class Coco:
+    """One COCO JSON file as examples of one task.
+
+    - `<OD>`, `<REGION_PROPOSAL>`: one example a picture, all its boxes.
+    - `<OPEN_VOCABULARY_DETECTION>`: one a picture and category that is in it.
+    - `<REGION_TO_CATEGORY>`: one a box.
+    - `<CAPTION>`: one a caption annotation.
+    - `<REFERRING_EXPRESSION_SEGMENTATION>`, `<CAPTION_TO_PHRASE_GROUNDING>`: one an annotation with
+      a `caption` (or, as the RefCOCO conversions have it, a picture with a `caption`), its polygon
+      or its box.
+
+    Boxes are pixels, or shares of the picture's sides where no number of the file exceeds 1 (as
+    Azure exports them). Crowd regions (`iscrowd`) are left out, and boxes without area. Pictures
+    without annotations are examples of an empty answer for the tasks by picture.
+
+    Raises:
+        DataError: the file is not COCO's layout, or has nothing for the task.
+    """
+
+    def __init__(self, path: str | Path, task: CocoTask, image_root: str | Path | None = None):
+        self.path, self.task = Path(path), task
+        self.image_root = Path(image_root) if image_root else self.path.parent
+        content = _read(self.path)
+        self._images = {image["id"]: image for image in content["images"]}
+        self._categories = {
+            category["id"]: category["name"] for category in content.get("categories", [])
+        }
+        self._annotations: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            if not annotation.get("iscrowd"):
+                self._annotations[annotation["image_id"]].append(annotation)
+        boxes = [a["bbox"] for found in self._annotations.values() for a in found if a.get("bbox")]
+        self._shares = bool(boxes) and max(map(max, boxes)) <= 1.0
+        self._items = list(self._numbered())
+        if not self._items:
+            raise DataError(f"{self.path} has no annotations for {task}")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Example:
+        image_id, chosen = self._items[index]
+        image = self._images[image_id]
+        where = f"{self.path.name}:{image['file_name']}:{index}"
+        prompt, answer = self._asked(image, chosen, where)
+        return Example(
+            id=where,
+            image=contained(self.image_root, image["file_name"], where),
+            task=self.task,
+            prompt=prompt,
+            answer=answer,
+            size=_size(image),
+        )
+
+    def _numbered(self) -> Any:
+        """(image id, what of it is asked about) of every example."""
+        for image_id in self._images:
+            boxes = [a for a in self._annotations[image_id] if _has_area(a)]
+            if self.task in ("<OD>", "<REGION_PROPOSAL>"):
+                yield image_id, boxes
+            elif self.task == "<OPEN_VOCABULARY_DETECTION>":
+                for category in sorted({a["category_id"] for a in boxes}):
+                    yield image_id, [a for a in boxes if a["category_id"] == category]
+            elif self.task == "<REGION_TO_CATEGORY>":
+                yield from ((image_id, [a]) for a in boxes)
+            elif self.task == "<CAPTION>":
+                found = (a for a in self._annotations[image_id] if a.get("caption"))
+                yield from ((image_id, [a]) for a in found)
+            else:
+                about = self._images[image_id].get("caption")
+                yield from ((image_id, [a]) for a in boxes if a.get("caption") or about)
+
+    def _asked(
+        self, image: Mapping[str, Any], chosen: list[Mapping[str, Any]], where: str
+    ) -> tuple[str, str | dict[str, Any]]:
+        """(what follows the task token, the answer)."""
+        if self.task == "<CAPTION>":
+            return "", chosen[0]["caption"].strip()
+        boxes = [self._corners(annotation, image) for annotation in chosen]
+        if self.task == "<REGION_PROPOSAL>":
+            return "", {"bboxes": boxes}
+        if self.task == "<OD>":
+            return "", {"bboxes": boxes, "labels": [self._name(a, where) for a in chosen]}
+        if self.task == "<OPEN_VOCABULARY_DETECTION>":
+            names = [self._name(a, where) for a in chosen]
+            return names[0], {"bboxes": boxes, "bboxes_labels": names}
+        if self.task == "<REGION_TO_CATEGORY>":
+            region = box_to_text(boxes[0], _size(image) or (0, 0))
+            return region, self._name(chosen[0], where) + region
+        phrase = (chosen[0].get("caption") or image["caption"]).strip()
+        if self.task == "<CAPTION_TO_PHRASE_GROUNDING>":
+            return phrase, {"bboxes": boxes, "labels": [phrase]}
+        polygons = chosen[0].get("segmentation")
+        if not isinstance(polygons, list) or not polygons:
+            raise DataError(f"{where} has no polygons to learn <REFERRING_EXPRESSION_SEGMENTATION>")
+        return phrase, {"polygons": [polygons], "labels": [""]}
+
+    def _corners(self, annotation: Mapping[str, Any], image: Mapping[str, Any]) -> list[float]:
+        """COCO's x, y, width, height as corners in pixels, cut at the picture's edges."""
+        x, y, width, height = annotation["bbox"]
+        corners = np.array([x, y, x + width, y + height], np.float64)
+        size = _size(image)
+        if size is not None:
+            edges = np.array([*size, *size])
+            corners = np.clip(corners * edges if self._shares else corners, 0, edges)
+        return corners.tolist()
+
+    def _name(self, annotation: Mapping[str, Any], where: str) -> str:
+        category = annotation.get("category_id")
+        if category not in self._categories:
+            raise DataError(f"{where}: category_id {category!r} is not among the categories")
+        return self._categories[category]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
+        raise DataError(f"{path} lacks COCO's `images` and `annotations`")
+    return content
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    if "width" in image and "height" in image:
+        return image["width"], image["height"]
+    return None
+
+
+def _has_area(annotation: Mapping[str, Any]) -> bool:
+    box = annotation.get("bbox")
+    return bool(box) and box[2] > 0 and box[3] > 0
