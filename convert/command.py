@@ -1,10 +1,14 @@
-"""What every program here does alike: report an error in one line, measure, check its paths."""
+"""What every program here does alike: take options, report an error in one line, check paths."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from florence_jax.checkpoint.files import contained_file, has_file
+from florence_jax.checkpoint.hub import METADATA_FILES
 
 
 def guarded(program: str, action: Callable[[], int]) -> int:
@@ -42,3 +46,38 @@ def as_size(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
     return f"{count} bytes"
+
+
+def program_parser(program: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser without arguments; `epilog` is shown as it is."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {program}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_dtype(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """--dtype, one that parameters may have."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help=meaning)
+
+
+def add_revision(parser: argparse.ArgumentParser, owner: str = "") -> None:
+    """--revision of a hub id."""
+    parser.add_argument("--revision", help=f"branch, tag or commit of a hub id{owner}")
+
+
+def add_writing_options(parser: argparse.ArgumentParser) -> None:
+    """--overwrite and --quiet."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace DEST, if it is a checkpoint"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+
+
+def copy_metadata(source: Path, destination: Path) -> None:
+    """Copy the configs, tokenizer and processor files of a checkpoint, as far as it has them."""
+    for name in METADATA_FILES:
+        if has_file(source, name):
+            (destination / name).write_bytes(contained_file(source, name).read_bytes())

@@ -15,13 +15,22 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.command import as_size, check_apart, guarded
-from convert.decoding import decoding_settings
+from convert.command import (
+    add_dtype,
+    add_revision,
+    add_writing_options,
+    as_size,
+    check_apart,
+    guarded,
+    program_parser,
+)
 from florence_jax.checkpoint import Manifest, Plan, plan_checkpoint, read_config, resolve
-from florence_jax.checkpoint.fetch import checked_dtype, fetch, leaf_dtype
+from florence_jax.checkpoint.data_files import Leaf
+from florence_jax.checkpoint.fetch import checked_dtype, fetch_into, leaf_dtype
+from florence_jax.checkpoint.files import has_file
 from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
 from florence_jax.checkpoint.recognise import Source
-from florence_jax.checkpoint.save import Leaf, save_leaves
+from florence_jax.checkpoint.save import save_leaves
 
 _PROGRAM = "convert.from_torch"
 _GENERATION = "generation_config.json"
@@ -70,7 +79,7 @@ def from_torch(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Conversion:
-    """Convert one checkpoint; two tensors at a time are in memory.
+    """Convert one checkpoint; some fifty megabytes of it are in memory at a time.
 
     Args:
         source: directory or hub id of a checkpoint in either naming, or one in our format.
@@ -90,8 +99,6 @@ def from_torch(
     if is_saved(directory):
         verify_files(directory, read_manifest(directory), progress=progress)
     plan = plan_checkpoint(directory, ignore=ignore)
-    repository = read_config(directory)
-    settings = decoding_settings(repository.config, repository.generation)
     origin = plan.origin
     if target is not None:
         extra = dict.fromkeys(origin.extra, target.name)
@@ -102,11 +109,19 @@ def from_torch(
         [_leaf(path, entry, target) for path, entry in plan.sources.items()],
         files=directory,
         origin=origin,
-        extra_files={_GENERATION: json.dumps(settings, indent=2).encode() + b"\n"},
+        extra_files={} if has_file(directory, _GENERATION) else _generation_file(directory),
         overwrite=overwrite,
         progress=progress,
     )
     return Conversion(plan, manifest)
+
+
+def _generation_file(directory: Path) -> dict[str, bytes]:
+    """The decoding settings of a checkpoint that keeps them in its config.json alone."""
+    from convert.decoding import decoding_settings  # imports jax, for which few have to wait
+
+    settings = decoding_settings(read_config(directory).config, None)
+    return {_GENERATION: json.dumps(settings, indent=2).encode() + b"\n"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -150,8 +165,8 @@ def _summary(conversion: Conversion, destination: str, seconds: float) -> str:
 def _leaf(path: str, entry: Source, target: np.dtype | None) -> Leaf:
     dtype = leaf_dtype(entry, target)
 
-    def read() -> np.ndarray:
-        return fetch(entry, entry.transform.to_ours(entry.tensor.view()), dtype)
+    def read(target: np.ndarray, rows: slice) -> None:
+        fetch_into(target, entry, entry.transform.to_ours(entry.tensor.view())[rows])
 
     shape = entry.transform.shape_to_ours(entry.tensor.shape)
     assert shape is not None  # planning has checked it
@@ -159,20 +174,13 @@ def _leaf(path: str, entry: Source, target: np.dtype | None) -> Leaf:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {_PROGRAM}",
-        description="Convert a PyTorch Florence-2 checkpoint to the format of florence_jax.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = program_parser(
+        _PROGRAM, "Convert a PyTorch Florence-2 checkpoint to the format of florence_jax.", _EPILOG
     )
     parser.add_argument("source", metavar="SRC", help="checkpoint directory or hub id")
     parser.add_argument("destination", metavar="DEST", help="directory to write")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of every parameter (default: each as it is stored)",
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    add_dtype(parser, "of every parameter (default: each as it is stored)")
+    add_revision(parser)
     parser.add_argument(
         "--ignore",
         action="append",
@@ -180,10 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="REGEX",
         help="leave out the tensors whose whole name matches; repeat it for several",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace DEST, if it is a checkpoint"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    add_writing_options(parser)
     return parser
 
 

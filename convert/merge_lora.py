@@ -16,15 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from convert.command import as_size, check_apart, guarded
+from convert.command import (
+    add_dtype,
+    add_revision,
+    add_writing_options,
+    as_size,
+    check_apart,
+    copy_metadata,
+    guarded,
+    program_parser,
+)
 from convert.lora import Adapter, merge
 from convert.lora_file import read_adapter
 from convert.safetensors_writer import save_tensors
 from convert.torch_config import torch_config
 from florence_jax.checkpoint import Report, plan_checkpoint, read_config, resolve, torch_tensors
 from florence_jax.checkpoint.fetch import checked_dtype, leaf_dtype
-from florence_jax.checkpoint.files import contained_file, has_file
-from florence_jax.checkpoint.hub import METADATA_FILES
 from florence_jax.checkpoint.keymap import Naming
 from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
 from florence_jax.checkpoint.replace import replaced_directory
@@ -138,9 +145,7 @@ def merge_lora(
     dtypes = frozenset(array.dtype.name for array in tensors.values())
     written = torch_config(read_config(directory), merged.config, naming, dtypes)
     with replaced_directory(Path(destination).expanduser(), overwrite=overwrite) as new:
-        for name in METADATA_FILES:
-            if has_file(directory, name):
-                (new / name).write_bytes(contained_file(directory, name).read_bytes())
+        copy_metadata(directory, new)
         for name, content in zip((_CONFIG, _GENERATION), written, strict=True):
             (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         save_tensors(tensors, new / _WEIGHTS, {"format": "pt"})
@@ -195,30 +200,18 @@ def _summary(merged: Merge, options: argparse.Namespace, seconds: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {_PROGRAM}",
-        description="Merge a LoRA adapter into its base model.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = program_parser(_PROGRAM, "Merge a LoRA adapter into its base model.", _EPILOG)
     parser.add_argument("adapter", metavar="ADAPTER", help="PEFT directory, or factors file")
     parser.add_argument("base", metavar="BASE", help="base model: checkpoint directory or hub id")
     parser.add_argument("destination", metavar="DEST", help="directory to write")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of every tensor (default: each as in BASE)",
-    )
+    add_dtype(parser, "of every tensor (default: each as in BASE)")
     parser.add_argument(
         "--naming",
         choices=("native", "original"),
         help="native: transformers' own class; original: Microsoft's code (default: BASE's)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id of BASE")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace DEST, if it is a checkpoint"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    add_revision(parser, " of BASE")
+    add_writing_options(parser)
     return parser
 
 

@@ -17,14 +17,22 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from convert.command import as_size, check_apart, guarded
+from convert.command import (
+    add_dtype,
+    add_revision,
+    add_writing_options,
+    as_size,
+    check_apart,
+    copy_metadata,
+    guarded,
+    program_parser,
+)
 from convert.safetensors_writer import save_tensors
 from convert.torch_config import torch_config, with_rows
 from convert.vocabulary import check_rows, resized
 from florence_jax.checkpoint import Plan, plan_checkpoint, read_config, resolve, torch_tensors
 from florence_jax.checkpoint.fetch import checked_dtype, fetch, leaf_dtype
 from florence_jax.checkpoint.files import contained_file, has_file
-from florence_jax.checkpoint.hub import METADATA_FILES
 from florence_jax.checkpoint.keymap import (
     DECODER_TOKENS,
     ENCODER_TOKENS,
@@ -138,11 +146,9 @@ def to_torch(
         zip(_JSON_FILES, torch_config(repository, config, naming, dtypes), strict=True)
     )
     with replaced_directory(Path(destination), overwrite=overwrite) as new:
+        copy_metadata(directory, new)
         for name, content in json_files.items():
             (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for name in METADATA_FILES:
-            if name not in json_files and has_file(directory, name):
-                (new / name).write_bytes(contained_file(directory, name).read_bytes())
         save_tensors(tensors, new / _WEIGHTS, {"format": "pt"})
         files = tuple(sorted(path.name for path in new.iterdir()))
     return Export(
@@ -271,12 +277,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {_PROGRAM}",
-        description="Export a Florence-2 checkpoint to PyTorch.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = program_parser(_PROGRAM, "Export a Florence-2 checkpoint to PyTorch.", _EPILOG)
     parser.add_argument("source", metavar="SRC", help="checkpoint directory or hub id")
     parser.add_argument("destination", metavar="DEST", help="directory to write")
     parser.add_argument(
@@ -285,11 +286,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="native: transformers' own class; original: Microsoft's code",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of every tensor (default: each as it is stored)",
-    )
+    add_dtype(parser, "of every tensor (default: each as it is stored)")
     parser.add_argument(
         "--vocab-size", type=int, metavar="ROWS", help="pad or cut the token table to ROWS"
     )
@@ -299,11 +296,8 @@ def _parser() -> argparse.ArgumentParser:
         default="source",
         help="names of a tied token table (default: %(default)s)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace DEST, if it is a checkpoint"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    add_revision(parser)
+    add_writing_options(parser)
     return parser
 
 

@@ -1,15 +1,15 @@
-"""One stored tensor as an array in memory: cast and transposed in one pass."""
+"""A stored tensor, or a part of one, as an array in memory: cast and transposed in one pass."""
 
 from typing import Any
 
 import numpy as np
 
+from florence_jax.checkpoint.cast import cast_into
 from florence_jax.checkpoint.problems import CheckpointError
 from florence_jax.checkpoint.recognise import Source
 from florence_jax.checkpoint.stored import FLOAT_DTYPES
 
 _FLOAT16 = np.dtype(np.float16)
-_STRIP_ROWS = 32
 
 
 def checked_dtype(dtype: Any) -> np.dtype:
@@ -55,19 +55,20 @@ def fetch(entry: Source, view: np.ndarray, dtype: np.dtype) -> np.ndarray:
         CheckpointError: finite values would become infinite in float16.
     """
     array = np.empty(view.shape, dtype)
-    with np.errstate(over="ignore", invalid="ignore"):  # overflow is judged below, by name
-        if view.flags.c_contiguous:
-            array[...] = view
-        else:
-            # A transposition in strips of the file's rows: each strip is cast in file order and
-            # fits the cache. Two to five times as fast as one strided assignment.
-            for start in range(0, view.shape[-1], _STRIP_ROWS):
-                strip = slice(start, start + _STRIP_ROWS)
-                array[..., strip] = view[..., strip].astype(dtype)
-    narrows = dtype == _FLOAT16 and view.dtype != _FLOAT16
+    fetch_into(array, entry, view)
+    return array
+
+
+def fetch_into(array: np.ndarray, entry: Source, view: np.ndarray) -> None:
+    """`fetch` for an array that is there already, C-ordered and of `view`'s shape.
+
+    Raises:
+        CheckpointError: finite values would become infinite in float16.
+    """
+    cast_into(array, view)
+    narrows = array.dtype == _FLOAT16 and view.dtype != _FLOAT16
     if narrows and np.isinf(array).any() and not np.isinf(view).any():
         raise CheckpointError(
             f"{entry.tensor.file}: {entry.tensor.name} holds values beyond float16's 65504: load "
             "it in bfloat16 or float32"
         )
-    return array

@@ -1,10 +1,14 @@
-"""Load a published or fine-tuned Florence-2 checkpoint into a plain dict of jax arrays."""
+"""Load a published or fine-tuned Florence-2 checkpoint into a plain dict of jax arrays.
+
+jax is imported when something is loaded: what only plans or converts never waits for it.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -17,8 +21,9 @@ from florence_jax.checkpoint.report import Report
 from florence_jax.checkpoint.tree import insert
 from florence_jax.config import Florence2Config
 
-Sharding = jax.sharding.Sharding
-ShardingRule = Sharding | Callable[[str], Sharding] | None
+if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Sharding
 
 
 class Checkpoint(NamedTuple):
@@ -32,7 +37,7 @@ class Checkpoint(NamedTuple):
 def load_checkpoint(
     source: str | Path,
     dtype: Any = None,
-    sharding: ShardingRule = None,
+    sharding: Sharding | Callable[[str], Sharding] | None = None,
     *,
     revision: str | None = None,
     ignore: Sequence[str] = (),
@@ -86,6 +91,8 @@ def load_checkpoint(
 
 
 def _place(entry: Source, dtype: np.dtype, sharding: Sharding | None) -> jax.Array:
+    import jax
+
     view = entry.transform.to_ours(entry.tensor.view())
     if sharding is None:
         array = jax.device_put(fetch(entry, view, dtype))

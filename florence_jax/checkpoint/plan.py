@@ -5,9 +5,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import jax
 
 from florence_jax.checkpoint.embeddings import TOKEN_TABLES, Embeddings, resolve_embeddings
 from florence_jax.checkpoint.keymap import LOGITS_BIAS_PATH, SHARED, match_path
@@ -18,11 +15,11 @@ from florence_jax.checkpoint.recognise import Recognised, Source, recognise
 from florence_jax.checkpoint.report import Report
 from florence_jax.checkpoint.repository import read_config
 from florence_jax.checkpoint.saved import open_saved
+from florence_jax.checkpoint.shapes import parameter_shapes
 from florence_jax.checkpoint.sizes import check_reason, check_sizes
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.transforms import Shape
 from florence_jax.checkpoint.weights import open_weights
 from florence_jax.config import Florence2Config
-from florence_jax.model import abstract_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +68,7 @@ def plan_checkpoint(directory: Path, *, ignore: Sequence[str] = ()) -> Plan:
     config = embeddings.config
     check_sizes(config, embeddings.sources, problems)
     if check_reason(config, len(weights.tensors), problems):
-        _check_tree(abstract_params(config), embeddings.sources, recognised, problems)
+        _check_tree(parameter_shapes(config), embeddings.sources, recognised, problems)
     problems.raise_if_any(subject)
 
     quirks = [*repository.quirks, *recognised.quirks, *embeddings.quirks]
@@ -122,9 +119,11 @@ def _check_dtypes(sources: dict[str, Source], problems: Problems) -> None:
 
 
 def _check_tree(
-    abstract: dict[str, Any], sources: dict[str, Source], recognised: Recognised, problems: Problems
+    expected: dict[str, Shape],
+    sources: dict[str, Source],
+    recognised: Recognised,
+    problems: Problems,
 ) -> None:
-    expected: dict[str, jax.ShapeDtypeStruct] = dict(flatten(abstract))
     for path in sorted(expected.keys() - sources.keys()):
         match = match_path(path)
         if match is None:
@@ -136,8 +135,8 @@ def _check_tree(
             problems.add("tensors that this config has no place for", tensor.name)
             continue
         shape = source.transform.shape_to_ours(tensor.shape)
-        if shape != expected[path].shape:
-            wanted = source.transform.shape_to_torch(expected[path].shape)
+        if shape != expected[path]:
+            wanted = source.transform.shape_to_torch(expected[path])
             problems.add(
                 "tensors of the wrong shape",
                 tensor.name,

@@ -13,7 +13,7 @@ from florence_jax.checkpoint.recognise import Source
 from florence_jax.config import PRESETS, Florence2Config
 
 # The position tables have two rows before position 0 (BART's offset).
-_POSITION_OFFSET = 2
+POSITION_OFFSET = 2
 # Far beyond any real model (the largest published size is 4,096), far below where building a
 # position table or shape arithmetic hurts.
 _MAX_SIZE = 1 << 16
@@ -108,7 +108,7 @@ def _tensor_sizes(sources: dict[str, Source]) -> dict[str, Any]:
     rows = length("encoder/positions")
     sizes = {
         "d_model": length(SHARED, axis=1),
-        "max_position_embeddings": None if rows is None else rows - _POSITION_OFFSET,
+        "max_position_embeddings": None if rows is None else rows - POSITION_OFFSET,
         "encoder_layers": count("encoder/layers/"),
         "decoder_layers": count("decoder/layers/"),
         "encoder_ffn_dim": length("encoder/layers/0/fc1/bias"),

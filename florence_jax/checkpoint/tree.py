@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from florence_jax.checkpoint.problems import Problems, clip
+from florence_jax.checkpoint.shapes import parameter_shapes
 from florence_jax.checkpoint.sizes import check_reason
 from florence_jax.config import Florence2Config
-from florence_jax.model import abstract_params
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -32,7 +32,7 @@ def check_parameters(
     """Record every parameter that is missing, unexpected or of a shape that is not `config`'s."""
     if not check_reason(config, len(shapes), problems):
         return
-    expected = {path: leaf.shape for path, leaf in flatten(abstract_params(config))}
+    expected = parameter_shapes(config)
     for path in sorted(expected.keys() - shapes.keys()):
         problems.add("missing parameters", path)
     for path, shape in shapes.items():

@@ -118,7 +118,15 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_p
     assert names(tmp_path) == [".y.incomplete-dead", "[x]"]
 
 
-@pytest.mark.parametrize("step", ["replace._make_durable", "replace._sync", "save._write_arrays"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "replace._make_durable",
+        "replace._sync",
+        "save.write_data_files",
+        "block_file.BlockFile._write",
+    ],
+)
 def test_a_process_that_dies_at_a_step_leaves_the_old_one(tmp_path, step):
     source = write_directory(tmp_path / "source", tiny_tensors(), tiny_config())
     config, params, _ = load_checkpoint(source)
@@ -128,7 +136,7 @@ def test_a_process_that_dies_at_a_step_leaves_the_old_one(tmp_path, step):
         "import os, sys\n"
         f"from florence_jax.checkpoint import load_checkpoint, {step.split('.')[0]}\n"
         "from florence_jax.checkpoint.save import save_checkpoint\n"
-        f"{step} = lambda *_: os._exit(9)\n"
+        f"{step} = lambda *_, **__: os._exit(9)\n"
         f"config, params, _ = load_checkpoint({str(source)!r}, 'bfloat16')\n"
         f"save_checkpoint({str(tmp_path / 'x')!r}, config, params, overwrite=True)\n"
     )

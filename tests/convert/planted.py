@@ -15,7 +15,7 @@ from convert.stages import random_inputs
 from convert.verify_metrics import Row, first_over
 from convert.verify_native import compare_with_native
 from florence_jax import config as configs
-from florence_jax.checkpoint.plan import flatten
+from florence_jax.checkpoint.tree import flatten
 from florence_jax.config import DaViTConfig
 from florence_jax.model import Florence2, Model
 from florence_jax.model import layers as model_layers

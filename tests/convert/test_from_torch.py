@@ -1,6 +1,9 @@
 """PyTorch to our format: the same parameters, whatever the source, and a summary that says so."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +17,8 @@ from tests.checkpoint.test_load import assert_same
 from tests.checkpoint.test_save import content
 from tests.shared_data import needs_shared, shared_path
 from tests.small_checkpoint import DECODING, write_small_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -125,3 +130,18 @@ def test_help_teaches(capsys):
         main(["--help"])
     assert caught.value.code == 0
     assert "python -m convert.from_torch microsoft/Florence-2-large" in capsys.readouterr().out
+
+
+def test_a_conversion_never_waits_for_jax(tmp_path):
+    """Importing jax and Flax takes over a second, half of what converting large does."""
+    source = write_directory(tmp_path / "source", tiny_tensors(), tiny_config())
+    (source / "generation_config.json").write_text('{"num_beams": 5}')
+    code = (
+        "import sys\n"
+        "from convert.from_torch import main\n"
+        f"status = main([{str(source)!r}, {str(tmp_path / 'out')!r}, '--quiet'])\n"
+        "assert status == 0, status\n"
+        "loaded = {'jax', 'flax', 'torch', 'transformers'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

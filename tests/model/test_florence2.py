@@ -7,7 +7,7 @@ import pytest
 
 from convert.reference import spread_params
 from florence_jax import config as configs
-from florence_jax.checkpoint.plan import flatten
+from florence_jax.checkpoint.tree import flatten
 from florence_jax.model import Model, abstract_params
 from florence_jax.model.projector import cosine_positions
 
