@@ -58,7 +58,12 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory. One writer at a time; use it as a context manager."""
+    """The checkpoints of one run directory. One writer at a time; use it as a context manager.
+
+    Attributes:
+        best: the step whose checkpoint is the best so far by the run's metric, or None. A run that
+            goes on says so again, for it is not known from the files.
+    """
 
     def __init__(
         self,
@@ -66,14 +71,22 @@ class Checkpoints:
         config: CheckpointConfig,
         *,
         report: Callable[[str], None] = print,
+        writes: bool = True,
     ):
+        """
+        Args:
+            report: told of damage and of saves that failed.
+            writes: False only reads, and leaves alone what a writer may be saving right now.
+        """
         self.directory = Path(directory)
         self.config = config
         self._report = report
         self._saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._finishing: threading.Thread | None = None
         self._failure: Exception | None = None
-        self._best: int | None = None
+        self.best: int | None = None
+        if not writes:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         for leftover in self.directory.glob("*.saving*"):
             shutil.rmtree(leftover)
@@ -104,7 +117,7 @@ class Checkpoints:
         """
         self.wait()
         if best:
-            self._best = step
+            self.best = step
         if self.path(step).exists():
             return
         aside = self.directory / f"step_{step:08d}.saving"
@@ -136,21 +149,24 @@ class Checkpoints:
         """Why the last save failed, or None."""
         return self._failure
 
-    def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
         """The newest undamaged checkpoint as (state, meta), or None if there is none.
 
         A damaged one is reported and the one before it is tried.
 
         Args:
             abstract: the state as `jax.ShapeDtypeStruct`s, with the shardings to restore to.
+            step: of the only one that will do.
 
         Raises:
             RestoreError: it holds other arrays, shapes or dtypes than `abstract`; or all that
                 there are, are damaged.
         """
         damaged = []
-        for step in reversed(self.steps()):
-            path = self.path(step)
+        for candidate in reversed(self.steps()):
+            if step not in (None, candidate):
+                continue
+            path = self.path(candidate)
             problem = damage(path)
             if problem is not None:
                 self._report(f"{path} is damaged ({problem}): trying the one before it")
@@ -216,8 +232,8 @@ class Checkpoints:
         kept = set(steps[-config.keep_last :])
         if config.keep_every:
             kept |= {step for step in steps if step % config.keep_every == 0}
-        if config.keep_best and self._best is not None:
-            kept.add(self._best)
+        if config.keep_best and self.best is not None:
+            kept.add(self.best)
         for step in steps:
             if step not in kept:
                 # Renamed first: a kill halfway leaves no directory that looks like a checkpoint.

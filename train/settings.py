@@ -85,8 +85,11 @@ def describe(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, str, str]
         name = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(hints[field.name]):
             yield from describe(hints[field.name], f"{name}.")
-        else:
-            yield name, _default(field), _type_name(hints[field.name]), meanings.get(field.name, "")
+            continue
+        yield name, _default(field), _type_name(hints[field.name]), meanings.get(field.name, "")
+        inner = _dataclass_in(hints[field.name])
+        if inner is not None and typing.get_origin(hints[field.name]) is tuple:
+            yield from describe(inner, f"{name}[].")
 
 
 def _read_recipe(kind: type, path: Path) -> dict[str, Any]:
@@ -127,8 +130,24 @@ def _unknown(kind: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[
     for key, value in tree.items():
         if key not in names:
             yield f"{prefix}{key}"
-        elif dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            yield from _unknown(hints[key], value, f"{prefix}{key}.")
+            continue
+        inner = _dataclass_in(hints[key])
+        if inner is None:
+            continue
+        if isinstance(value, Mapping):
+            yield from _unknown(inner, value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            for number, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    yield from _unknown(inner, item, f"{prefix}{key}[{number}].")
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a hint is, or has among its arguments: of `tuple[Part, ...]`, Part."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return hint
+    found = (_dataclass_in(argument) for argument in typing.get_args(hint))
+    return next((one for one in found if one is not None), None)
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -13,10 +13,6 @@ from train.losses import IGNORE
 from train.step import Batch
 from train.targets import target_text
 
-# The least lengths that prompts and answers are padded to; longer ones double.
-PROMPT_BUCKET = 16
-TARGET_BUCKET = 32
-
 
 @dataclass(frozen=True)
 class Row:
@@ -45,6 +41,7 @@ class RowMaker:
         tokenizer: of the model that trains.
         image_size: (height, width) in pixels that every picture is resized to.
         max_prompt, max_target: tokens; a longer one is a problem, nothing is cut.
+        least_prompt, least_target: tokens that batches are padded to, doubled until all fit.
         augmentation: what may be changed, differently in each epoch.
         resample: PIL's resampling filter; 3 is bicubic, the published processor's.
     """
@@ -53,6 +50,8 @@ class RowMaker:
     image_size: tuple[int, int]
     max_prompt: int = 256
     max_target: int = 1024
+    least_prompt: int = 16
+    least_target: int = 32
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     resample: int = int(Image.Resampling.BICUBIC)
 
@@ -118,8 +117,8 @@ class HostBatch:
     problems: tuple[tuple[str, str], ...]
 
 
-def collate(rows: Sequence[Row], *, micro: int, pad_id: int) -> HostBatch:
-    """Rows as one padded batch of `micro` micro-batches; lengths are rounded up to 2^n buckets."""
+def collate(rows: Sequence[Row], *, make_row: RowMaker, micro: int = 1) -> HostBatch:
+    """Rows as one padded batch of `micro` micro-batches."""
     height = len(rows) // micro
 
     def padded(sequences: list[list[int]], bucket: int, filler: int) -> np.ndarray:
@@ -135,8 +134,10 @@ def collate(rows: Sequence[Row], *, micro: int, pad_id: int) -> HostBatch:
     return HostBatch(
         arrays=Batch(
             images=images.reshape(micro, height, *images.shape[1:]),
-            input_ids=padded([row.prompt for row in rows], PROMPT_BUCKET, pad_id),
-            labels=padded([row.target for row in rows], TARGET_BUCKET, IGNORE),
+            input_ids=padded(
+                [row.prompt for row in rows], make_row.least_prompt, make_row.tokenizer.pad_id
+            ),
+            labels=padded([row.target for row in rows], make_row.least_target, IGNORE),
         ),
         ids=tuple(row.id for row in rows),
         problems=tuple((row.id, row.problem) for row in rows if row.problem is not None),

@@ -77,10 +77,9 @@ class Stream:
         weights = [weight for _, _, weight in self.sources]
         rows = grain.MapDataset.mix(shuffled, weights) if len(shuffled) > 1 else shuffled[0]
         rows = rows.seed(self.seed).random_map(self.make_row)
-        pad_id = self.make_row.tokenizer.pad_id
         return rows.batch(
             self.batch_size // self.hosts,
-            batch_fn=functools.partial(collate, micro=self.micro, pad_id=pad_id),
+            batch_fn=functools.partial(collate, make_row=self.make_row, micro=self.micro),
         )
 
 
@@ -106,7 +105,7 @@ def finite_batches(
         rows = [make_row(one, rng) for one in numbered[first : first + batch_size]]
         empty = type(rows[0])("", np.zeros_like(rows[0].image), [], [])
         rows += [empty] * (batch_size - len(rows))
-        yield collate(rows, micro=1, pad_id=make_row.tokenizer.pad_id)
+        yield collate(rows, make_row=make_row)
 
 
 class _Numbers:

@@ -1,0 +1,26 @@
+"""Runs share what they compile: the gradient of even the smallest model takes XLA 20 seconds."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+
+@pytest.fixture(scope="session")
+def compiled_on_disk(tmp_path_factory):
+    """The directory of a compilation cache that this process and its children use."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        yield Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+        return
+    directory = tmp_path_factory.mktemp("compiled")
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(directory), 0.5), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield directory
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

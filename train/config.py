@@ -1,0 +1,253 @@
+"""Everything that a run is made of. `python -m train.main --help` prints every field."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from florence_jax.config import PRESETS, Florence2Config
+from train.checkpoints import CheckpointConfig
+from train.data.augment import AugmentConfig
+from train.lora import LoraConfig
+from train.losses import LossConfig
+from train.optimizer import OptimizerConfig
+from train.shapes.config import SceneConfig
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What trains.
+
+    Attributes:
+        start: checkpoint directory or hub id to start from.
+        revision: branch, tag or commit of a hub id.
+        architecture: without `start`, the sizes of random weights: base, large, large-4k, tiny, or
+            a mapping with the fields of Florence2Config.
+        processor: directory or hub id of the tokenizer and the processor; "shapes" for those of the
+            synthetic world, "bytes" for one token a byte. By default those of `start`.
+        dtype: what activations are computed in. Trainable parameters are float32 in any case.
+        frozen_dtype: what frozen parameters are kept in.
+        dropout, attention_dropout, activation_dropout: in place of the checkpoint's own.
+        drop_path: of the vision tower's blocks, in place of the checkpoint's own.
+    """
+
+    start: str = ""
+    revision: str | None = None
+    architecture: str | Florence2Config | None = None
+    processor: str = ""
+    dtype: Dtype = "float32"
+    frozen_dtype: Dtype = "float32"
+    dropout: float | None = None
+    attention_dropout: float | None = None
+    activation_dropout: float | None = None
+    drop_path: float | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.start) == (self.architecture is not None):
+            raise ValueError("set either model.start or model.architecture, and not both")
+        if isinstance(self.architecture, str) and self.architecture not in PRESETS:
+            raise ValueError(
+                f"model.architecture {self.architecture!r} is none of {', '.join(PRESETS)}"
+            )
+        if not self.start and not self.processor:
+            raise ValueError("random weights have no tokenizer: set model.processor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One data set.
+
+    Attributes:
+        kind: its layout. jsonl, parquet and array_record hold rows `image, prefix, suffix`; coco is
+            a COCO JSON file; vqa and docvqa are questions; shapes is the synthetic world.
+        path: the file, or the directory of Parquet or ArrayRecord files.
+        weight: its share of the mixture, relative to the others'.
+        tasks: of a coco file (default <OD>) or of the world (default all 15).
+        image_root: directory that image names start from; by default the file's own.
+        annotations: of vqa, VQAv2's second file.
+        image_pattern: of vqa, such as "COCO_train2014_{image_id:012d}.jpg".
+        scenes: of shapes, how many.
+        split: of shapes: train, valid or held-out.
+        scene: of shapes, how hard they are.
+    """
+
+    kind: Literal["jsonl", "parquet", "array_record", "coco", "vqa", "docvqa", "shapes"]
+    path: str = ""
+    weight: float = 1.0
+    tasks: tuple[str, ...] = ()
+    image_root: str = ""
+    annotations: str = ""
+    image_pattern: str = ""
+    scenes: int = 1_000_000
+    split: Literal["train", "valid", "held-out"] = "train"
+    scene: SceneConfig = field(default_factory=SceneConfig)
+
+    def __post_init__(self) -> None:
+        if (self.kind == "shapes") == bool(self.path):
+            raise ValueError(
+                f"a {self.kind} source " + ("has no" if self.path else "needs a") + " path"
+            )
+        if not self.weight > 0.0:
+            raise ValueError(f"the weight of {self.path or self.kind} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where examples come from and how they become batches.
+
+    Attributes:
+        directory: a data set in the train/valid/test convention: each holds a .jsonl file, or a
+            *.coco.json file, and the pictures. Adds to `train` and `valid`.
+        train, valid: lists of sources, in words `data.train=[{kind: jsonl, path: a.jsonl}]`.
+        image_size: (height, width) in pixels that pictures are resized to; by default the
+            processor's.
+        max_prompt, max_target: tokens; a longer row is put into quarantine, nothing is cut.
+        least_prompt, least_target: tokens that every batch is padded to, doubled until its longest
+            row fits. Each pair of lengths compiles a program of its own: where that takes long, set
+            them to the longest.
+        augment: how pictures are changed.
+        threads: that read and decode pictures...
+        workers: ... in each of this many processes; 0 for threads of this process alone.
+        quarantine_share: the run stops when more than this share of rows could not be used: of the
+            rows seen so far (of the first 1,000 at least, or of all where there are fewer).
+    """
+
+    directory: str = ""
+    train: tuple[SourceConfig, ...] = ()
+    valid: tuple[SourceConfig, ...] = ()
+    image_size: tuple[int, int] | None = None
+    max_prompt: int = 256
+    max_target: int = 1024
+    least_prompt: int = 16
+    least_target: int = 32
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    threads: int = 4
+    workers: int = 0
+    quarantine_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.directory and not self.train:
+            raise ValueError("name training data: data.directory or data.train")
+        for kind in ("prompt", "target"):
+            least, most = getattr(self, f"least_{kind}"), getattr(self, f"max_{kind}")
+            if min(least, most) < 2:
+                raise ValueError(f"data.least_{kind} and data.max_{kind} must be at least 2 tokens")
+        if not 0.0 <= self.quarantine_share <= 1.0:
+            raise ValueError("data.quarantine_share must be within [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured on the valid split while training.
+
+    Attributes:
+        every: steps between two evaluations; 0 for none. There is one after the last step too.
+        examples: of each source, for the loss; 0 for all.
+        answers: of each source, generated and judged by task; 0 for none.
+        pictures: generated answers that are drawn beside the truth.
+        batch_size: rows at a time; 0 for those of a training micro-batch.
+        metric: what "best" means: "loss", the lowest, or a task metric's name in metrics.jsonl,
+            such as "<OD> mAP@0.5", the highest.
+        num_beams, no_repeat_ngram_size, max_new_tokens: of generation.
+    """
+
+    every: int = 1000
+    examples: int = 1000
+    answers: int = 100
+    pictures: int = 8
+    batch_size: int = 0
+    metric: str = "loss"
+    num_beams: int = 1
+    no_repeat_ngram_size: int = 0
+    max_new_tokens: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What is written down while training.
+
+    Attributes:
+        every: steps between two lines of metrics.jsonl; the device is asked for numbers only then.
+        tensorboard: whether the same goes to RUN/tensorboard.
+        peak_flops: FLOP/s that one device can do at most, for the MFU; 0 for the published figure
+            where the device is a known one, else no MFU is shown.
+    """
+
+    every: int = 10
+    tensorboard: bool = True
+    peak_flops: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"logging.every must be at least 1, got {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The checkpoint that a finished run leaves in RUN/export.
+
+    Attributes:
+        at_end: whether it is written when the last step is done.
+        dtype: of its parameters.
+    """
+
+    at_end: bool = True
+    dtype: Dtype = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run.
+
+    Attributes:
+        directory: the run's own. Where it holds a checkpoint, the run goes on from there.
+        steps: updates, all told.
+        batch_size: rows of one update.
+        accumulation: micro-batches that an update is made of.
+        seed: of the order, the augmentation, the dropout and random weights.
+    """
+
+    directory: str
+    steps: int
+    model: ModelConfig
+    data: DataConfig
+    batch_size: int = 8
+    accumulation: int = 1
+    seed: int = 0
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
+            )
+
+    @property
+    def evaluation_rows(self) -> int:
+        return self.evaluation.batch_size or self.batch_size // self.accumulation
+
+
+# What may change between a run and its continuation: none of it touches the updates.
+FREE = ("checkpoint", "evaluation", "logging", "export", "directory")
+FREE_DATA = ("threads", "workers", "quarantine_share", "valid")
+
+
+def fixed(tree: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a resumed run must have in common with what it resumes.
+
+    `steps` may change where no learning rate depends on it: with a constant schedule.
+    """
+    kept = {name: value for name, value in tree.items() if name not in FREE}
+    kept["data"] = {k: v for k, v in tree["data"].items() if k not in FREE_DATA}
+    if tree["optimizer"]["schedule"] == "constant":
+        del kept["steps"]
+    return kept

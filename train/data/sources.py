@@ -1,0 +1,91 @@
+"""From settings to sources: which class reads which layout."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from florence_jax.processing import TASKS
+from train.config import DataConfig, SourceConfig
+from train.data.coco import Coco, CocoTask
+from train.data.example import DataError, Source
+from train.data.questions import DocVqa, Vqa
+from train.data.tables import ArrayRecord, Jsonl, Parquet
+from train.shapes.source import ShapesSource
+from train.shapes.world import ShapesWorld
+
+Named = tuple[str, Source, float]
+
+
+def training_sources(config: DataConfig, seed: int) -> list[Named]:
+    """(name, source, weight) of the mixture.
+
+    Raises:
+        DataError: a data set that cannot be read; names it and the remedy.
+    """
+    found = list(config.train)
+    if config.directory:
+        found.append(_in_directory(Path(config.directory), "train"))
+    return [named for one in found for named in _open(one, seed)]
+
+
+def valid_sources(config: DataConfig, seed: int) -> dict[str, Source]:
+    """Sources of the valid split by name; none where none are named.
+
+    Raises:
+        DataError: a data set that cannot be read.
+    """
+    found = list(config.valid)
+    directory = Path(config.directory)
+    if config.directory and (directory / "valid").is_dir():
+        found.append(_in_directory(directory, "valid"))
+    return {name: source for one in found for name, source, _ in _open(one, seed)}
+
+
+def _in_directory(directory: Path, split: str) -> SourceConfig:
+    """The one data set of DIRECTORY/SPLIT."""
+    folder = directory / split
+    files = sorted(folder.glob("*.jsonl")) or sorted(folder.glob("*coco.json"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "neither"
+        raise DataError(
+            f"{folder} must hold one .jsonl file, or one *coco.json file, and has {names}; name "
+            "the file in data.train or data.valid"
+        )
+    kind = "jsonl" if files[0].suffix == ".jsonl" else "coco"
+    return SourceConfig(kind=kind, path=str(files[0]))
+
+
+def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
+    path, root = Path(config.path).expanduser(), config.image_root or None
+    if path and config.kind != "shapes" and not path.exists():
+        raise DataError(f"there is no {path}, named as {config.kind} data")
+    if config.kind == "coco":
+        tasks = config.tasks or ("<OD>",)
+        for task in tasks:
+            if task not in get_args(CocoTask):
+                raise DataError(f"{path}: a COCO file has no {task}, only {get_args(CocoTask)}")
+            name = f"{path.parent.name}/{path.name} {task}"
+            yield name, Coco(path, task, root), config.weight / len(tasks)
+        return
+    if config.kind == "shapes":
+        unknown = [task for task in config.tasks if task not in TASKS]
+        if unknown:
+            raise DataError(f"shapes: no such task: {unknown}; there are {', '.join(TASKS)}")
+        world = ShapesWorld(config=config.scene, seed=seed, split=config.split)
+        source = ShapesSource(world, config.scenes, config.tasks or tuple(TASKS))
+        yield f"shapes-{config.split}", source, config.weight
+        return
+    if config.tasks:
+        raise DataError(f"{path}: tasks are chosen of coco and shapes data alone")
+    source: Source
+    if config.kind == "jsonl":
+        source = Jsonl(path, root)
+    elif config.kind == "parquet":
+        source = Parquet(path, root)
+    elif config.kind == "array_record":
+        source = ArrayRecord(path)
+    elif config.kind == "docvqa":
+        source = DocVqa(path, root, config.annotations or None, config.image_pattern)
+    else:
+        source = Vqa(path, root, config.annotations or None, config.image_pattern)
+    yield f"{path.parent.name}/{path.name}", source, config.weight

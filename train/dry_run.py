@@ -1,0 +1,97 @@
+"""`--dry-run`: what a run would be, without its weights: settings, sizes, and one batch to see."""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import yaml
+
+from florence_jax.processing import TASKS, parse
+from train.config import TrainConfig
+from train.data.rows import HostBatch
+from train.loop import build_stream
+from train.pictures import enlarged, save_side_by_side
+from train.settings import to_tree
+from train.start import Start, prepare_start
+from train.training import Training, build_training
+
+_PICTURES = 8
+
+
+def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
+    """Lines to print; the first batch's pictures go to `directory`."""
+    yield yaml.safe_dump(to_tree(config), sort_keys=False)
+    start = prepare_start(config, directory / "processor")
+    training = build_training(config, start)
+    yield from _sizes(training)
+    stream = build_stream(config, start)
+    yield f"training data: {len(stream.sources)} sources"
+    for name, source, weight in stream.sources:
+        yield f"  {name}: {len(source):,} rows, weight {weight:g}"
+    batch = stream.batch(0)
+    yield from _batch(batch, start, directory)
+
+
+def _sizes(training: Training) -> Iterator[str]:
+    abstract = training.abstract_state()
+    groups = {"trainable": abstract.trainable, "frozen": abstract.frozen}
+    for name, leaves in groups.items():
+        parts: dict[str, int] = {}
+        for path, leaf in leaves.items():
+            part = path.split("/")[0]
+            parts[part] = parts.get(part, 0) + math.prod(leaf.shape)
+        listed = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+        yield f"{name}: {sum(parts.values()):,} parameters ({listed})"
+    held = {
+        "parameters": (abstract.trainable, abstract.frozen),
+        "optimizer state": abstract.opt_state,
+        "moving average": abstract.ema,
+        "gradients": abstract.trainable,
+    }
+    sizes = {name: _bytes(tree) for name, tree in held.items()}
+    listed = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in sizes.items())
+    yield f"memory in MiB, activations aside: {sum(sizes.values()) / 2**20:,.1f} ({listed})"
+
+
+def _batch(batch: HostBatch, start: Start, directory: Path) -> Iterator[str]:
+    arrays = batch.arrays
+    shapes = ", ".join(
+        f"{name} {leaf.dtype}{list(leaf.shape)}"
+        for name, leaf in zip(arrays._fields, arrays, strict=True)
+    )
+    yield f"first batch: {shapes}, {_bytes(arrays) / 2**20:,.1f} MiB"
+    yield from (f"  unusable: {row}: {reason}" for row, reason in batch.problems)
+    images = arrays.images.reshape(-1, *arrays.images.shape[2:])
+    prompts, labels = (x.reshape(-1, x.shape[-1]) for x in (arrays.input_ids, arrays.labels))
+    tokenizer = start.tokenizer
+    for number, (row, image, prompt, label) in enumerate(
+        zip(batch.ids, images, prompts, labels, strict=True)
+    ):
+        question = tokenizer.decode(prompt[prompt != tokenizer.pad_id].tolist())
+        target = tokenizer.decode(label[label >= 0].tolist())
+        yield f"  {row}\n    prompt {question}\n    target {target}"
+        if number < _PICTURES:
+            picture = enlarged(image)
+            result = parse(target, _task(question), picture.size)
+            path = directory / f"{number:04d}.png"
+            save_side_by_side(path, picture, {question: result})
+    yield f"pictures: {directory}"
+
+
+def _task(question: str) -> str:
+    """The task whose sentence a prompt is; a batch holds no task tokens any more."""
+    text = re.sub("</?s>", "", question)
+    for token, task in TASKS.items():
+        before, _, after = task.prompt.partition("{input}")
+        if re.fullmatch(f"{re.escape(before)}.*{re.escape(after)}", text, re.DOTALL):
+            return token
+    return "text"
+
+
+def _bytes(tree: object) -> int:
+    return sum(
+        math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
+    )

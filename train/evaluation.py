@@ -1,0 +1,165 @@
+"""What a run measures on its valid split: the loss, and generated answers by task."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from florence_jax.checkpoint.tree import insert
+from florence_jax.generation import GenerationConfig, generate
+from florence_jax.model import Params
+from florence_jax.processing import parse, task_of
+from train.data.example import DataError, Source
+from train.data.rows import Numbered, Row, collate
+from train.data.stream import finite_batches
+from train.interruption import Interruption
+from train.lora import is_factor, merge
+from train.metrics import task_scores
+from train.pictures import enlarged, save_side_by_side
+from train.programs import Programs
+from train.shapes.judge import Answered
+from train.shapes.source import ShapesSource
+from train.start import Start
+from train.state import Flat
+from train.step import build_evaluation
+from train.training import Training, row_maker
+
+
+class Evaluation:
+    """Callable at any time with the parameters of the moment.
+
+    Attributes:
+        sources: the valid split's, by name.
+        problems: (id, reason) of the rows that could not be used, by the last call.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        start: Start,
+        sources: Mapping[str, Source],
+        interruption: Interruption,
+    ):
+        self.sources = sources
+        self.problems: list[tuple[str, str]] = []
+        self._config, self._training, self._start = training.config, training, start
+        self._interruption = interruption
+        self._summed = Programs(build_evaluation(training.objective), interruption)
+        self._pixels = jax.jit(training.objective.pixels)
+        self._make_row = row_maker(training.config.data, start, training=False)
+
+    def __call__(self, params: Flat, pictures: Path) -> dict[str, float]:
+        """Every figure by name: "loss", "accuracy", "<OD> mAP@0.5" and so on.
+
+        Args:
+            params: base and adapters, by path.
+            pictures: directory for some of the answers, drawn beside the truth.
+
+        Raises:
+            Interrupted: somebody asked for it.
+            DataError: no row can be used.
+        """
+        self.problems = []
+        scores = self._loss(params)
+        if self._config.evaluation.answers:
+            tree = nested(merged(params, self._training))
+            drawn = itertools.count()
+            for name, source in self.sources.items():
+                answered = list(self._answered(tree, name, source, pictures, drawn))
+                world = isinstance(source, ShapesSource)
+                prefix = f"{name}: " if len(self.sources) > 1 else ""
+                for metric, value in task_scores(answered, world=world).items():
+                    scores[prefix + metric] = value
+        return scores
+
+    def _loss(self, params: Flat) -> dict[str, float]:
+        limit = self._config.evaluation.examples
+        rows = self._config.evaluation_rows
+        total = np.zeros(4)
+        for batch in finite_batches(self.sources, self._make_row, rows, limit=limit):
+            self._interruption.check()
+            self.problems += batch.problems
+            total += np.array(jax.device_get(self._summed(params, batch.arrays)), np.float64)
+        loss, nll, correct, tokens = total.tolist()
+        if not tokens:
+            row, reason = self.problems[0]
+            raise DataError(f"no row of the valid split can be used; the first is {row}: {reason}")
+        return {"loss": loss / tokens, "nll": nll / tokens, "accuracy": correct / tokens}
+
+    def _answered(
+        self,
+        params: Params,
+        name: str,
+        source: Source,
+        pictures: Path,
+        drawn: Iterator[int],
+    ) -> Iterator[Answered]:
+        """The model's answers to the source's first rows."""
+        config = self._config.evaluation
+        count, height = min(config.answers, len(source)), self._config.evaluation_rows
+        rng = np.random.default_rng(0)
+        for first in range(0, count, height):
+            numbers = range(first, min(first + height, count))
+            rows = [self._make_row(Numbered(name, source, number), rng) for number in numbers]
+            texts = self._interruption.wait_for(lambda rows=rows: self._generate(params, rows))
+            for number, row, text in zip(numbers, rows, texts, strict=True):
+                if row.problem is None:
+                    prefix, truth = source[number].prefix, self._text(row.target)
+                    size = (row.image.shape[1], row.image.shape[0])
+                    if next(drawn) < config.pictures:
+                        self._draw(pictures / f"{number:04d}.png", row, prefix, truth, text)
+                    yield Answered(prefix=prefix, suffix=truth, answer=text, image_size=size)
+
+    def _generate(self, params: Params, rows: list[Row]) -> list[str]:
+        config, height = self._config.evaluation, self._config.evaluation_rows
+        # Always the same number of rows, so that there is one program.
+        padded = rows + rows[:1] * (height - len(rows))
+        arrays = collate(padded, make_row=self._make_row).arrays
+        text = self._training.objective.model.config.text
+        output = generate(
+            self._training.objective.model,
+            params,
+            pixel_values=self._pixels(arrays.images[0]),
+            input_ids=arrays.input_ids[0],
+            config=GenerationConfig(
+                num_beams=config.num_beams,
+                no_repeat_ngram_size=config.no_repeat_ngram_size,
+                max_new_tokens=min(config.max_new_tokens, text.max_position_embeddings - 1),
+            ),
+        )
+        lengths, sequences = np.asarray(output.lengths), np.asarray(output.sequences)
+        return [
+            self._text(sequences[place, 1 : lengths[place] + 1].tolist())
+            for place in range(len(rows))
+        ]
+
+    def _text(self, ids: list[int]) -> str:
+        """Without `<s>` and `</s>`."""
+        tokenizer = self._start.tokenizer
+        ends = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
+        return tokenizer.decode([token for token in ids if token not in ends])
+
+    def _draw(self, path: Path, row: Row, prefix: str, truth: str, answer: str) -> None:
+        picture, task = enlarged(row.image), task_of(prefix)
+        results = {
+            f"truth: {prefix}": parse(truth, task, picture.size),
+            "answer": parse(answer, task, picture.size),
+        }
+        save_side_by_side(path, picture, results)
+
+
+def merged(params: Flat, training: Training) -> Flat:
+    """The flat parameters with the adapters, if any, added to their kernels."""
+    factors = {path: leaf for path, leaf in params.items() if is_factor(path)}
+    base = {path: leaf for path, leaf in params.items() if not is_factor(path)}
+    return merge(base, factors, training.config.lora) if factors else base
+
+
+def nested(params: Flat) -> Params:
+    """The flat parameters as the tree that the model takes."""
+    tree: Params = {}
+    for path, leaf in params.items():
+        insert(tree, path, leaf)
+    return tree

@@ -1,0 +1,125 @@
+"""`python -m train.export RUN`: a run as a checkpoint that everything else reads.
+
+What it writes is what `florence_jax.checkpoint.save_checkpoint` writes: `Florence2Pipeline` loads
+it, `python -m convert.to_torch` gives it to PyTorch, and `model.start` of another run takes it. The
+parameters are the moving average where the run keeps one, and adapters are added to their kernels;
+they are also written by themselves, in the file that `python -m convert.export_lora` takes.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from florence_jax.checkpoint import save_checkpoint
+from train.checkpoints import CheckpointConfig, Checkpoints
+from train.config import TrainConfig
+from train.evaluation import merged, nested
+from train.lora import is_factor
+from train.resume import CONFIG, PROCESSOR
+from train.settings import from_tree
+from train.start import Start, read_start
+from train.state import TrainState
+from train.training import Training, build_training, parameters_in_use, without_frozen
+
+
+def export_run(
+    training: Training,
+    start: Start,
+    state: TrainState,
+    directory: Path | None = None,
+) -> list[Path]:
+    """Write the checkpoint, and the adapters where there are some; an older export is replaced.
+
+    Args:
+        directory: of the checkpoint; by default RUN/export.
+
+    Returns:
+        What was written.
+    """
+    config = training.config
+    directory = directory or Path(config.directory) / "export"
+    params = parameters_in_use(state)
+    written = []
+    factors = {path: np.asarray(leaf) for path, leaf in params.items() if is_factor(path)}
+    if factors:
+        file = directory.parent / "adapter.safetensors"
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".saving")
+        save_file(
+            factors,
+            aside,
+            metadata={
+                "format": "florence-jax-lora-1",
+                "alpha": json.dumps(config.lora.alpha),
+                "use_rslora": json.dumps(config.lora.rank_stabilised),
+            },
+        )
+        aside.replace(file)
+        written.append(file)
+    base = {
+        path: np.asarray(jax.device_get(leaf)).astype(jax.numpy.dtype(config.export.dtype))
+        for path, leaf in merged(params, training).items()
+    }
+    save_checkpoint(directory, start.config, nested(base), files=start.files, overwrite=True)
+    return [*written, directory]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="the run's directory")
+    parser.add_argument("--out", type=Path, help="default: RUN/export")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="a checkpoint's step; default: the newest one's")
+    which.add_argument("--best", action="store_true", help="the best by evaluation.metric")
+    options = parser.parse_args(arguments)
+    try:
+        tree = json.loads((options.run / CONFIG).read_text())
+        config = from_tree(TrainConfig, {**tree, "directory": str(options.run)})
+        for path in _export(config, options.step, options.best, options.out):
+            print(path)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _export(config: TrainConfig, step: int | None, best: bool, out: Path | None) -> list[Path]:
+    directory = Path(config.directory)
+    start = read_start(directory / PROCESSOR)
+    training = build_training(config, start)
+    abstract = training.abstract_state()
+    settings = CheckpointConfig()
+    with (
+        Checkpoints(directory / "checkpoints", settings, writes=False) as checkpoints,
+        Checkpoints(directory / "frozen", settings, writes=False) as kept,
+    ):
+        if best:
+            newest = checkpoints.steps()[-1:]
+            metas = [json.loads((checkpoints.path(n) / "meta.json").read_text()) for n in newest]
+            if not metas or not metas[0]["best"]:
+                raise ValueError(f"{directory} has no best checkpoint: it was never evaluated")
+            step = metas[0]["best"]["step"]
+        restored = checkpoints.restore(without_frozen(abstract), step)
+        frozen = kept.restore(abstract.frozen)
+        if restored is None or frozen is None:
+            raise ValueError(
+                f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; there "
+                f"are {checkpoints.steps()}"
+            )
+    state = dataclasses.replace(restored[0], frozen=frozen[0])
+    return export_run(training, start, state, out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""The run: batches in, updates out, and everything that has to survive on the way."""
+
+import contextlib
+import dataclasses
+import enum
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.checkpoints import Checkpoints
+from train.config import TrainConfig
+from train.data.rows import HostBatch
+from train.data.sources import training_sources, valid_sources
+from train.data.stream import Stream
+from train.evaluation import Evaluation
+from train.export import export_run
+from train.flops import peak_flops, update_flops
+from train.interruption import Interrupted, Interruption
+from train.profile import Profile
+from train.programs import Programs
+from train.quarantine import Quarantine, TooManyProblems
+from train.resume import RunError, first_or_restored, start_of
+from train.run_log import RunLog
+from train.settings import to_tree
+from train.start import Start
+from train.state import TrainState
+from train.training import Training, build_training, parameters_in_use, row_maker, without_frozen
+
+
+class Outcome(enum.IntEnum):
+    """How a run ended: the program's exit status."""
+
+    DONE = 0
+    FAILED = 1
+    INTERRUPTED = 143  # what a shell reports of a process that SIGTERM ended
+
+
+def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
+    """Run until the last step, an interruption, or a loss that is not finite.
+
+    Args:
+        config: the settings; where `config.directory` holds a checkpoint, it is gone on from.
+        profile_steps: write a jax profile of so many steps to RUN/profile.
+
+    Raises:
+        RunError: a changed config, or a checkpoint that could not be saved.
+        DataError, CheckpointError, SettingsError, ValueError: what is wrong with the settings.
+        TooManyProblems: too many rows cannot be used.
+    """
+    directory = Path(config.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    start = start_of(config, directory)
+    training = build_training(config, start)
+    stream = build_stream(config, start)
+    total = sum(len(source) for _, source, _ in stream.sources)
+    quarantine = Quarantine(
+        directory / "quarantine.jsonl", share=config.data.quarantine_share, total=total
+    )
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            Checkpoints(directory / "checkpoints", config.checkpoint, report=_say)
+        )
+        state, meta = first_or_restored(training, start, directory, checkpoints)
+        interruption = stack.enter_context(Interruption())
+        peak = config.logging.peak_flops or peak_flops(jax.devices()[0].device_kind)
+        log = stack.enter_context(
+            RunLog(
+                directory,
+                config.logging,
+                first=int(state.step),
+                steps=config.steps,
+                peak_flops=peak,
+            )
+        )
+        run = Run(training, start, directory, checkpoints, interruption, log, quarantine, meta)
+        return run.go(state, stream, profile_steps)
+
+
+def build_stream(config: TrainConfig, start: Start) -> Stream:
+    """The training data."""
+    return Stream(
+        sources=training_sources(config.data, config.seed),
+        make_row=row_maker(config.data, start, training=True),
+        batch_size=config.batch_size,
+        micro=config.accumulation,
+        seed=config.seed,
+    )
+
+
+class Run:
+    """One run under way."""
+
+    def __init__(
+        self,
+        training: Training,
+        start: Start,
+        directory: Path,
+        checkpoints: Checkpoints,
+        interruption: Interruption,
+        log: RunLog,
+        quarantine: Quarantine,
+        meta: dict[str, Any],
+    ):
+        self.config, self.training, self.start = training.config, training, start
+        self.directory, self.checkpoints = directory, checkpoints
+        self.interruption, self.log, self.quarantine = interruption, log, quarantine
+        self.best: dict[str, Any] | None = meta.get("best")
+        self.evaluated: int = meta.get("evaluated", 0)
+        self.last: dict[str, float] = {}
+
+    def go(self, state: TrainState, stream: Stream, profile_steps: int) -> Outcome:
+        """From `state` to the end of the run."""
+        config, log = self.config, self.log
+        first = int(state.step)
+        update = Programs(self.training.step, self.interruption, donate_first=True)
+        data = self.config.data
+        valid = valid_sources(data, config.seed)
+        evaluation = Evaluation(self.training, self.start, valid, self.interruption)
+        batches = stream.batches(first, threads=data.threads, workers=data.workers)
+        profile = Profile(self.directory / "profile", first, profile_steps)
+        before = None
+        if first:
+            log.say(f"going on at step {first} of {config.steps}")
+            log.write("resumed", first, {})
+        try:
+            for step in itertools.count(first):
+                done = step == config.steps
+                if self._due(config.evaluation.every, step, done) and self.evaluated != step:
+                    self._check_finite(state)
+                    if self._evaluate(evaluation, state, step):
+                        self._save(state, step, best=True)
+                if self._due(config.checkpoint.every, step, done):
+                    self._check_finite(state)
+                    self._save(state, step)
+                if done:
+                    break
+                profile.at(step)
+                batch = self._next(batches)
+                compiling = update.seconds_compiling
+                state, metrics = update(state, batch.arrays)
+                # One step is always queued behind the one that runs, and no more: a signal is
+                # answered within two steps.
+                jax.block_until_ready(before)
+                before = metrics
+                log.leave_out(update.seconds_compiling - compiling)
+                self._count(batch)
+                self.quarantine.add(batch.problems)
+                self.quarantine.check((step + 1) * config.batch_size)
+                if (step + 1) % config.logging.every == 0 or step + 1 == config.steps:
+                    self.last = {k: float(v) for k, v in jax.device_get(metrics._asdict()).items()}
+                    self._check_finite(state)
+                    log.training(step + 1, self.last)
+                self.interruption.check()
+        except Interrupted:
+            return self._interrupted(state)
+        except _NotFinite:
+            return self._not_finite(state)
+        except TooManyProblems:
+            # With mended data, or a larger share, the run goes on from here.
+            if int(state.failed_at) < 0:
+                self._save(state, int(state.step))
+            raise
+        finally:
+            profile.stop()
+        return self._finish(state)
+
+    def _due(self, every: int, step: int, done: bool) -> bool:
+        return every > 0 and step > 0 and (step % every == 0 or done)
+
+    def _next(self, batches: Iterator[HostBatch]) -> HostBatch:
+        try:
+            return next(batches)
+        except Exception:
+            # A signal to the whole process group ends the workers too, before they can answer.
+            self.interruption.check()
+            raise
+
+    def _count(self, batch: HostBatch) -> None:
+        labels = np.asarray(batch.arrays.labels)
+        rows = labels.shape[0] * labels.shape[1]
+        self.log.count(
+            tokens=int((labels != -100).sum()),
+            images=rows,
+            flops=update_flops(
+                self.training.objective.model.config,
+                self.training.treated,
+                rows=rows,
+                image_size=self.start.image.size,
+                prompt=batch.arrays.input_ids.shape[-1],
+                target=labels.shape[-1],
+            ),
+        )
+
+    def _evaluate(self, evaluation: Evaluation, state: TrainState, step: int) -> bool:
+        """Whether it is the best so far."""
+        if not evaluation.sources:
+            return False
+        with self.log.pause():
+            pictures = self.directory / "samples" / f"step_{step:08d}"
+            scores = evaluation(parameters_in_use(state), pictures)
+            self.quarantine.add(evaluation.problems, split="valid")
+        self.evaluated = step
+        self.log.write("evaluation", step, scores)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        self.log.say(f"step {step}: {shown}")
+        metric = self.config.evaluation.metric
+        if metric not in scores:
+            raise RunError(
+                f"evaluation.metric={metric!r} is not among what is measured: {', '.join(scores)}"
+            )
+        value, sign = scores[metric], -1.0 if metric == "loss" else 1.0
+        if self.best is not None and not sign * value > sign * self.best["value"]:
+            return False
+        self.best = {"step": step, "metric": metric, "value": value}
+        return True
+
+    def _save(self, state: TrainState, step: int, *, best: bool = False) -> None:
+        meta = {
+            "step": step,
+            "rows": step * self.config.batch_size,
+            "config": to_tree(self.config),
+            "best": self.best,
+            "evaluated": self.evaluated,
+        }
+        with self.log.pause():
+            self.checkpoints.save(step, without_frozen(state), meta, best=best)
+
+    def _check_finite(self, state: TrainState) -> None:
+        if int(state.failed_at) >= 0:
+            raise _NotFinite
+
+    def _interrupted(self, state: TrainState) -> Outcome:
+        if int(state.failed_at) >= 0:
+            return self._not_finite(state)
+        step = int(state.step)
+        self._save(state, step)
+        self._saved(f"interrupted and saved at step {step}: the same command goes on from there")
+        return Outcome.INTERRUPTED
+
+    def _not_finite(self, state: TrainState) -> Outcome:
+        step = int(state.failed_at)
+        good = dataclasses.replace(state, failed_at=jax.numpy.full_like(state.failed_at, -1))
+        self._save(good, step)
+        self.log.write("not finite", step, {})
+        self._saved(
+            f"stopped: the loss or its gradient was not finite in the step after {step}; the last "
+            f"good state is saved as step {step}. Lower optimizer.learning_rate, lengthen the "
+            "warm-up or set model.dtype=float32 in a new run; "
+            f"`python -m train.export {self.directory}` makes its model.start"
+        )
+        return Outcome.FAILED
+
+    def _finish(self, state: TrainState) -> Outcome:
+        step = int(state.step)
+        lines = [f"done: {step} steps in {self.log.seconds / 60:.1f} minutes, in {self.directory}"]
+        if self.last:
+            lines.append(f"last loss {self.last['loss']:.4f}, accuracy {self.last['accuracy']:.2%}")
+        if self.best is not None:
+            lines.append("best {metric} {value:.4f} at step {step}".format(**self.best))
+        if len(self.quarantine):
+            lines.append(f"{len(self.quarantine)} rows could not be used: {self.quarantine.path}")
+        if self.config.export.at_end:
+            lines += [f"exported {path}" for path in export_run(self.training, self.start, state)]
+        self._saved("; ".join(lines))
+        self.log.write("done", step, {"seconds": self.log.seconds})
+        return Outcome.DONE
+
+    def _saved(self, text: str) -> None:
+        """Say how the run ended, once its last checkpoint is on disk."""
+        self.checkpoints.wait()
+        failure = self.checkpoints.failure
+        if failure is not None:
+            steps = self.checkpoints.steps()
+            raise RunError(f"the last checkpoint could not be saved: {failure}; there are {steps}")
+        self.log.say(text)
+
+
+class _NotFinite(Exception):
+    pass
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,91 @@
+"""`python -m train.main`: train or fine-tune a Florence-2."""
+
+import argparse
+import dataclasses
+import os
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+from train.config import TrainConfig
+from train.settings import describe, load_settings
+
+_EPILOG = """
+examples:
+  python -m train.main --config train/recipes/lora.py data.directory=my_data directory=runs/mine
+  python -m train.main --config train/recipes/detection.py data.directory=my_coco --dry-run
+  python -m train.main --config train/recipes/shapes.py steps=1000 batch_size=16
+
+The same command goes on where a run was interrupted. Exit status: 0 done, 1 failed, 143 interrupted
+and saved.
+
+settings (given as key=value; values are written as in YAML):
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = load_settings(TrainConfig, options.config, options.settings)
+        # Here and not above: --help and a wrong setting need not wait for jax.
+        from florence_jax.inference.compilation_cache import use_compilation_cache
+        from train.dry_run import dry_run
+        from train.loop import train
+
+        use_compilation_cache()
+        if options.dry_run:
+            directory = Path(tempfile.mkdtemp(prefix="florence-dry-run-"))
+            for line in dry_run(config, directory):
+                print(line)
+            return 0
+        return int(train(config, profile_steps=options.profile))
+    except (ValueError, RuntimeError, OSError) as error:
+        if options.traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.main",
+        description="Train or fine-tune a Florence-2.",
+        epilog=_EPILOG + _settings(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="in place of the recipe's")
+    parser.add_argument("--config", type=Path, metavar="RECIPE", help="a .py or .yaml file")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show the settings, sizes and one batch with its pictures, and stop",
+    )
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="N", help="trace N steps into RUN/profile"
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return parser
+
+
+def _settings() -> str:
+    lines = []
+    for name, default, kind, meaning in describe(TrainConfig):
+        if dataclasses.is_dataclass(default):
+            default = type(default).__name__
+        lines.append(
+            f"  {name} = {default!r}  ({kind})"
+            if default != "(required)"
+            else f"  {name}  ({kind}, required)"
+        )
+        lines.append(textwrap.fill(meaning, 92, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines).replace("%", "%%")
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # An interrupted compilation still runs on its thread, and nobody should wait for it.
+    os._exit(status)

@@ -1,0 +1,91 @@
+"""How good generated answers are, by task: what `train.shapes.judge` measures, and text."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from florence_jax.processing import TASKS, parse, task_of
+from florence_jax.processing.locations import text_to_bins
+from train.shapes.judge import Answered, judge
+
+# Captions of the synthetic world state facts that can be counted; others are compared as text.
+_CAPTIONS = {"<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"}
+
+
+def task_scores(answered: Sequence[Answered], *, world: bool) -> dict[str, float]:
+    """Every figure by the name "TASK METRIC", 0..1, 1 for the truth itself.
+
+    Tasks with coordinates are judged as in `train.shapes.judge` (mAP@0.5, F1@0.5, accuracy@0.5,
+    mIoU). Answers that are text have: "exact", the share equal to the letter; "similarity", 1 minus
+    the edit distance over the longer one's length; "ANLS", as DocVQA's challenge counts.
+
+    Args:
+        answered: rows with their answers.
+        world: whether they are of the synthetic world, whose captions have facts.
+    """
+    text, judged = [], []
+    for row in answered:
+        task = task_of(row.prefix)
+        is_text = task not in TASKS or TASKS[task].answer == "pure_text"
+        (text if is_text else judged).append(row)
+        if world and task in _CAPTIONS:
+            judged.append(row)
+    scores: dict[str, float] = {}
+    for task, score in judge(judged).items():
+        scores[f"{task} {score.metric}"] = score.value
+        scores |= {f"{task} {name}": value for name, value in score.others.items()}
+    by_task: dict[str, list[tuple[str, str]]] = {}
+    for row in text:
+        by_task.setdefault(task_of(row.prefix), []).append(_texts(row))
+    for task, pairs in by_task.items():
+        similar = [similarity(*pair) for pair in pairs]
+        scores[f"{task} exact"] = _mean(truth == answer for truth, answer in pairs)
+        scores[f"{task} similarity"] = _mean(similar)
+        scores[f"{task} ANLS"] = _mean(anls([truth], answer) for truth, answer in pairs)
+    return scores
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein's: characters to insert, delete or replace."""
+    letters = np.frombuffer(other.encode("utf-32-le"), np.uint32)
+    places = np.arange(len(letters) + 1)
+    row = places.copy()
+    for number, letter in enumerate(one, start=1):
+        replaced = row[:-1] + (letters != ord(letter))
+        best = np.concatenate([[number], np.minimum(row[1:] + 1, replaced)])
+        # Insertions run along the row: the least of all entries before, one more for each place.
+        row = np.minimum.accumulate(best - places) + places
+    return int(row[-1])
+
+
+def similarity(one: str, other: str) -> float:
+    """1 minus the edit distance over the longer text's length; 1 for two empty ones."""
+    longer = max(len(one), len(other))
+    return 1.0 - edit_distance(one, other) / longer if longer else 1.0
+
+
+def anls(truths: Iterable[str], answer: str) -> float:
+    """Average normalised Levenshtein similarity's term for one answer
+    (https://arxiv.org/abs/1907.00490): the best of the truths, case aside, 0 below a half.
+    """
+    best = max(similarity(truth.strip().lower(), answer.strip().lower()) for truth in truths)
+    return best if best >= 0.5 else 0.0
+
+
+def _texts(row: Answered) -> tuple[str, str]:
+    """Truth and answer without the region that some tasks repeat."""
+    task = task_of(row.prefix)
+    answer = row.answer if isinstance(row.answer, str) else row.answer[task]
+    found = (parse(text, task, row.image_size)[task] for text in (row.suffix, answer))
+    truth, given = (_without_locations(text) for text in found)
+    return truth, given
+
+
+def _without_locations(text: str) -> str:
+    for bin in set(text_to_bins(text)):
+        text = text.replace(f"<loc_{bin}>", "")
+    return text.strip()
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

@@ -1,0 +1,46 @@
+"""Training rows and answers as pictures for a person to look at."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from florence_jax.inference.drawing import draw_result
+
+# Small training pictures are enlarged to this height, so that labels can be read on them.
+_HEIGHT = 448
+_GAP = 12
+_PAPER, _INK = (255, 255, 255), (24, 24, 27)
+
+
+def enlarged(image: np.ndarray) -> Image.Image:
+    """uint8[H, W, 3] at least `_HEIGHT` pixels high."""
+    picture = Image.fromarray(image)
+    factor = max(_HEIGHT / picture.height, 1.0)
+    return picture.resize((round(picture.width * factor), round(picture.height * factor)))
+
+
+def save_side_by_side(
+    path: Path, picture: Image.Image, titled: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """One picture for each result, as `parse` returns it for `picture.size`, under its title."""
+    drawn = [draw_result(picture, result) for result in titled.values()]
+    width = sum(one.width + _GAP for one in drawn) + _GAP
+    sheet = Image.new("RGB", (width, max(one.height for one in drawn) + 40), _PAPER)
+    pen, font, left = ImageDraw.Draw(sheet), ImageFont.load_default(16), _GAP
+    for title, one in zip(titled, drawn, strict=True):
+        pen.text((left, 8), _shortened(title, font, one.width), fill=_INK, font=font)
+        sheet.paste(one, (left, 32))
+        left += one.width + _GAP
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _shortened(text: str, font: Any, width: int) -> str:
+    text = " ".join(text.split())
+    while text and font.getlength(text) > width:
+        text = text[:-2] + "…" if len(text) > 2 else ""
+    # Pillow's own font has no letters beyond Latin-1.
+    return text.encode("latin-1", "replace").decode("latin-1")

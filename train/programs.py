@@ -1,0 +1,44 @@
+"""A function compiled ahead of time for each shape of batch, while signals are still heard."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from train.interruption import Interruption
+
+
+class Programs:
+    """Calls `function(first, batch)` through programs that are compiled when first needed.
+
+    Attributes:
+        seconds_compiling: spent so far.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any, Any], Any],
+        interruption: Interruption,
+        *,
+        donate_first: bool = False,
+    ):
+        self._jitted = jax.jit(function, donate_argnums=(0,) if donate_first else ())
+        self._interruption = interruption
+        self._compiled: dict[tuple, Callable[[Any, Any], Any]] = {}
+        self.seconds_compiling = 0.0
+
+    def __call__(self, first: Any, batch: Any) -> Any:
+        """The function's value, on the device and perhaps not computed yet.
+
+        Raises:
+            Interrupted: while compiling.
+        """
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
+        if shapes not in self._compiled:
+            started = time.perf_counter()
+            self._compiled[shapes] = self._interruption.wait_for(
+                lambda: self._jitted.lower(first, batch).compile()
+            )
+            self.seconds_compiling += time.perf_counter() - started
+        return self._compiled[shapes](first, batch)

@@ -1,0 +1,66 @@
+"""Rows that could not be used: written down once each, and the end of the run if they are many."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from train.lines import append_lines, read_lines
+
+# So that one bad row among the first ten does not look like a tenth of the data.
+_LEAST_SEEN = 1000
+
+
+class TooManyProblems(RuntimeError):
+    """More rows than allowed could not be used."""
+
+
+class Quarantine:
+    """RUN/quarantine.jsonl: `{"id": ..., "reason": ..., "split": ...}`, one line a row."""
+
+    def __init__(self, path: Path, *, share: float, total: int):
+        """
+        Args:
+            share: of rows that may be unusable.
+            total: rows that there are.
+        """
+        self.path, self._share, self._total = path, share, total
+        self._training: dict[str, str] = {}
+        self._known: set[tuple[str, str]] = set()
+        for row in read_lines(path):
+            self._note(row["split"], row["id"], row["reason"])
+
+    def __len__(self) -> int:
+        """Unusable rows of the training data so far."""
+        return len(self._training)
+
+    def add(self, problems: Iterable[tuple[str, str]], *, split: str = "train") -> None:
+        """Write down the (id, reason) that are new."""
+        new = {row: reason for row, reason in problems if (split, row) not in self._known}
+        for row, reason in new.items():
+            self._note(split, row, reason)
+        if new:
+            append_lines(
+                self.path,
+                [{"id": row, "reason": reason, "split": split} for row, reason in new.items()],
+            )
+
+    def check(self, seen: int) -> None:
+        """
+        Args:
+            seen: rows that the run has drawn so far.
+
+        Raises:
+            TooManyProblems: the share is exceeded.
+        """
+        allowed = self._share * min(self._total, max(seen, _LEAST_SEEN))
+        if len(self) > allowed:
+            row, reason = next(iter(self._training.items()))
+            raise TooManyProblems(
+                f"{len(self)} rows of {min(seen, self._total)} seen could not be used, more than "
+                f"data.quarantine_share={self._share:g} allows; the first is {row}: {reason}. All "
+                f"are in {self.path}: mend the data, or raise data.quarantine_share"
+            )
+
+    def _note(self, split: str, row: str, reason: str) -> None:
+        self._known.add((split, row))
+        if split == "train":
+            self._training[row] = reason

@@ -1,0 +1,25 @@
+"""Fine-tuning with the vision tower frozen: less memory, and features that stay what they were.
+
+python -m train.main --config train/recipes/frozen_tower.py data.directory=my_data
+"""
+
+from train.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from train.optimizer import OptimizerConfig
+
+config = TrainConfig(
+    directory="runs/frozen_tower",
+    steps=5_000,
+    batch_size=16,
+    accumulation=2,
+    model=ModelConfig(
+        start="microsoft/Florence-2-base-ft", dtype="bfloat16", frozen_dtype="bfloat16"
+    ),
+    data=DataConfig(directory="my_data"),
+    optimizer=OptimizerConfig(
+        learning_rate=2e-5,
+        warmup_steps=100,
+        weight_decay=0.01,
+        rules=((r"vision_tower/.*", 0.0), (r".*", 1.0)),
+    ),
+    evaluation=EvaluationConfig(every=500),
+)

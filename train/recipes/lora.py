@@ -1,0 +1,24 @@
+"""Low-rank adapters on a frozen base: the least memory, and a file of a few megabytes.
+
+    python -m train.main --config train/recipes/lora.py data.directory=my_data
+
+The run leaves RUN/adapter.safetensors, and the merged checkpoint in RUN/export.
+"""
+
+from train.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from train.lora import LoraConfig
+from train.optimizer import OptimizerConfig
+
+config = TrainConfig(
+    directory="runs/lora",
+    steps=3_000,
+    batch_size=16,
+    accumulation=2,
+    model=ModelConfig(
+        start="microsoft/Florence-2-base-ft", dtype="bfloat16", frozen_dtype="bfloat16"
+    ),
+    data=DataConfig(directory="my_data"),
+    lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05),
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=50),
+    evaluation=EvaluationConfig(every=250),
+)

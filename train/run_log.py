@@ -1,0 +1,126 @@
+"""What a person sees of a run: the bar, RUN/metrics.jsonl and TensorBoard."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from train.config import LoggingConfig
+from train.lines import append_lines
+
+
+class RunLog:
+    """The log of one run; use it as a context manager.
+
+    A log that cannot be written (a full disk) is said so once and does not end the run.
+    """
+
+    def __init__(
+        self, directory: Path, config: LoggingConfig, *, first: int, steps: int, peak_flops: float
+    ):
+        """
+        Args:
+            first: the step that the run starts or goes on at.
+            steps: of the whole run.
+            peak_flops: FLOP/s of all devices; 0 shows no MFU.
+        """
+        self._path, self._peak = directory / "metrics.jsonl", peak_flops
+        self._boards = (
+            SummaryWriter(str(directory / "tensorboard"), purge_step=first)
+            if config.tensorboard
+            else None
+        )
+        self._bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True)
+        self._said: set[str] = set()
+        self._started = time.perf_counter()
+        self._restart()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+        if self._boards is not None:
+            with self._reporting():
+                self._boards.close()
+
+    @property
+    def seconds(self) -> float:
+        """Since the log was opened."""
+        return time.perf_counter() - self._started
+
+    def count(self, *, tokens: int, images: int, flops: float) -> None:
+        """One more step was asked of the device."""
+        self._tokens += tokens
+        self._images += images
+        self._flops += flops
+        self._steps += 1
+        self._bar.update()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done inside is no training: the rates leave its time out."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - began
+
+    def leave_out(self, seconds: float) -> None:
+        """As `pause`, for time that was measured elsewhere."""
+        self._since += seconds
+
+    def training(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of one step, and the rates since the last such line."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        rates = {
+            "tokens_per_second": self._tokens / seconds,
+            "images_per_second": self._images / seconds,
+            "seconds_per_step": seconds / max(self._steps, 1),
+        }
+        if self._peak:
+            rates["mfu"] = self._flops / seconds / self._peak
+        self._restart()
+        shown = {
+            "loss": f"{values['loss']:.4f}",
+            "lr": f"{values['learning_rate']:.2e}",
+            "tok/s": f"{rates['tokens_per_second']:.0f}",
+            "img/s": f"{rates['images_per_second']:.1f}",
+        }
+        if "mfu" in rates:
+            shown["MFU"] = f"{rates['mfu']:.1%}"
+        self._bar.set_postfix(shown)
+        self.write("train", step, {**values, **rates})
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl; its numbers go to TensorBoard too."""
+        with self._reporting():
+            append_lines(self._path, [{"kind": kind, "step": step, **values}])
+        if self._boards is not None:
+            with self._reporting():
+                for name, value in values.items():
+                    if isinstance(value, int | float):
+                        self._boards.add_scalar(f"{kind}/{name}", value, step)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._bar.write(text, file=sys.stderr)
+
+    def _restart(self) -> None:
+        self._since = time.perf_counter()
+        self._tokens = self._images = self._steps = 0
+        self._flops = 0.0
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if str(error) not in self._said:
+                self._said.add(str(error))
+                self.say(f"the log cannot be written: {error}; the run goes on")

@@ -1,0 +1,197 @@
+"""What a run starts from: sizes, tokenizer, processor files, and later the parameters."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from florence_jax.checkpoint import load_checkpoint, plan_checkpoint, resolve
+from florence_jax.checkpoint.hub import METADATA_FILES
+from florence_jax.checkpoint.tree import flatten
+from florence_jax.config import PRESETS, Florence2Config
+from florence_jax.model import Model
+from florence_jax.processing import (
+    FlorenceTokenizer,
+    ImageConfig,
+    demo_tokenizer,
+    load_tokenizer,
+)
+from train.config import ModelConfig, TrainConfig
+from train.settings import from_tree, to_tree
+from train.shapes.tokens import save_processor, world_tokenizer
+
+_SIZES = "florence2_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A model without its weights, and everything that a checkpoint of it needs beside them.
+
+    Attributes:
+        config: the sizes.
+        files: directory of the tokenizer's and the processor's files, those that are exported.
+        tokenizer: what they describe.
+        image: how pictures become pixels, at the size that the run trains with.
+    """
+
+    config: Florence2Config
+    files: Path
+    tokenizer: FlorenceTokenizer
+    image: ImageConfig
+
+
+def prepare_start(config: TrainConfig, files: Path) -> Start:
+    """Write into `files` what the run needs beside weights, and read it back.
+
+    Raises:
+        CheckpointError, ValueError: a checkpoint or processor that is not there, or texts longer
+            than the model's position table.
+    """
+    shutil.rmtree(files, ignore_errors=True)
+    files.mkdir(parents=True)
+    model = config.model
+    if model.start:
+        source = resolve(model.start, model.revision)
+        sizes = plan_checkpoint(source).config
+        _copy(source, files)
+    else:
+        assert model.architecture is not None
+        named = isinstance(model.architecture, str)
+        sizes = PRESETS[model.architecture]() if named else model.architecture
+    sizes = _with_processor(config, sizes, files)
+    (files / _SIZES).write_text(json.dumps(to_tree(sizes), indent=1))
+    start = read_start(files)
+    _check_lengths(config, start)
+    return start
+
+
+def read_start(files: Path) -> Start:
+    """What `prepare_start` left in `files`."""
+    return Start(
+        config=from_tree(Florence2Config, json.loads((files / _SIZES).read_text())),
+        files=files,
+        tokenizer=load_tokenizer(files),
+        image=ImageConfig.from_hf(json.loads((files / "preprocessor_config.json").read_text())),
+    )
+
+
+def load_parameters(config: TrainConfig, start: Start) -> dict[str, jax.Array]:
+    """The first parameters by path, float32: those of the checkpoint, or random ones."""
+    model = config.model
+    if model.start:
+        return dict(
+            flatten(load_checkpoint(model.start, "float32", revision=model.revision).params)
+        )
+    return dict(flatten(Model(config=start.config).init(jax.random.key(config.seed))))
+
+
+def training_config(sizes: Florence2Config, model: ModelConfig) -> Florence2Config:
+    """The sizes with the run's own dropout."""
+    named = ("dropout", "attention_dropout", "activation_dropout")
+    rates = {name: getattr(model, name) for name in named if getattr(model, name) is not None}
+    vision = sizes.vision
+    if model.drop_path is not None:
+        vision = dataclasses.replace(vision, drop_path_rate=model.drop_path)
+    return dataclasses.replace(sizes, text=dataclasses.replace(sizes.text, **rates), vision=vision)
+
+
+def _with_processor(config: TrainConfig, sizes: Florence2Config, files: Path) -> Florence2Config:
+    """Put tokenizer and processor into `files`; the sizes, with a vocabulary made in code."""
+    processor, size = config.model.processor, config.data.image_size
+    made = {"shapes": world_tokenizer, "bytes": demo_tokenizer}.get(processor)
+    if made is not None:
+        if size is None:
+            raise ValueError(f"model.processor={processor} needs data.image_size, (height, width)")
+        tokens = made().vocab_size
+        sizes = dataclasses.replace(
+            sizes,
+            text=dataclasses.replace(sizes.text, vocab_size=tokens + 1),
+            image_token_id=tokens,
+        )
+        if processor == "shapes" and size[0] == size[1]:
+            image_tokens = sizes.num_image_tokens(*size)
+            save_processor(files, image_side=size[0], image_tokens=image_tokens)
+        else:
+            made().save(files)
+        _decode_as_evaluated(config, files)
+    elif processor:
+        _copy(resolve(processor, weights=False), files, without=("config.json",))
+        if not config.model.start:
+            _decode_as_evaluated(config, files)
+    _set_image_size(files, sizes, size)
+    missing = load_tokenizer(files).vocab_size - sizes.text.vocab_size
+    if missing > 0:
+        raise ValueError(
+            f"the tokenizer has {missing} tokens more than the model's table of "
+            f"{sizes.text.vocab_size}: they do not belong together"
+        )
+    return sizes
+
+
+def _copy(source: Path, files: Path, without: tuple[str, ...] = ()) -> None:
+    for name in METADATA_FILES:
+        if name not in without and (source / name).is_file():
+            shutil.copyfile(source / name, files / name)
+
+
+def _decode_as_evaluated(config: TrainConfig, files: Path) -> None:
+    """Who loads a model trained from scratch decodes as the run's evaluation did."""
+    names = ("num_beams", "no_repeat_ngram_size", "max_new_tokens")
+    decoding = {name: getattr(config.evaluation, name) for name in names}
+    content = {**decoding, "early_stopping": True}
+    (files / "generation_config.json").write_text(json.dumps(content, indent=1))
+
+
+def _set_image_size(files: Path, sizes: Florence2Config, size: tuple[int, int] | None) -> None:
+    """The processor says the size that the model was trained at: it answers best there."""
+    content: dict[str, Any] = dict(read_preprocessor(files) or {})
+    image = ImageConfig.from_hf(content)
+    if size is not None:
+        image = dataclasses.replace(image, size=tuple(size))
+    height, width = image.size
+    inner = dict(content.get("image_processor", content))
+    inner |= {
+        "size": {"height": height, "width": width},
+        "crop_size": {"height": height, "width": width},
+        "image_seq_length": sizes.num_image_tokens(height, width),
+        "do_resize": True,
+        "image_mean": list(image.mean),
+        "image_std": list(image.std),
+        "resample": image.resample,
+    }
+    (files / "preprocessor_config.json").write_text(json.dumps(inner, indent=1))
+    whole = files / "processor_config.json"
+    if whole.is_file():
+        outer = json.loads(whole.read_text())
+        if "image_processor" in outer:
+            whole.write_text(json.dumps({**outer, "image_processor": inner}, indent=1))
+
+
+def read_preprocessor(files: Path) -> dict[str, Any] | None:
+    """The image processor's settings, wherever the repository keeps them."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (files / name).is_file():
+            return json.loads((files / name).read_text())
+    return None
+
+
+def _check_lengths(config: TrainConfig, start: Start) -> None:
+    """Every padded batch must fit the position table."""
+    positions = start.config.text.max_position_embeddings
+    image_tokens = start.config.num_image_tokens(*start.image.size)
+    data = config.data
+    for name, length, taken in (
+        ("max_prompt", data.least_prompt, image_tokens),
+        ("max_target", data.least_target, 0),
+    ):
+        while length < getattr(data, name):
+            length *= 2
+        if taken + length > positions:
+            raise ValueError(
+                f"data.{name}={getattr(data, name)} is padded to {length} tokens, with "
+                f"{taken} of the picture more than the model's {positions} positions: lower it"
+            )

@@ -1,0 +1,126 @@
+"""The pure parts of a run, built from its settings: objective, optimizer, step, first state."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from florence_jax.checkpoint.shapes import parameter_shapes
+from florence_jax.model import Model
+from train.config import DataConfig, TrainConfig
+from train.data.augment import AugmentConfig
+from train.data.rows import RowMaker
+from train.lora import init_factors
+from train.optimizer import build_optimizer, learning_rate_schedule
+from train.parameters import Treatment, treatments
+from train.start import Start, training_config
+from train.state import Flat, TrainState, new_state
+from train.step import Objective, Step, build_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What the loop runs.
+
+    Attributes:
+        config: the run's settings.
+        objective: from parameters and a batch to summed losses.
+        treated: of every parameter, adapters included, whether and how it trains.
+        optimizer, step: of what trains.
+    """
+
+    config: TrainConfig
+    objective: Objective
+    treated: Mapping[str, Treatment]
+    optimizer: optax.GradientTransformation
+    step: Step
+
+    def first_state(self, params: Flat) -> TrainState:
+        """The state before the first step, from the parameters of the base model."""
+        lora, model = self.config.lora, self.config.model
+        leaves = dict(params)
+        if lora.rank:
+            key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
+            leaves |= init_factors(lora, {path: leaf.shape for path, leaf in params.items()}, key)
+        trainable = {path: leaf for path, leaf in leaves.items() if self.trains(path)}
+        frozen = {
+            path: jnp.asarray(leaf, model.frozen_dtype)
+            for path, leaf in leaves.items()
+            if not self.trains(path)
+        }
+        with_ema = self.config.optimizer.ema_decay > 0
+        return new_state(trainable, frozen, self.optimizer, with_ema=with_ema)
+
+    def abstract_state(self) -> TrainState:
+        """Its shapes, dtypes and placement, without allocating any of it."""
+        shapes = parameter_shapes(self.objective.model.config)
+        params = {p: jax.ShapeDtypeStruct(shape, jnp.float32) for p, shape in shapes.items()}
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+            jax.eval_shape(self.first_state, params),
+        )
+
+    def trains(self, path: str) -> bool:
+        return path in self.treated and self.treated[path].trains
+
+
+def build_training(config: TrainConfig, start: Start) -> Training:
+    """Everything that is a function of the settings alone.
+
+    Raises:
+        RuleError, ValueError: rules, adapters or schedules that do not fit the model.
+    """
+    model = Model(config=training_config(start.config, config.model), dtype=config.model.dtype)
+    objective = Objective(model=model, image=start.image, loss=config.loss, lora=config.lora)
+    optimizer_config = config.optimizer
+    paths = parameter_shapes(start.config)
+    if config.lora.rank:
+        # The base is frozen whatever the rules say: they are about the adapters then.
+        key = jax.random.key(config.seed)
+        paths = jax.eval_shape(
+            lambda: init_factors(config.lora, parameter_shapes(start.config), key)
+        )
+    treated = treatments(
+        paths,
+        optimizer_config.rules,
+        start.config,
+        layer_decay=optimizer_config.layer_decay,
+        no_decay=optimizer_config.no_decay,
+    )
+    schedule = learning_rate_schedule(optimizer_config, config.steps)
+    training = {path: treatment for path, treatment in treated.items() if treatment.trains}
+    optimizer = build_optimizer(optimizer_config, schedule, training)
+    step = build_step(
+        objective, optimizer, schedule, seed=config.seed, ema_decay=optimizer_config.ema_decay
+    )
+    return Training(
+        config=config, objective=objective, treated=treated, optimizer=optimizer, step=step
+    )
+
+
+def row_maker(config: DataConfig, start: Start, *, training: bool) -> RowMaker:
+    """From examples to arrays; without augmentation where it is not for training."""
+    return RowMaker(
+        tokenizer=start.tokenizer,
+        image_size=start.image.size,
+        max_prompt=config.max_prompt,
+        max_target=config.max_target,
+        least_prompt=config.least_prompt,
+        least_target=config.least_target,
+        augmentation=config.augment if training else AugmentConfig(),
+        resample=start.image.resample,
+    )
+
+
+def parameters_in_use(state: TrainState) -> Flat:
+    """The parameters that are evaluated and exported: the moving average where there is one."""
+    return {**state.frozen, **(state.trainable if state.ema is None else state.ema)}
+
+
+def without_frozen(state: TrainState) -> TrainState:
+    """What changes: a run directory holds the frozen parameters once, not in every checkpoint."""
+    return dataclasses.replace(state, frozen={})
