@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from florence_jax.checkpoint import CheckpointError
     from florence_jax.config import ConfigError, Florence2Config
     from florence_jax.generation import GenerateOutput, GenerationConfig, generate
+    from florence_jax.inference.artifact_pipeline import load_exported
     from florence_jax.inference.drawing import draw_result
     from florence_jax.inference.export import to_coco_dataset, to_coco_results, to_supervision
     from florence_jax.inference.pipeline import Florence2Pipeline, Request, load
@@ -38,6 +39,7 @@ _HOMES = {
     "draw_result": "florence_jax.inference.drawing",
     "generate": "florence_jax.generation",
     "load": "florence_jax.inference.pipeline",
+    "load_exported": "florence_jax.inference.artifact_pipeline",
     "load_image": "florence_jax.processing",
     "parse": "florence_jax.processing",
     "preprocess_image": "florence_jax.processing",
@@ -59,6 +61,7 @@ __all__ = [
     "draw_result",
     "generate",
     "load",
+    "load_exported",
     "load_image",
     "parse",
     "preprocess_image",

@@ -1,4 +1,4 @@
-"""The command line: `florence-jax predict` and `florence-jax demo`."""
+"""The command line: `florence-jax predict`, `demo`, `export` and `bench`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from florence_jax.bench.command import add_bench
+from florence_jax.inference.command import (
+    add_decoding_options,
+    add_model_options,
+    decoding_settings,
+    load_answering,
+)
+from florence_jax.inference.export_command import add_export
+from florence_jax.inference.malloc import add_malloc_option, restart_with_tuned_malloc
 from florence_jax.processing import TASKS
 
 if TYPE_CHECKING:
-    from florence_jax.generation import GenerationConfig
-    from florence_jax.inference.pipeline import Florence2Pipeline
     from florence_jax.inference.predict import Query
 
 _PREDICT_EXAMPLES = """\
@@ -25,17 +32,20 @@ examples:
   florence-jax predict photo.jpg --task "<OPEN_VOCABULARY_DETECTION>" --text cat --text dog \\
       --save-images drawn/
   florence-jax predict photo.jpg --task "<REGION_TO_DESCRIPTION>" --region 10,20,300,200
+  florence-jax predict photo.jpg --task "<OD>" --constrained --label cat --label dog
   florence-jax predict list.txt --task "<DocVQA>What is the total?" --model ./my-fine-tune
 
 tasks:
 """
-_DEFAULT_MODEL = "microsoft/Florence-2-base-ft"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 where an image failed, or 2 for a wrong call."""
     options = _parser().parse_args(arguments)
     try:
+        # Not where another program calls this function: the process is not ours then.
+        if arguments is None and hasattr(options, "malloc_settings"):
+            restart_with_tuned_malloc(options.malloc_settings)
         return options.run(options)
     except KeyboardInterrupt:
         print("\ninterrupted; what was finished is written", file=sys.stderr)
@@ -53,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_predict(commands)
     _add_demo(commands)
+    add_export(commands)
+    add_bench(commands)
     return parser
 
 
@@ -90,15 +102,12 @@ def _add_predict(commands: Any) -> None:
         metavar="X0,Y0,X1,Y1",
         help="the task's region, in pixels of the upright image",
     )
+    add_model_options(predict)
     predict.add_argument(
-        "--model",
-        default=_DEFAULT_MODEL,
-        help="checkpoint directory or hub id; 'demo' is a tiny model with random weights "
-        "(default: %(default)s)",
-    )
-    predict.add_argument("--revision", help="branch, tag or commit of the hub id")
-    predict.add_argument(
-        "--processor", help="directory or hub id of the tokenizer, where the model has none"
+        "--weights",
+        metavar="MODEL",
+        help="where --model is a directory of exported programs without weights, the checkpoint "
+        "that it was exported from",
     )
     predict.add_argument(
         "--output",
@@ -110,28 +119,22 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--save-images", type=Path, metavar="DIR", help="draw each answer on its image into here"
     )
-    _add_decoding_options(predict)
-    predict.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    add_decoding_options(predict)
     predict.add_argument(
-        "--compat",
-        choices=("original", "native"),
-        help="reproduce the original code's or transformers' results exactly",
+        "--constrained",
+        action="store_true",
+        help="allow only answers that can be read whole: boxes of four ordered coordinates and so "
+        "on, also where --max-new-tokens cuts them",
     )
+    predict.add_argument(
+        "--label",
+        action="append",
+        help="with --constrained: a label that answers may use; repeat it for each",
+    )
+    predict.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    add_malloc_option(predict)
     predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     predict.set_defaults(run=_predict)
-
-
-def _add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="of weights and activations (default: %(default)s)",
-    )
-    parser.add_argument("--beams", type=int, help="beam search width (default: the checkpoint's)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="longest answer (default: what the model can hold)"
-    )
 
 
 def _add_demo(commands: Any) -> None:
@@ -148,7 +151,8 @@ def _add_demo(commands: Any) -> None:
         metavar="DIR",
         help="drawn answers and results.jsonl go here (default: %(default)s)",
     )
-    _add_decoding_options(demo)
+    add_decoding_options(demo)
+    add_malloc_option(demo)
     demo.set_defaults(run=_demo, max_new_tokens=64)
 
 
@@ -163,10 +167,15 @@ def _predict(options: argparse.Namespace) -> int:
         options.save_images.mkdir(parents=True, exist_ok=True)
     names, failed, started = PictureNames(), 0, time.monotonic()
     with _open_output(options.output, options.overwrite) as output:
-        pipeline = _load(options)
-        settings = _settings(pipeline, options)
+        pipeline = load_answering(options, progress=not options.quiet)
+        settings = decoding_settings(pipeline, options)
         predictions = predict(
-            pipeline, paths, queries, generation=settings, batch_size=options.batch_size
+            pipeline,
+            paths,
+            queries,
+            generation=settings,
+            constrained=options.constrained,
+            batch_size=options.batch_size,
         )
         for prediction in _progress(predictions, len(paths) * len(queries), options.quiet):
             print(json.dumps(result_to_json(prediction.record()), ensure_ascii=False), file=output)
@@ -194,8 +203,8 @@ def _demo(options: argparse.Namespace) -> int:
 
     print(WEIGHTS_NOTICE)
     options.output.mkdir(parents=True, exist_ok=True)
-    pipeline = demo_pipeline(options.dtype)
-    settings = _settings(pipeline, options)
+    pipeline = demo_pipeline(options.dtype or "float32")
+    settings = decoding_settings(pipeline, options)
     with (options.output / "results.jsonl").open("w", encoding="utf-8") as output:
         for request, result in _progress(run_demo(pipeline, settings), len(TASKS), False):
             row = {"prompt": request.prompt, "result": result}
@@ -209,36 +218,14 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(options: argparse.Namespace) -> Florence2Pipeline:
-    from florence_jax.inference.demo import WEIGHTS_NOTICE, demo_pipeline
-    from florence_jax.inference.pipeline import Florence2Pipeline
-
-    if options.model == "demo":
-        print(WEIGHTS_NOTICE, file=sys.stderr)
-        return demo_pipeline(options.dtype, compat=options.compat)
-    return Florence2Pipeline.from_pretrained(
-        options.model,
-        dtype=options.dtype,
-        revision=options.revision,
-        processor=options.processor,
-        compat=options.compat,
-        progress=not options.quiet,
-    )
-
-
-def _settings(pipeline: Florence2Pipeline, options: argparse.Namespace) -> GenerationConfig:
-    import dataclasses
-
-    given = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(pipeline.generation, **chosen)
-
-
 def _queries(options: argparse.Namespace) -> list[Query]:
     from florence_jax.inference.predict import Query
 
     text = options.text[0] if options.text and len(options.text) == 1 else options.text
-    return [Query(prompt=task, text=text, region=options.region) for task in options.task]
+    return [
+        Query(prompt=task, text=text, region=options.region, labels=options.label)
+        for task in options.task
+    ]
 
 
 @contextlib.contextmanager

@@ -79,6 +79,15 @@ def test_a_list_goes_to_standard_output(pictures, tmp_path, capsys):
     assert "does not exist" in missing["error"]
 
 
+def test_constrained_answers_use_the_labels_that_were_given(pictures, capsys):
+    status = run(pictures / "b.png", "--task", "<REGION_TO_CATEGORY>", "--region", "1,2,30,40",
+                 "--constrained", "--label", "cat", "--label", "dog")  # fmt: skip
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert status == 0
+    assert row["labels"] == ["cat", "dog"]
+    assert row["result"]["<REGION_TO_CATEGORY>"] in ("cat", "dog")
+
+
 def test_an_existing_output_is_kept(pictures, tmp_path, capsys):
     output = tmp_path / "out.jsonl"
     output.write_text("precious")
@@ -96,6 +105,7 @@ def test_an_existing_output_is_kept(pictures, tmp_path, capsys):
         (["EMPTY", "--task", "<OD>"], "holds no image"),
         (["IMAGE", "--task", "<OD>", "--text", "cat"], "takes no input"),
         (["IMAGE", "--task", "<OD>", "--beams", "0"], "num_beams must be"),
+        (["IMAGE", "--task", "<OD>", "--label", "cat"], "--constrained"),
         (["IMAGE", "--task", "<OD>", "--model", "./nowhere"], "./nowhere"),
     ],
 )
@@ -131,3 +141,24 @@ def test_demo_shows_every_task_and_says_that_the_weights_are_random(tmp_path, ca
     rows = [json.loads(line) for line in (tmp_path / "demo/results.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == list(TASKS)
     assert len(list((tmp_path / "demo").glob("*.png"))) == len(TASKS)
+
+
+def test_exported_programs_answer_as_the_model_does(pictures, tmp_path, capsys):
+    exported, outputs = tmp_path / "exported", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    decoding = ["--max-new-tokens", "6", "--beams", "1"]
+    export = [
+        "export", exported, "--model", "demo", *decoding, "--batch-size", "1",
+        "--image-size", "768x768", "--prompt", "<CAPTION>", "--platform", "cpu",
+    ]  # fmt: skip
+    assert main([*map(str, export), "--include-weights", "--quiet"]) == 0
+    asked = [pictures / "b.png", "--task", "<CAPTION>", "--batch-size", "1", "--beams", "1"]
+    assert run(*asked, "--output", outputs[0]) == 0
+    assert run(*asked, "--output", outputs[1], "--model", exported) == 0
+    assert outputs[0].read_text() == outputs[1].read_text()
+    capsys.readouterr()
+    assert run(*asked, "--model", exported, "--dtype", "bfloat16") == 2
+    assert "--dtype is fixed by the export" in capsys.readouterr().err
+    assert run(*asked, "--weights", exported) == 2
+    assert "--weights belongs to exported programs" in capsys.readouterr().err
+    assert main([*map(str, export), "--quiet"]) == 2
+    assert "exists already" in capsys.readouterr().err

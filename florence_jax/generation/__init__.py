@@ -5,6 +5,7 @@
 
 from florence_jax.generation.beam import beam_search
 from florence_jax.generation.config import PUBLISHED, GenerationConfig
+from florence_jax.generation.constraints import Constraint, make_constraint
 from florence_jax.generation.generate import (
     count_programs,
     generate,
@@ -15,11 +16,12 @@ from florence_jax.generation.output import GenerateOutput
 from florence_jax.generation.plan import DecodingPlan, DecodingValues, make_plan, token_buckets
 from florence_jax.generation.processors import process
 from florence_jax.generation.sampling import sample
-from florence_jax.generation.stepping import Cache, StepFn, reorder_beams
+from florence_jax.generation.stepping import Cache, StepFn
 
 __all__ = [
     "PUBLISHED",
     "Cache",
+    "Constraint",
     "DecodingPlan",
     "DecodingValues",
     "GenerateOutput",
@@ -29,10 +31,10 @@ __all__ = [
     "count_programs",
     "generate",
     "generate_padded",
+    "make_constraint",
     "make_plan",
     "process",
     "prompt_bucket",
-    "reorder_beams",
     "sample",
     "token_buckets",
 ]

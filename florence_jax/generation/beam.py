@@ -15,17 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from florence_jax.generation.constraints import FINISHED, REFUSED, first_states, next_states
 from florence_jax.generation.output import GenerateOutput
 from florence_jax.generation.plan import DecodingPlan, DecodingValues
 from florence_jax.generation.processors import process
 from florence_jax.generation.stepping import (
     Cache,
-    GrowFn,
     StepFn,
     best,
     grow_axis,
     loop_through_buffers,
-    reorder_beams,
     row_keys,
     step_keys,
     take_beams,
@@ -52,12 +51,12 @@ class BeamState(NamedTuple):
     is_complete: jax.Array  # bool[B, K]: which places of `complete` are taken
     improvable: jax.Array  # bool[B]: a running hypothesis may still beat a complete one
     cache: Cache
+    states: jax.Array | None = None  # int32[B, K]: of the constraint, after the running hypotheses
 
 
 def beam_search(
     step: StepFn,
     cache: Cache,
-    grow: GrowFn,
     batch: int,
     plan: DecodingPlan,
     values: DecodingValues,
@@ -68,7 +67,6 @@ def beam_search(
     Args:
       step: the model, as `stepping.StepFn`, for K = `plan.num_beams`.
       cache: its cache before the first token, with room for `plan.buffers[0]` of them.
-      grow: gives the cache more room.
       batch: B.
       plan, values: from `make_plan`, with `num_beams` above 1.
       rng: a key; needed when `plan.do_sample`.
@@ -90,7 +88,7 @@ def beam_search(
         tokens_BK = lax.dynamic_index_in_dim(running.tokens, index, axis=2, keepdims=False)
         logits_BKV, cache = step(tokens_BK, index, state.cache)
         log_probs_BKV = jax.nn.log_softmax(logits_BKV.astype(jnp.float32), axis=-1)
-        log_probs_BKV = process(log_probs_BKV, running.tokens, index, plan, values)
+        log_probs_BKV = process(log_probs_BKV, running.tokens, index, plan, values, state.states)
         step_keys_B = None if keys_B is None else step_keys(keys_B, index)
         candidates, parents_BN, ends_BN = _extend(
             running, log_probs_BKV, index, plan, values, step_keys_B
@@ -109,24 +107,28 @@ def beam_search(
             is_complete=is_complete,
             improvable=state.improvable
             & _may_improve(running, complete, is_complete, index + 1, plan, values),
-            cache=reorder_beams(cache, parents_BK),
+            cache=cache.reorder(parents_BK),
+            states=_advance_states(state.states, parents_BK, running.tokens, index, values),
         )
 
     def enlarge(state: BeamState, buffer: int) -> BeamState:
         return state._replace(
             running=_lengthen(state.running, buffer, plan.pad_token_id),
             complete=_lengthen(state.complete, buffer, plan.pad_token_id),
-            cache=grow(state.cache, buffer),
+            cache=state.cache.grow(buffer),
         )
 
     returned, buffer = plan.num_return_sequences, plan.buffers[-1]
 
     def result(state: BeamState) -> Hypotheses:
-        complete = jax.tree.map(lambda leaf: leaf[:, :returned], state.complete)
+        complete = state.complete
+        if values.constraint is not None:
+            complete = _repeat_best(complete, state.is_complete)
+        complete = jax.tree.map(lambda leaf: leaf[:, :returned], complete)
         return _lengthen(complete, buffer, plan.pad_token_id)
 
     complete = loop_through_buffers(
-        _initial_state(cache, batch, plan),
+        _initial_state(cache, batch, plan)._replace(states=first_states(values.constraint, beams)),
         plan.buffers,
         unfinished=unfinished,
         advance=advance,
@@ -183,19 +185,16 @@ def _extend(
     Returns:
       The continuations, the beam that each extends (int32[B, N]) and whether it ends (bool[B, N]).
     """
-    batch, beams, vocab = log_probs_BKV.shape
-    count = min(2 * beams, beams * vocab)
-    flat_BKV = log_probs_BKV.reshape(batch, beams * vocab)
-    total_BKV = (log_probs_BKV + running.scores[..., None]).reshape(batch, beams * vocab)
+    _, beams, vocab = log_probs_BKV.shape
+    total_BKV = log_probs_BKV + running.scores[..., None]
     if keys_B is not None:
         # Gumbel top-k: N draws without replacement, in the order in which they were drawn.
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, (beams * vocab,)))(keys_B)
-        _, choice_BN = best(total_BKV + noise, count)
-        scores_BN = jnp.take_along_axis(total_BKV, choice_BN, axis=1)
-    else:
-        scores_BN, choice_BN = best(total_BKV, count)
-    parents_BN, tokens_BN = choice_BN // vocab, choice_BN % vocab
-    chosen_BN = jnp.take_along_axis(flat_BKV, choice_BN, axis=1)
+        draw = jax.vmap(lambda key: jax.random.gumbel(key, (beams, vocab)))
+        total_BKV += draw(keys_B)
+    parents_BN, tokens_BN = _best_of_all_beams(total_BKV, min(2 * beams, beams * vocab))
+    row_B1 = jnp.arange(parents_BN.shape[0])[:, None]
+    chosen_BN = log_probs_BKV.at[row_B1, parents_BN, tokens_BN].get(mode="promise_in_bounds")
+    scores_BN = chosen_BN + jnp.take_along_axis(running.scores, parents_BN, axis=1)
     parents = take_beams(running, parents_BN)
     candidates = Hypotheses(
         tokens=lax.dynamic_update_index_in_dim(parents.tokens, tokens_BN, index + 1, axis=2),
@@ -207,6 +206,17 @@ def _extend(
     )
     ends_BN = (tokens_BN == plan.eos_token_id) | (index + 1 >= values.max_new_tokens)
     return candidates, parents_BN, ends_BN
+
+
+def _best_of_all_beams(scores_BKV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The beams and tokens of the `count` best of a row's K * V scores: int32[B, N] each."""
+    batch, _, vocab = scores_BKV.shape
+    # Each beam for itself and then among them: all in one row would be another layout, and a copy.
+    each = min(count, vocab)
+    scores_BKN, tokens_BKN = best(scores_BKV, each)
+    _, places_BN = best(scores_BKN.reshape(batch, -1), count)
+    tokens_BN = jnp.take_along_axis(tokens_BKN.reshape(batch, -1), places_BN, axis=1)
+    return places_BN // each, tokens_BN
 
 
 def _keep_best_complete(
@@ -235,6 +245,34 @@ def _keep_best_complete(
     )
     _, kept_BK = best(merged[0].scores, beams)
     return take_beams(merged, kept_BK)
+
+
+def _advance_states(
+    states_BK: jax.Array | None,
+    parents_BK: jax.Array,
+    tokens_BKT: jax.Array,
+    index: jax.Array,
+    values: DecodingValues,
+) -> jax.Array | None:
+    """The constraint's states after the tokens behind `index`; None without a constraint."""
+    if values.constraint is None:
+        return None
+    tokens_BK = lax.dynamic_index_in_dim(tokens_BKT, index + 1, axis=2, keepdims=False)
+    states_BK = next_states(values.constraint, take_beams(states_BK, parents_BK), tokens_BK)
+    # Hypotheses that have ended run on only where nothing else is legal: to say nothing more, lest
+    # they take the places of complete ones.
+    return jnp.where(states_BK == FINISHED, REFUSED, states_BK)
+
+
+def _repeat_best(complete: Hypotheses, is_complete_BK: jax.Array) -> Hypotheses:
+    """The best hypothesis, scored EXCLUDED, in each place that no complete one has taken.
+
+    A constraint may allow fewer answers than there are beams; what else fills the places is cut off
+    in the middle.
+    """
+    own_BK = jnp.where(is_complete_BK, jnp.arange(is_complete_BK.shape[1]), 0)
+    repeated = take_beams(complete, own_BK)
+    return repeated._replace(scores=jnp.where(is_complete_BK, repeated.scores, EXCLUDED))
 
 
 def _may_improve(

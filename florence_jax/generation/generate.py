@@ -9,22 +9,23 @@ nothing.
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from florence_jax.generation.beam import beam_search
 from florence_jax.generation.config import GenerationConfig
+from florence_jax.generation.constraints import Constraint, check_rows
 from florence_jax.generation.output import GenerateOutput
 from florence_jax.generation.plan import DecodingPlan, DecodingValues, make_plan
+from florence_jax.generation.prompts import check_prompt, pad_prompt, prompt_bucket, prompt_limit
 from florence_jax.generation.sampling import sample
-from florence_jax.generation.stepping import Cache
-from florence_jax.model import Model, Params
-from florence_jax.model.cache import grow_cache
 
-SMALLEST_PROMPT_BUCKET = 16
+if TYPE_CHECKING:
+    from florence_jax.model import Model, Params
+    from florence_jax.model.cache import DecoderCache
 
 
 def generate(
@@ -36,6 +37,7 @@ def generate(
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
     config: GenerationConfig,
+    constraint: Constraint | None = None,
     rng: jax.Array | None = None,
 ) -> GenerateOutput:
     """Generates text for a batch of images and prompts.
@@ -51,6 +53,7 @@ def generate(
       input_ids: int[B, L], the text tokens alone, padded to a common length.
       attention_mask: [B, L], zero or False at padding; by default whatever equals the pad id.
       config: what to generate; token ids it leaves out are the model's.
+      constraint: what each row may answer, from `make_constraint`; by default anything.
       rng: a `jax.random.key`; needed when `config.do_sample`.
 
     Returns:
@@ -58,7 +61,7 @@ def generate(
 
     Raises:
       ValueError: inputs that do not go together, a prompt too long for the encoder's position
-        table, or `max_new_tokens` past the decoder's.
+        table, or `max_new_tokens` past the decoder's or too few for the constraint.
     """
     output = generate_padded(
         model,
@@ -68,6 +71,7 @@ def generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
         config=config,
+        constraint=constraint,
         rng=rng,
     )
     return output.trimmed()
@@ -82,27 +86,78 @@ def generate_padded(
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
     config: GenerationConfig,
+    constraint: Constraint | None = None,
     rng: jax.Array | None = None,
 ) -> GenerateOutput:
     """`generate` without waiting for the device: the arrays stay there, padded to the bucket.
 
     Call `.trimmed()` on the result when it is needed; until then the host can prepare more work.
     """
-    plan, values = make_plan(config, model.config.text)
+    return generate_program(
+        *prepare(
+            model,
+            params,
+            pixel_values=pixel_values,
+            image_features=image_features,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            config=config,
+            constraint=constraint,
+            rng=rng,
+        )
+    )
+
+
+class Prepared(NamedTuple):
+    """The arguments of `generate_program`, in its order; the first three are static."""
+
+    model: Model
+    plan: DecodingPlan
+    is_pixels: bool
+    params: Params
+    image: jax.Array | np.ndarray | jax.ShapeDtypeStruct
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    values: DecodingValues
+    rng: jax.Array | None
+
+
+def prepare(
+    model: Model,
+    params: Params,
+    *,
+    pixel_values: ArrayLike | jax.ShapeDtypeStruct | None = None,
+    image_features: ArrayLike | jax.ShapeDtypeStruct | None = None,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike | None = None,
+    config: GenerationConfig,
+    constraint: Constraint | None = None,
+    rng: jax.Array | None = None,
+) -> Prepared:
+    """What `generate` checks and pads before anything runs.
+
+    The image may be a `jax.ShapeDtypeStruct`, to lower `generate_program` ahead of the first one.
+    """
+    plan, values = make_plan(config, model.config.text, constraint)
     if (pixel_values is None) == (image_features is None):
         raise ValueError("pass either pixel_values or image_features, and not both")
     if pixel_values is not None:
-        image = jnp.asarray(pixel_values)
+        image = _array(pixel_values)
         image_tokens = _count_image_tokens(model, image.shape)
     else:
-        image = jnp.asarray(image_features)
+        image = _array(image_features)
         if image.ndim != 3:
             raise ValueError(f"image_features must be float[B, I, D], got shape {image.shape}")
         image_tokens = image.shape[1]
-    ids, mask = _pad_prompt(model, plan, image_tokens, input_ids, attention_mask)
+    ids, mask = check_prompt(input_ids, attention_mask, plan.pad_token_id)
+    length = ids.shape[1]
+    limit = prompt_limit(length, image_tokens, model.config.text.max_position_embeddings)
+    ids, mask = pad_prompt(ids, mask, prompt_bucket(length, limit), plan.pad_token_id)
     if ids.shape[0] != image.shape[0]:
         raise ValueError(f"{image.shape[0]} images were given for {ids.shape[0]} prompts")
-    return _generate(
+    if constraint is not None:
+        check_rows(constraint, ids.shape[0])
+    return Prepared(
         model,
         plan,
         pixel_values is not None,
@@ -117,19 +172,11 @@ def generate_padded(
 
 def count_programs() -> int:
     """How many programs `generate` has compiled in this process."""
-    return _generate._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def prompt_bucket(length: int, limit: int) -> int:
-    """The padded length of a prompt: the first of 16, 32, 64, ... that fits, at most `limit`."""
-    bucket = SMALLEST_PROMPT_BUCKET
-    while bucket < length:
-        bucket *= 2
-    return min(bucket, limit)
+    return generate_program._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _generate(
+def generate_program(
     model: Model,
     plan: DecodingPlan,
     is_pixels: bool,
@@ -140,20 +187,29 @@ def _generate(
     values: DecodingValues,
     rng: jax.Array | None,
 ) -> GenerateOutput:
+    """The compiled program; `prepare` makes its arguments."""
     module = model.bind(params)
     features = module.encode_image(image) if is_pixels else image
     memory, memory_mask = module.encode(features, input_ids, attention_mask)
     cross_kv = module.decoder_cross_kv(memory)
-
-    def step(tokens: jax.Array, index: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        return module.decode_step(tokens, index, cache, cross_kv, memory_mask)
-
     batch = input_ids.shape[0]
     search, width = (
         (beam_search, plan.num_beams) if plan.num_beams > 1 else (sample, plan.num_return_sequences)
     )
+    unembedding = module.unembedding() if batch * width > 1 else None
+
+    def step(
+        tokens: jax.Array, index: jax.Array, cache: DecoderCache
+    ) -> tuple[jax.Array, DecoderCache]:
+        return module.decode_step(tokens, index, cache, cross_kv, memory_mask, unembedding)
+
     cache = module.init_cache(batch, width, plan.buffers[0])
-    return search(step, cache, grow_cache, batch, plan, values, rng)
+    return search(step, cache, batch, plan, values, rng)
+
+
+def _array(value: Any) -> Any:
+    # In numpy: on the device, the conversion would be one more program per shape.
+    return value if isinstance(value, jax.Array | jax.ShapeDtypeStruct) else np.asarray(value)
 
 
 def _count_image_tokens(model: Model, shape: tuple[int, ...]) -> int:
@@ -164,32 +220,3 @@ def _count_image_tokens(model: Model, shape: tuple[int, ...]) -> int:
         )
     frames = shape[1] if len(shape) == 5 else 1
     return model.config.num_image_tokens(shape[-3], shape[-2], frames)
-
-
-def _pad_prompt(
-    model: Model,
-    plan: DecodingPlan,
-    image_tokens: int,
-    input_ids: ArrayLike,
-    attention_mask: ArrayLike | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts and their mask, on the host, padded to a bucket: int32[B, P] and bool[B, P]."""
-    ids = np.asarray(input_ids)
-    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"input_ids must be int[B, L], got {ids.dtype}{list(ids.shape)}")
-    mask = ids != plan.pad_token_id if attention_mask is None else np.asarray(attention_mask)
-    if mask.shape != ids.shape:
-        raise ValueError(
-            f"attention_mask has shape {mask.shape}, input_ids {ids.shape}: they must be equal"
-        )
-    length, positions = ids.shape[1], model.config.text.max_position_embeddings
-    limit = positions - image_tokens
-    if length > limit:
-        raise ValueError(
-            f"the prompt is too long: {image_tokens} image tokens + {length} text tokens = "
-            f"{image_tokens + length}, but max_position_embeddings is {positions}, which leaves "
-            f"{max(limit, 0)} for text"
-        )
-    padding = ((0, 0), (0, prompt_bucket(length, limit) - length))
-    ids = np.pad(ids.astype(np.int32), padding, constant_values=plan.pad_token_id)
-    return ids, np.pad(mask.astype(np.bool_), padding)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from florence_jax.generation.config import EarlyStopping, GenerationConfig
+from florence_jax.generation.constraints import Constraint, check_constraint
 
 SMALLEST_TOKEN_BUCKET = 64
 
@@ -68,17 +69,22 @@ class DecodingValues(NamedTuple):
     one_minus_top_p: ArrayLike  # float32[]
     length_norm: ArrayLike  # float32[T + 1]
     favours_long: ArrayLike  # bool[]: length_penalty > 0
+    constraint: Constraint | None = None
 
 
-def make_plan(config: GenerationConfig, facts: DecoderFacts) -> tuple[DecodingPlan, DecodingValues]:
+def make_plan(
+    config: GenerationConfig, facts: DecoderFacts, constraint: Constraint | None = None
+) -> tuple[DecodingPlan, DecodingValues]:
     """Fills in the model's ids, checks the limits, and splits static from traced.
 
     Args:
       config: the user's settings.
       facts: the model's text configuration.
+      constraint: what the answers may be; None for anything.
 
     Raises:
-      ValueError: `max_new_tokens` past the position table, or a token id outside the vocabulary.
+      ValueError: `max_new_tokens` past the position table or too few for the constraint, or a token
+        id outside the vocabulary.
     """
     positions = facts.max_position_embeddings
     limit = positions if config.max_new_tokens is None else config.max_new_tokens
@@ -121,6 +127,15 @@ def make_plan(config: GenerationConfig, facts: DecoderFacts) -> tuple[DecodingPl
         forced_bos_token_id=forced_bos,
         forced_eos_token_id=forced_eos,
     )
+    if constraint is not None:
+        check_constraint(
+            constraint,
+            vocab_size=facts.vocab_size,
+            eos_token_id=eos,
+            forced_bos_token_id=forced_bos,
+            forced_eos_token_id=forced_eos,
+            max_new_tokens=limit,
+        )
     lengths = np.arange(1, buffers[-1] + 1, dtype=np.float64)
     with np.errstate(over="ignore"):
         length_norm = np.append(1.0, lengths**config.length_penalty).astype(np.float32)
@@ -134,6 +149,7 @@ def make_plan(config: GenerationConfig, facts: DecoderFacts) -> tuple[DecodingPl
         one_minus_top_p=np.asarray(1.0 - config.top_p, np.float32),
         length_norm=length_norm,
         favours_long=np.asarray(config.length_penalty > 0),
+        constraint=constraint,
     )
     return plan, values
 

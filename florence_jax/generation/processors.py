@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from florence_jax.generation.constraints import keep_legal, legal_tokens
 from florence_jax.generation.plan import DecodingPlan, DecodingValues
 from florence_jax.generation.stepping import best
 
@@ -25,6 +26,7 @@ def process(
     index: jax.Array,
     plan: DecodingPlan,
     values: DecodingValues,
+    states_BK: jax.Array | None = None,
 ) -> jax.Array:
     """All processors of `plan` in transformers' order: float32[B, K, V], -inf for the impossible.
 
@@ -32,12 +34,19 @@ def process(
       scores_BKV: float32[B, K, V], logits (greedy, sampling) or log-probabilities (beams).
       sequences_BKT: int32[B, K, T], see the module docstring.
       index: int32[], position of the last token of the sequences.
+      states_BK: int32[B, K], states of the automaton; needed when `values.constraint`.
     """
     scores_BKV = penalise_repetition(scores_BKV, sequences_BKT, index, values.repetition_penalty)
+    before_bans_BKV = scores_BKV
     scores_BKV = ban_repeated_ngrams(scores_BKV, sequences_BKT, index, plan.no_repeat_ngram_size)
     generated = index
     too_short = generated < values.min_new_tokens
     scores_BKV = ban_token_if(too_short, scores_BKV, plan.eos_token_id)
+    if values.constraint is not None:
+        assert states_BK is not None
+        remaining = values.max_new_tokens - generated
+        legal_BKV = legal_tokens(values.constraint, states_BK, sequences_BKT, index, remaining)
+        scores_BKV = keep_legal(scores_BKV, before_bans_BKV, legal_BKV)
     scores_BKV = force_token_if(generated == 0, scores_BKV, values.forced_bos_token_id)
     last = generated == values.max_new_tokens - 1
     scores_BKV = force_token_if(last, scores_BKV, values.forced_eos_token_id)
@@ -118,17 +127,33 @@ def keep_top_k(scores_BKV: jax.Array, top_k: int, keep: int) -> jax.Array:
 
 
 def keep_top_p(scores_BKV: jax.Array, one_minus_top_p: ArrayLike, keep: int) -> jax.Array:
-    """-inf for the least likely tokens that together hold at most `1 - top_p` of the mass."""
+    """-inf for the least likely tokens that together hold at most `1 - top_p` of the mass.
+
+    Equally likely tokens stay or go together; transformers' sort splits them anyhow.
+    """
 
     def nucleus(scores_BKV: jax.Array) -> jax.Array:
-        vocab = scores_BKV.shape[-1]
-        order_BKV = jnp.argsort(scores_BKV, axis=-1)
-        ascending_BKV = jnp.take_along_axis(scores_BKV, order_BKV, axis=-1)
-        mass_BKV = jnp.cumsum(jax.nn.softmax(ascending_BKV, axis=-1), axis=-1)
-        drop_BKV = (mass_BKV <= one_minus_top_p) & (jnp.arange(vocab) < vocab - keep)
-        # Sorting by `order` puts the decisions back where their tokens are, without a scatter.
-        _, drop_BKV = lax.sort_key_val(order_BKV, drop_BKV, dimension=-1)
-        return jnp.where(drop_BKV, -jnp.inf, scores_BKV)
+        probs_BKV = jax.nn.softmax(scores_BKV, axis=-1)
+        # Floats from zero on are ordered as their bits are, read as integers: halving the range 31
+        # times finds the least likely token to stay, at a tenth of the cost of sorting.
+        bits_BKV = lax.bitcast_convert_type(probs_BKV, jnp.int32)
+        likeliest_BKn = lax.bitcast_convert_type(best(probs_BKV, keep)[0], jnp.int32)
+
+        def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            goes_BK1, stays_BK1 = bounds
+            middle_BK1 = goes_BK1 + (stays_BK1 - goes_BK1) // 2
+            tail_BKV = jnp.where(bits_BKV <= middle_BK1, probs_BKV, 0.0)
+            light_BK1 = jnp.sum(tail_BKV, axis=-1, keepdims=True) <= one_minus_top_p
+            return (
+                jnp.where(light_BK1, middle_BK1, goes_BK1),
+                jnp.where(light_BK1, stays_BK1, middle_BK1),
+            )
+
+        highest_BK1 = likeliest_BKn[..., :1]
+        bounds = (jnp.full_like(highest_BK1, -1), highest_BK1)
+        _, stays_BK1 = lax.fori_loop(0, 31, halve, bounds)
+        stays_BK1 = jnp.minimum(stays_BK1, likeliest_BKn[..., -1:])
+        return jnp.where(bits_BKV < stays_BK1, -jnp.inf, scores_BKV)
 
     return lax.cond(jnp.greater(one_minus_top_p, 0), nucleus, lambda scores: scores, scores_BKV)
 

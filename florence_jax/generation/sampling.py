@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from florence_jax.generation.constraints import first_states, next_states
 from florence_jax.generation.output import GenerateOutput
 from florence_jax.generation.plan import DecodingPlan, DecodingValues
 from florence_jax.generation.processors import process
 from florence_jax.generation.stepping import (
     Cache,
-    GrowFn,
     StepFn,
     grow_axis,
     loop_through_buffers,
@@ -36,12 +36,12 @@ class SamplingState(NamedTuple):
     lengths: jax.Array  # int32[B, K]: generated tokens so far
     finished: jax.Array  # bool[B, K]
     cache: Cache
+    states: jax.Array | None = None  # int32[B, K]: of the constraint, after the last tokens
 
 
 def sample(
     step: StepFn,
     cache: Cache,
-    grow: GrowFn,
     batch: int,
     plan: DecodingPlan,
     values: DecodingValues,
@@ -52,7 +52,6 @@ def sample(
     Args:
       step: the model, as `stepping.StepFn`, for K = `plan.num_return_sequences`.
       cache: its cache before the first token, with room for `plan.buffers[0]` of them.
-      grow: gives the cache more room.
       batch: B.
       plan, values: from `make_plan`, with `num_beams` 1.
       rng: a key; needed when `plan.do_sample`.
@@ -70,13 +69,22 @@ def sample(
         tokens_BK = _at(state.sequences, state.index)
         logits_BKV, cache = step(tokens_BK, state.index, state.cache)
         scores_BKV = process(
-            logits_BKV.astype(jnp.float32), state.sequences, state.index, plan, values
+            logits_BKV.astype(jnp.float32),
+            state.sequences,
+            state.index,
+            plan,
+            values,
+            state.states,
         )
         if keys_B is not None:
             next_BK = _draw(step_keys(keys_B, state.index), scores_BKV)
         else:
             next_BK = jnp.argmax(scores_BKV, axis=-1).astype(jnp.int32)
         chosen_BK = _log_prob(scores_BKV, next_BK)
+        states = state.states
+        # Before finished rows are padded: padding is legal nowhere.
+        if values.constraint is not None:
+            states = next_states(values.constraint, states, next_BK)
         next_BK = jnp.where(state.finished, plan.pad_token_id, next_BK)
         chosen_BK = jnp.where(state.finished, 0.0, chosen_BK)
         return SamplingState(
@@ -86,17 +94,20 @@ def sample(
             lengths=state.lengths + ~state.finished,
             finished=state.finished | (next_BK == plan.eos_token_id),
             cache=cache,
+            states=states,
         )
 
     def enlarge(state: SamplingState, buffer: int) -> SamplingState:
-        return _lengthen(state, buffer, plan)._replace(cache=grow(state.cache, buffer))
+        return _lengthen(state, buffer, plan)._replace(cache=state.cache.grow(buffer))
 
     def result(state: SamplingState) -> SamplingState:
         # The cache stays behind: nothing attends to it any more.
         return _lengthen(state._replace(cache=None), plan.buffers[-1], plan)
 
     state = loop_through_buffers(
-        _initial_state(cache, batch, plan),
+        _initial_state(cache, batch, plan)._replace(
+            states=first_states(values.constraint, samples)
+        ),
         plan.buffers,
         unfinished=unfinished,
         advance=advance,

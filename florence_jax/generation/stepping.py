@@ -9,7 +9,7 @@ Shape suffixes: B batch, K beams (or parallel samples), N candidates, V vocabula
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,30 +21,32 @@ class _Counted(Protocol):
     def index(self) -> jax.Array: ...
 
 
+# Neighbouring tokens whose maximum `best` looks at first.
+GROUP = 64
+
 State = TypeVar("State", bound=_Counted)
 Result = TypeVar("Result")
 
-# A pytree whose leaves all have leading axes [B, K, ...]. What is the same for all beams of a row
-# (cross-attention keys and values) is closed over by the callback and is never in here.
-Cache = Any
+
+class Cache(Protocol):
+    """What the model remembers of each beam's tokens: a pytree that only its owner looks into.
+
+    What is the same for all beams of a row (cross-attention keys and values) is closed over by the
+    callback and is never in here.
+    """
+
+    def reorder(self, parents_BK: jax.Array) -> Self:
+        """Gives beam k of row b the memory of beam `parents_BK[b, k]`."""
+        ...
+
+    def grow(self, tokens: int) -> Self:
+        """The same with room for `tokens` tokens, what it holds kept."""
+        ...
+
 
 # (tokens int32[B, K], index int32[], cache) -> (logits [B, K, V], cache). `index` is the position
 # of `tokens` in the decoder sequence: 0 for the start token.
-StepFn = Callable[[jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
-
-# (cache, tokens) -> the cache with room for so many tokens, what it holds kept.
-GrowFn = Callable[[Cache, int], Cache]
-
-
-def reorder_beams(cache: Cache, parents_BK: jax.Array) -> Cache:
-    """Gives beam k of row b the cache of beam `parents_BK[b, k]`: leaves keep their shapes.
-
-    The one place that moves cache memory between beams, so that a backend on which another form is
-    faster needs a change here alone.
-    """
-    if parents_BK.shape[1] == 1:
-        return cache
-    return take_beams(cache, parents_BK)
+StepFn = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 def take_beams(tree: Any, indices_BN: jax.Array) -> Any:
@@ -56,14 +58,36 @@ def take_beams(tree: Any, indices_BN: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: jax.vmap(row)(leaf, indices_BN), tree)
 
 
-def best(scores_BV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` highest of each row, best first: (values [B, count], indices int32[B, count]).
+def best(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` highest of each row, best first: values and int32 indices, both [..., count].
 
     Equal scores come lowest index first; torch leaves their order open.
     """
+    groups = -(-scores.shape[-1] // GROUP)
+    if groups <= count:
+        return _top_k(scores, count)
+    # A score among the best lies in one of the `count` groups of neighbours with the best maxima,
+    # equal maxima taken lowest group first: each group ahead of its own holds a score that comes
+    # before it. One pass over the vocabulary finds these groups, and what is searched is small.
+    missing = groups * GROUP - scores.shape[-1]
+    padding = [(0, 0)] * (scores.ndim - 1) + [(0, missing)]
+    grouped = jnp.pad(scores, padding, constant_values=-jnp.inf)
+    grouped = grouped.reshape(*scores.shape[:-1], groups, GROUP)
+    _, chosen = _top_k(grouped.max(-1), count)
+    # In the order of the vocabulary, so that equal scores keep theirs.
+    chosen = jnp.sort(chosen, axis=-1)
+    candidates = jnp.take_along_axis(
+        grouped, chosen[..., None], axis=-2, mode="promise_in_bounds"
+    ).reshape(*scores.shape[:-1], count * GROUP)
+    values, places = _top_k(candidates, count)
+    group = jnp.take_along_axis(chosen, places // GROUP, axis=-1, mode="promise_in_bounds")
+    return values, group * GROUP + places % GROUP
+
+
+def _top_k(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     # Without the barrier XLA:CPU loses the TopK pattern as soon as values and indices are sliced
-    # differently downstream (`keep_top_k` does), and sorts the whole vocabulary: 150 times slower.
-    return lax.optimization_barrier(lax.top_k(scores_BV, count))
+    # differently downstream (`keep_top_k` does), and sorts everything: 150 times slower.
+    return lax.optimization_barrier(lax.top_k(scores, count))
 
 
 def loop_through_buffers(

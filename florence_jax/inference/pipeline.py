@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, read_config, resolve
-from florence_jax.generation import GenerateOutput, GenerationConfig
-from florence_jax.generation.generate import generate_padded
+from florence_jax.generation import GenerationConfig
+from florence_jax.inference.answering import DEFAULT_BATCH_SIZE, Answering, Result
+from florence_jax.inference.buckets import batch_buckets
+from florence_jax.inference.compilation_cache import use_compilation_cache
+from florence_jax.inference.constrained import AnswerConstraints
+from florence_jax.inference.programs import LivePrograms
+from florence_jax.inference.requests import Request
+from florence_jax.inference.warmup import usual_prompts, warm_up
 from florence_jax.model import Model, Params
-from florence_jax.processing import (
-    FlorenceTokenizer,
-    ImageConfig,
-    build_prompt,
-    load_image,
-    load_tokenizer,
-    parse,
-    parse_tokens,
-    preprocess_image,
-    task_of,
-)
+from florence_jax.processing import FlorenceTokenizer, ImageConfig, build_prompt, load_tokenizer
 from florence_jax.processing.tasks import Compat
 
-Result = dict[str, Any]
+__all__ = ["Florence2Pipeline", "Request", "Result", "load"]
 
 # Where the tokenizer of checkpoints that ship none comes from; all Florence-2s share it.
 BASE_PROCESSOR = "microsoft/Florence-2-base"
-DEFAULT_BATCH_SIZE = 8
 
 
 def load(
@@ -59,43 +52,22 @@ def load(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One image and what to ask of it.
-
-    Attributes:
-        image: anything `load_image` reads.
-        prompt: a task such as "<OD>", a task with its text ("<OPEN_VOCABULARY_DETECTION>a cat"), or
-            a free prompt of a fine-tune ("<DocVQA>What is the total?").
-        text: the task's text; for open-vocabulary detection also a list of classes.
-        region: (x0, y0, x1, y1) in pixels of the upright image, for the `<REGION_TO_...>` tasks.
-    """
-
-    image: Any
-    prompt: str
-    text: str | Sequence[str] | None = None
-    region: Sequence[float] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Florence2Pipeline:
+class Florence2Pipeline(Answering):
     """A checkpoint, ready to answer.
+
+    The first pipeline of a process lets jax keep compiled programs on disk, see
+    `florence_jax.inference.compilation_cache`.
 
     Attributes:
         model, params: what `florence_jax.load` returns.
-        tokenizer: ids to text and back.
-        image_config: how pictures become pixel values.
-        generation: decoding settings of the checkpoint, used where a call gives none.
-        compat: None for this library's conventions, "original" or "native" for exactly those of the
-            original code or of transformers (see `florence_jax.parse`). "original" also lets the
-            encoder attend to the padding of shorter prompts in a batch, as that code does.
+        tokenizer, image_config, generation, compat: see `Answering`.
     """
 
     model: Model
     params: Params
-    tokenizer: FlorenceTokenizer
-    image_config: ImageConfig = dataclasses.field(default_factory=ImageConfig)
-    generation: GenerationConfig = dataclasses.field(default_factory=GenerationConfig)
-    compat: Compat = None
+
+    def __post_init__(self) -> None:
+        use_compilation_cache()
 
     @classmethod
     def from_pretrained(
@@ -138,172 +110,101 @@ class Florence2Pipeline:
             compat=compat,
         )
 
-    def __call__(
+    @property
+    def programs(self) -> LivePrograms:
+        return LivePrograms(model=self.model, params=self.params)
+
+    @functools.cached_property
+    def constraints(self) -> AnswerConstraints:
+        return AnswerConstraints(self.tokenizer, self.model.config.text.vocab_size)
+
+    def warmup(
         self,
-        images: Any,
-        prompts: str | Sequence[str],
         *,
-        text: Any = None,
-        region: Any = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        prompts: Iterable[str] | None = None,
+        batch_sizes: Sequence[int] = batch_buckets(DEFAULT_BATCH_SIZE),
         generation: GenerationConfig | None = None,
-        batch_size: int = DEFAULT_BATCH_SIZE,
+        progress: bool = True,
         **overrides: Any,
-    ) -> Result | list[Result]:
-        """Answer one request, or a list of them in compiled batches.
+    ) -> dict[str, float]:
+        """Compile now what requests will need, without running it.
+
+        Programs differ by image size, by batch size (calls use 1, 2, 4, ... up to theirs), by the
+        prompt's length (16, 32, 64, ... tokens), by the beams and n-grams of the settings, and by
+        the buffers that `max_new_tokens` asks for (64, 128, 256, ...). After a warmup for them, no
+        mixture of images, tasks and other settings compiles anything.
 
         Args:
-            images: one image (path, bytes, PIL, array) or a list of them.
-            prompts: one prompt or a list of them. One image with several prompts, or one prompt
-                with several images, is repeated to fit.
-            text: the task's text, or a list with one entry per request (None where there is none).
-            region: (x0, y0, x1, y1) in pixels, or a list with one entry per request.
-            generation: decoding settings; by default the checkpoint's.
-            batch_size: requests in one compiled call.
-            overrides: fields of `GenerationConfig`, such as `max_new_tokens=64`.
+            image_sizes: (height, width) in pixels; by default the checkpoint's.
+            prompts: prompts as requests have them, the longest of each length that will come. By
+                default the 15 tasks, without a text where they take one.
+            batch_sizes: by default those of calls with the default `batch_size`.
+            generation, overrides: decoding settings, as for a call.
+            progress: show a bar on stderr.
 
         Returns:
-            `{task: answer}`; a list of them when `images` or `prompts` is a list. Boxes, quads and
-            polygons are in pixels of the upright (EXIF-transposed) image.
+            Seconds by program, read from the cache on disk where it has them.
+        """
+        return warm_up(
+            self.programs,
+            image_sizes=[self.image_config.size] if image_sizes is None else image_sizes,
+            prompt_lengths=self._lengths(prompts),
+            batch_sizes=batch_sizes,
+            settings=dataclasses.replace(generation or self.generation, **overrides),
+            progress=progress,
+        )
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        prompts: Iterable[str] | None = None,
+        batch_sizes: Sequence[int] = batch_buckets(DEFAULT_BATCH_SIZE),
+        generation: GenerationConfig | None = None,
+        include_weights: bool = False,
+        overwrite: bool = False,
+        progress: bool = False,
+        **overrides: Any,
+    ) -> None:
+        """Write the compiled part as StableHLO, to answer elsewhere without the model's code.
+
+        `florence_jax.load_exported(path)` reads it. The programs take the weights as arguments: the
+        directory names them by a sha256, and holds them only if told to.
+
+        Args:
+            path: the directory to write.
+            platforms: what the programs may run on: "cpu", "cuda", "rocm", "tpu".
+            image_sizes, prompts, batch_sizes, generation, overrides: the buckets, as for `warmup`;
+                beams and n-grams are fixed by them, `max_new_tokens` is the most that can be asked.
+            include_weights: put the weights into the directory too.
+            overwrite: replace an existing export.
+            progress: show a bar on stderr.
 
         Raises:
-            ImageError: an image cannot be read.
-            ValueError: prompts, texts or settings that do not fit.
+            ArtifactError, CheckpointError: what cannot be exported or written, and why.
         """
-        requests = _requests(images, prompts, text, region)
-        settings = dataclasses.replace(generation or self.generation, **overrides)
-        results = list(self.answer(requests, settings, batch_size=batch_size))
-        several = isinstance(images, list | tuple) or isinstance(prompts, list | tuple)
-        return results if several else results[0]
+        from florence_jax.inference.artifact_writer import export_pipeline
 
-    def answer(
-        self,
-        requests: Iterable[Request],
-        generation: GenerationConfig | None = None,
-        *,
-        batch_size: int = DEFAULT_BATCH_SIZE,
-    ) -> Iterator[Result]:
-        """Results of `requests` in order, taken from the iterable as they are needed.
-
-        The next batch is prepared while the device decodes the one before.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-        settings = generation or self.generation
-        if settings.num_return_sequences != 1:
-            raise ValueError(
-                f"num_return_sequences is {settings.num_return_sequences}, but a result holds one "
-                "answer: use florence_jax.generate for several"
-            )
-        pending: _Batch | None = None
-        remaining = iter(requests)
-        while chunk := list(itertools.islice(remaining, batch_size)):
-            batch = self._launch(chunk, settings, batch_size)
-            if pending is not None:
-                yield from self._finish(pending)
-            pending = batch
-        if pending is not None:
-            yield from self._finish(pending)
-
-    def _launch(
-        self, requests: Sequence[Request], settings: GenerationConfig, batch_size: int
-    ) -> _Batch:
-        """Read, tokenize and send one batch; returns before the device has answered."""
-        images = [load_image(request.image) for request in requests]
-        prompts = [
-            build_prompt(
-                request.prompt,
-                text=request.text,
-                region=request.region,
-                image_size=image.size,
-                compat=self.compat,
-            )
-            for request, image in zip(requests, images, strict=True)
-        ]
-        layout = dataclasses.asdict(self.image_config)
-        pixels = np.stack([preprocess_image(image, **layout) for image in images])
-        input_ids, attention_mask = self.tokenizer.encode_batch(prompts)
-        if self.compat == "original":
-            attention_mask = np.ones_like(attention_mask)
-        rows = _padded_rows(len(requests), batch_size)
-        output = generate_padded(
-            self.model,
-            self.params,
-            pixel_values=pixels[rows],
-            input_ids=input_ids[rows],
-            attention_mask=attention_mask[rows],
-            config=settings,
+        export_pipeline(
+            self,
+            Path(path),
+            platforms=platforms,
+            image_sizes=[self.image_config.size] if image_sizes is None else image_sizes,
+            prompt_lengths=self._lengths(prompts),
+            batch_sizes=batch_sizes,
+            settings=dataclasses.replace(generation or self.generation, **overrides),
+            include_weights=include_weights,
+            overwrite=overwrite,
+            progress=progress,
         )
-        return _Batch(requests=requests, sizes=[image.size for image in images], output=output)
 
-    def _finish(self, batch: _Batch) -> Iterator[Result]:
-        output = batch.output.trimmed()
-        for row, (request, size) in enumerate(zip(batch.requests, batch.sizes, strict=True)):
-            # Without the padding up to the batch's longest answer, a row is its own whatever
-            # its neighbours are.
-            length = int(output.lengths[row])
-            ids = output.sequences[row, : length + 1].tolist()
-            task = task_of(request.prompt)
-            if self.compat is None:
-                # The first id, the decoder's start, was given and not chosen: it has no score.
-                scores = [0.0, *output.token_scores[row, :length].tolist()]
-                yield parse_tokens(ids, scores, self.tokenizer, task, size)
-            else:
-                yield parse(self.tokenizer.decode(ids), task, size, compat=self.compat)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """Requests under way on the device."""
-
-    requests: Sequence[Request]
-    sizes: list[tuple[int, int]]
-    output: GenerateOutput
-
-
-def _padded_rows(count: int, batch_size: int) -> np.ndarray:
-    """Row numbers of a batch, the last one repeated up to a power of two or the batch size.
-
-    A last, smaller batch would otherwise be a new shape, and compile anew, for every length.
-    """
-    target = min(1 << (count - 1).bit_length(), batch_size)
-    return np.minimum(np.arange(target), count - 1)
-
-
-def _requests(images: Any, prompts: Any, text: Any, region: Any) -> list[Request]:
-    def as_list(value: Any) -> list[Any]:
-        return list(value) if isinstance(value, list | tuple) else [value]
-
-    images, prompts = as_list(images), as_list(prompts)
-    count = max(len(images), len(prompts)) if images and prompts else 0
-    if not count:
-        return []
-
-    def repeat(name: str, values: list[Any]) -> list[Any]:
-        if len(values) not in (1, count):
-            raise ValueError(
-                f"{len(values)} {name} were given for {count} requests: expected 1 or {count}"
-            )
-        return values * count if len(values) == 1 else values
-
-    # A single request's list of classes, and a region's four numbers, are one value each.
-    texts = text if count > 1 and isinstance(text, list | tuple) else [text]
-    regions = [region] if _is_one_region(region) else region
-    return [
-        Request(image=image, prompt=prompt, text=one_text, region=one_region)
-        for image, prompt, one_text, one_region in zip(
-            repeat("images", images),
-            repeat("prompts", prompts),
-            repeat("texts", list(texts)),
-            repeat("regions", list(regions)),
-            strict=True,
-        )
-    ]
-
-
-def _is_one_region(region: Any) -> bool:
-    if region is None or isinstance(region, str):
-        return True
-    return len(region) == 4 and all(np.isscalar(number) for number in region)
+    def _lengths(self, prompts: Iterable[str] | None) -> list[int]:
+        """Tokens of each prompt; of the 15 tasks where there are none."""
+        texts = usual_prompts() if prompts is None else list(map(build_prompt, prompts))
+        return [len(ids) for ids in self.tokenizer.encode(texts)]
 
 
 def _find_tokenizer(

@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 from florence_jax.generation import GenerationConfig
-from florence_jax.inference.pipeline import Florence2Pipeline, Request, Result
+from florence_jax.inference.answering import Answering, Result
+from florence_jax.inference.requests import Request
 from florence_jax.processing import ImageError, load_image
 
 IMAGE_SUFFIXES = frozenset(
@@ -27,6 +28,7 @@ class Query:
     prompt: str
     text: str | Sequence[str] | None = None
     region: Sequence[float] | None = None
+    labels: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class Prediction:
             row["text"] = self.query.text
         if self.query.region is not None:
             row["region"] = list(self.query.region)
+        if self.query.labels is not None:
+            row["labels"] = list(self.query.labels)
         if self.image is not None:
             row["width"], row["height"] = self.image.size
         return row | ({"error": self.error} if self.result is None else {"result": self.result})
@@ -93,11 +97,12 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
 
 
 def predict(
-    pipeline: Florence2Pipeline,
+    pipeline: Answering,
     paths: Sequence[Path],
     queries: Sequence[Query],
     *,
     generation: GenerationConfig | None = None,
+    constrained: bool = False,
     batch_size: int = 8,
 ) -> Iterator[Prediction]:
     """Answer every query about every image, image by image.
@@ -122,14 +127,21 @@ def predict(
             for query in queries:
                 waiting.append(Prediction(path=path, query=query, image=image))
                 yield Request(
-                    image=image, prompt=query.prompt, text=query.text, region=query.region
+                    image=image,
+                    prompt=query.prompt,
+                    text=query.text,
+                    region=query.region,
+                    labels=query.labels,
                 )
 
     def unreadable() -> Iterator[Prediction]:
         while waiting and waiting[0].error is not None:
             yield waiting.popleft()
 
-    for result in pipeline.answer(requests(), generation, batch_size=batch_size):
+    results = pipeline.answer(
+        requests(), generation, constrained=constrained, batch_size=batch_size
+    )
+    for result in results:
         yield from unreadable()
         asked = waiting.popleft()
         yield Prediction(path=asked.path, query=asked.query, image=asked.image, result=result)

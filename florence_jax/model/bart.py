@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 
 from florence_jax.config import BartConfig
-from florence_jax.model.cache import KeyValue
+from florence_jax.model.cache import DecoderCache, KeyValue, StoredKeyValue
 from florence_jax.model.layers import (
     LayerNorm,
     Linear,
@@ -101,23 +101,25 @@ class Decoder(nnx.Module):
             )
             yield x
 
-    def cross_key_values(self, memory_BMD: jax.Array) -> tuple[KeyValue, ...]:
-        """Each layer's keys and values of the encoder's output, float[B, N, M, E]."""
-        return tuple(layer.cross_attn.key_value(memory_BMD) for layer in self.layers)
+    def cross_key_values(self, memory_BMD: jax.Array) -> tuple[StoredKeyValue, ...]:
+        """Each layer's keys and values of the encoder's output, for `step`."""
+        return tuple(
+            StoredKeyValue.store(layer.cross_attn.key_value(memory_BMD)) for layer in self.layers
+        )
 
     def step(
         self,
         embeds_BKD: jax.Array,
         index: jax.Array,
-        cache: tuple[KeyValue, ...],
-        cross: tuple[KeyValue, ...],
+        cache: DecoderCache,
+        cross: tuple[StoredKeyValue, ...],
         memory_mask_BM: jax.Array,
-    ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
+    ) -> tuple[jax.Array, DecoderCache]:
         """One token of every beam.
 
         Args:
             embeds_BKD: embeddings of the tokens at position `index`.
-            cache: each layer's self-attention keys and values, float[B, K, N, T, E].
+            cache: what each layer's self-attention has seen.
             cross: `cross_key_values`, shared by the beams of an example.
 
         Returns:
@@ -125,11 +127,14 @@ class Decoder(nnx.Module):
         """
         x = embeds_BKD + _positions(self.positions, index, embeds_BKD[:, :1])
         x = self.embedding_norm(x)
+        cache = cache.begin(index)
+        seen = cache.visible_rows()[:, None]
+        known = memory_mask_BM[:, None, None]
         filled = []
-        for layer, own, memory in zip(self.layers, cache, cross, strict=True):
-            x, own = layer.step(x, index, own, memory, memory_mask_BM)
+        for layer, own, memory in zip(self.layers, cache.layers, cross, strict=True):
+            x, own = layer.step(x, index, own, seen, memory, known)
             filled.append(own)
-        return x, tuple(filled)
+        return x, cache._replace(layers=tuple(filled))
 
 
 class EncoderLayer(nnx.Module):
@@ -181,20 +186,18 @@ class DecoderLayer(nnx.Module):
         self,
         x_BKD: jax.Array,
         index: jax.Array,
-        cache: KeyValue,
-        memory: KeyValue,
-        memory_mask_BM: jax.Array,
-    ) -> tuple[jax.Array, KeyValue]:
-        # One query token per beam: [B, K, 1, D] rows attend to the cache of their own beam.
-        new = self.self_attn.key_value(x_BKD[:, :, None])
-        cache = cache.write(new, index)
-        seen_T = jnp.arange(cache.key.shape[-2]) <= index
-        y = self.self_attn(x_BKD[:, :, None], cache, seen_T)[:, :, 0]
-        x_BKD = self.self_attn_norm(x_BKD + y)
-        # The beams are the queries of their image's one memory, which is never copied for them.
-        y = self.cross_attn(x_BKD, memory, memory_mask_BM[:, None, None, :])
+        own: StoredKeyValue,
+        own_mask: jax.Array,
+        memory: StoredKeyValue,
+        memory_mask: jax.Array,
+    ) -> tuple[jax.Array, StoredKeyValue]:
+        # The beams of an image are the queries of one memory, its own cache as well as the
+        # encoder's output: neither is ever copied for them.
+        own = own.write(self.self_attn.key_value(x_BKD), index * x_BKD.shape[1])
+        x_BKD = self.self_attn_norm(x_BKD + self.self_attn.step(x_BKD, own, own_mask))
+        y = self.cross_attn.step(x_BKD, memory, memory_mask)
         x_BKD = self.cross_attn_norm(x_BKD + y)
-        return _feed_forward(self, x_BKD, None), cache
+        return _feed_forward(self, x_BKD, None), own
 
 
 class Attention(nnx.Module):
@@ -226,8 +229,22 @@ class Attention(nnx.Module):
         )
         return self.out_proj(y.swapaxes(-3, -2).reshape(x.shape))
 
+    def step(self, x_BKD: jax.Array, memory: StoredKeyValue, mask: jax.Array) -> jax.Array:
+        """One query per beam of what decoding keeps; bool mask, broadcastable to [B, N, K, S]."""
+        y = attend_stored(self._split_heads(self.q_proj(x_BKD)), memory, mask)
+        return self.out_proj(y.swapaxes(-3, -2).reshape(x_BKD.shape))
+
     def _split_heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.num_heads, -1).swapaxes(-3, -2)
+
+
+def attend_stored(q_BNKE: jax.Array, memory: StoredKeyValue, mask: jax.Array) -> jax.Array:
+    """`layers.attend` for the few queries of a decoding step: float[B, N, K, E]."""
+    q_BNKE = q_BNKE * q_BNKE.shape[-1] ** -0.5
+    scores = jnp.einsum("bnke,bnes->bnks", q_BNKE, memory.key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(memory.value.dtype)
+    return jnp.einsum("bnks,bnse->bnke", weights, memory.value)
 
 
 def _feed_forward(

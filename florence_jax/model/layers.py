@@ -6,12 +6,16 @@ once, where pixels and tokens enter; norms, softmax and GELU work in float32 wha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from florence_jax.model import lane_forms
 
 # torch.nn.LayerNorm's default; Flax's is 1e-6.
 LAYER_NORM_EPSILON = 1e-5
@@ -70,34 +74,49 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_dim,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = lax.conv_general_dilated(
-            x,
-            self.kernel[...].astype(x.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((self.padding, self.padding),) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        kernel = self.kernel[...].astype(x.dtype)
+        steps = {"stride": self.stride, "padding": self.padding}
+        plain = functools.partial(strided_conv, **steps)
+        narrow = x.shape[-1] * self.stride < lane_forms.LANES
+        if narrow and lane_forms.columns_fit(x.shape[2], size=kernel.shape[0], **steps):
+            folded = functools.partial(lane_forms.conv_by_columns, **steps)
+            y = lax.platform_dependent(x, kernel, tpu=folded, default=plain)
+        else:
+            y = plain(x, kernel)
         return y + self.bias[...].astype(x.dtype)
 
 
+def strided_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+    """float[B, H, W, C], [kh, kw, C, D] -> float[B, H', W', D], by the backend's own conv."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((padding, padding),) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
 class DepthwiseConv(nnx.Module):
-    """A 3x3 convolution of each channel by itself, kernel [3, 3, 1, C]."""
+    """Its input plus a 3x3 convolution of each channel by itself, kernel [3, 3, 1, C]."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs | None):
         self.kernel = nnx.Param(normal(rngs, (3, 3, 1, dim)))
         self.bias = nnx.Param(jnp.zeros((dim,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(x.dtype)
-        y = lax.platform_dependent(
-            x, kernel, cpu=depthwise_conv_by_shifts, default=depthwise_conv_by_convolution
+        return lax.platform_dependent(
+            x,
+            self.kernel[...].astype(x.dtype),
+            self.bias[...].astype(x.dtype),
+            cpu=compiled_apart(depthwise_conv_by_shifts),
+            default=depthwise_conv_by_convolution,
         )
-        return y + self.bias[...].astype(x.dtype)
 
 
-def depthwise_conv_by_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """float[B, H, W, C], float[3, 3, 1, C] -> float[B, H, W, C], by the backend's own conv."""
-    return lax.conv_general_dilated(
+def depthwise_conv_by_convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """float[B, H, W, C], [3, 3, 1, C] and [C] -> float[B, H, W, C], by the backend's own conv."""
+    y = lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1, 1),
@@ -105,19 +124,36 @@ def depthwise_conv_by_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
+    return x + (y + bias)
 
 
-def depthwise_conv_by_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def depthwise_conv_by_shifts(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """The same as nine shifted multiply-adds: one fused loop where XLA:CPU's convolution crawls."""
     height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
+    padding = ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0))
+    padded = lax.pad(x, jnp.zeros((), x.dtype), padding).astype(jnp.float32)
     taps = kernel.astype(jnp.float32)
-    total = jnp.zeros(x.shape, jnp.float32)
+    total = x.astype(jnp.float32) + bias.astype(jnp.float32)
     for row in range(3):
         for column in range(3):
             window = padded[:, row : row + height, column : column + width]
             total = total + window * taps[row, column, 0]
     return total.astype(x.dtype)
+
+
+def compiled_apart(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function` as a call that XLA does not inline, so that its result is computed once.
+
+    XLA:CPU otherwise fuses a chain of cheap operations into each of its consumers: a norm and the
+    residual behind a depthwise convolution would compute the convolution four times.
+    """
+    compiled = jax.jit(function)
+
+    def call(*arguments: jax.Array) -> jax.Array:
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*arguments)
+
+    return call
 
 
 class MLP(nnx.Module):
@@ -149,7 +185,16 @@ class Stack(nnx.Module):
 
 def gelu(x: jax.Array) -> jax.Array:
     """The exact (erf) GELU, in float32."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+    if x.dtype != jnp.bfloat16:
+        return gelu_by_erf(x)
+    return lax.platform_dependent(x, tpu=lane_forms.gelu_by_exponential, default=gelu_by_erf)
+
+
+def gelu_by_erf(x: jax.Array) -> jax.Array:
+    """The exact GELU in torch's own arithmetic."""
+    y = x.astype(jnp.float32)
+    # As torch writes it. `jax.nn.gelu` goes by erfc, which XLA:CPU expands into several passes.
+    return (0.5 * y * (1.0 + lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -191,13 +236,17 @@ def attend(
     Returns:
         float[..., Q, E], in q's dtype.
     """
+    q = q * q.shape[-1] ** -0.5
     scores = jnp.einsum("...qe,...se->...qs", q, k, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1)
+    # Divided by its sum after the product with the values, the softmax passes once less over the
+    # scores. Its result does not depend on the maximum, so no gradient need flow through that.
+    weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
     weights = dropout(weights, dropout_rate, dropout_key).astype(v.dtype)
-    return jnp.einsum("...qs,...se->...qe", weights, v)
+    y = jnp.einsum("...qs,...se->...qe", weights, v, preferred_element_type=jnp.float32)
+    return (y / total).astype(v.dtype)
 
 
 def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], std: float = INIT_STD) -> jax.Array:

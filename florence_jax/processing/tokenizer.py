@@ -166,7 +166,7 @@ class FlorenceTokenizer:
         text, spans, length = [], [], 0
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for index in ids:
-            piece = decoder.decode(self._token_bytes(int(index)), final=per_token)
+            piece = decoder.decode(self.token_bytes(int(index)), final=per_token)
             text.append(piece)
             spans.append((length, length + len(piece)))
             length += len(piece)
@@ -183,7 +183,12 @@ class FlorenceTokenizer:
         self._backend.save(str(path))
         return path
 
-    def _token_bytes(self, index: int) -> bytes:
+    def token_id(self, token: str) -> int | None:
+        """The id of a token such as ``"<sep>"``, None where the vocabulary has none."""
+        return self._backend.token_to_id(token)
+
+    def token_bytes(self, index: int) -> bytes:
+        """The UTF-8 of an id, maybe part of a character; none for one outside the vocabulary."""
         token = self._backend.id_to_token(index) if 0 <= index < self.vocab_size else None
         if token is None:
             return b""

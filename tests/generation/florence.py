@@ -10,7 +10,7 @@ from transformers import GenerationConfig as TorchGenerationConfig
 
 from convert.reference import native_model, spread_params
 from florence_jax import config as configs
-from florence_jax.generation import GenerateOutput, GenerationConfig, generate
+from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig, generate
 from florence_jax.model import Model
 from tests.generation.table_model import torch_arguments, unpack_torch
 
@@ -67,7 +67,9 @@ def random_prompts(pair: Pair, seed: int, *, batch: int, length: int, size: int 
     )
 
 
-def generate_ours(pair: Pair, prompts: Prompts, config: GenerationConfig) -> GenerateOutput:
+def generate_ours(
+    pair: Pair, prompts: Prompts, config: GenerationConfig, constraint: Constraint | None = None
+) -> GenerateOutput:
     return generate(
         pair.model,
         pair.params,
@@ -76,6 +78,7 @@ def generate_ours(pair: Pair, prompts: Prompts, config: GenerationConfig) -> Gen
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
         config=config,
+        constraint=constraint,
     )
 
 
@@ -93,20 +96,26 @@ def torch_inputs(pair: Pair, prompts: Prompts) -> dict:
     }
 
 
-def generate_reference(pair: Pair, prompts: Prompts, config: GenerationConfig):
-    """(sequences, sequence scores or None, token scores), in numpy."""
+def generate_reference(pair: Pair, prompts: Prompts, config: GenerationConfig, **arguments):
+    """(sequences, sequence scores or None, token scores), in numpy.
+
+    `arguments` go to transformers' `generate` as they are.
+    """
     out = pair.reference.generate(
         **torch_inputs(pair, prompts),
         generation_config=TorchGenerationConfig(
             **torch_arguments(config), return_dict_in_generate=True, output_scores=True
         ),
+        **arguments,
     )
     return unpack_torch(pair.reference, out, config.num_beams)
 
 
-def reference_is_undecided(pair: Pair, prompts: Prompts, config: GenerationConfig) -> bool:
+def reference_is_undecided(
+    pair: Pair, prompts: Prompts, config: GenerationConfig, **arguments
+) -> bool:
     """Whether noise of size MARGIN in the logits changes transformers' own tokens."""
-    expected = generate_reference(pair, prompts, config)[0]
+    expected = generate_reference(pair, prompts, config, **arguments)[0]
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
 
@@ -115,7 +124,7 @@ def reference_is_undecided(pair: Pair, prompts: Prompts, config: GenerationConfi
 
         handle = pair.reference.lm_head.register_forward_hook(disturb)
         try:
-            disturbed = generate_reference(pair, prompts, config)[0]
+            disturbed = generate_reference(pair, prompts, config, **arguments)[0]
         finally:
             handle.remove()
         if disturbed.shape != expected.shape or (disturbed != expected).any():

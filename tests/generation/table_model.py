@@ -22,10 +22,23 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from florence_jax.generation import GenerateOutput, GenerationConfig, beam_search, make_plan, sample
-from florence_jax.generation.stepping import grow_axis
+from florence_jax.generation.constraints import Constraint
+from florence_jax.generation.stepping import grow_axis, take_beams
 
 BOS, PAD, EOS = 0, 1, 2
 POSITIONS = 64
+
+
+class History(NamedTuple):
+    """The loops' cache: the tokens that a beam has been given."""
+
+    tokens: jax.Array  # int32[B, K, T]
+
+    def reorder(self, parents):
+        return History(take_beams(self.tokens, parents))
+
+    def grow(self, tokens):
+        return History(grow_axis(self.tokens, 2, tokens, EOS))
 
 
 class TableConfig(PretrainedConfig):
@@ -97,8 +110,11 @@ def torch_arguments(config: GenerationConfig) -> dict:
     }
 
 
-def generate_torch(tables: Tables, config: GenerationConfig):
-    """(sequences, sequence scores or None, token scores) as transformers gives them, in numpy."""
+def generate_torch(tables: Tables, config: GenerationConfig, **arguments):
+    """(sequences, sequence scores or None, token scores) as transformers gives them, in numpy.
+
+    `arguments` go to its `generate` as they are.
+    """
     model = TorchTable(tables).eval()
     start = torch.full((tables.bias.shape[0], 1), EOS)
     out = model.generate(
@@ -111,6 +127,7 @@ def generate_torch(tables: Tables, config: GenerationConfig):
             return_dict_in_generate=True,
             output_scores=True,
         ),
+        **arguments,
     )
     return unpack_torch(model, out, config.num_beams)
 
@@ -145,9 +162,10 @@ def generate_jax(
     rng: jax.Array | None = None,
     *,
     buffers: tuple[int, ...] | None = None,
+    constraint: Constraint | None = None,
 ) -> GenerateOutput:
     """The same through our loops. The cache holds the token before, so it must be reordered."""
-    plan, values = make_plan(config, facts(tables.table.shape[-1]))
+    plan, values = make_plan(config, facts(tables.table.shape[-1]), constraint)
     if buffers is not None:
         plan = dataclasses.replace(plan, buffers=buffers)
     return _run(plan, tables, values, rng).trimmed()
@@ -159,14 +177,11 @@ def _run(plan, tables, values, rng):
     width = plan.num_beams if plan.num_beams > 1 else plan.num_return_sequences
 
     def step(tokens, index, cache):
-        history = lax.dynamic_update_index_in_dim(cache["history"], tokens, index, axis=2)
+        history = lax.dynamic_update_index_in_dim(cache.tokens, tokens, index, axis=2)
         before = history[:, :, jnp.maximum(index - 1, 0)]
         logits = tables.table[before, tokens] + tables.drift[index] + tables.bias[:, None]
-        return logits, {"history": history}
+        return logits, History(history)
 
-    def grow(cache, length):
-        return {"history": grow_axis(cache["history"], 2, length, EOS)}
-
-    cache = {"history": jnp.full((batch, width, plan.buffers[0]), EOS, jnp.int32)}
+    cache = History(jnp.full((batch, width, plan.buffers[0]), EOS, jnp.int32))
     search = beam_search if plan.num_beams > 1 else sample
-    return search(step, cache, grow, batch, plan, values, rng)
+    return search(step, cache, batch, plan, values, rng)

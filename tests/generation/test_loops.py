@@ -18,6 +18,7 @@ from florence_jax.generation.processors import keep_top_k
 from tests.generation.table_model import (
     EOS,
     PAD,
+    History,
     Tables,
     facts,
     generate_jax,
@@ -144,7 +145,7 @@ def test_beam_search_never_sorts_the_vocabulary():
         def step(tokens, index, cache):
             return tables.table[tokens * 0] + tables.bias[:, None], cache
 
-        return beam_search(step, {}, lambda cache, _: cache, 2, plan, values)
+        return beam_search(step, History(np.zeros((2, 3, 64), np.int32)), 2, plan, values)
 
     assert not large_sorts(jax.jit(search).lower(tables, values), vocab)
 

@@ -13,6 +13,7 @@ import florence_jax as fj
 from florence_jax.generation.generate import count_programs
 from florence_jax.inference.demo import demo_pipeline, demo_requests
 from florence_jax.processing import TASKS
+from tests.inference.results import assert_close
 from tests.shared_data import needs_shared, shared_path
 from tests.small_checkpoint import write_small_checkpoint
 
@@ -93,9 +94,8 @@ def test_a_row_does_not_depend_on_its_neighbours(pipe):
         for image, prompt in zip(images, prompts, strict=True)
     ]
     in_pairs = pipe(images, prompts, max_new_tokens=NEW_TOKENS, batch_size=2)
-    for results in (together, in_pairs):
-        for ours, expected in zip(results, alone, strict=True):
-            _assert_close(ours, expected)
+    assert_close(together, alone)
+    assert_close(in_pairs, alone)
 
 
 @needs_shared
@@ -106,7 +106,7 @@ def test_boxes_are_in_the_frame_that_the_user_sees(pipe):
     with Image.open(path) as stored:
         assert upright.size == stored.size[::-1] or upright.size[0] == upright.size[1]
     turned = pipe(path, "<OD>", max_new_tokens=NEW_TOKENS)
-    _assert_close(turned, pipe(upright, "<OD>", max_new_tokens=NEW_TOKENS))
+    assert_close(turned, pipe(upright, "<OD>", max_new_tokens=NEW_TOKENS))
 
 
 @needs_shared
@@ -221,17 +221,3 @@ def test_nothing_compiles_for_a_new_image_or_prompt(demo):
         # Three requests fill up to a batch of four.
         demo([picture(*size)] * 3, ["<OD>", "<CAPTION>", "<OCR>"], max_new_tokens=9, batch_size=4)
     assert count_programs() == compiled
-
-
-def _assert_close(ours, expected):
-    """Equal tokens give equal shapes and labels; scores may differ in float32's last digits."""
-    assert ours.keys() == expected.keys()
-    for key, value in expected.items():
-        if isinstance(value, str):
-            assert ours[key] == value
-            continue
-        for field, entries in value.items():
-            if "scores" in field:
-                np.testing.assert_allclose(ours[key][field], entries, rtol=1e-4)
-            else:
-                assert ours[key][field] == entries

@@ -11,6 +11,8 @@ from convert.reference import native_model, spread_params
 from florence_jax import config as configs
 from florence_jax.model import Model
 from florence_jax.model.layers import (
+    attend,
+    compiled_apart,
     depthwise_conv_by_convolution,
     depthwise_conv_by_shifts,
     drop_path,
@@ -19,21 +21,51 @@ from florence_jax.model.layers import (
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 5, 8), (1, 1, 1, 4), (1, 16, 16, 3)])
-def test_depthwise_forms_agree_forward_and_backward(shape):
-    x = jax.random.normal(jax.random.key(0), shape)
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, shape[-1]))
+@pytest.mark.parametrize(
+    "form", [depthwise_conv_by_shifts, compiled_apart(depthwise_conv_by_shifts)]
+)
+def test_depthwise_forms_agree_forward_and_backward(form, shape):
+    channels = shape[-1]
+    keys = jax.random.split(jax.random.key(0), 3)
+    operands = [
+        jax.random.normal(key, size)
+        for key, size in zip(keys, [shape, (3, 3, 1, channels), (channels,)], strict=True)
+    ]
 
-    def loss(form):
-        return lambda x, kernel: jnp.sum(jnp.sin(form(x, kernel)))
+    def value_and_gradients(form):
+        def loss(*operands):
+            y = form(*operands)
+            return jnp.sum(jnp.sin(y)), y
 
-    shifts, convolution = depthwise_conv_by_shifts, depthwise_conv_by_convolution
-    np.testing.assert_allclose(shifts(x, kernel), convolution(x, kernel), rtol=0, atol=1e-5)
-    for ours, theirs in zip(
-        jax.grad(loss(shifts), (0, 1))(x, kernel),
-        jax.grad(loss(convolution), (0, 1))(x, kernel),
+        (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*operands)
+        return [y, *gradients]
+
+    expected = value_and_gradients(depthwise_conv_by_convolution)
+    for ours, theirs in zip(value_and_gradients(form), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_divided_last_is_softmax_attention():
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v = (jax.random.normal(key, (2, 3, 9, 8)) for key in keys[:3])
+    mask = jax.random.bernoulli(keys[3], 0.7, (2, 1, 1, 9)).at[..., 0].set(True)
+
+    def softmax_first(q, k, v):
+        scores = jnp.where(mask, jnp.einsum("bnqe,bnse->bnqs", q, k) * 8**-0.5, -jnp.inf)
+        return jnp.einsum("bnqs,bnse->bnqe", jax.nn.softmax(scores, axis=-1), v)
+
+    def ours(q, k, v):
+        return attend(q, k, v, mask=mask)
+
+    np.testing.assert_allclose(ours(q, k, v), softmax_first(q, k, v), rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(
+        *(
+            jax.grad(lambda *qkv, form=form: jnp.sum(jnp.sin(form(*qkv))), (0, 1, 2))(q, k, v)
+            for form in (ours, softmax_first)
+        ),
         strict=True,
     ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_drop_path_rates_are_the_references():

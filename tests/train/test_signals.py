@@ -72,6 +72,7 @@ def test_while_compiling(tmp_path, expected):
     goes_on_as_if_nothing_had_been(directory, expected)
 
 
+@pytest.mark.faults
 def test_between_steps(tmp_path, expected, compiled_on_disk):
     # So many steps that it cannot end before it is told to.
     directory = tmp_path / "run"
@@ -83,6 +84,7 @@ def test_between_steps(tmp_path, expected, compiled_on_disk):
         goes_on_as_if_nothing_had_been(directory, expected)
 
 
+@pytest.mark.faults
 def test_while_evaluating(tmp_path, expected, compiled_on_disk):
     # The evaluation after step 4 generates, which is compiled for the first time.
     directory = tmp_path / "run"

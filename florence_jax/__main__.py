@@ -1,0 +1,7 @@
+"""`python -m florence_jax` is the command `florence-jax`."""
+
+import sys
+
+from florence_jax.cli import main
+
+sys.exit(main())

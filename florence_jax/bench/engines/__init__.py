@@ -1,0 +1,1 @@
+"""This library and its rivals, each behind `engine.Engine`, each imported in its own process."""

@@ -1,0 +1,129 @@
+"""What the model's work costs at least, in FLOPs and bytes, from its config alone.
+
+A multiply-add is two FLOPs. Counted are matrix products and convolutions; norms, softmax, GELU and
+additions are left out, as everywhere where a share of the matmul peak is reported. Nothing here
+knows how any engine does the work, so a slow way of doing it is not credited for its extra FLOPs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from florence_jax.config import DaViTConfig, Florence2Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """FLOPs to compute and bytes to read at least once."""
+
+    flops: float
+    bytes: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(flops=self.flops + other.flops, bytes=self.bytes + other.bytes)
+
+    def times(self, count: float) -> Work:
+        return Work(flops=self.flops * count, bytes=self.bytes * count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceilings:
+    """What this machine was measured to do: FLOP/s of a large matmul, bytes/s read."""
+
+    flops_per_second: float
+    bytes_per_second: float
+
+    def seconds(self, work: Work) -> float:
+        """The least time for `work`: computing and reading overlap, so the slower one decides."""
+        return max(work.flops / self.flops_per_second, work.bytes / self.bytes_per_second)
+
+    def to_json(self) -> dict[str, float]:
+        return {
+            "gflop_per_second": round(self.flops_per_second / 1e9, 2),
+            "gb_per_second": round(self.bytes_per_second / 1e9, 2),
+        }
+
+
+def vision(config: Florence2Config, height: int, width: int) -> Work:
+    """One image of `height` x `width` pixels through DaViT and the projector."""
+    tower = config.vision
+    flops = 0.0
+    channels = tower.in_channels
+    for stage, dim in enumerate(tower.embed_dims):
+        size, stride, padding = (
+            tower.patch_sizes[stage],
+            tower.patch_strides[stage],
+            tower.patch_paddings[stage],
+        )
+        height = (height + 2 * padding - size) // stride + 1
+        width = (width + 2 * padding - size) // stride + 1
+        flops += 2 * height * width * size**2 * channels * dim
+        flops += tower.depths[stage] * _dual_block(tower, stage, height, width)
+        channels = dim
+    flops += 2 * (1 + height * width) * channels * config.text.d_model
+    return Work(flops=flops)
+
+
+def encoder(config: Florence2Config, tokens: int) -> Work:
+    """One row of `tokens` image and text tokens through the BART encoder."""
+    text = config.text
+    projections = 2 * tokens * 4 * text.d_model**2
+    attention = 2 * 2 * tokens * tokens * text.d_model
+    feed_forward = 2 * 2 * tokens * text.d_model * text.encoder_ffn_dim
+    return Work(flops=text.encoder_layers * (projections + attention + feed_forward))
+
+
+def cross_key_values(config: Florence2Config, tokens: int) -> Work:
+    """Keys and values of one row's encoder states, for every decoder layer."""
+    text = config.text
+    return Work(flops=text.decoder_layers * 2 * 2 * tokens * text.d_model**2)
+
+
+def token(config: Florence2Config, memory: int, position: int) -> Work:
+    """One decoder token of one row: `memory` encoder tokens and `position` tokens before it."""
+    text = config.text
+    attended = position + 1 + memory
+    layer = (
+        # Self-attention projects four times, cross-attention twice: its keys and values are cached.
+        2 * 6 * text.d_model**2
+        + 2 * 2 * attended * text.d_model
+        + 2 * 2 * text.d_model * text.decoder_ffn_dim
+    )
+    head = 2 * text.d_model * text.vocab_size
+    return Work(flops=text.decoder_layers * layer + head)
+
+
+def step_bytes(
+    config: Florence2Config, *, batch: int, beams: int, memory: int, position: int, item: int
+) -> float:
+    """Bytes that one decoder step of `batch` x `beams` rows reads: weights once, cross-attention
+    keys and values once an image, each beam's own cache. `item` is the size of a number.
+    """
+    text = config.text
+    layer = 6 * text.d_model**2 + 2 * text.d_model * text.decoder_ffn_dim
+    weights = text.decoder_layers * layer + text.vocab_size * text.d_model
+    cached = batch * memory + batch * beams * (position + 1)
+    return item * (weights + text.decoder_layers * 2 * cached * text.d_model)
+
+
+def step(
+    config: Florence2Config, *, batch: int, beams: int, memory: int, position: int, item: int
+) -> Work:
+    """One decoder step of `batch` images x `beams` rows."""
+    flops = batch * beams * token(config, memory, position).flops
+    read = step_bytes(config, batch=batch, beams=beams, memory=memory, position=position, item=item)
+    return Work(flops=flops, bytes=read)
+
+
+def _dual_block(tower: DaViTConfig, stage: int, height: int, width: int) -> float:
+    dim, tokens = tower.embed_dims[stage], height * width
+    side = tower.window_size
+    windowed = math.ceil(height / side) * math.ceil(width / side) * side**2
+    group = dim // tower.num_groups[stage]
+    depthwise = 2 * 9 * tokens * dim
+    mlp = 2 * 2 * tokens * dim * int(dim * tower.mlp_ratio)
+    # Projections to queries, keys and values and back, scores, and the values' weighted sum.
+    spatial = windowed * (2 * 4 * dim**2 + 2 * 2 * side**2 * dim)
+    channel = tokens * (2 * 4 * dim**2 + 2 * 2 * group * dim)
+    return spatial + channel + 2 * (2 * depthwise + mlp)

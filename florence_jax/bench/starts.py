@@ -1,0 +1,86 @@
+"""How long a first result takes in a fresh process: with nothing compiled yet, and with all."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from florence_jax.bench.engines.engine import OURS, EngineInfo
+from florence_jax.bench.processes import Worker, WorkerError
+from florence_jax.bench.results import CaseResult, Row
+from florence_jax.bench.rounds import Progress
+from florence_jax.bench.samples import Sample, summarise
+from florence_jax.bench.settings import Settings
+
+_WARM_STARTS = 3
+# The rivals compile for minutes what a whole answer takes: that is left to our own.
+_CALLS = {"vision": False, "images": True}
+
+
+def measure_starts(
+    engines: Mapping[str, EngineInfo],
+    settings: Settings,
+    variables: Mapping[str, str],
+    context: Mapping[str, Any],
+    progress: Progress,
+) -> Iterator[CaseResult]:
+    """For each call two tables: with an empty compilation cache, and with what that run left in it.
+
+    The time is from having the weights to having the first result, one run included.
+    """
+    for call, ours_alone in _CALLS.items():
+        taking_part = {
+            name: info
+            for name, info in engines.items()
+            if info.compiles
+            and not info.missing()
+            and settings.platform in info.platforms
+            and (name == OURS or not ours_alone)
+        }
+        cold: dict[str, Row] = {}
+        warm: dict[str, Row] = {}
+        for name, info in taking_part.items():
+            try:
+                first, *rest = _starts(name, info, settings, variables, call, progress)
+            except WorkerError as error:
+                cold[name] = warm[name] = Row(label=info.label, note=f"failed: {error}")
+                continue
+            cold[name] = Row(label=info.label, summary=summarise([first]))
+            warm[name] = Row(label=info.label, summary=summarise(rest))
+        for title, rows in (("cold: compilation cache empty", cold), ("warm: from it", warm)):
+            yield CaseResult(
+                case="start",
+                title=f"first {call} of a process with its weights loaded, {title}",
+                context=context,
+                rows=rows,
+            )
+
+
+def _starts(
+    name: str,
+    info: EngineInfo,
+    settings: Settings,
+    variables: Mapping[str, str],
+    call: str,
+    progress: Progress,
+) -> list[Sample]:
+    """One cold start and then the warm ones."""
+    samples = []
+    with tempfile.TemporaryDirectory() as folder:
+        own = dict(variables) | {
+            "FLORENCE_JAX_COMPILATION_CACHE": str(Path(folder) / "jax"),
+            "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor"),
+        }
+        # It would decide instead.
+        own.pop("JAX_COMPILATION_CACHE_DIR", None)
+        own_settings = dataclasses.replace(settings, cache=folder)
+        for _ in range(1 + _WARM_STARTS):
+            progress(name, f"start {call}")
+            with Worker(info, own_settings, own) as worker:
+                output = str(Path(folder) / "output.npy")
+                answer = worker.ask(do="check", call=call, batch=1, output=output)
+                samples.append(Sample(**answer))
+    return samples

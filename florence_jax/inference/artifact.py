@@ -1,0 +1,213 @@
+"""The directory of exported programs: what is in it, and whether it is whole.
+
+    manifest.json       what follows, the sizes and sha256 of every file, and its own sha256
+    config.json         the model's sizes, as transformers writes them
+    tokenizer.json      the tokenizer
+    *.stablehlo         one serialised `jax.export.Exported` per bucket of shapes
+    weights.safetensors only where they were included
+
+Programs take the weights as arguments. Without them, the directory says by a sha256 over every
+parameter which weights it was made for; damage and mix-ups are noticed, and that is all: it is no
+signature. Nothing here imports the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from florence_jax.generation import DecodingPlan, DecodingValues, GenerationConfig
+from florence_jax.processing import ImageConfig
+from florence_jax.processing.tasks import Compat
+
+MANIFEST = "manifest.json"
+CONFIG = "config.json"
+WEIGHTS = "weights.safetensors"
+FORMAT = "florence-jax exported programs"
+VERSION = 1
+
+
+class ArtifactError(ValueError):
+    """Exported programs that cannot be written, loaded or asked; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """The file of a program that encodes `batch` images of `image_size` (height, width) pixels."""
+
+    file: str
+    batch: int
+    image_size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """The file of a program that answers `batch` prompts, padded to `prompt_tokens`, about images
+    of `image_size`."""
+
+    file: str
+    batch: int
+    image_size: tuple[int, int]
+    prompt_tokens: int
+    plan: DecodingPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a directory of exported programs says of itself.
+
+    Attributes:
+        made_with: versions of florence_jax and jax.
+        platforms: as `jax.export` calls them: "cpu", "cuda", "rocm", "tpu".
+        dtype: of activations.
+        image, generation, compat: the pipeline's settings.
+        weights_sha256: `weights_sha256` of the parameters.
+        encoders, generators: the programs.
+        files: every file's size and sha256, by name; this one's left out.
+    """
+
+    made_with: Mapping[str, str]
+    platforms: tuple[str, ...]
+    dtype: str
+    image: ImageConfig
+    generation: GenerationConfig
+    compat: Compat
+    weights_sha256: str
+    encoders: tuple[Encoder, ...]
+    generators: tuple[Generator, ...]
+    files: Mapping[str, Mapping[str, Any]]
+
+    def encode(self) -> bytes:
+        """JSON that ends with its own digest."""
+        return _sealed({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)})
+
+
+def file_entry(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def is_artifact(directory: Path) -> bool:
+    """Does `directory` claim to hold exported programs?"""
+    try:
+        return f'"{FORMAT}"' in (directory / MANIFEST).read_text("utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def read_artifact(directory: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest, and every file but the weights, compared with it.
+
+    Raises:
+        ArtifactError: something is missing, damaged, edited, or of a newer format.
+    """
+    manifest = _read_manifest(directory)
+    contents = {}
+    for name, entry in manifest.files.items():
+        if Path(name).name != name:
+            raise ArtifactError(f"{directory / MANIFEST} names the file {name!r}, outside of it")
+        if name == WEIGHTS:
+            continue
+        try:
+            content = (directory / name).read_bytes()
+        except OSError as error:
+            raise ArtifactError(
+                f"{directory / name} cannot be read ({error.strerror}): copy or export it again"
+            ) from error
+        if file_entry(content) != entry:
+            raise ArtifactError(
+                f"{directory / name} is damaged or was changed: it does not have the size and "
+                f"sha256 that {MANIFEST} says. Copy or export it again"
+            )
+        contents[name] = content
+    return manifest, contents
+
+
+def weights_sha256(params: Mapping[str, Any]) -> str:
+    """One digest over every parameter's path, dtype, shape and bytes, in the order of paths.
+
+    It is of the arrays as they are in memory, and so the same however a checkpoint is stored.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flat_parameters(params)):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{path} {array.dtype.name} {list(array.shape)}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def plain_values(values: DecodingValues) -> dict[str, Any]:
+    """The traced half of the settings as a program takes it."""
+    return {name: value for name, value in values._asdict().items() if value is not None}
+
+
+def flat_parameters(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("encoder/layers/0/fc1/kernel", array) of every leaf."""
+    for name, value in params.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from flat_parameters(value, f"{path}/")
+        else:
+            yield path, value
+
+
+def _sealed(fields: Mapping[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(fields, indent=1).encode()).hexdigest()
+    return json.dumps({**fields, "sha256": digest}, indent=1).encode() + b"\n"
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST
+    try:
+        fields = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read ({error}): {directory} is no directory of exported programs, "
+            "or not a whole one"
+        ) from error
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise ArtifactError(f"{path} does not belong to exported programs, or is damaged")
+    if fields.get("version") != VERSION:
+        raise ArtifactError(
+            f"{path} is of version {fields.get('version')!r}; this release reads version {VERSION}"
+        )
+    digest = fields.pop("sha256", None)
+    if json.loads(_sealed(fields))["sha256"] != digest:
+        raise ArtifactError(
+            f"{path} is damaged or was edited: it does not have the sha256 that it ends with. "
+            "Copy or export it again"
+        )
+    try:
+        return _parse(fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} was written by florence_jax {fields.get('made_with')}, and this release "
+            f"cannot use it ({error!r}): export again"
+        ) from error
+
+
+def _parse(fields: dict[str, Any]) -> Manifest:
+    own = {field.name: fields[field.name] for field in dataclasses.fields(Manifest)}
+    own["platforms"] = tuple(own["platforms"])
+    own["image"] = ImageConfig(**_tuples(own["image"]))
+    own["generation"] = GenerationConfig(**own["generation"])
+    own["encoders"] = tuple(Encoder(**_tuples(entry)) for entry in own["encoders"])
+    own["generators"] = tuple(
+        Generator(**_tuples(entry | {"plan": DecodingPlan(**_tuples(entry["plan"]))}))
+        for entry in own["generators"]
+    )
+    return Manifest(**own)
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows lists alone; every sequence here is a tuple."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }

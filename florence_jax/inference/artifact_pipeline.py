@@ -1,0 +1,224 @@
+"""A pipeline whose programs were exported: needs jax, and none of the model's code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from florence_jax.config import Florence2Config
+from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig, make_plan
+from florence_jax.generation.plan import DecodingPlan
+from florence_jax.generation.prompts import check_prompt, pad_prompt
+from florence_jax.inference import artifact
+from florence_jax.inference.answering import Answering
+from florence_jax.inference.artifact import ArtifactError, Generator, Manifest
+from florence_jax.inference.compilation_cache import use_compilation_cache
+from florence_jax.inference.constrained import AnswerConstraints
+from florence_jax.inference.encoding import stack_features
+from florence_jax.processing import load_tokenizer
+
+
+def load_exported(
+    directory: str | Path, *, weights: str | Path | Mapping[str, Any] | None = None
+) -> ExportedPipeline:
+    """The pipeline that `Florence2Pipeline.export` wrote.
+
+    Args:
+        directory: what it wrote.
+        weights: where the directory holds none: the checkpoint, a directory or a hub id, or its
+            parameters. They must be the very ones that were exported, in the dtype that they had.
+
+    Raises:
+        ArtifactError: the directory is damaged, is for another platform, or the weights are missing
+            or others.
+    """
+    directory = Path(directory)
+    manifest, contents = artifact.read_artifact(directory)
+    platform = jax.export.default_export_platform()
+    if platform not in manifest.platforms:
+        raise ArtifactError(
+            f"{directory} was exported for {', '.join(manifest.platforms)}, and jax runs on "
+            f"{platform} here: export it with platforms that include {platform!r}, or choose "
+            "another by JAX_PLATFORMS"
+        )
+    programs = ExportedPrograms(
+        manifest=manifest,
+        config=Florence2Config.from_hf(json.loads(contents[artifact.CONFIG])),
+        params=_weights(directory, manifest, weights),
+        contents=contents,
+    )
+    return ExportedPipeline(
+        exported=programs,
+        tokenizer=load_tokenizer(directory),
+        image_config=manifest.image,
+        generation=manifest.generation,
+        compat=manifest.compat,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedPipeline(Answering):
+    """Answers as the `Florence2Pipeline` that was exported, within the exported buckets.
+
+    Attributes:
+        exported: the programs and their weights.
+        tokenizer, image_config, generation, compat: see `Answering`.
+    """
+
+    exported: ExportedPrograms
+
+    def __post_init__(self) -> None:
+        use_compilation_cache()
+
+    @property
+    def programs(self) -> ExportedPrograms:
+        return self.exported
+
+    @property
+    def constraints(self) -> AnswerConstraints:
+        raise ArtifactError(
+            "exported programs do not constrain answers: ask without constrained=True, or use the "
+            "Florence2Pipeline that was exported"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExportedPrograms:
+    """`Programs` from a directory."""
+
+    manifest: Manifest
+    config: Florence2Config
+    params: Any = field(repr=False)
+    contents: Mapping[str, bytes] = field(repr=False)
+    _loaded: dict[str, Callable[..., Any]] = field(default_factory=dict, repr=False)
+
+    def batch_buckets(self, batch_size: int) -> tuple[int, ...]:
+        sizes = sorted({encoder.batch for encoder in self.manifest.encoders})
+        return tuple(size for size in sizes if size <= batch_size) or (sizes[0],)
+
+    def encode(self, pixel_values: np.ndarray) -> tuple[jax.Array, ...]:
+        batch, height, width, _ = pixel_values.shape
+        for encoder in self.manifest.encoders:
+            if (encoder.batch, encoder.image_size) == (batch, (height, width)):
+                return self._run(encoder.file)(self.params, pixel_values)
+        sizes = sorted({encoder.image_size for encoder in self.manifest.encoders})
+        raise ArtifactError(
+            f"no encoder was exported for images of {height}x{width} pixels, only for "
+            f"{', '.join(f'{rows}x{columns}' for rows, columns in sizes)}: export it with this size"
+        )
+
+    def generate(
+        self,
+        features: tuple[jax.Array, ...],
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        settings: GenerationConfig,
+        constraint: Constraint | None = None,
+    ) -> GenerateOutput:
+        assert constraint is None
+        plan, values = make_plan(settings, self.config.text)
+        ids, mask = check_prompt(input_ids, attention_mask, plan.pad_token_id)
+        generator = self._generator(len(features), features[0].shape[0], ids.shape[1], plan)
+        ids, mask = pad_prompt(ids, mask, generator.prompt_tokens, plan.pad_token_id)
+        # A program with room for more tokens looks up no entry beyond the limit.
+        room = generator.plan.buffers[-1] - plan.buffers[-1]
+        length_norm = np.pad(np.asarray(values.length_norm), (0, room), mode="edge")
+        output = self._run(generator.file)(
+            self.params,
+            stack_features(features),
+            ids,
+            mask,
+            artifact.plain_values(values._replace(length_norm=length_norm)),
+        )
+        return GenerateOutput(**output)
+
+    def _generator(
+        self, batch: int, image_tokens: int, prompt_tokens: int, plan: DecodingPlan
+    ) -> Generator:
+        """The smallest program with room for all of it."""
+
+        def fits(generator: Generator) -> bool:
+            own, wanted = generator.plan, plan.buffers
+            return (
+                generator.batch == batch
+                and self.config.num_image_tokens(*generator.image_size) == image_tokens
+                and generator.prompt_tokens >= prompt_tokens
+                and own.buffers[: len(wanted)] == wanted
+                and dataclasses.replace(own, buffers=wanted) == plan
+            )
+
+        fitting = [generator for generator in self.manifest.generators if fits(generator)]
+        if not fitting:
+            raise ArtifactError(
+                f"no program was exported for {batch} prompts of {prompt_tokens} tokens about "
+                f"{image_tokens} image tokens, decoded by {plan}. There are:\n"
+                + "\n".join(f"  {generator}" for generator in self.manifest.generators)
+                + "\nExport one for it, or ask within these"
+            )
+        return min(fitting, key=lambda found: (found.prompt_tokens, len(found.plan.buffers)))
+
+    def _run(self, file: str) -> Callable[..., Any]:
+        if file not in self._loaded:
+            try:
+                exported = jax.export.deserialize(bytearray(self.contents[file]))
+            except Exception as error:
+                # jax reports a format that it does not know in many ways.
+                raise ArtifactError(
+                    f"{file} was exported by jax {self.manifest.made_with['jax']} and jax "
+                    f"{jax.__version__} cannot read it ({error}): export again"
+                ) from error
+            self._loaded[file] = jax.jit(exported.call)
+        return self._loaded[file]
+
+
+def _weights(
+    directory: Path, manifest: Manifest, given: str | Path | Mapping[str, Any] | None
+) -> Any:
+    """The parameters as they were exported, on the device."""
+    if given is None and artifact.WEIGHTS not in manifest.files:
+        raise ArtifactError(
+            f"{directory} holds no weights: pass weights=, the checkpoint that it was exported "
+            "from, or export it with include_weights=True"
+        )
+    if given is None:
+        params = _included(directory / artifact.WEIGHTS)
+    elif isinstance(given, Mapping):
+        params = given
+    else:
+        from florence_jax.checkpoint import load_checkpoint
+
+        params = load_checkpoint(given, dtype=manifest.dtype).params
+    digest = artifact.weights_sha256(params)
+    if digest != manifest.weights_sha256:
+        raise ArtifactError(
+            f"these are not the weights that {directory} was exported with: their sha256 is "
+            f"{digest} in {manifest.dtype}, the manifest says {manifest.weights_sha256}. Pass the "
+            "checkpoint that it was exported from, or export this one"
+        )
+    return params
+
+
+def _included(path: Path) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    try:
+        with safe_open(path, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                *folders, leaf = name.split("/")
+                place = params
+                for folder in folders:
+                    place = place.setdefault(folder, {})
+                place[leaf] = jax.device_put(file.get_tensor(name))
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{path} is missing or damaged ({error}): copy or export it again"
+        ) from error
+    return params

@@ -1,0 +1,95 @@
+"""What the commands share: which model, how it decodes, and how it is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from florence_jax.generation import GenerationConfig
+    from florence_jax.inference.answering import Answering
+    from florence_jax.inference.pipeline import Florence2Pipeline
+
+_DEFAULT_MODEL = "microsoft/Florence-2-base-ft"
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model and what belongs to it."""
+    parser.add_argument(
+        "--model",
+        default=_DEFAULT_MODEL,
+        help="checkpoint directory or hub id; 'demo' is a tiny model with random weights "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the hub id")
+    parser.add_argument(
+        "--processor", help="directory or hub id of the tokenizer, where the model has none"
+    )
+    parser.add_argument(
+        "--compat",
+        choices=("original", "native"),
+        help="reproduce the original code's or transformers' results exactly",
+    )
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """--dtype, --beams and --max-new-tokens."""
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of weights and activations (default: float32)",
+    )
+    parser.add_argument("--beams", type=int, help="beam search width (default: the checkpoint's)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="longest answer (default: what the model can hold)"
+    )
+
+
+def load_pipeline(options: argparse.Namespace, *, progress: bool) -> Florence2Pipeline:
+    """The pipeline that the model options name."""
+    from florence_jax.inference.demo import WEIGHTS_NOTICE, demo_pipeline
+    from florence_jax.inference.pipeline import Florence2Pipeline
+
+    dtype = options.dtype or "float32"
+    if options.model == "demo":
+        print(WEIGHTS_NOTICE, file=sys.stderr)
+        return demo_pipeline(dtype, compat=options.compat)
+    return Florence2Pipeline.from_pretrained(
+        options.model,
+        dtype=dtype,
+        revision=options.revision,
+        processor=options.processor,
+        compat=options.compat,
+        progress=progress,
+    )
+
+
+def load_answering(options: argparse.Namespace, *, progress: bool) -> Answering:
+    """`load_pipeline`, or exported programs where --model is a directory of them."""
+    from florence_jax.inference.artifact import is_artifact
+
+    directory = Path(options.model)
+    if not is_artifact(directory):
+        if options.weights is not None:
+            raise ValueError(
+                f"--weights belongs to exported programs, and {options.model} is no directory of "
+                "them: leave it out"
+            )
+        return load_pipeline(options, progress=progress)
+    from florence_jax.inference.artifact_pipeline import load_exported
+
+    for name in ("dtype", "revision", "processor"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is fixed by the export in {directory}: leave it out")
+    pipeline = load_exported(directory, weights=options.weights)
+    return pipeline if not options.compat else dataclasses.replace(pipeline, compat=options.compat)
+
+
+def decoding_settings(pipeline: Answering, options: argparse.Namespace) -> GenerationConfig:
+    """The pipeline's settings with what the options change."""
+    given: dict[str, Any] = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(pipeline.generation, **chosen)

@@ -1,0 +1,106 @@
+"""What a pipeline is asked: one image and one prompt each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One image and what to ask of it.
+
+    Attributes:
+        image: anything `load_image` reads, or what `pipe.encode` returned for it.
+        prompt: a task such as "<OD>", a task with its text ("<OPEN_VOCABULARY_DETECTION>a cat"), or
+            a free prompt of a fine-tune ("<DocVQA>What is the total?").
+        text: the task's text; for open-vocabulary detection also a list of classes.
+        region: (x0, y0, x1, y1) in pixels of the upright image, for the `<REGION_TO_...>` tasks.
+        labels: for constrained answers, what they may call things: the labels of their shapes, or
+            the one label that an answer in text is.
+    """
+
+    image: Any
+    prompt: str
+    text: str | Sequence[str] | None = None
+    region: Sequence[float] | None = None
+    labels: Sequence[str] | None = None
+
+
+def requests_of(
+    images: Any, prompts: Any, text: Any, region: Any, labels: Any = None
+) -> tuple[list[Request], bool]:
+    """The requests of one call, and whether it asked for a list.
+
+    Each of the five is one value for all requests, or a list with one for each of them.
+
+    Raises:
+        ValueError: lists of different lengths.
+    """
+    several = [isinstance(values, list | tuple) for values in (images, prompts)]
+    images, prompts = _as_list(images), _as_list(prompts)
+    if not images or not prompts:
+        return [], True
+    several += [_is_several_texts(text), not _is_one_region(region), _is_several_texts(labels)]
+    regions = list(region) if several[3] else [region]
+    lists = list(labels) if several[4] else [labels]
+    counts = [len(images), len(prompts), len(text) if several[2] else 1, len(regions), len(lists)]
+    count = max(counts)
+    # A list of strings is the classes of one request, or the texts of as many requests.
+    texts = list(text) if several[2] or (count > 1 and _is_list(text)) else [text]
+
+    def repeat(name: str, values: list[Any]) -> list[Any]:
+        if len(values) not in (1, count):
+            raise ValueError(
+                f"{len(values)} {name} were given for {count} requests: expected 1 or {count}"
+            )
+        return values * count if len(values) == 1 else values
+
+    columns = zip(
+        repeat("images", images),
+        repeat("prompts", prompts),
+        repeat("texts", texts),
+        repeat("regions", regions),
+        repeat("lists of labels", lists),
+        strict=True,
+    )
+    requests = [
+        Request(image=image, prompt=prompt, text=one_text, region=one_region, labels=own_labels)
+        for image, prompt, one_text, one_region, own_labels in columns
+    ]
+    return requests, any(several)
+
+
+def image_key(image: Any) -> Hashable:
+    """Equal for what is certainly the same picture: one path, or one object."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else id(image)
+
+
+def grouped_by_image(requests: Sequence[Request]) -> list[int]:
+    """The requests' numbers in an order in which those about one image follow each other."""
+    first: dict[Hashable, int] = {}
+    for number, request in enumerate(requests):
+        first.setdefault(image_key(request.image), number)
+    return sorted(range(len(requests)), key=lambda number: first[image_key(requests[number].image)])
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if _is_list(value) else [value]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_several_texts(text: Any) -> bool:
+    return _is_list(text) and any(entry is None or _is_list(entry) for entry in text)
+
+
+def _is_one_region(region: Any) -> bool:
+    if region is None or isinstance(region, str):
+        return True
+    return len(region) == 4 and all(np.isscalar(number) for number in region)

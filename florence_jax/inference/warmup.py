@@ -1,0 +1,65 @@
+"""Compiling ahead of the first request."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from florence_jax.generation import GenerationConfig
+from florence_jax.inference.buckets import prompt_buckets
+from florence_jax.inference.programs import LivePrograms
+from florence_jax.processing import TASKS, build_prompt
+
+T = TypeVar("T")
+
+
+def usual_prompts() -> list[str]:
+    """Each of the 15 tasks with its region, if it takes one, and without a text."""
+    region = "<loc_0><loc_0><loc_999><loc_999>"
+    return [
+        build_prompt(token, region=region if task.takes == "region" else None)
+        for token, task in TASKS.items()
+    ]
+
+
+def warm_up(
+    programs: LivePrograms,
+    *,
+    image_sizes: Sequence[tuple[int, int]],
+    prompt_lengths: Sequence[int],
+    batch_sizes: Sequence[int],
+    settings: GenerationConfig,
+    progress: bool,
+) -> dict[str, float]:
+    """Compile every combination; see `Florence2Pipeline.warmup`."""
+    buckets = {
+        size: prompt_buckets(prompt_lengths, size, programs.model.config) for size in image_sizes
+    }
+    seconds: dict[str, float] = {}
+    total = sum(len(batch_sizes) * (1 + len(lengths)) for lengths in buckets.values())
+    with tqdm(total=total, unit="program", disable=not progress) as bar:
+
+        def timed(name: str, compile: Callable[[], T]) -> T:
+            bar.set_description(name)
+            started = time.monotonic()
+            result = compile()
+            seconds[name] = time.monotonic() - started
+            bar.update()
+            return result
+
+        for size, batch in itertools.product(buckets, batch_sizes):
+            images = f"{size[0]}x{size[1]}, batch {batch}"
+            features = timed(
+                f"encode {images}", functools.partial(programs.compile_encode, batch, size)
+            )
+            for length in buckets[size]:
+                timed(
+                    f"generate {images}, prompt {length}",
+                    functools.partial(programs.compile_generate, batch, features, length, settings),
+                )
+    return seconds

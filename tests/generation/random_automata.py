@@ -1,0 +1,42 @@
+"""Random automata over the table model's tokens, with boxes in them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from florence_jax.generation.constraints import FINISHED, NEVER, make_constraint
+from florence_jax.processing.token_automaton import Kinds, Sketch, TokenAutomaton
+from tests.generation.table_model import BOS, EOS
+
+NEVER_CLASS, END, BEGIN, LOC, OTHERS = range(5)
+
+
+def random_automaton(seed: int, vocab: int, rows: int) -> tuple[TokenAutomaton, list[int]]:
+    """An automaton that can always finish, and a state to start in for each of `rows`.
+
+    The upper half of the tokens are locations, which occur in ordered fours.
+    """
+    rng = np.random.default_rng(seed)
+    classes = np.full(vocab, NEVER_CLASS)
+    classes[[BOS, EOS]] = BEGIN, END
+    locations = np.arange(vocab // 2, vocab)
+    words = np.arange(3, vocab // 2)
+    kinds = int(rng.integers(1, len(words) + 1))
+    classes[words] = OTHERS + rng.integers(0, kinds, len(words))
+    classes[locations] = LOC
+    location_of_token = np.full(vocab, -1)
+    location_of_token[locations] = np.arange(len(locations))
+    while True:
+        sketch = Sketch(kinds=Kinds(classes, OTHERS + kinds), end=END)
+        states = [sketch.add() for _ in range(6)]
+        for state in states:
+            after = {OTHERS + kind: int(rng.choice([0, *states])) for kind in range(kinds)}
+            after |= {END: FINISHED} if rng.random() < 0.3 else {}
+            box = sketch.chain(LOC, [False, True, True], int(rng.choice(states)))
+            after |= {LOC: box} if rng.random() < 0.6 else {}
+            sketch.link(state, {BEGIN: state} | after)
+        automaton = sketch.automaton(location_of_token, EOS)
+        least = make_constraint(automaton, []).least_tokens
+        starts = [state for state in states if least[state] < NEVER]
+        if starts:
+            return automaton, [int(rng.choice(starts)) for _ in range(rows)]
