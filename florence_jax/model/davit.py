@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 
 from florence_jax.config import DaViTConfig
-from florence_jax.model import lane_forms
+from florence_jax.model.lane_forms import channel_attention, window_attention
 from florence_jax.model.layers import (
     MLP,
     Conv,
@@ -219,7 +219,7 @@ class WindowAttention(nnx.Module):
     def by_lanes(self, x_BSC: jax.Array) -> jax.Array:
         """The same for XLA:TPU."""
         weights = _qkv_and_proj(self, x_BSC.dtype)
-        return lane_forms.window_attention(x_BSC, *weights, num_heads=self.num_heads)
+        return window_attention(x_BSC, *weights, num_heads=self.num_heads)
 
 
 class ChannelAttention(nnx.Module):
@@ -253,7 +253,7 @@ class ChannelAttention(nnx.Module):
     def by_lanes(self, x_BSC: jax.Array) -> jax.Array:
         """The same for XLA:TPU."""
         weights = _qkv_and_proj(self, x_BSC.dtype)
-        return lane_forms.channel_attention(x_BSC, *weights, num_groups=self.num_groups)
+        return channel_attention(x_BSC, *weights, num_groups=self.num_groups)
 
 
 def _for_platform(layer: WindowAttention | ChannelAttention, x_BSC: jax.Array) -> jax.Array:
@@ -266,10 +266,14 @@ def _for_platform(layer: WindowAttention | ChannelAttention, x_BSC: jax.Array) -
 def _qkv_and_proj(
     layer: WindowAttention | ChannelAttention, dtype: jnp.dtype
 ) -> tuple[jax.Array, ...]:
-    """The kernels and biases of both linear layers; a missing qkv bias is zero."""
-    kernel, bias = layer.qkv.kernel[...].astype(dtype), layer.qkv.bias
-    bias = jnp.zeros(kernel.shape[1:], dtype) if bias is None else bias[...].astype(dtype)
-    return kernel, bias, layer.proj.kernel[...].astype(dtype), layer.proj.bias[...].astype(dtype)
+    """The kernel and bias of qkv, then of proj; a missing bias is zero."""
+
+    def weights(linear: Linear) -> tuple[jax.Array, jax.Array]:
+        kernel, bias = linear.kernel[...].astype(dtype), linear.bias
+        zero = jnp.zeros(kernel.shape[1:], dtype)
+        return kernel, zero if bias is None else bias[...].astype(dtype)
+
+    return *weights(layer.qkv), *weights(layer.proj)
 
 
 def _per_token(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:

@@ -15,7 +15,12 @@ from flax import nnx
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from florence_jax.model import lane_forms
+from florence_jax.model.lane_forms import (
+    LANES,
+    columns_fit,
+    conv_by_columns,
+    gelu_by_exponential,
+)
 
 # torch.nn.LayerNorm's default; Flax's is 1e-6.
 LAYER_NORM_EPSILON = 1e-5
@@ -77,9 +82,9 @@ class Conv(nnx.Module):
         kernel = self.kernel[...].astype(x.dtype)
         steps = {"stride": self.stride, "padding": self.padding}
         plain = functools.partial(strided_conv, **steps)
-        narrow = x.shape[-1] * self.stride < lane_forms.LANES
-        if narrow and lane_forms.columns_fit(x.shape[2], size=kernel.shape[0], **steps):
-            folded = functools.partial(lane_forms.conv_by_columns, **steps)
+        narrow = x.shape[-1] * self.stride < LANES
+        if narrow and columns_fit(x.shape[2], size=kernel.shape[0], **steps):
+            folded = functools.partial(conv_by_columns, **steps)
             y = lax.platform_dependent(x, kernel, tpu=folded, default=plain)
         else:
             y = plain(x, kernel)
@@ -187,7 +192,7 @@ def gelu(x: jax.Array) -> jax.Array:
     """The exact (erf) GELU, in float32."""
     if x.dtype != jnp.bfloat16:
         return gelu_by_erf(x)
-    return lax.platform_dependent(x, tpu=lane_forms.gelu_by_exponential, default=gelu_by_erf)
+    return lax.platform_dependent(x, tpu=gelu_by_exponential, default=gelu_by_erf)
 
 
 def gelu_by_erf(x: jax.Array) -> jax.Array:
