@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from florence_jax.generation import GenerationConfig
+from florence_jax.generation_config import GenerationConfig
 
 # Written always, because what a reader assumes in their absence differs from reader to reader.
 _ALWAYS = (

@@ -24,10 +24,10 @@ from convert.command import (
     guarded,
     program_parser,
 )
+from convert.decoding import decoding_settings
 from florence_jax.checkpoint import Manifest, Plan, plan_checkpoint, read_config, resolve
 from florence_jax.checkpoint.data_files import Leaf
 from florence_jax.checkpoint.fetch import checked_dtype, fetch_into, leaf_dtype
-from florence_jax.checkpoint.files import has_file
 from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
 from florence_jax.checkpoint.recognise import Source
 from florence_jax.checkpoint.save import save_leaves
@@ -99,6 +99,8 @@ def from_torch(
     if is_saved(directory):
         verify_files(directory, read_manifest(directory), progress=progress)
     plan = plan_checkpoint(directory, ignore=ignore)
+    repository = read_config(directory)
+    settings = decoding_settings(repository.config, repository.generation)
     origin = plan.origin
     if target is not None:
         extra = dict.fromkeys(origin.extra, target.name)
@@ -109,19 +111,11 @@ def from_torch(
         [_leaf(path, entry, target) for path, entry in plan.sources.items()],
         files=directory,
         origin=origin,
-        extra_files={} if has_file(directory, _GENERATION) else _generation_file(directory),
+        extra_files={_GENERATION: json.dumps(settings, indent=2).encode() + b"\n"},
         overwrite=overwrite,
         progress=progress,
     )
     return Conversion(plan, manifest)
-
-
-def _generation_file(directory: Path) -> dict[str, bytes]:
-    """The decoding settings of a checkpoint that keeps them in its config.json alone."""
-    from convert.decoding import decoding_settings  # imports jax, for which few have to wait
-
-    settings = decoding_settings(read_config(directory).config, None)
-    return {_GENERATION: json.dumps(settings, indent=2).encode() + b"\n"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

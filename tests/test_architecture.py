@@ -27,9 +27,11 @@ ROOMS = {
     "model/__init__": {"model/florence2", "model/handle", "model/spread"},
     "checkpoint": {"config", "config_dialects", "model"},
     # The loops know a `tokens -> logits` callback; `generate` alone binds them to the model.
-    "generation": {"config"},
-    "generation/generate": {"config", "model", "generation"},
-    "generation/__init__": {"generation"},
+    # Beside `config`, so that whoever only reads or writes settings does not wait for jax.
+    "generation_config": set(),
+    "generation": {"config", "generation_config"},
+    "generation/generate": {"config", "generation_config", "model", "generation"},
+    "generation/__init__": {"generation", "generation_config"},
     "evaluation": {"config", "processing"},
     "bench": {"config", "model", "generation", "processing", "checkpoint", "inference"},
     "inference": {"config", "model", "checkpoint", "generation", "processing", "sharding"},

@@ -4,7 +4,6 @@
 """
 
 from florence_jax.generation.beam import beam_search
-from florence_jax.generation.config import PUBLISHED, GenerationConfig
 from florence_jax.generation.constraints import Constraint, make_constraint
 from florence_jax.generation.generate import (
     count_programs,
@@ -17,6 +16,7 @@ from florence_jax.generation.plan import DecodingPlan, DecodingValues, make_plan
 from florence_jax.generation.processors import process
 from florence_jax.generation.sampling import sample
 from florence_jax.generation.stepping import Cache, StepFn
+from florence_jax.generation_config import PUBLISHED, GenerationConfig
 
 __all__ = [
     "PUBLISHED",

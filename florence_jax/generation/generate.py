@@ -16,12 +16,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from florence_jax.generation.beam import beam_search
-from florence_jax.generation.config import GenerationConfig
 from florence_jax.generation.constraints import Constraint, check_rows
 from florence_jax.generation.output import GenerateOutput
 from florence_jax.generation.plan import DecodingPlan, DecodingValues, make_plan
 from florence_jax.generation.prompts import check_prompt, pad_prompt, prompt_bucket, prompt_limit
 from florence_jax.generation.sampling import sample
+from florence_jax.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
     from florence_jax.model import Model, Params

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jax.typing import ArrayLike
 
-from florence_jax.generation.config import EarlyStopping, GenerationConfig
 from florence_jax.generation.constraints import Constraint, check_constraint
+from florence_jax.generation_config import EarlyStopping, GenerationConfig
 
 SMALLEST_TOKEN_BUCKET = 64
 

@@ -6,6 +6,7 @@ around them is here and knows no model.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +65,7 @@ class Programs(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answering:
+class Answering(abc.ABC):
     """Images and task prompts in, parsed results out.
 
     Attributes:
@@ -82,13 +83,14 @@ class Answering:
     compat: Compat = None
 
     @property
+    @abc.abstractmethod
     def programs(self) -> Programs:
-        raise NotImplementedError
+        """What runs on the device."""
 
     @property
+    @abc.abstractmethod
     def constraints(self) -> AnswerConstraints:
         """What the answers to requests may be."""
-        raise NotImplementedError
 
     def __call__(
         self,

@@ -132,10 +132,19 @@ def test_help_teaches(capsys):
     assert "python -m convert.from_torch microsoft/Florence-2-large" in capsys.readouterr().out
 
 
-def test_a_conversion_never_waits_for_jax(tmp_path):
+def test_decoding_settings_that_make_no_sense_are_not_converted(source, tmp_path, capsys):
+    (source / "generation_config.json").write_text('{"num_beams": "three"}')
+    assert main([str(source), str(tmp_path / "out"), "--quiet"]) == 2
+    assert "num_beams" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("own_settings", [True, False])
+def test_a_conversion_never_waits_for_jax(tmp_path, own_settings):
     """Importing jax and Flax takes over a second, half of what converting large does."""
     source = write_directory(tmp_path / "source", tiny_tensors(), tiny_config())
-    (source / "generation_config.json").write_text('{"num_beams": 5}')
+    if own_settings:
+        (source / "generation_config.json").write_text('{"num_beams": 5}')
     code = (
         "import sys\n"
         "from convert.from_torch import main\n"
