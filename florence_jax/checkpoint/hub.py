@@ -85,7 +85,7 @@ def _download(repository: str, revision: str | None, patterns: tuple[str, ...]) 
         at = f" at revision {revision!r}" if revision else ""
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"cannot get {repository}{at} from Hugging Face: {first_line} It is not a local "
-            "directory either; a directory with config.json and model.safetensors works without "
+            f"cannot get {repository}{at} from Hugging Face ({first_line.rstrip('.')}), and it is "
+            "no local directory; a directory with config.json and model.safetensors works without "
             "network. HF_HOME says where the cache is, and HF_HUB_OFFLINE=1 uses only what is in it"
         ) from error
