@@ -53,9 +53,9 @@ def replaced_directory(destination: Path, *, overwrite: bool = False) -> Iterato
         raise _explained(error, destination) from error
     try:
         yield new
-        _make_durable(new)
+        make_durable(new)
         _swap(new, destination)
-        _sync(destination.parent)
+        sync(destination.parent)
     except OSError as error:
         raise _explained(error, destination) from error
     finally:
@@ -74,6 +74,23 @@ def leftovers(destination: Path) -> list[Path]:
             continue
         found.append(path)
     return found
+
+
+def make_durable(directory: Path) -> None:
+    """Every file and folder of a directory is on the disk when this returns."""
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            sync(Path(folder) / name)
+        sync(Path(folder))
+
+
+def sync(path: Path) -> None:
+    """One file's bytes, or one directory's names, are on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check(destination: Path, overwrite: bool) -> None:
@@ -161,21 +178,6 @@ def _open_locked(directory: Path, *, wait: bool = False) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _make_durable(directory: Path) -> None:
-    for folder, _, files in os.walk(directory):
-        for name in files:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _escaped(name: str) -> str:

@@ -8,7 +8,6 @@ from florence_jax.generation.constraints import Constraint, make_constraint
 from florence_jax.generation.generate import (
     count_programs,
     generate,
-    generate_padded,
     prompt_bucket,
 )
 from florence_jax.generation.output import GenerateOutput
@@ -30,7 +29,6 @@ __all__ = [
     "beam_search",
     "count_programs",
     "generate",
-    "generate_padded",
     "make_constraint",
     "make_plan",
     "process",

@@ -192,8 +192,11 @@ def _extend(
         draw = jax.vmap(lambda key: jax.random.gumbel(key, (beams, vocab)))
         total_BKV += draw(keys_B)
     parents_BN, tokens_BN = _best_of_all_beams(total_BKV, min(2 * beams, beams * vocab))
-    row_B1 = jnp.arange(parents_BN.shape[0])[:, None]
-    chosen_BN = log_probs_BKV.at[row_B1, parents_BN, tokens_BN].get(mode="promise_in_bounds")
+
+    def of_row(log_probs_KV: jax.Array, parents_N: jax.Array, tokens_N: jax.Array) -> jax.Array:
+        return log_probs_KV.at[parents_N, tokens_N].get(mode="promise_in_bounds")
+
+    chosen_BN = jax.vmap(of_row)(log_probs_BKV, parents_BN, tokens_BN)
     scores_BN = chosen_BN + jnp.take_along_axis(running.scores, parents_BN, axis=1)
     parents = take_beams(running, parents_BN)
     candidates = Hypotheses(

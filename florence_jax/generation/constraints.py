@@ -54,6 +54,10 @@ class Constraint(NamedTuple):
     ordered: ArrayLike  # bool[S]
     start: ArrayLike  # int32[B]
 
+    def repeated(self, batch: int) -> Constraint:
+        """The same for `batch` rows that all begin where the first one does."""
+        return self._replace(start=np.full(batch, np.asarray(self.start)[0], np.int32))
+
 
 def make_constraint(automaton: Automaton, start: Sequence[int]) -> Constraint:
     """Pads an automaton's table and finds out how far each state is from the end.

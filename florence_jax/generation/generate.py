@@ -13,18 +13,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from florence_jax.generation.beam import beam_search
 from florence_jax.generation.constraints import Constraint, check_rows
 from florence_jax.generation.output import GenerateOutput
+from florence_jax.generation.placing import collected, placed
 from florence_jax.generation.plan import DecodingPlan, DecodingValues, make_plan
 from florence_jax.generation.prompts import check_prompt, pad_prompt, prompt_bucket, prompt_limit
 from florence_jax.generation.sampling import sample
 from florence_jax.generation_config import GenerationConfig
+from florence_jax.quantization import quantized_modules, widened
+from florence_jax.sharding.arrays import using
 
 if TYPE_CHECKING:
-    from florence_jax.model import Model, Params
+    from florence_jax.model import Florence2, Model, Params
     from florence_jax.model.cache import DecoderCache
 
 
@@ -63,7 +67,7 @@ def generate(
       ValueError: inputs that do not go together, a prompt too long for the encoder's position
         table, or `max_new_tokens` past the decoder's or too few for the constraint.
     """
-    output = generate_padded(
+    prepared = prepare(
         model,
         params,
         pixel_values=pixel_values,
@@ -74,38 +78,7 @@ def generate(
         constraint=constraint,
         rng=rng,
     )
-    return output.trimmed()
-
-
-def generate_padded(
-    model: Model,
-    params: Params,
-    *,
-    pixel_values: ArrayLike | None = None,
-    image_features: ArrayLike | None = None,
-    input_ids: ArrayLike,
-    attention_mask: ArrayLike | None = None,
-    config: GenerationConfig,
-    constraint: Constraint | None = None,
-    rng: jax.Array | None = None,
-) -> GenerateOutput:
-    """`generate` without waiting for the device: the arrays stay there, padded to the bucket.
-
-    Call `.trimmed()` on the result when it is needed; until then the host can prepare more work.
-    """
-    return generate_program(
-        *prepare(
-            model,
-            params,
-            pixel_values=pixel_values,
-            image_features=image_features,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            config=config,
-            constraint=constraint,
-            rng=rng,
-        )
-    )
+    return generate_program(*prepared).trimmed()
 
 
 class Prepared(NamedTuple):
@@ -170,6 +143,16 @@ def prepare(
     )
 
 
+def run(prepared: Prepared) -> GenerateOutput:
+    """The program's output; on a mesh, of the batch divided over it."""
+    mesh = prepared.model.mesh
+    if mesh is None:
+        return generate_program(*prepared)
+    rows = len(prepared.input_ids)
+    with using(mesh):
+        return collected(generate_program(*placed(prepared, mesh)), rows, mesh)
+
+
 def count_programs() -> int:
     """How many programs `generate` has compiled in this process."""
     return generate_program._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
@@ -187,24 +170,39 @@ def generate_program(
     values: DecodingValues,
     rng: jax.Array | None,
 ) -> GenerateOutput:
-    """The compiled program; `prepare` makes its arguments."""
+    """The compiled program; `prepare` makes its arguments.
+
+    Returns before the device has finished, with arrays that stay there, padded to the bucket.
+    """
     module = model.bind(params)
     features = module.encode_image(image) if is_pixels else image
     memory, memory_mask = module.encode(features, input_ids, attention_mask)
-    cross_kv = module.decoder_cross_kv(memory)
     batch = input_ids.shape[0]
     search, width = (
         (beam_search, plan.num_beams) if plan.num_beams > 1 else (sample, plan.num_return_sequences)
     )
-    unembedding = module.unembedding() if batch * width > 1 else None
 
-    def step(
-        tokens: jax.Array, index: jax.Array, cache: DecoderCache
-    ) -> tuple[jax.Array, DecoderCache]:
-        return module.decode_step(tokens, index, cache, cross_kv, memory_mask, unembedding)
+    def decode(module: Florence2, unembedding: jax.Array | None) -> GenerateOutput:
+        cross_kv = module.decoder_cross_kv(memory)
 
-    cache = module.init_cache(batch, width, plan.buffers[0])
-    return search(step, cache, batch, plan, values, rng)
+        def step(
+            tokens: jax.Array, index: jax.Array, cache: DecoderCache
+        ) -> tuple[jax.Array, DecoderCache]:
+            return module.decode_step(tokens, index, cache, cross_kv, memory_mask, unembedding)
+
+        cache = module.init_cache(batch, width, plan.buffers[0])
+        return search(step, cache, batch, plan, values, rng)
+
+    if not quantized_modules(params):
+        return decode(module, module.unembedding() if batch * width > 1 else None)
+
+    def decode_wide() -> GenerateOutput:
+        # XLA:CPU multiplies no floats by int8: at every step it would first write all weights out
+        # as floats, and take four times as long.
+        wide = model.bind(widened(params, module.dtype))
+        return decode(wide, wide.unembedding())
+
+    return lax.platform_dependent(cpu=decode_wide, default=lambda: decode(module, None))
 
 
 def _array(value: Any) -> Any:

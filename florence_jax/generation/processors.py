@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from florence_jax.generation.constraints import keep_legal, legal_tokens
 from florence_jax.generation.plan import DecodingPlan, DecodingValues
 from florence_jax.generation.stepping import best
+from florence_jax.sharding.activations import by_rows
 
 
 def process(
@@ -162,9 +163,13 @@ def _mark_tokens(
     shape_BKV: tuple[int, ...], tokens_BKT: jax.Array, wanted_BKT: jax.Array
 ) -> jax.Array:
     """bool[B, K, V]: which tokens occur in `tokens_BKT` where `wanted_BKT` holds."""
-    batch, beams, vocab = shape_BKV
+    _, beams, vocab = shape_BKV
     tokens_BKT = jnp.where(wanted_BKT, tokens_BKT, vocab)  # outside the vocabulary: dropped
-    row_B11 = jnp.arange(batch)[:, None, None]
-    beam_1K1 = jnp.arange(beams)[None, :, None]
-    marks_BKV = jnp.zeros(shape_BKV, jnp.bool_)
-    return marks_BKV.at[row_B11, beam_1K1, tokens_BKT].set(True, mode="drop")
+
+    def mark(tokens_BKT: jax.Array) -> jax.Array:
+        row_B11 = jnp.arange(len(tokens_BKT))[:, None, None]
+        beam_1K1 = jnp.arange(beams)[None, :, None]
+        marks_BKV = jnp.zeros((len(tokens_BKT), beams, vocab), jnp.bool_)
+        return marks_BKV.at[row_B11, beam_1K1, tokens_BKT].set(True, mode="drop")
+
+    return by_rows(mark, tokens_BKT)

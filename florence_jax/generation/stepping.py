@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from florence_jax.sharding.activations import by_rows
+
 
 class _Counted(Protocol):
     @property
@@ -87,7 +89,9 @@ def best(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 def _top_k(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     # Without the barrier XLA:CPU loses the TopK pattern as soon as values and indices are sliced
     # differently downstream (`keep_top_k` does), and sorts everything: 150 times slower.
-    return lax.optimization_barrier(lax.top_k(scores, count))
+    # One for each: XLA:CPU fails at a barrier around both on several devices.
+    values, indices = by_rows(lambda rows: lax.top_k(rows, count), scores)
+    return lax.optimization_barrier(values), lax.optimization_barrier(indices)
 
 
 def loop_through_buffers(

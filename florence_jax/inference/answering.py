@@ -48,7 +48,7 @@ class Programs(Protocol):
         """The batch sizes, up to `batch_size`, that there are programs for."""
         ...
 
-    def encode(self, pixel_values: np.ndarray) -> tuple[jax.Array, ...]:
+    def encode(self, pixel_values: np.ndarray | jax.Array) -> tuple[jax.Array, ...]:
         """Pixels float32[N, H, W, 3] -> the features of each image, N arrays float[I, D]."""
         ...
 
@@ -252,7 +252,7 @@ class Answering(abc.ABC):
         if self.compat == "original":
             attention_mask = np.ones_like(attention_mask)
         rows = padded_rows(len(requests), buckets)
-        constraint = self._constraint([requests[row] for row in rows], constrained)
+        constraint = self.constraint_of([requests[row] for row in rows], constrained)
         encoded = encoder.encode(pictures)
         output = self.programs.generate(
             tuple(encoded[row].features for row in rows),
@@ -265,7 +265,12 @@ class Answering(abc.ABC):
             requests=requests, sizes=[picture.size for picture in pictures], output=output
         )
 
-    def _constraint(self, requests: Sequence[Request], constrained: bool) -> Constraint | None:
+    def constraint_of(self, requests: Sequence[Request], constrained: bool) -> Constraint | None:
+        """What a batch with one row for each of `requests` may answer; None: anything.
+
+        Raises:
+            ValueError: labels that an answer cannot hold, or labels without `constrained`.
+        """
         if constrained:
             return self.constraints(requests)
         labels = next((request.labels for request in requests if request.labels is not None), None)
@@ -277,13 +282,19 @@ class Answering(abc.ABC):
         return None
 
     def _finish(self, batch: _Batch) -> Iterator[Result]:
-        output = batch.output.trimmed()
-        for row, (request, size) in enumerate(zip(batch.requests, batch.sizes, strict=True)):
+        asked = zip([request.prompt for request in batch.requests], batch.sizes, strict=True)
+        yield from self.read_answers(batch.output.trimmed(), asked)
+
+    def read_answers(
+        self, output: GenerateOutput, asked: Iterable[tuple[str, tuple[int, int]]]
+    ) -> Iterator[Result]:
+        """Results of the first rows of a trimmed output, one for each (prompt, picture's size)."""
+        for row, (prompt, size) in enumerate(asked):
             # Without the padding up to the batch's longest answer, a row is its own whatever
             # its neighbours are.
             length = int(output.lengths[row])
             ids = output.sequences[row, : length + 1].tolist()
-            task = task_of(request.prompt)
+            task = task_of(prompt)
             if self.compat is None:
                 # The first id, the decoder's start, was given and not chosen: it has no score.
                 scores = [0.0, *output.token_scores[row, :length].tolist()]

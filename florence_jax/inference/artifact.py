@@ -24,15 +24,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from florence_jax.generation import DecodingPlan, DecodingValues, GenerationConfig
+from florence_jax.generation import Constraint, DecodingPlan, DecodingValues, GenerationConfig
 from florence_jax.processing import ImageConfig
 from florence_jax.processing.tasks import Compat
+from florence_jax.quantization import Quantization
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 FORMAT = "florence-jax exported programs"
-VERSION = 1
+VERSION = 2
 
 
 class ArtifactError(ValueError):
@@ -58,6 +59,8 @@ class Generator:
     image_size: tuple[int, int]
     prompt_tokens: int
     plan: DecodingPlan
+    # The states and classes of the tables that it takes; None: it does not constrain.
+    constraint: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,8 @@ class Manifest:
     Attributes:
         made_with: versions of florence_jax and jax.
         platforms: as `jax.export` calls them: "cpu", "cuda", "rocm", "tpu".
-        dtype: of activations.
+        dtype: of activations, and of weights that are not quantised.
+        quantize: how weights are, see `florence_jax.quantization`.
         image, generation, compat: the pipeline's settings.
         weights_sha256: `weights_sha256` of the parameters.
         encoders, generators: the programs.
@@ -77,6 +81,7 @@ class Manifest:
     made_with: Mapping[str, str]
     platforms: tuple[str, ...]
     dtype: str
+    quantize: Quantization | None
     image: ImageConfig
     generation: GenerationConfig
     compat: Compat
@@ -145,7 +150,18 @@ def weights_sha256(params: Mapping[str, Any]) -> str:
 
 def plain_values(values: DecodingValues) -> dict[str, Any]:
     """The traced half of the settings as a program takes it."""
-    return {name: value for name, value in values._asdict().items() if value is not None}
+    plain = {name: value for name, value in values._asdict().items() if value is not None}
+    if values.constraint is not None:
+        plain["constraint"] = values.constraint._asdict()
+    return plain
+
+
+def decoding_values(plain: Mapping[str, Any]) -> DecodingValues:
+    """The inverse of `plain_values`."""
+    values = DecodingValues(**plain)
+    if values.constraint is None:
+        return values
+    return values._replace(constraint=Constraint(**plain["constraint"]))
 
 
 def flat_parameters(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from florence_jax.inference.compilation_cache import use_compilation_cache
 from florence_jax.inference.constrained import AnswerConstraints
 from florence_jax.inference.encoding import stack_features
 from florence_jax.processing import load_tokenizer
+from florence_jax.quantization import quantized
 
 
 def load_exported(
@@ -83,12 +85,14 @@ class ExportedPipeline(Answering):
     def programs(self) -> ExportedPrograms:
         return self.exported
 
-    @property
+    @functools.cached_property
     def constraints(self) -> AnswerConstraints:
-        raise ArtifactError(
-            "exported programs do not constrain answers: ask without constrained=True, or use the "
-            "Florence2Pipeline that was exported"
-        )
+        if all(generator.constraint is None for generator in self.exported.manifest.generators):
+            raise ArtifactError(
+                "no program was exported that constrains answers: export with constrained=True "
+                "(--constrained), or ask without"
+            )
+        return AnswerConstraints(self.tokenizer, self.exported.config.text.vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,7 +109,7 @@ class ExportedPrograms:
         sizes = sorted({encoder.batch for encoder in self.manifest.encoders})
         return tuple(size for size in sizes if size <= batch_size) or (sizes[0],)
 
-    def encode(self, pixel_values: np.ndarray) -> tuple[jax.Array, ...]:
+    def encode(self, pixel_values: np.ndarray | jax.Array) -> tuple[jax.Array, ...]:
         batch, height, width, _ = pixel_values.shape
         for encoder in self.manifest.encoders:
             if (encoder.batch, encoder.image_size) == (batch, (height, width)):
@@ -124,10 +128,10 @@ class ExportedPrograms:
         settings: GenerationConfig,
         constraint: Constraint | None = None,
     ) -> GenerateOutput:
-        assert constraint is None
-        plan, values = make_plan(settings, self.config.text)
+        plan, values = make_plan(settings, self.config.text, constraint)
         ids, mask = check_prompt(input_ids, attention_mask, plan.pad_token_id)
-        generator = self._generator(len(features), features[0].shape[0], ids.shape[1], plan)
+        table = None if constraint is None else np.shape(constraint.next_state)
+        generator = self._generator(len(features), features[0].shape[0], ids.shape[1], plan, table)
         ids, mask = pad_prompt(ids, mask, generator.prompt_tokens, plan.pad_token_id)
         # A program with room for more tokens looks up no entry beyond the limit.
         room = generator.plan.buffers[-1] - plan.buffers[-1]
@@ -142,7 +146,12 @@ class ExportedPrograms:
         return GenerateOutput(**output)
 
     def _generator(
-        self, batch: int, image_tokens: int, prompt_tokens: int, plan: DecodingPlan
+        self,
+        batch: int,
+        image_tokens: int,
+        prompt_tokens: int,
+        plan: DecodingPlan,
+        table: tuple[int, ...] | None,
     ) -> Generator:
         """The smallest program with room for all of it."""
 
@@ -150,6 +159,7 @@ class ExportedPrograms:
             own, wanted = generator.plan, plan.buffers
             return (
                 generator.batch == batch
+                and generator.constraint == table
                 and self.config.num_image_tokens(*generator.image_size) == image_tokens
                 and generator.prompt_tokens >= prompt_tokens
                 and own.buffers[: len(wanted)] == wanted
@@ -160,7 +170,7 @@ class ExportedPrograms:
         if not fitting:
             raise ArtifactError(
                 f"no program was exported for {batch} prompts of {prompt_tokens} tokens about "
-                f"{image_tokens} image tokens, decoded by {plan}. There are:\n"
+                f"{image_tokens} image tokens, decoded by {plan}{_confined(table)}. There are:\n"
                 + "\n".join(f"  {generator}" for generator in self.manifest.generators)
                 + "\nExport one for it, or ask within these"
             )
@@ -180,6 +190,12 @@ class ExportedPrograms:
         return self._loaded[file]
 
 
+def _confined(table: tuple[int, ...] | None) -> str:
+    if table is None:
+        return ""
+    return f" and confined by a table of {table[0]} states and {table[1]} classes of tokens"
+
+
 def _weights(
     directory: Path, manifest: Manifest, given: str | Path | Mapping[str, Any] | None
 ) -> Any:
@@ -196,7 +212,7 @@ def _weights(
     else:
         from florence_jax.checkpoint import load_checkpoint
 
-        params = load_checkpoint(given, dtype=manifest.dtype).params
+        params = quantized(load_checkpoint(given, dtype=manifest.dtype).params, manifest.quantize)
     digest = artifact.weights_sha256(params)
     if digest != manifest.weights_sha256:
         raise ArtifactError(

@@ -18,14 +18,15 @@ from tqdm import tqdm
 
 import florence_jax
 from florence_jax.checkpoint.replace import replaced_directory
-from florence_jax.generation import GenerationConfig
+from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.generation.generate import generate_program, prepare
-from florence_jax.generation.plan import DecodingPlan, DecodingValues
+from florence_jax.generation.plan import DecodingPlan
 from florence_jax.inference import artifact
 from florence_jax.inference.artifact import ArtifactError, Encoder, Generator, Manifest
 from florence_jax.inference.buckets import prompt_buckets
 from florence_jax.inference.programs import encode_program
 from florence_jax.model import Model, Params
+from florence_jax.quantization import quantized_modules
 
 if TYPE_CHECKING:
     from florence_jax.inference.pipeline import Florence2Pipeline
@@ -40,6 +41,7 @@ def export_pipeline(
     prompt_lengths: Sequence[int],
     batch_sizes: Sequence[int],
     settings: GenerationConfig,
+    constraints: Sequence[Constraint | None],
     include_weights: bool,
     overwrite: bool,
     progress: bool,
@@ -53,7 +55,7 @@ def export_pipeline(
     exports = [
         export
         for size, batch in itertools.product(buckets, batch_sizes)
-        for export in _exports(pipeline.model, size, batch, buckets[size], settings)
+        for export in _exports(pipeline.model, size, batch, buckets[size], settings, constraints)
     ]
     shapes = jax.tree.map(_shape, pipeline.params)
     with replaced_directory(directory, overwrite=overwrite) as new:
@@ -74,6 +76,7 @@ def export_pipeline(
             made_with={"florence_jax": florence_jax.__version__, "jax": jax.__version__},
             platforms=tuple(platforms),
             dtype=pipeline.model.dtype,
+            quantize="int8" if quantized_modules(pipeline.params) else None,
             image=pipeline.image_config,
             generation=settings,
             compat=pipeline.compat,
@@ -101,6 +104,7 @@ def _exports(
     batch: int,
     prompt_lengths: Sequence[int],
     settings: GenerationConfig,
+    constraints: Sequence[Constraint | None],
 ) -> Iterator[_Export]:
     """Everything for one image size and batch size. Arguments and results are plain containers:
     whoever calls a program needs no class of ours."""
@@ -115,13 +119,14 @@ def _exports(
         (jax.ShapeDtypeStruct((batch, *size, 3), np.float32),),
     )
     tokens, dim = model.config.num_image_tokens(*size), model.config.text.d_model
-    for length in prompt_lengths:
+    for length, constraint in itertools.product(prompt_lengths, constraints):
         prepared = prepare(
             model,
             {},
             image_features=jax.ShapeDtypeStruct((batch, tokens, dim), model.dtype),
             input_ids=np.zeros((batch, length), np.int32),
             config=settings,
+            constraint=None if constraint is None else constraint.repeated(batch),
         )
 
         def generate(
@@ -140,18 +145,20 @@ def _exports(
                 image_features,
                 input_ids,
                 attention_mask,
-                DecodingValues(**values),
+                artifact.decoding_values(values),
                 None,
             )
             return output._asdict()
 
+        kind = "generate" if constraint is None else "generate-constrained"
         yield _Export(
             Generator(
-                file=f"generate-{name}-prompt{length}.stablehlo",
+                file=f"{kind}-{name}-prompt{length}.stablehlo",
                 batch=batch,
                 image_size=size,
                 prompt_tokens=length,
                 plan=prepared.plan,
+                constraint=None if constraint is None else np.shape(constraint.next_state),
             ),
             generate,
             (

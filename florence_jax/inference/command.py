@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 _DEFAULT_MODEL = "microsoft/Florence-2-base-ft"
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model and what belongs to it."""
+def add_model_options(
+    parser: argparse.ArgumentParser, *, compat: bool = True, mesh: bool = True
+) -> None:
+    """--model and what belongs to it; without `compat`, results are this library's alone, and
+    without `mesh`, on one device."""
     parser.add_argument(
         "--model",
         default=_DEFAULT_MODEL,
@@ -25,9 +28,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the hub id")
+    if mesh:
+        _add_mesh_options(parser)
+    else:
+        parser.set_defaults(mesh=None, rules=None)
     parser.add_argument(
         "--processor", help="directory or hub id of the tokenizer, where the model has none"
     )
+    if not compat:
+        parser.set_defaults(compat=None)
+        return
     parser.add_argument(
         "--compat",
         choices=("original", "native"),
@@ -35,12 +45,32 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_mesh_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mesh",
+        metavar="AXIS=SIZE,...",
+        help="divide parameters and batches among devices: data, fsdp and tensor, -1 for the rest",
+    )
+    parser.add_argument(
+        "--rules",
+        metavar="NAME|FILE",
+        help="with --mesh, how parameters are divided: dp, fsdp, tp, fsdp_tp (default) or a .toml "
+        "file",
+    )
+
+
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    """--dtype, --beams and --max-new-tokens."""
+    """--dtype, --quantize, --beams and --max-new-tokens."""
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="of weights and activations (default: float32)",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=("int8",),
+        help="keep the decoder's and the token table's weights in int8: a third less memory of "
+        "base in float32, and slightly other answers",
     )
     parser.add_argument("--beams", type=int, help="beam search width (default: the checkpoint's)")
     parser.add_argument(
@@ -51,15 +81,23 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
 def load_pipeline(options: argparse.Namespace, *, progress: bool) -> Florence2Pipeline:
     """The pipeline that the model options name."""
     from florence_jax.inference.demo import WEIGHTS_NOTICE, demo_pipeline
+    from florence_jax.inference.meshes import DEFAULT_RULES, on_mesh
     from florence_jax.inference.pipeline import Florence2Pipeline
 
     dtype = options.dtype or "float32"
+    if options.rules is not None and options.mesh is None:
+        raise ValueError("--rules belongs to --mesh: name the mesh too, for example --mesh data=-1")
+    rules = options.rules or DEFAULT_RULES
     if options.model == "demo":
         print(WEIGHTS_NOTICE, file=sys.stderr)
-        return demo_pipeline(dtype, compat=options.compat)
+        pipeline = demo_pipeline(dtype, quantize=options.quantize, compat=options.compat)
+        return pipeline if options.mesh is None else on_mesh(pipeline, options.mesh, rules)
     return Florence2Pipeline.from_pretrained(
         options.model,
         dtype=dtype,
+        quantize=options.quantize,
+        mesh=options.mesh,
+        rules=rules,
         revision=options.revision,
         processor=options.processor,
         compat=options.compat,
@@ -81,7 +119,7 @@ def load_answering(options: argparse.Namespace, *, progress: bool) -> Answering:
         return load_pipeline(options, progress=progress)
     from florence_jax.inference.artifact_pipeline import load_exported
 
-    for name in ("dtype", "revision", "processor"):
+    for name in ("dtype", "quantize", "revision", "processor", "mesh", "rules"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name} is fixed by the export in {directory}: leave it out")
     pipeline = load_exported(directory, weights=options.weights)

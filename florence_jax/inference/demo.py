@@ -19,6 +19,7 @@ from florence_jax.inference.pipeline import Florence2Pipeline, Request, Result
 from florence_jax.model import Model, spread_params
 from florence_jax.processing import TASKS, demo_tokenizer
 from florence_jax.processing.tasks import Compat
+from florence_jax.quantization import Quantization, quantized
 
 WEIGHTS_NOTICE = (
     "The demonstration's weights are random: its answers show the machinery and mean nothing."
@@ -26,14 +27,16 @@ WEIGHTS_NOTICE = (
 _SEED = 0
 
 
-def demo_pipeline(dtype: str = "float32", *, compat: Compat = None) -> Florence2Pipeline:
+def demo_pipeline(
+    dtype: str = "float32", *, quantize: Quantization | None = None, compat: Compat = None
+) -> Florence2Pipeline:
     """A pipeline around a tiny Florence-2 with random weights and a byte-level tokenizer."""
     model = Model(config=configs.tiny(), dtype=dtype)
     params = spread_params(model.config, _SEED)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     return Florence2Pipeline(
         model=model,
-        params=params,
+        params=quantized(params, quantize),
         tokenizer=demo_tokenizer(),
         generation=PUBLISHED,
         compat=compat,

@@ -33,7 +33,7 @@ def add_export(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     export.add_argument("output", type=Path, metavar="DIR", help="the directory to write")
-    add_model_options(export)
+    add_model_options(export, mesh=False)
     add_decoding_options(export)
     export.add_argument(
         "--platform",
@@ -61,6 +61,9 @@ def add_export(commands: Any) -> None:
         "buckets (default: the 15 tasks without texts, which fit one of 16 tokens)",
     )
     export.add_argument(
+        "--constrained", action="store_true", help="programs of constrained answers as well"
+    )
+    export.add_argument(
         "--include-weights", action="store_true", help="put the weights into DIR as well"
     )
     export.add_argument("--overwrite", action="store_true", help="replace an existing DIR")
@@ -80,6 +83,7 @@ def _export(options: argparse.Namespace) -> int:
         options.output,
         **{name: value for name, value in given.items() if value is not None},
         generation=decoding_settings(pipeline, options),
+        constrained=options.constrained,
         include_weights=options.include_weights,
         overwrite=options.overwrite,
         progress=not options.quiet,

@@ -27,7 +27,7 @@ TUNED = ":".join(
         "arena_max": 1,
     }.items()
 )
-_TUNABLES = "GLIBC_TUNABLES"
+TUNABLES = "GLIBC_TUNABLES"
 # A process that may not have the settings (setuid, say) loses them, and would start for ever.
 _STARTED = "FLORENCE_JAX_MALLOC_STARTED"
 
@@ -63,14 +63,14 @@ def restart_with_tuned_malloc(choice: str | None) -> None:
     os.execve(
         sys.executable,
         [sys.executable, *sys.orig_argv[1:]],
-        {**os.environ, _TUNABLES: TUNED, _STARTED: "1"},
+        {**os.environ, TUNABLES: TUNED, _STARTED: "1"},
     )
 
 
 def _is_due(choice: str | None) -> bool:
     if choice not in (*CHOICES, None):
         raise ValueError(f"{VARIABLE} is {choice!r}, expected one of {', '.join(CHOICES)}")
-    if choice == "default" or _TUNABLES in os.environ or _STARTED in os.environ:
+    if choice == "default" or TUNABLES in os.environ or _STARTED in os.environ:
         return False
     if not (_is_glibc() and sys.executable):
         return False

@@ -11,17 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, read_config, resolve
-from florence_jax.generation import GenerationConfig
+from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.inference.answering import DEFAULT_BATCH_SIZE, Answering, Result
 from florence_jax.inference.buckets import batch_buckets
 from florence_jax.inference.compilation_cache import use_compilation_cache
 from florence_jax.inference.constrained import AnswerConstraints
+from florence_jax.inference.meshes import DEFAULT_RULES, MeshLike, RulesLike, load_on_mesh
 from florence_jax.inference.programs import LivePrograms
 from florence_jax.inference.requests import Request
 from florence_jax.inference.warmup import usual_prompts, warm_up
 from florence_jax.model import Model, Params
-from florence_jax.processing import FlorenceTokenizer, ImageConfig, build_prompt, load_tokenizer
+from florence_jax.processing import (
+    TASKS,
+    FlorenceTokenizer,
+    ImageConfig,
+    build_prompt,
+    load_tokenizer,
+)
 from florence_jax.processing.tasks import Compat
+from florence_jax.quantization import Quantization, check_quantization, quantized
 
 __all__ = ["Florence2Pipeline", "Request", "Result", "load"]
 
@@ -33,6 +41,9 @@ def load(
     source: str | Path,
     dtype: str = "float32",
     *,
+    quantize: Quantization | None = None,
+    mesh: MeshLike | None = None,
+    rules: RulesLike = DEFAULT_RULES,
     revision: str | None = None,
     verify: bool = True,
 ) -> tuple[Model, Params]:
@@ -41,14 +52,25 @@ def load(
     Args:
         source: a directory or a hub id, as for `Florence2Pipeline.from_pretrained`.
         dtype: "float32", "bfloat16" or "float16", for weights and activations.
+        quantize: "int8" keeps the decoder's and the token table's weights in that, see
+            `florence_jax.quantization`; by default everything is of `dtype`.
+        mesh: devices to divide the parameters and batches among, such as "data=4,tensor=2"; each
+            tensor is read straight to where it belongs. By default jax's default device.
+        rules: how parameters are divided on it: dp, fsdp, tp, fsdp_tp, or a .toml file.
         revision: branch, tag or commit of a hub id.
         verify: compare a checkpoint in this library's own format with its manifest first.
 
     Raises:
         CheckpointError, ConfigError: what is missing or wrong, and what to do.
+        RuleError, ValueError: a mesh or rules that do not fit.
     """
+    check_quantization(quantize)
+    if mesh is not None:
+        _check_whole(quantize)
+        directory = resolve(source, revision=revision)
+        return load_on_mesh(directory, dtype, mesh, rules, verify=verify)
     config, params, _ = load_checkpoint(source, dtype=dtype, revision=revision, verify=verify)
-    return Model(config=config, dtype=dtype), params
+    return Model(config=config, dtype=dtype), quantized(params, quantize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +97,9 @@ class Florence2Pipeline(Answering):
         source: str | Path,
         *,
         dtype: str = "float32",
+        quantize: Quantization | None = None,
+        mesh: MeshLike | None = None,
+        rules: RulesLike = DEFAULT_RULES,
         revision: str | None = None,
         processor: str | Path | None = None,
         compat: Compat = None,
@@ -87,6 +112,9 @@ class Florence2Pipeline(Answering):
             source: a directory or a hub id such as "microsoft/Florence-2-base-ft", in the original
                 or in transformers' native naming, or a directory in this library's own format.
             dtype: "float32", "bfloat16" or "float16", for weights and activations.
+            quantize: "int8" keeps the decoder's and the token table's weights in that, see
+                `florence_jax.quantization`; by default everything is of `dtype`.
+            mesh, rules: devices to divide parameters and batches among, see `florence_jax.load`.
             revision: branch, tag or commit of a hub id.
             processor: directory or hub id to take the tokenizer from. By default `source` itself
                 or, where it has none, `microsoft/Florence-2-base`, with a warning that says so.
@@ -96,13 +124,21 @@ class Florence2Pipeline(Answering):
         Raises:
             CheckpointError, ValueError: what is missing or wrong, and what to do.
         """
+        check_quantization(quantize)
         directory = resolve(source, revision=revision)
-        config, params, _ = load_checkpoint(
-            directory, dtype=dtype, verify=verify, progress=progress
-        )
+        if mesh is not None:
+            _check_whole(quantize)
+            model, params = load_on_mesh(
+                directory, dtype, mesh, rules, verify=verify, progress=progress
+            )
+        else:
+            config, params, _ = load_checkpoint(
+                directory, dtype=dtype, verify=verify, progress=progress
+            )
+            model, params = Model(config=config, dtype=dtype), quantized(params, quantize)
         files = read_config(directory)
         return cls(
-            model=Model(config=config, dtype=dtype),
+            model=model,
             params=params,
             tokenizer=_find_tokenizer(directory, files.has_tokenizer, processor),
             image_config=ImageConfig.from_hf(files.preprocessor or {}),
@@ -125,6 +161,7 @@ class Florence2Pipeline(Answering):
         prompts: Iterable[str] | None = None,
         batch_sizes: Sequence[int] = batch_buckets(DEFAULT_BATCH_SIZE),
         generation: GenerationConfig | None = None,
+        constrained: bool = False,
         progress: bool = True,
         **overrides: Any,
     ) -> dict[str, float]:
@@ -141,6 +178,8 @@ class Florence2Pipeline(Answering):
                 default the 15 tasks, without a text where they take one.
             batch_sizes: by default those of calls with the default `batch_size`.
             generation, overrides: decoding settings, as for a call.
+            constrained: compile the programs of constrained answers too. Lists of more than a
+                hundred labels or two need larger tables, and then programs of their own.
             progress: show a bar on stderr.
 
         Returns:
@@ -152,6 +191,7 @@ class Florence2Pipeline(Answering):
             prompt_lengths=self._lengths(prompts),
             batch_sizes=batch_sizes,
             settings=dataclasses.replace(generation or self.generation, **overrides),
+            constraints=self._usual_constraints(constrained),
             progress=progress,
         )
 
@@ -164,6 +204,7 @@ class Florence2Pipeline(Answering):
         prompts: Iterable[str] | None = None,
         batch_sizes: Sequence[int] = batch_buckets(DEFAULT_BATCH_SIZE),
         generation: GenerationConfig | None = None,
+        constrained: bool = False,
         include_weights: bool = False,
         overwrite: bool = False,
         progress: bool = False,
@@ -179,6 +220,7 @@ class Florence2Pipeline(Answering):
             platforms: what the programs may run on: "cpu", "cuda", "rocm", "tpu".
             image_sizes, prompts, batch_sizes, generation, overrides: the buckets, as for `warmup`;
                 beams and n-grams are fixed by them, `max_new_tokens` is the most that can be asked.
+            constrained: write the programs of constrained answers too.
             include_weights: put the weights into the directory too.
             overwrite: replace an existing export.
             progress: show a bar on stderr.
@@ -196,15 +238,27 @@ class Florence2Pipeline(Answering):
             prompt_lengths=self._lengths(prompts),
             batch_sizes=batch_sizes,
             settings=dataclasses.replace(generation or self.generation, **overrides),
+            constraints=self._usual_constraints(constrained),
             include_weights=include_weights,
             overwrite=overwrite,
             progress=progress,
         )
 
+    def _usual_constraints(self, constrained: bool) -> tuple[Constraint | None, ...]:
+        """What programs are compiled for, with a start for one row: nothing, or a table too."""
+        if not constrained:
+            return (None,)
+        return (None, self.constraints([Request(image=None, prompt=next(iter(TASKS)))]))
+
     def _lengths(self, prompts: Iterable[str] | None) -> list[int]:
         """Tokens of each prompt; of the 15 tasks where there are none."""
         texts = usual_prompts() if prompts is None else list(map(build_prompt, prompts))
         return [len(ids) for ids in self.tokenizer.encode(texts)]
+
+
+def _check_whole(quantize: Quantization | None) -> None:
+    if quantize is not None:
+        raise ValueError(f"quantize={quantize} keeps weights on one device: leave out the mesh")
 
 
 def _find_tokenizer(

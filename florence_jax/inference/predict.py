@@ -13,22 +13,15 @@ from PIL import Image
 
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.answering import Answering, Result
-from florence_jax.inference.requests import Request
+from florence_jax.inference.requests import Query, Request
 from florence_jax.processing import ImageError, load_image
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Query:
-    """What to ask of every image; see `Request`."""
-
-    prompt: str
-    text: str | Sequence[str] | None = None
-    region: Sequence[float] | None = None
-    labels: Sequence[str] | None = None
+# What only runs into a directory read.
+_DATA_SUFFIXES = frozenset({".jsonl", ".parquet", ".tar"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +44,7 @@ class Prediction:
 
     def record(self) -> dict[str, Any]:
         """The JSON-lines row: image, prompt, what was asked with it, and result or error."""
-        row: dict[str, Any] = {"image": str(self.path), "prompt": self.query.prompt}
-        if self.query.text is not None:
-            row["text"] = self.query.text
-        if self.query.region is not None:
-            row["region"] = list(self.query.region)
-        if self.query.labels is not None:
-            row["labels"] = list(self.query.labels)
+        row: dict[str, Any] = {"image": str(self.path), **self.query.record()}
         if self.image is not None:
             row["width"], row["height"] = self.image.size
         return row | ({"error": self.error} if self.result is None else {"result": self.result})
@@ -71,7 +58,7 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: a source does not exist.
-        ValueError: a directory or list holds no image.
+        ValueError: a directory or list holds no image, or a source is no list of images.
     """
     found: list[Path] = []
     for source in map(Path, sources):
@@ -91,6 +78,8 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
             if not listed:
                 raise ValueError(f"the list {source} names no image: expected one path per line")
             found += listed
+        elif source.suffix.lower() in _DATA_SUFFIXES:
+            raise ValueError(f"{source} holds rows of data: answers to it go to --output-dir DIR")
         else:
             found.append(source)
     return found

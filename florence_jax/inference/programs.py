@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig
-from florence_jax.generation.generate import generate_program, prepare
+from florence_jax.generation.generate import generate_program, prepare, run
+from florence_jax.generation.placing import placed
 from florence_jax.inference.buckets import batch_buckets
 from florence_jax.inference.encoding import stack_features
 from florence_jax.model import Model, Params
+from florence_jax.sharding import batch_sharding, pad_rows, padded_rows, using, whole_everywhere
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -31,8 +33,15 @@ class LivePrograms:
     def batch_buckets(self, batch_size: int) -> tuple[int, ...]:
         return batch_buckets(batch_size)
 
-    def encode(self, pixel_values: np.ndarray) -> tuple[jax.Array, ...]:
-        return encode_program(self.model, self.params, pixel_values)
+    def encode(self, pixel_values: np.ndarray | jax.Array) -> tuple[jax.Array, ...]:
+        mesh = self.model.mesh
+        if mesh is None:
+            return encode_program(self.model, self.params, pixel_values)
+        rows = padded_rows(mesh, len(pixel_values))
+        divided = jax.device_put(pad_rows(pixel_values, rows), batch_sharding(mesh))
+        features = self.model.encode_image(self.params, divided)
+        # On every device, so that any of them can be asked about any image.
+        return tuple(whole_everywhere(mesh, features))[: len(pixel_values)]
 
     def generate(
         self,
@@ -51,7 +60,7 @@ class LivePrograms:
             config=settings,
             constraint=constraint,
         )
-        return generate_program(*prepared)
+        return run(prepared)
 
     def compile_encode(self, batch: int, size: tuple[int, int]) -> jax.ShapeDtypeStruct:
         """Compile for `batch` images of `size` (height, width), without running anything.
@@ -59,6 +68,9 @@ class LivePrograms:
         Returns:
             What one image's features, float[I, D], will be.
         """
+        if self.model.mesh is not None:
+            features = self.encode(np.zeros((batch, *size, 3), np.float32))[0]
+            return jax.ShapeDtypeStruct(features.shape, features.dtype, sharding=features.sharding)
         pixels = jax.ShapeDtypeStruct((batch, *size, 3), np.float32)
         lowered = encode_program.lower(self.model, self.params, pixels)
         features = lowered.out_info[0]
@@ -73,22 +85,30 @@ class LivePrograms:
         features: jax.ShapeDtypeStruct,
         prompt_tokens: int,
         settings: GenerationConfig,
+        constraint: Constraint | None = None,
     ) -> None:
-        """Compile for `batch` prompts of so many tokens, about images with these features."""
+        """Compile for `batch` prompts of so many tokens, about images with these features.
+
+        Each row begins where the first row of `constraint` does.
+        """
         stacked = stack_features.lower((features,) * batch)
-        placed = stacked.compile().output_shardings
+        stacked_at = stacked.compile().output_shardings
         prepared = prepare(
             self.model,
             self.params,
             image_features=jax.ShapeDtypeStruct(
                 stacked.out_info.shape,
                 stacked.out_info.dtype,
-                sharding=placed if self._committed else None,
+                sharding=stacked_at if self._committed else None,
             ),
             input_ids=np.zeros((batch, prompt_tokens), np.int32),
             config=settings,
+            constraint=None if constraint is None else constraint.repeated(batch),
         )
-        generate_program.lower(*prepared).compile()
+        with using(self.model.mesh):
+            mesh = self.model.mesh
+            arguments = prepared if mesh is None else placed(prepared, mesh)
+            generate_program.lower(*arguments).compile()
 
     @property
     def _committed(self) -> bool:

@@ -27,8 +27,29 @@ class Request:
     image: Any
     prompt: str
     text: str | Sequence[str] | None = None
-    region: Sequence[float] | None = None
+    region: str | Sequence[float] | None = None
     labels: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What to ask of an image; the fields are those of `Request`."""
+
+    prompt: str
+    text: str | Sequence[str] | None = None
+    region: str | Sequence[float] | None = None
+    labels: Sequence[str] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The prompt and what was asked with it, as rows of results name it."""
+        row: dict[str, Any] = {"prompt": self.prompt}
+        if self.text is not None:
+            row["text"] = self.text
+        if self.region is not None:
+            row["region"] = self.region if isinstance(self.region, str) else list(self.region)
+        if self.labels is not None:
+            row["labels"] = list(self.labels)
+        return row
 
 
 def requests_of(

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from florence_jax.generation import GenerationConfig
+from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.inference.buckets import prompt_buckets
 from florence_jax.inference.programs import LivePrograms
 from florence_jax.processing import TASKS, build_prompt
@@ -34,14 +34,21 @@ def warm_up(
     prompt_lengths: Sequence[int],
     batch_sizes: Sequence[int],
     settings: GenerationConfig,
+    constraints: Sequence[Constraint | None],
     progress: bool,
 ) -> dict[str, float]:
-    """Compile every combination; see `Florence2Pipeline.warmup`."""
+    """Compile every combination; see `Florence2Pipeline.warmup`.
+
+    Args:
+        constraints: what answers are confined to, with a start for one row; None for free answers.
+    """
     buckets = {
         size: prompt_buckets(prompt_lengths, size, programs.model.config) for size in image_sizes
     }
     seconds: dict[str, float] = {}
-    total = sum(len(batch_sizes) * (1 + len(lengths)) for lengths in buckets.values())
+    total = sum(
+        len(batch_sizes) * (1 + len(lengths) * len(constraints)) for lengths in buckets.values()
+    )
     with tqdm(total=total, unit="program", disable=not progress) as bar:
 
         def timed(name: str, compile: Callable[[], T]) -> T:
@@ -57,9 +64,12 @@ def warm_up(
             features = timed(
                 f"encode {images}", functools.partial(programs.compile_encode, batch, size)
             )
-            for length in buckets[size]:
+            for length, constraint in itertools.product(buckets[size], constraints):
+                kind = "generate" if constraint is None else "generate constrained"
                 timed(
-                    f"generate {images}, prompt {length}",
-                    functools.partial(programs.compile_generate, batch, features, length, settings),
+                    f"{kind} {images}, prompt {length}",
+                    functools.partial(
+                        programs.compile_generate, batch, features, length, settings, constraint
+                    ),
                 )
     return seconds

@@ -25,6 +25,8 @@ from florence_jax.model.layers import (
     fold_in,
     gelu,
     normal,
+    pick,
+    split,
 )
 
 # BART keeps two unused rows in front of its position table.
@@ -52,8 +54,9 @@ class Encoder(nnx.Module):
         x = embeds_BMD + _positions(self.positions, 0, embeds_BMD)
         x = dropout(self.embedding_norm(x), self.dropout_rate, fold_in(key, 0))
         yield x
-        for number, layer in enumerate(self.layers):
-            x = layer(x, mask_BM[:, None, None, :], key=fold_in(key, number + 1))
+        keys = split(fold_in(key, 1), self.layers.depth, EncoderLayer.DRAWS)
+        for number, (_, layer) in enumerate(self.layers.calls()):
+            x = layer(x, mask_BM[:, None, None, :], keys=pick(keys, number))
             yield x
 
 
@@ -91,13 +94,14 @@ class Decoder(nnx.Module):
         yield x
         length = x.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))
-        for number, layer in enumerate(self.layers):
-            x = layer(
+        keys = split(fold_in(key, 1), self.layers.depth, DecoderLayer.DRAWS)
+        for number, (layer, call) in enumerate(self.layers.calls()):
+            x = call(
                 x,
                 causal,
                 layer.cross_attn.key_value(memory_BMD),
                 memory_mask_BM[:, None, None, :],
-                key=fold_in(key, number + 1),
+                keys=pick(keys, number),
             )
             yield x
 
@@ -138,6 +142,9 @@ class Decoder(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
+    # Keys that one call with dropout needs.
+    DRAWS = 4
+
     def __init__(self, config: BartConfig, *, rngs: nnx.Rngs | None):
         self.dropout_rate = config.dropout
         self.activation_dropout_rate = config.activation_dropout
@@ -147,14 +154,18 @@ class EncoderLayer(nnx.Module):
         self.fc2 = Linear(config.encoder_ffn_dim, config.d_model, rngs=rngs)
         self.final_norm = LayerNorm(config.d_model)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, *, keys: jax.Array | None = None
+    ) -> jax.Array:
         own = self.self_attn.key_value(x)
-        y = self.self_attn(x, own, mask, key=fold_in(key, 0))
-        x = self.self_attn_norm(x + dropout(y, self.dropout_rate, fold_in(key, 1)))
-        return _feed_forward(self, x, fold_in(key, 2))
+        y = self.self_attn(x, own, mask, key=pick(keys, 0))
+        x = self.self_attn_norm(x + dropout(y, self.dropout_rate, pick(keys, 1)))
+        return _feed_forward(self, x, pick(keys, 2), pick(keys, 3))
 
 
 class DecoderLayer(nnx.Module):
+    DRAWS = 6
+
     def __init__(self, config: BartConfig, *, rngs: nnx.Rngs | None):
         heads = config.decoder_attention_heads
         self.dropout_rate = config.dropout
@@ -174,13 +185,13 @@ class DecoderLayer(nnx.Module):
         memory: KeyValue,
         memory_mask: jax.Array,
         *,
-        key: jax.Array | None = None,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
-        y = self.self_attn(x, self.self_attn.key_value(x), mask, key=fold_in(key, 0))
-        x = self.self_attn_norm(x + dropout(y, self.dropout_rate, fold_in(key, 1)))
-        y = self.cross_attn(x, memory, memory_mask, key=fold_in(key, 2))
-        x = self.cross_attn_norm(x + dropout(y, self.dropout_rate, fold_in(key, 3)))
-        return _feed_forward(self, x, fold_in(key, 4))
+        y = self.self_attn(x, self.self_attn.key_value(x), mask, key=pick(keys, 0))
+        x = self.self_attn_norm(x + dropout(y, self.dropout_rate, pick(keys, 1)))
+        y = self.cross_attn(x, memory, memory_mask, key=pick(keys, 2))
+        x = self.cross_attn_norm(x + dropout(y, self.dropout_rate, pick(keys, 3)))
+        return _feed_forward(self, x, pick(keys, 4), pick(keys, 5))
 
     def step(
         self,
@@ -197,7 +208,7 @@ class DecoderLayer(nnx.Module):
         x_BKD = self.self_attn_norm(x_BKD + self.self_attn.step(x_BKD, own, own_mask))
         y = self.cross_attn.step(x_BKD, memory, memory_mask)
         x_BKD = self.cross_attn_norm(x_BKD + y)
-        return _feed_forward(self, x_BKD, None), own
+        return _feed_forward(self, x_BKD), own
 
 
 class Attention(nnx.Module):
@@ -248,10 +259,11 @@ def attend_stored(q_BNKE: jax.Array, memory: StoredKeyValue, mask: jax.Array) ->
 
 
 def _feed_forward(
-    layer: EncoderLayer | DecoderLayer, x: jax.Array, key: jax.Array | None
+    layer: EncoderLayer | DecoderLayer, x: jax.Array, *keys: jax.Array | None
 ) -> jax.Array:
-    y = dropout(gelu(layer.fc1(x)), layer.activation_dropout_rate, fold_in(key, 0))
-    y = dropout(layer.fc2(y), layer.dropout_rate, fold_in(key, 1))
+    inner, outer = keys or (None, None)
+    y = dropout(gelu(layer.fc1(x)), layer.activation_dropout_rate, inner)
+    y = dropout(layer.fc2(y), layer.dropout_rate, outer)
     return layer.final_norm(x + y)
 
 

@@ -27,7 +27,10 @@ from florence_jax.model.layers import (
     attend,
     drop_path,
     fold_in,
+    pick,
+    split,
 )
+from florence_jax.sharding.activations import axis_size, constrain
 
 
 class DaViT(nnx.Module):
@@ -79,8 +82,10 @@ class Stage(nnx.Module):
 
     def __call__(self, x_BHWC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         x_BHWC = self.embed(x_BHWC)
-        for number, block in enumerate(self.blocks):
-            x_BHWC = block(x_BHWC, key=fold_in(key, number))
+        # Two branches in each of a block's two halves.
+        keys = split(key, self.blocks.depth, 2, 2)
+        for number, (_, block) in enumerate(self.blocks.calls()):
+            x_BHWC = block(x_BHWC, keys=pick(keys, number))
         return x_BHWC
 
 
@@ -122,9 +127,9 @@ class DualBlock(nnx.Module):
         self.spatial = SpatialBlock(config, stage, spatial_rate, rngs=rngs)
         self.channel = ChannelBlock(config, stage, channel_rate, rngs=rngs)
 
-    def __call__(self, x_BHWC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        x_BHWC = self.spatial(x_BHWC, key=fold_in(key, 0))
-        return self.channel(x_BHWC, key=fold_in(key, 1))
+    def __call__(self, x_BHWC: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
+        x_BHWC = self.spatial(x_BHWC, keys=pick(keys, 0))
+        return self.channel(x_BHWC, keys=pick(keys, 1))
 
 
 class _Block(nnx.Module):
@@ -141,9 +146,9 @@ class _Block(nnx.Module):
     def attention(self, x_BHWC: jax.Array) -> jax.Array:
         raise TypeError("a block is either spatial or channel")
 
-    def __call__(self, x_BHWC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x_BHWC: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
         def add(x: jax.Array, branch: jax.Array, number: int) -> jax.Array:
-            return x + drop_path(branch, self.drop_path_rate, fold_in(key, number))
+            return x + drop_path(branch, self.drop_path_rate, pick(keys, number))
 
         x_BHWC = self.conv1(x_BHWC)
         x_BHWC = add(x_BHWC, self.attention(_per_token(self.norm1, x_BHWC)), 0)
@@ -208,10 +213,7 @@ class WindowAttention(nnx.Module):
 
     def by_heads(self, x_BSC: jax.Array) -> jax.Array:
         """Attention within each window, float[B, S, C] -> float[B, S, C]."""
-        batch, tokens, dim = x_BSC.shape
-        qkv = _per_token(self.qkv, x_BSC).reshape(
-            batch, tokens, 3, self.num_heads, dim // self.num_heads
-        )
+        qkv = _by_heads(self.qkv, x_BSC, self.num_heads)
         q_BNSE, k_BNSE, v_BNSE = qkv.transpose(2, 0, 3, 1, 4)
         y_BNSE = attend(q_BNSE, k_BNSE, v_BNSE)
         return _per_token(self.proj, y_BNSE.swapaxes(1, 2).reshape(x_BSC.shape))
@@ -240,10 +242,8 @@ class ChannelAttention(nnx.Module):
 
     def by_heads(self, x_BSC: jax.Array) -> jax.Array:
         """Attention over a map's tokens, float[B, S, C] -> float[B, S, C]."""
-        batch, tokens, dim = x_BSC.shape
-        qkv = _per_token(self.qkv, x_BSC).reshape(
-            batch, tokens, 3, self.num_groups, dim // self.num_groups
-        )
+        tokens = x_BSC.shape[1]
+        qkv = _by_heads(self.qkv, x_BSC, self.num_groups)
         q_BSNE, k_BSNE, v_BSNE = jnp.unstack(qkv, axis=2)
         scores = jnp.einsum("bsne,bsnf->bnef", q_BSNE, k_BSNE, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores * tokens**-0.5, axis=-1).astype(x_BSC.dtype)
@@ -256,9 +256,27 @@ class ChannelAttention(nnx.Module):
         return channel_attention(x_BSC, *weights, num_groups=self.num_groups)
 
 
+def _by_heads(qkv: Linear, x_BSC: jax.Array, heads: int) -> jax.Array:
+    """Queries, keys and values of each head, float[B, S, 3, N, E]."""
+    shape = (*x_BSC.shape[:2], 3, heads, x_BSC.shape[-1] // heads)
+    if axis_size("tensor") == 1:
+        return _per_token(qkv, x_BSC).reshape(shape)
+    # Each device's columns of the kernel are neighbours, and those of its heads are not: the kernel
+    # is moved, which the compiler would do to the activations.
+    kernel = qkv.kernel[...].astype(x_BSC.dtype).reshape(-1, *shape[2:])
+    kernel = constrain(kernel, None, None, "tensor")
+    y = jnp.einsum("bsc,cgne->bsgne", x_BSC, kernel)
+    if qkv.bias is not None:
+        y = y + constrain(qkv.bias[...].astype(y.dtype).reshape(shape[2:]), None, "tensor")
+    y = constrain(y, "batch", None, None, "tensor")
+    return y if qkv.adapter is None else y + qkv.adapter(x_BSC).reshape(shape)
+
+
 def _for_platform(layer: WindowAttention | ChannelAttention, x_BSC: jax.Array) -> jax.Array:
-    # An adapter adds to what a linear layer returns, which the TPU's form never computes whole.
-    if layer.qkv.adapter is not None or layer.proj.adapter is not None:
+    # An adapter adds to what a linear layer returns, which the TPU's form never computes whole; and
+    # lanes cross the heads that a mesh divides.
+    adapted = layer.qkv.adapter is not None or layer.proj.adapter is not None
+    if adapted or axis_size("tensor") > 1:
         return layer.by_heads(x_BSC)
     return lax.platform_dependent(x_BSC, tpu=layer.by_lanes, default=layer.by_heads)
 

@@ -6,17 +6,25 @@ while a function is traced.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from florence_jax.config import Florence2Config
 from florence_jax.model.florence2 import Florence2
+from florence_jax.quantization import quantized_modules
+from florence_jax.sharding.arrays import using
+
+if TYPE_CHECKING:
+    from florence_jax.sharding.layout import Layout
 
 Params = dict[str, Any]
 
@@ -29,10 +37,19 @@ class Model:
         config: the sizes.
         dtype: what activations are computed in ("float32", "bfloat16", "float16"); parameters of
             another dtype are cast where they are used.
+        layout: how the parameters are divided among the devices of a mesh; None where all of them
+            are on one.
     """
 
     config: Florence2Config
     dtype: str = "float32"
+    layout: Layout | None = None
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that programs run on; None for one, and where they are only planned."""
+        mesh = None if self.layout is None else self.layout.mesh
+        return mesh if isinstance(mesh, Mesh) else None
 
     def init(self, key: jax.Array) -> Params:
         """Random float32 parameters, as the reference initialises them."""
@@ -41,17 +58,22 @@ class Model:
     def bind(self, params: Params) -> Florence2:
         """The modules with these weights in them, for use inside a function being traced.
 
+        The parameters may be quantised, see `florence_jax.quantization`.
+
         Raises:
             ValueError: `params` does not have this model's leaves.
         """
-        graphdef, abstract = _structure(self)
+        graphdef, abstract = _structure(self, quantized_modules(params))
         if jax.tree.structure(params) != jax.tree.structure(abstract):
             raise ValueError(_tree_difference(abstract, params))
+        if self.layout is not None:
+            params = self.layout.used(params)
         return nnx.merge(graphdef, params)
 
     def encode_image(self, params: Params, pixel_values: jax.Array) -> jax.Array:
         """Images float[B, H, W, 3] or frames float[B, F, H, W, 3] -> float[B, F + h*w, D]."""
-        return _encode_image(self, params, pixel_values)
+        with using(self.mesh):
+            return _encode_image(self, params, pixel_values)
 
     def logits(
         self,
@@ -75,18 +97,28 @@ class Model:
         """
         if attention_mask is None:
             attention_mask = jnp.asarray(input_ids) != self.config.text.pad_token_id
-        return _logits(self, params, pixel_values, input_ids, attention_mask, decoder_input_ids)
+        with using(self.mesh):
+            return _logits(self, params, pixel_values, input_ids, attention_mask, decoder_input_ids)
 
 
 def abstract_params(config: Florence2Config) -> Params:
     """The parameter tree's shapes and dtypes, without allocating any of it."""
-    return _structure(Model(config=config))[1]
+    return _structure(Model(config=config), ())[1]
 
 
 @functools.lru_cache(maxsize=64)
-def _structure(model: Model) -> tuple[nnx.GraphDef, Params]:
-    module = nnx.eval_shape(lambda: Florence2(model.config, dtype=model.dtype, rngs=None))
-    graphdef, state = nnx.split(module)
+def _structure(model: Model, quantized: tuple[str, ...]) -> tuple[nnx.GraphDef, Params]:
+    """The modules and their leaves, those modules that are named with a scale."""
+
+    def build() -> Florence2:
+        module = Florence2(model.config, dtype=model.dtype, rngs=None)
+        for path in quantized:
+            # A path that this model does not have is reported with the whole tree.
+            with contextlib.suppress(AttributeError):
+                operator.attrgetter(path.replace("/", "."))(module).scale = nnx.Param(jnp.zeros(()))
+        return module
+
+    graphdef, state = nnx.split(nnx.eval_shape(build))
     return graphdef, nnx.to_pure_dict(state)
 
 

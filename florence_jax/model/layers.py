@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 
+from florence_jax.model.depthwise import depthwise_conv
 from florence_jax.model.lane_forms import (
     LANES,
     columns_fit,
     conv_by_columns,
     gelu_by_exponential,
 )
+from florence_jax.model.pointwise import gelu_by_erf, layer_norm
 
-# torch.nn.LayerNorm's default; Flax's is 1e-6.
-LAYER_NORM_EPSILON = 1e-5
 # The reference draws every linear, convolution and token embedding from N(0, 0.02).
 INIT_STD = 0.02
 
 
 class Linear(nnx.Module):
     """`x @ kernel + bias`, kernel [in, out]."""
+
+    # Of each output channel, where the kernel is int8: see `florence_jax.quantization`.
+    scale: nnx.Param | None = None
 
     def __init__(self, in_dim: int, out_dim: int, *, use_bias: bool = True, rngs: nnx.Rngs | None):
         self.kernel = nnx.Param(normal(rngs, (in_dim, out_dim)))
@@ -38,7 +41,12 @@ class Linear(nnx.Module):
         self.adapter: Callable[[jax.Array], jax.Array] | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...].astype(x.dtype)
+        kernel = self.kernel[...].astype(x.dtype)
+        if self.scale is None:
+            y = x @ kernel
+        else:
+            y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+            y = (y * self.scale[...]).astype(x.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         return y if self.adapter is None else y + self.adapter(x)
@@ -52,12 +60,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((dim,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        centred = y - y.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        y = centred * lax.rsqrt(variance + LAYER_NORM_EPSILON)
-        y = y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
-        return y.astype(x.dtype)
+        return layer_norm(x, self.scale[...], self.bias[...])
 
 
 class Conv(nnx.Module):
@@ -110,55 +113,7 @@ class DepthwiseConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((dim,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return lax.platform_dependent(
-            x,
-            self.kernel[...].astype(x.dtype),
-            self.bias[...].astype(x.dtype),
-            cpu=compiled_apart(depthwise_conv_by_shifts),
-            default=depthwise_conv_by_convolution,
-        )
-
-
-def depthwise_conv_by_convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """float[B, H, W, C], [3, 3, 1, C] and [C] -> float[B, H, W, C], by the backend's own conv."""
-    y = lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
-    return x + (y + bias)
-
-
-def depthwise_conv_by_shifts(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """The same as nine shifted multiply-adds: one fused loop where XLA:CPU's convolution crawls."""
-    height, width = x.shape[1:3]
-    padding = ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0))
-    padded = lax.pad(x, jnp.zeros((), x.dtype), padding).astype(jnp.float32)
-    taps = kernel.astype(jnp.float32)
-    total = x.astype(jnp.float32) + bias.astype(jnp.float32)
-    for row in range(3):
-        for column in range(3):
-            window = padded[:, row : row + height, column : column + width]
-            total = total + window * taps[row, column, 0]
-    return total.astype(x.dtype)
-
-
-def compiled_apart(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`function` as a call that XLA does not inline, so that its result is computed once.
-
-    XLA:CPU otherwise fuses a chain of cheap operations into each of its consumers: a norm and the
-    residual behind a depthwise convolution would compute the convolution four times.
-    """
-    compiled = jax.jit(function)
-
-    def call(*arguments: jax.Array) -> jax.Array:
-        with set_xla_metadata(inlineable="false"):
-            return compiled(*arguments)
-
-    return call
+        return depthwise_conv(x, self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype))
 
 
 class MLP(nnx.Module):
@@ -181,11 +136,21 @@ class Stack(nnx.Module):
 
     def __init__(self, modules: Sequence[nnx.Module]):
         self.depth = len(modules)
+        # What the modules' calls are wrapped in: training sets it on a module that is being traced.
+        self.rematerialise: Callable[..., Callable[..., jax.Array]] = _as_it_is
         for number, module in enumerate(modules):
             setattr(self, str(number), module)
 
     def __iter__(self) -> Iterator:
         return (getattr(self, str(number)) for number in range(self.depth))
+
+    def calls(self) -> Iterator[tuple[Any, Callable[..., jax.Array]]]:
+        """Each module, and how to call it."""
+        return ((module, self.rematerialise(module.__call__)) for module in self)
+
+
+def _as_it_is(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return call
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -193,13 +158,6 @@ def gelu(x: jax.Array) -> jax.Array:
     if x.dtype != jnp.bfloat16:
         return gelu_by_erf(x)
     return lax.platform_dependent(x, tpu=gelu_by_exponential, default=gelu_by_erf)
-
-
-def gelu_by_erf(x: jax.Array) -> jax.Array:
-    """The exact GELU in torch's own arithmetic."""
-    y = x.astype(jnp.float32)
-    # As torch writes it. `jax.nn.gelu` goes by erfc, which XLA:CPU expands into several passes.
-    return (0.5 * y * (1.0 + lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -221,6 +179,20 @@ def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def fold_in(key: jax.Array | None, number: int) -> jax.Array | None:
     """A key of its own for the `number`-th user of `key`; None stays None (no randomness)."""
     return None if key is None else jax.random.fold_in(key, number)
+
+
+def split(key: jax.Array | None, *shape: int) -> jax.Array | None:
+    """Keys of such a shape, for `pick`; None stays None.
+
+    One operation for all of them: XLA:CPU compiles a loop for each `fold_in`, a third of the time
+    that a model with dropout took.
+    """
+    return None if key is None else jax.random.split(key, shape)
+
+
+def pick(keys: jax.Array | None, number: int) -> jax.Array | None:
+    """The `number`-th of `keys`, or of their rows; None stays None."""
+    return None if keys is None else keys[number]
 
 
 def attend(

@@ -79,6 +79,7 @@ def parse_tokens(
     image_size: Sequence[float] | None = None,
     *,
     compat: Compat = None,
+    label_scores: bool = False,
 ) -> dict[str, Any]:
     """Generated tokens as ``{task: result}``, with the confidence of every shape.
 
@@ -92,6 +93,9 @@ def parse_tokens(
         token by token (so a character of several tokens becomes U+FFFD; decode and use `parse` for
         their ``text=`` path). ``"original"`` scores what it scores, the boxes of ``<OD>`` and
         ``<DENSE_REGION_CAPTION>`` when there are any; ``"native"`` scores nothing.
+      label_scores: with ``token_scores`` and this library's convention, also the confidence of the
+        words: ``"label_scores"``, beside ``"scores"`` and for every shape, is exp of the mean
+        log-probability of the tokens of its label (1.0 where it has none).
 
     Returns:
       As `parse`. With ``token_scores``, ``"scores"`` holds one float per box, quad or polygon
@@ -122,20 +126,25 @@ def parse_tokens(
             confidences = _confidences(found, text, answer, lookup)
         elif compat == "original" and answer == "description_with_bboxes" and found:
             confidences = _original_confidences(found, text, lookup)
-    return {task: _result(answer, found, size, compat, confidences)}
+    result = _result(answer, found, size, compat, confidences)
+    if label_scores and confidences is not None and compat is None:
+        result["label_scores"] = _label_confidences(found, text, answer, lookup)
+    return {task: result}
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """One labelled shape: a box or quad is one part, a polygon instance one part per polygon.
 
-    ``drift`` is how far the original's running position is from the phrase's place in the text.
+    ``drift`` is how far the original's running position is from the phrase's place in the text, and
+    ``named`` where the label stands there.
     """
 
     label: str
     parts: list[Run]
     polygon: bool = False
     drift: int = 0
+    named: Span = (0, 0)
 
 
 def _checked(
@@ -169,7 +178,7 @@ def _read_ocr(text: str, convention: Convention) -> list[Found]:
     for phrase in quad_lines(text, location_runs(text)):
         label = convention.ocr_label(text, phrase)
         if label is not None:
-            found.append(Found(label, [phrase.units]))
+            found.append(Found(label, [phrase.units], named=(phrase.start, phrase.label_end)))
     return found
 
 
@@ -187,7 +196,8 @@ def _read_boxes(text: str, answer: AnswerType, convention: Convention) -> list[F
             continue
         if convention.ascii_labels:
             label = label.encode("ascii", "ignore").decode("ascii")
-        found.extend(Found(label, [box], drift=drift) for box in boxes(phrase.units))
+        named = (phrase.start, phrase.label_end)
+        found.extend(Found(label, [box], drift=drift, named=named) for box in boxes(phrase.units))
     return found
 
 
@@ -205,7 +215,8 @@ def _read_polygons(text: str, convention: Convention, *, labelled: bool) -> list
         for parts in polygon_instances(phrase.units):
             kept = [part for part in parts if part] if convention.clean else parts
             if kept:
-                found.append(Found(label, kept, polygon=True))
+                named = (phrase.start, phrase.label_end)
+                found.append(Found(label, kept, polygon=True, named=named))
     return found
 
 
@@ -254,6 +265,21 @@ def _confidences(
             [(int(origins[u.start]), int(origins[u.end - 1]) + 1) for p in shape.parts for u in p]
         )
         for shape in found
+    ]
+
+
+def _label_confidences(
+    found: list[Found] | str, text: str, answer: AnswerType, lookup: TokenScores
+) -> list[float]:
+    assert not isinstance(found, str)
+    markers = CONVENTIONS[None].ocr_markers if answer == "ocr" else ALL_MARKERS
+    _, origins = remove_markers(text, markers)
+    named = [one.named for one in found]
+    return [
+        lookup.confidence([(int(origins[start]), int(origins[end - 1]) + 1)])
+        if start < end
+        else 1.0
+        for start, end in named
     ]
 
 

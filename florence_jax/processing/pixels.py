@@ -128,12 +128,12 @@ def preprocess_image(
     resized = load_image(image).resize((width, height), Image.Resampling(config.resample))
     values = np.asarray(resized)
     pixels = np.empty(values.shape, np.float32)
-    for channel, table in enumerate(_channel_tables(config)):
+    for channel, table in enumerate(channel_tables(config)):
         pixels[..., channel] = table.take(values[..., channel])
     return pixels
 
 
-def _channel_tables(config: ImageConfig) -> np.ndarray:
+def channel_tables(config: ImageConfig) -> np.ndarray:
     """float32[3, 256]: the normalised value of each 8-bit value, channel by channel.
 
     The rounding is the reference's: rescale in float64, round to float32, then subtract and divide

@@ -7,12 +7,15 @@ alone; here for every shape.
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 import numpy as np
 
 Span = tuple[int, int]
+
+_MARKUP = re.compile(r"<(?:loc_\d++|sep|/?poly|/?s|pad)>")
 
 
 class TokenScores:
@@ -38,6 +41,20 @@ class TokenScores:
             tokens.extend(range(max(first, tokens[-1] + 1 if tokens else 0), last))
         logprobs = [self._scores[token] for token in tokens]
         return _exp(sum(logprobs) / len(logprobs))
+
+
+def text_confidence(text: str, spans: Sequence[Span], scores: Sequence[float]) -> float:
+    """exp(mean log-probability) of the tokens that wrote words, in 0..1; 0 where there are none.
+
+    Args:
+      text, spans: what the tokenizer's ``decode_with_spans`` gives.
+      scores: float[T], the log-probability of each token given those before it.
+    """
+    edges = [0, *(edge for found in _MARKUP.finditer(text) for edge in found.span()), len(text)]
+    words = [
+        (start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end
+    ]
+    return TokenScores(spans, scores).confidence(words) if words else 0.0
 
 
 def remove_markers(text: str, markers: Sequence[str]) -> tuple[str, np.ndarray]:

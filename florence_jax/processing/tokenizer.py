@@ -6,6 +6,7 @@ A thin layer over the ``tokenizers`` library: no model code is imported and none
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -91,6 +92,11 @@ class FlorenceTokenizer:
         self.pad_id: int = ids["<pad>"]
         self.eos_id: int = ids["</s>"]
         self.vocab_size: int = max(ids.values()) + 1
+
+    def sha256(self) -> str:
+        """A digest of the tokens and their ids: what two tokenizers must share to share answers."""
+        vocabulary = sorted(self._backend.get_vocab(with_added_tokens=True).items())
+        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
     def loc_id(self, bin: int) -> int:
         """The id of ``<loc_bin>``.

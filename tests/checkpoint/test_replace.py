@@ -121,8 +121,8 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_p
 @pytest.mark.parametrize(
     "step",
     [
-        "replace._make_durable",
-        "replace._sync",
+        "replace.make_durable",
+        "replace.sync",
         "save.write_data_files",
         "block_file.BlockFile._write",
     ],

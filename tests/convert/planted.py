@@ -17,8 +17,7 @@ from convert.verify_native import compare_with_native
 from florence_jax import config as configs
 from florence_jax.checkpoint.tree import flatten
 from florence_jax.config import DaViTConfig
-from florence_jax.model import Florence2, Model
-from florence_jax.model import layers as model_layers
+from florence_jax.model import Florence2, Model, pointwise
 from florence_jax.model.layers import LayerNorm
 
 
@@ -111,12 +110,12 @@ class WrongEpsilon(Model):
 
         class Wrong(LayerNorm):
             def __call__(self, x):
-                right = model_layers.LAYER_NORM_EPSILON
-                model_layers.LAYER_NORM_EPSILON = epsilon
+                right = pointwise.LAYER_NORM_EPSILON
+                pointwise.LAYER_NORM_EPSILON = epsilon
                 try:
                     return super().__call__(x)
                 finally:
-                    model_layers.LAYER_NORM_EPSILON = right
+                    pointwise.LAYER_NORM_EPSILON = right
 
         node.__class__ = Wrong
         return module

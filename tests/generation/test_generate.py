@@ -15,10 +15,10 @@ from florence_jax.generation import (
     GenerationConfig,
     count_programs,
     generate,
-    generate_padded,
     prompt_bucket,
     token_buckets,
 )
+from florence_jax.generation.generate import generate_program, prepare
 from florence_jax.model import Model
 
 BEAM = GenerationConfig(num_beams=3, no_repeat_ngram_size=3, early_stopping=True, max_new_tokens=12)
@@ -121,7 +121,7 @@ def test_pixels_and_their_features_give_the_same():
 def test_padded_output_stays_on_the_device_and_trims_to_the_same():
     model, params = tiny()
     arguments = {"image_features": features(2), "input_ids": prompts(2, 5), "config": BEAM}
-    padded = generate_padded(model, params, **arguments)
+    padded = generate_program(*prepare(model, params, **arguments))
     assert isinstance(padded.sequences, jax.Array)
     assert padded.sequences.shape == (2, 65)
     assert padded.token_scores.shape == (2, 64)
@@ -138,6 +138,15 @@ def test_buckets():
     assert token_buckets(600, 1024) == (64, 128, 256, 512, 1024)
     assert token_buckets(70, 96) == (64, 96)
     assert token_buckets(20, 40) == (40,)
+
+
+def test_a_higher_limit_adds_buffers_behind_those_of_a_lower_one():
+    """So that an answer costs what its own length asks for, whatever the limit is."""
+    longest = token_buckets(1024, 1024)
+    for limit in range(1, 1025):
+        buffers = token_buckets(limit, 1024)
+        assert buffers == longest[: len(buffers)]
+        assert limit <= buffers[-1] < max(2 * limit, 65)
 
 
 def test_the_longest_possible_prompt_and_answer():

@@ -177,6 +177,40 @@ def test_half_precision_and_room_for_more_tokens_than_asked(tmp_path):
     assert loaded(pictures(1), "<CAPTION>", max_new_tokens=8) == live
 
 
+def test_constrained_answers_of_int8_weights(tmp_path):
+    pipe = dataclasses.replace(
+        demo_pipeline(quantize="int8"), image_config=ImageConfig(size=(64, 64))
+    )
+    pipe.export(
+        tmp_path / "int8", prompts=["<OD>"], batch_sizes=(1,), constrained=True,
+        platforms=PLATFORMS, num_beams=1, max_new_tokens=30,
+    )  # fmt: skip
+    # Weights from outside are quantised as those were that were exported.
+    save_checkpoint(tmp_path / "checkpoint", pipe.model.config, demo_pipeline().params)
+    loaded = fj.load_exported(tmp_path / "int8", weights=tmp_path / "checkpoint")
+    kernel = loaded.programs.params["decoder"]["layers"]["0"]["fc1"]["kernel"]
+    assert kernel.dtype == np.int8
+    limits = {"num_beams": 1, "max_new_tokens": 30}
+    picture, labels = pictures(1)[0], ["cat", "dog"]
+    assert_close(loaded(picture, "<CAPTION>"), pipe(picture, "<CAPTION>", **limits))
+    call = {"images": picture, "prompts": "<OD>", "constrained": True, "labels": labels}
+    call["min_new_tokens"] = 15
+    found = loaded(**call)
+    assert_close(found, pipe(**call, **limits))
+    assert found["<OD>"]["labels"]
+    assert set(found["<OD>"]["labels"]) <= set(labels)
+    with counted_programs() as programs:
+        loaded(picture, "<CAPTION>", constrained=True)
+    assert programs == []
+    with pytest.raises(ArtifactError, match=r"confined by a table of \d+ states"):
+        loaded(**{**call, "labels": [f"{number:05}" for number in range(2000)]})
+
+
+def test_programs_that_do_not_constrain_say_so(exported):
+    with pytest.raises(ArtifactError, match="no program was exported that constrains answers"):
+        exported(pictures(1)[0], "<OD>", constrained=True)
+
+
 def test_damage_is_named(copy):
     names = [path.name for path in copy.iterdir()]
     assert {MANIFEST, "config.json", "tokenizer.json", artifact.WEIGHTS} < set(names)
@@ -204,7 +238,7 @@ def test_another_platform(copy):
 def test_a_newer_format(copy):
     fields = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps(fields | {"version": 99}))
-    with pytest.raises(ArtifactError, match="version 99; this release reads version 1"):
+    with pytest.raises(ArtifactError, match="version 99; this release reads version 2"):
         fj.load_exported(copy)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from florence_jax.generation import GenerationConfig, generate
-from florence_jax.inference.artifact_pipeline import ExportedPipeline
 from florence_jax.inference.constrained import AnswerConstraints
 from florence_jax.inference.demo import demo_pipeline
 from florence_jax.inference.requests import Request
@@ -212,9 +211,3 @@ def test_a_free_call_is_not_changed_by_a_constrained_one():
 def test_labels_without_constrained_are_refused():
     with pytest.raises(ValueError, match=r"labels=\['cat'\] confine only constrained answers"):
         demo()(np.zeros((8, 8, 3), np.uint8), "<OD>", labels=["cat"])
-
-
-def test_exported_programs_say_that_they_do_not_constrain():
-    pipe = ExportedPipeline(exported=None, tokenizer=demo().tokenizer)
-    with pytest.raises(ValueError, match="exported programs do not constrain answers"):
-        _ = pipe.constraints

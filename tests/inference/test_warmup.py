@@ -73,6 +73,23 @@ def test_weights_that_pin_their_device(demo):
     assert programs == []
 
 
+def test_constrained_answers_where_they_were_asked_for(demo):
+    seconds = demo.warmup(
+        prompts=["<OD>"], batch_sizes=(1,), constrained=True, progress=False, **SETTINGS
+    )
+    assert [name.split(" 64x64")[0] for name in seconds] == [
+        "encode",
+        "generate",
+        "generate constrained",
+    ]
+    image = np.zeros((8, 8, 3), np.uint8)
+    with counted_programs() as programs:
+        demo(image, "<OD>", constrained=True, **SETTINGS)
+        demo(image, "<OD>", constrained=True, labels=["cat", "dog"], **SETTINGS)
+        demo(image, "<OD>", **SETTINGS)
+    assert programs == []
+
+
 def test_what_was_not_warmed_up_is_counted(demo):
     """The counter above sees a compilation where there is one."""
     image = np.zeros((8, 8, 3), np.uint8)

@@ -13,7 +13,8 @@ from flax import nnx
 from florence_jax import config as configs
 from florence_jax.model import Model, davit, lane_forms
 from florence_jax.model.handle import abstract_params
-from florence_jax.model.layers import gelu_by_erf, strided_conv
+from florence_jax.model.layers import strided_conv
+from florence_jax.model.pointwise import gelu_by_erf
 
 
 def assert_agree(ours, theirs, *arguments):

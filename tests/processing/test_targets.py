@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from florence_jax.processing import TASKS, build_prompt, parse, quantize, text_to_bins
 from florence_jax.processing.conventions import ALL_MARKERS, UNGROUNDED_PHRASES
+from florence_jax.processing.targets import LABELS_ONCE, canonical_polygon, region_text, target_text
 from tests.shared_data import needs_shared, shared_path
-from train.targets import LABELS_ONCE, canonical_polygon, region_text, target_text
 
 SIZE = (640, 480)
 BOX_TASKS = [

@@ -1,0 +1,59 @@
+"""One program on any number of devices: a mesh, a table of rules, and where each array lies.
+
+Knows no model: parameters are paths with shapes.
+"""
+
+from florence_jax.sharding.activations import axis_size, by_rows, constrain
+from florence_jax.sharding.arrays import (
+    data_share,
+    global_batch,
+    mesh_of,
+    pad_rows,
+    padded_rows,
+    replicated,
+    using,
+    whole_everywhere,
+)
+from florence_jax.sharding.layout import Layout, Replicated, make_layout, trim
+from florence_jax.sharding.mesh import (
+    AXES,
+    MeshShape,
+    batch_axes,
+    batch_parts,
+    batch_sharding,
+    make_mesh,
+    parse_mesh,
+)
+from florence_jax.sharding.presets import PRESETS, load_rules
+from florence_jax.sharding.rules import Rule, RuleError, Rules, assign
+
+__all__ = [
+    "AXES",
+    "PRESETS",
+    "Layout",
+    "MeshShape",
+    "Replicated",
+    "Rule",
+    "RuleError",
+    "Rules",
+    "assign",
+    "axis_size",
+    "batch_axes",
+    "batch_parts",
+    "batch_sharding",
+    "by_rows",
+    "constrain",
+    "data_share",
+    "global_batch",
+    "load_rules",
+    "make_layout",
+    "make_mesh",
+    "mesh_of",
+    "pad_rows",
+    "padded_rows",
+    "parse_mesh",
+    "replicated",
+    "trim",
+    "using",
+    "whole_everywhere",
+]

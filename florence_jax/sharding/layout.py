@@ -1,0 +1,230 @@
+"""Where every parameter lies: a table of rules, worked out for a mesh and the parameters' shapes.
+
+A parameter has two forms. *Stored* it has its true shape, as in checkpoints. *Placed*, a vocabulary
+that the mesh does not divide is filled up with zeros to a size that it does, for arrays at the edge
+of a program must be divided evenly. Programs cut the zeros off first (`trim`): inside, the compiler
+divides any size, so no logit, draw or optimizer ever meets them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from florence_jax.sharding.rules import Rules, assign, axes_of
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicated:
+    """A dimension that the rules divide and the mesh cannot, so that every device holds all of it.
+
+    Attributes:
+        path: the parameter's.
+        dimension, size: which dimension, and how large.
+        axes, parts: the axes that do not divide it, and into how many parts.
+    """
+
+    path: str
+    dimension: int
+    size: int
+    axes: tuple[str, ...]
+    parts: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: dimension {self.dimension} of {self.size} is whole on every device: "
+            f"{'x'.join(self.axes)} would divide it into {self.parts}"
+        )
+
+
+# Compared by identity: a layout is made once, and is a static argument of programs.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layout:
+    """Where each parameter lies on a mesh.
+
+    Attributes:
+        mesh: may be abstract, to plan without devices.
+        shapes: path -> true shape.
+        specs: path -> how the placed array is divided.
+        padded: path -> placed shape, of those whose placed shape is not the true one.
+        replicated: what the rules would divide and the mesh does not.
+    """
+
+    mesh: Mesh | AbstractMesh
+    shapes: Mapping[str, Shape]
+    specs: Mapping[str, PartitionSpec]
+    padded: Mapping[str, Shape]
+    replicated: tuple[Replicated, ...]
+
+    def shape(self, path: str) -> Shape:
+        """The placed shape."""
+        return self.padded.get(path, self.shapes[path])
+
+    def sharding(self, path: str) -> NamedSharding:
+        """The placed array's."""
+        return NamedSharding(self.mesh, self.specs[path])
+
+    def stored_sharding(self, path: str) -> NamedSharding:
+        """The true-shaped array's: `sharding`, or where that cannot be, the nearest that can."""
+        if path not in self.padded:
+            return self.sharding(path)
+        return NamedSharding(
+            self.mesh, _stored_spec(self.shapes[path], self.specs[path], self.mesh)
+        )
+
+    def used(self, params: Any) -> Any:
+        """Within a program: nested parameters as arithmetic takes them, whole along `fsdp`.
+
+        Their gradients are divided as they are. Left to itself, the compiler sometimes moves
+        activations instead of parameters. Leaves that are no parameter of the layout stay.
+        """
+
+        def whole(path: tuple, leaf: jax.Array) -> jax.Array:
+            spec = self.specs.get("/".join(entry.key for entry in path), PartitionSpec())
+            kept = PartitionSpec(*(_without_fsdp(entry) for entry in spec))
+            if kept == spec:
+                return leaf
+            return _gathered(leaf, NamedSharding(self.mesh, spec), NamedSharding(self.mesh, kept))
+
+        return jax.tree_util.tree_map_with_path(whole, params)
+
+    def place(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Flat parameters of true shape, wherever they lie, as placed arrays.
+
+        Each array is copied at most once, and freed by whoever held it.
+        """
+        return {
+            path: self._pad(path)(jax.device_put(leaf, self.stored_sharding(path)))
+            if path in self.padded
+            else jax.device_put(leaf, self.sharding(path))
+            for path, leaf in params.items()
+        }
+
+    def store(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Flat placed parameters in their true shapes, for a checkpoint."""
+        return {
+            path: self._trim(path)(leaf) if path in self.padded else leaf
+            for path, leaf in params.items()
+        }
+
+    def bytes_per_device(self, itemsize: int = 4) -> int:
+        """What the fullest device holds of the parameters, in bytes."""
+        return sum(
+            itemsize * math.prod(self.sharding(p).shard_shape(self.shape(p))) for p in self.shapes
+        )
+
+    @cached_property
+    def _compiled(self) -> dict[tuple[str, str], jax.stages.Wrapped]:
+        return {}
+
+    def _pad(self, path: str) -> jax.stages.Wrapped:
+        missing = [
+            (0, placed - true)
+            for placed, true in zip(self.padded[path], self.shapes[path], strict=True)
+        ]
+        return self._once("pad", path, lambda leaf: jnp.pad(leaf, missing), self.sharding(path))
+
+    def _trim(self, path: str) -> jax.stages.Wrapped:
+        shape = self.shapes[path]
+        return self._once("trim", path, lambda leaf: trim(leaf, shape), self.stored_sharding(path))
+
+    def _once(self, kind: str, path: str, function, out: NamedSharding) -> jax.stages.Wrapped:
+        key = (kind, path)
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(function, out_shardings=out)
+        return self._compiled[key]
+
+
+def make_layout(rules: Rules, shapes: Mapping[str, Shape], mesh: Mesh | AbstractMesh) -> Layout:
+    """The layout of parameters of these shapes on a mesh.
+
+    Raises:
+        RuleError: a parameter without a rule, a rule without a parameter, or a rule with more
+            dimensions than a parameter has.
+    """
+    specs: dict[str, PartitionSpec] = {}
+    padded: dict[str, Shape] = {}
+    replicated: list[Replicated] = []
+    for path, rule in assign(rules, shapes).items():
+        shape = shapes[path]
+        entries: list[str | tuple[str, ...] | None] = []
+        for number, entry in enumerate(rule.spec):
+            axes = tuple(axis for axis in axes_of(entry) if axis in mesh.axis_names)
+            parts = math.prod(mesh.shape[axis] for axis in axes)
+            size = shape[number] if number < len(shape) else 1
+            if parts == 1:
+                entries.append(None)
+            elif size % parts == 0:
+                entries.append(axes[0] if len(axes) == 1 else axes)
+            elif rule.pad and number == 0:
+                entries.append(axes[0] if len(axes) == 1 else axes)
+                padded[path] = (-(-size // parts) * parts, *shape[1:])
+            else:
+                entries.append(None)
+                replicated.append(
+                    Replicated(path=path, dimension=number, size=size, axes=axes, parts=parts)
+                )
+        while entries and entries[-1] is None:
+            entries.pop()
+        specs[path] = PartitionSpec(*entries)
+    return Layout(
+        mesh=mesh,
+        shapes=dict(shapes),
+        specs=specs,
+        padded=padded,
+        replicated=tuple(replicated),
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(leaf: jax.Array, divided: NamedSharding, whole: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, whole)
+
+
+def _gathered_forward(
+    leaf: jax.Array, divided: NamedSharding, whole: NamedSharding
+) -> tuple[jax.Array, None]:
+    return _gathered(leaf, divided, whole), None
+
+
+def _gathered_backward(
+    divided: NamedSharding, whole: NamedSharding, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    # Summed where it is made and then cut, which is one reduce-scatter. Asked for the parts alone,
+    # the compiler moves the activations that an embedding's gradient is made of.
+    gradient = jax.lax.with_sharding_constraint(gradient, whole)
+    return (jax.lax.with_sharding_constraint(gradient, divided),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def _without_fsdp(entry: str | tuple[str, ...] | None) -> tuple[str, ...] | str | None:
+    kept = tuple(axis for axis in axes_of(entry) if axis != "fsdp")
+    return kept[0] if len(kept) == 1 else kept or None
+
+
+def trim(leaf: jax.Array, shape: Shape) -> jax.Array:
+    """A placed array without what it was filled up with."""
+    if leaf.shape == tuple(shape):
+        return leaf
+    return leaf[tuple(slice(size) for size in shape)]
+
+
+def _stored_spec(shape: Shape, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The axes of the filled-up first dimension, moved to another one that they divide."""
+    first, *rest = (*spec, *(None,) * (len(shape) - len(spec)))
+    for number, (size, entry) in enumerate(zip(shape[1:], rest, strict=True)):
+        axes = (*axes_of(entry), *axes_of(first))
+        if size % math.prod(mesh.shape[axis] for axis in axes) == 0:
+            return PartitionSpec(None, *rest[:number], axes, *rest[number + 1 :])
+    return PartitionSpec(None, *rest)

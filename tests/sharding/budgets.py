@@ -1,0 +1,68 @@
+"""Collectives of small programs compiled for 8 devices, a JSON line a program.
+
+    python -m tests.sharding.budgets
+
+`step` is an update, `generate` three beams; each line lists (kind, bytes, in a loop, operation).
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from florence_jax.checkpoint.shapes import parameter_shapes
+from florence_jax.checkpoint.tree import insert
+from florence_jax.generation import GenerationConfig
+from florence_jax.generation.generate import generate_program, prepare
+from florence_jax.generation.placing import placed
+from florence_jax.model import Model
+from florence_jax.sharding import load_rules, make_layout, make_mesh, using
+from florence_jax.sharding.collectives import collectives
+from tests.sharding.equality import SIZES, batches, training_on
+from tests.sharding.tokens import DECODING, inputs
+
+STEPS = ("data=8:dp",)
+GENERATIONS = ("data=8:dp", "fsdp=8:fsdp", "data=4,tensor=2:tp")
+
+
+def step(case):
+    mesh, rules = case.split(":")
+    training = training_on("small", make_mesh(mesh), rules)
+    placement, state = training.placement, training.placed_state()
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    jitted = jax.jit(training.placed_step, donate_argnums=0, out_shardings=(shardings, None))
+    with using(placement.mesh):
+        return jitted.lower(state, placement.batch(batches("")[0])).compile()
+
+
+def generation(case):
+    mesh, rules = case.split(":")
+    sizes = SIZES["small"]
+    layout = make_layout(load_rules(rules), parameter_shapes(sizes), make_mesh(mesh))
+    params = {}
+    for path in layout.shapes:
+        leaf = jax.ShapeDtypeStruct(layout.shape(path), np.float32, sharding=layout.sharding(path))
+        insert(params, path, leaf)
+    model = Model(config=sizes, layout=layout)
+    config: GenerationConfig = DECODING["beams"]
+    prepared = prepare(model, params, **inputs(sizes), config=config)
+    with using(layout.mesh):
+        return generate_program.lower(*placed(prepared, layout.mesh)).compile()
+
+
+def main():
+    programs = [("step", step, case) for case in STEPS]
+    programs += [("generate", generation, case) for case in GENERATIONS]
+    for name, build, case in programs:
+        compiled = build(case)
+        found = [
+            (one.kind, one.bytes, one.in_loop, one.operation)
+            for one in collectives(compiled.as_text())
+        ]
+        print(json.dumps({"program": name, "case": case, "collectives": found}))
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""One device against a mesh: logits, loss, gradients, parameters after five steps.
+
+    python -m tests.sharding.equality SIZE MESH:RULES ...
+
+prints a JSON line a mesh. It needs 8 devices:
+XLA_FLAGS=--xla_force_host_platform_device_count=8.
+"""
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from florence_jax.checkpoint.tree import flatten, insert
+from florence_jax.config import PRESETS
+from florence_jax.model import spread_params
+from florence_jax.processing import ImageConfig
+from florence_jax.sharding import MeshShape, make_mesh, pad_rows, padded_rows, using
+from tests.train.small import CONFIG, small_batch
+from train.config import DataConfig, ModelConfig, SourceConfig, TrainConfig
+from train.optimizer import OptimizerConfig
+from train.start import Start
+from train.step import Batch
+from train.training import Training, build_training
+
+STEPS = 5
+ROWS = 5  # of no mesh a multiple
+SIZES = {
+    # A vocabulary that only one device divides.
+    "small": dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, vocab_size=61)),
+    "tiny": PRESETS["tiny"](),
+}
+
+
+def without_dropout(config):
+    text = dataclasses.replace(
+        config.text, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0
+    )
+    vision = dataclasses.replace(config.vision, drop_path_rate=0.0)
+    return dataclasses.replace(config, text=text, vision=vision)
+
+
+def training_on(size: str, mesh: Mesh, rules: str, **changes: Any) -> Training:
+    sizes = without_dropout(SIZES[size])
+    config = TrainConfig(
+        directory="unused",
+        steps=STEPS,
+        model=ModelConfig(architecture=sizes, processor="bytes"),
+        data=DataConfig(train=(SourceConfig(kind="shapes"),)),
+        rules=rules,
+        # A key's bias has no gradient but rounding, which Adam's usual eps would make a full step.
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3,
+            schedule="constant",
+            eps=1e-3,
+            clip_norm=0.0,
+            ema_decay=0.5,
+            **changes,
+        ),
+    )
+    start = Start(config=sizes, files=None, tokenizer=None, image=ImageConfig())
+    return build_training(config, start, mesh)
+
+
+def batches(size: str) -> list[Batch]:
+    return [small_batch(rows=ROWS, seed=number) for number in range(STEPS)]
+
+
+def run(size: str, mesh: Mesh, rules: str) -> dict[str, Any]:
+    """Everything that is compared, as numpy arrays of true shapes."""
+    training = training_on(size, mesh, rules)
+    placement, sizes = training.placement, training.objective.model.config
+    params = dict(flatten(spread_params(sizes, seed=0)))
+    state = placement.place(training.first_state(params))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, training.placed_state())
+    step = jax.jit(training.placed_step, donate_argnums=0, out_shardings=(shardings, None))
+    found: dict[str, Any] = {"logits": logits(training, state.trainable | state.frozen), "loss": []}
+    with using(mesh):
+        for number, batch in enumerate(batches(size)):
+            state, metrics = step(state, placement.batch(batch))
+            found["loss"].append(float(metrics.loss))
+            if number == 0:
+                # Adam's first moment after one step: the gradient times a constant.
+                found["gradients"] = host(placement.store(moments(state.opt_state)))
+    found["parameters"] = host(placement.store(state.trainable))
+    found["average"] = host(placement.store(state.ema))
+    return found
+
+
+def moments(opt_state: Any) -> dict[str, jax.Array]:
+    return next(part.mu for part in opt_state if hasattr(part, "mu"))
+
+
+def logits(training: Training, params: dict[str, jax.Array]) -> np.ndarray:
+    model, batch = training.objective.model, batches("")[0]
+    tree: dict[str, Any] = {}
+    for path, leaf in params.items():
+        insert(tree, path, leaf)
+    rows = padded_rows(training.placement.mesh, ROWS)
+    arrays = [
+        pad_rows(array[0], rows)
+        for array in (training.objective.pixels(jnp.asarray(batch.images)), batch.input_ids)
+    ]
+    given = model.logits(
+        tree, pixel_values=arrays[0], input_ids=arrays[1], decoder_input_ids=arrays[1]
+    )
+    return np.asarray(given)[:ROWS]
+
+
+def host(tree: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in tree.items()}
+
+
+def distance(ours: Any, theirs: Any) -> float:
+    """Of two trees: the largest of all leaves' relative distances, by norm.
+
+    A key's bias has no gradient but rounding, a ten-millionth of the others': such leaves are
+    measured by the average leaf.
+    """
+    pairs = list(zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
+    norms = [float(np.linalg.norm(np.float64(b))) for _, b in pairs]
+    average = float(np.mean(norms))
+    return max(
+        float(np.linalg.norm(np.float64(a) - np.float64(b)))
+        / (norm if norm > 1e-5 * average else average)
+        for (a, b), norm in zip(pairs, norms, strict=True)
+    )
+
+
+def main() -> None:
+    jax.config.update("jax_default_matmul_precision", "highest")
+    size, *cases = sys.argv[1:]
+    alone = run(size, make_mesh(MeshShape(), jax.devices()[:1]), "dp")
+    for case in cases:
+        mesh, rules = case.split(":")
+        found = run(size, make_mesh(mesh), rules)
+        assert alone.keys() == found.keys()
+        print(json.dumps({"case": case, **{k: distance(found[k], alone[k]) for k in alone}}))
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

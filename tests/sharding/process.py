@@ -1,0 +1,87 @@
+"""One process of a run of several.
+
+    python -m tests.sharding.process DIRECTORY MESH STEPS PAUSE [COORDINATOR PROCESSES PROCESS]
+
+trains a small model, with no more than a step every PAUSE seconds, and leaves the ids of the rows
+that it was given in DIRECTORY/rows_PROCESS.jsonl, a line a step.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from tests.train.runs import a_config
+from tests.train.small import CONFIG
+from train.config import EvaluationConfig, ExportConfig, LoggingConfig, ModelConfig
+from train.optimizer import OptimizerConfig
+
+
+def config_of(directory, mesh, steps):
+    architecture = dataclasses.replace(
+        CONFIG,
+        vision=dataclasses.replace(CONFIG.vision, drop_path_rate=0.0),
+        # What is drawn depends on a row's place in its batch, and that on the number of processes.
+        text=dataclasses.replace(
+            CONFIG.text,
+            max_position_embeddings=320,
+            dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+        ),
+    )
+    config = a_config(directory, steps=steps)
+    return dataclasses.replace(
+        config,
+        batch_size=4,
+        mesh=mesh,
+        model=ModelConfig(architecture=architecture, processor="shapes"),
+        # Several processes pad every batch to the longest; one then has the same arrays.
+        data=dataclasses.replace(config.data, least_prompt=16, least_target=32, valid=()),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-2,
+            schedule="constant",
+            eps=1e-3,
+            ema_decay=0.5,
+            # Its gradient takes as long to compile as all the rest.
+            rules=(("vision_tower/.*", 0.0), (".*", 1.0)),
+        ),
+        evaluation=EvaluationConfig(every=0),
+        logging=LoggingConfig(every=1, tensorboard=False),
+        export=ExportConfig(at_end=False),
+    )
+
+
+def main() -> None:
+    directory, mesh, steps, pause, *peers = sys.argv[1:]
+    if peers:
+        from train.processes import join
+
+        join(peers[0], int(peers[1]), int(peers[2]))
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    from train.loop import Run, train
+
+    count = Run._count
+
+    def noted(run, batch):
+        with (Path(directory) / f"rows_{jax.process_index()}.jsonl").open("a") as file:
+            file.write(json.dumps(batch.ids) + "\n")
+        time.sleep(float(pause))
+        count(run, batch)
+
+    Run._count = noted
+    status = 1
+    try:
+        status = int(train(config_of(directory, mesh, int(steps))))
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""A checkpoint knows nothing of the mesh, and the data nothing of the processes."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from tests.sharding.process import config_of
+from tests.sharding.restoring import PLACES
+from tests.sharding.subprocesses import run_lines
+from train.loop import build_stream
+from train.start import prepare_start
+
+
+@pytest.mark.slow
+def test_arrays_are_exact_across_meshes(tmp_path, compiled_on_disk):
+    found = run_lines("restoring", str(tmp_path), cache=compiled_on_disk)
+    pairs = {(tuple(line["saved"]), tuple(line["restored"])) for line in found}
+    assert pairs == set(itertools.product(PLACES, PLACES))
+    assert all(line["exact"] and line["placed"] and line["rows"] == 3 for line in found)
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_any_number_of_processes_brings_the_same_rows_in_one_shape(step, tmp_path):
+    config = dataclasses.replace(config_of(tmp_path, "", 9), batch_size=8)
+    start = prepare_start(config, tmp_path / "processor")
+
+    def batch(shares):
+        return [build_stream(config, start, (n, shares)).batch(step) for n in range(shares)]
+
+    (whole,) = batch(1)
+    for shares in (2, 4, 8):
+        parts = batch(shares)
+        assert tuple(itertools.chain(*(part.ids for part in parts))) == whole.ids
+        for name in ("images", "input_ids", "labels"):
+            # Each process makes its share without asking the others how long theirs is.
+            joined = np.concatenate([getattr(part.arrays, name) for part in parts], axis=1)
+            expected = getattr(whole.arrays, name)
+            assert joined.tobytes() == expected.tobytes()
+            assert joined.shape == expected.shape

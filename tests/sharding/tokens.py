@@ -1,0 +1,90 @@
+"""One device against a mesh: generated tokens and scores, for a batch that no mesh divides.
+
+    python -m tests.sharding.tokens SIZE KIND,... MESH:RULES ...
+
+prints a JSON line a mesh and kind of decoding. It needs 8 devices.
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from florence_jax.checkpoint.shapes import parameter_shapes
+from florence_jax.checkpoint.tree import flatten, insert
+from florence_jax.generation import GenerationConfig, generate, make_constraint
+from florence_jax.model import Model, spread_params
+from florence_jax.sharding import load_rules, make_layout, make_mesh
+from tests.generation.random_automata import random_automaton
+from tests.sharding.equality import ROWS, SIZES
+
+DECODING = {
+    "greedy": GenerationConfig(max_new_tokens=20, no_repeat_ngram_size=3),
+    "beams": GenerationConfig(
+        max_new_tokens=20, num_beams=3, num_return_sequences=2, no_repeat_ngram_size=3
+    ),
+    "sampling": GenerationConfig(
+        max_new_tokens=20, do_sample=True, num_return_sequences=2, top_k=20, temperature=0.8
+    ),
+    "constrained": GenerationConfig(max_new_tokens=40, num_beams=3),
+}
+
+
+def inputs(sizes):
+    draw = np.random.default_rng(0)
+    side = 64 if len(sizes.vision.depths) > 1 else 16
+    return {
+        "pixel_values": draw.standard_normal((ROWS, side, side, 3)).astype(np.float32),
+        "input_ids": draw.integers(4, sizes.text.vocab_size, (ROWS, 7)).astype(np.int32),
+    }
+
+
+def main():
+    jax.config.update("jax_default_matmul_precision", "highest")
+    size, kinds, *cases = sys.argv[1:]
+    sizes = SIZES[size]
+    flat = dict(flatten(spread_params(sizes, seed=0)))
+    # `</s>` must sometimes be said before the limit.
+    flat["shared/embedding"][sizes.text.eos_token_id] *= 1.5
+    automaton, starts = random_automaton(3, sizes.text.vocab_size, ROWS)
+    constraint = make_constraint(automaton, starts)
+
+    def answers(model, params, kind):
+        return generate(
+            model,
+            params,
+            **inputs(sizes),
+            config=DECODING[kind],
+            constraint=constraint if kind == "constrained" else None,
+            rng=jax.random.key(7),
+        )
+
+    alone = {kind: answers(Model(config=sizes), nested(flat), kind) for kind in kinds.split(",")}
+    for case in cases:
+        mesh, rules = case.split(":")
+        layout = make_layout(load_rules(rules), parameter_shapes(sizes), make_mesh(mesh))
+        model, params = Model(config=sizes, layout=layout), nested(layout.place(flat))
+        for kind, theirs in alone.items():
+            ours = answers(model, params, kind)
+            line = {
+                "case": case,
+                "kind": kind,
+                "rows": len(ours.sequences),
+                "lengths": sorted(set(theirs.lengths.tolist())),
+                "same": np.array_equal(ours.sequences, theirs.sequences),
+                "scores": float(np.abs(ours.sequence_scores - theirs.sequence_scores).max()),
+            }
+            print(json.dumps(line))
+            sys.stdout.flush()
+
+
+def nested(flat):
+    tree = {}
+    for path, leaf in flat.items():
+        insert(tree, path, leaf)
+    return tree
+
+
+if __name__ == "__main__":
+    main()
