@@ -1,0 +1,80 @@
+"""What a run has done so far: tokens, and the time in which the device had work."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+
+class Activity:
+    """Counts of one job, from any number of threads.
+
+    The device counts as busy from the moment in which a computation is handed to it until its
+    result is there, and computations that overlap count once. What is left are the times in which
+    the device waited for the host.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._since = 0.0
+        self._busy = 0.0
+        self._last = 0.0
+        self._tokens = 0
+        # When the first tokens were there, and how long the device had been busy by then.
+        self._first: tuple[float, float] | None = None
+
+    def begin(self) -> None:
+        """Work goes to the device."""
+        with self._lock:
+            if self._running == 0:
+                self._since = time.monotonic()
+            self._running += 1
+
+    def end(self) -> None:
+        """Its result is there; once for each `begin`."""
+        with self._lock:
+            self._running -= 1
+            self._last = time.monotonic()
+            if self._running == 0:
+                self._busy += self._last - self._since
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """`begin` and `end` around work that is waited for."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
+
+    def add_tokens(self, count: int) -> None:
+        """`count` more tokens were generated."""
+        with self._lock:
+            self._tokens += count
+            if self._first is None:
+                self._first = (time.monotonic(), self._busy_until_now())
+
+    @property
+    def tokens(self) -> int:
+        """Generated so far, padding not counted."""
+        return self._tokens
+
+    @property
+    def busy_share(self) -> float:
+        """Of the time from the first tokens to the last result, the share with the device at work.
+
+        Programs are loaded or compiled before the first tokens; 0 as long as there are none.
+        """
+        with self._lock:
+            if self._first is None:
+                return 0.0
+            began, busy_before = self._first
+            seconds = (time.monotonic() if self._running else self._last) - began
+            busy = self._busy_until_now() - busy_before
+            return min(1.0, busy / seconds) if seconds > 0 else 0.0
+
+    def _busy_until_now(self) -> float:
+        return self._busy + (time.monotonic() - self._since if self._running else 0.0)

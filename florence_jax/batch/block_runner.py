@@ -1,0 +1,85 @@
+"""One block: its items read, their pictures loaded, the job's rows put together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from florence_jax.batch.images import image_name, resized_pixels
+from florence_jax.batch.job import Item, Job, LoadedItem, Row
+from florence_jax.batch.workers import WorkerPool
+from florence_jax.processing.errors import ImageError
+
+# Pictures that are read ahead of the job, for each block in hand.
+LOOKAHEAD = 64
+
+
+class JobError(RuntimeError):
+    """A job did not keep to its contract."""
+
+
+def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
+    """One row for each item, in order: the job's, or the error that kept the job from having one.
+
+    Raises:
+        JobError: the job gave another number of rows than it was given items.
+    """
+    rows: list[Row] = []
+    waiting: list[int] = []  # the numbers of the rows that are the job's to complete
+
+    def loaded() -> Iterator[LoadedItem]:
+        for item, future in _read_ahead(items, job, pool):
+            rows.append(_frame(item))
+            if future is None:
+                rows[-1]["error"] = item.error
+                continue
+            try:
+                size, pixels = future.result()
+            except ImageError as error:
+                rows[-1]["error"] = str(error)
+                continue
+            waiting.append(len(rows) - 1)
+            yield LoadedItem(item=item, size=size, pixels=pixels)
+
+    stream = loaded()
+    answers = job(stream)
+    for _ in stream:
+        raise JobError("the job did not take all of the block's items")
+    if len(answers) != len(waiting):
+        raise JobError(f"the job made {len(answers)} rows of {len(waiting)} items")
+    for number, answer in zip(waiting, answers, strict=True):
+        rows[number].update(answer)
+    return rows
+
+
+def _read_ahead(
+    items: Iterable[Item], job: Job, pool: WorkerPool
+) -> Iterator[tuple[Item, Future[Any] | None]]:
+    """Each item with its picture under way, None for one that names no picture."""
+    ahead: deque[tuple[Item, Future[Any] | None]] = deque()
+    config = job.image_config
+    before: Item | None = None
+    future: Future[Any] | None = None
+    for item in items:
+        if item.error is not None:
+            ahead.append((item, None))
+        else:
+            # Neighbours that ask about one picture share it.
+            if future is None or before is None or before.image != item.image:
+                future = pool.submit(resized_pixels, item.image, config.size, config.resample)
+            before = item
+            ahead.append((item, future))
+        if len(ahead) > LOOKAHEAD:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def _frame(item: Item) -> Row:
+    """What a row has whatever the job says."""
+    row: Row = {"id": item.id}
+    name = image_name(item.image)
+    if name is not None and name != item.id:
+        row["image"] = name
+    return row | dict(item.extra)

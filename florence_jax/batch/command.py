@@ -1,0 +1,175 @@
+"""`florence-jax predict --output-dir`, for as many images as there are, and `verify-output`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from florence_jax.inference.command import decoding_settings, load_answering
+
+if TYPE_CHECKING:
+    from florence_jax.batch.run import Summary
+    from florence_jax.inference.requests import Query
+
+# Options that mean something for a run alone, with what they are when they are not given.
+_OWN = {
+    "image_root": None,
+    "block_size": None,
+    "format": None,
+    "workers": None,
+    "process_index": None,
+    "process_count": None,
+    "dry_run": False,
+}
+INTERRUPTED = 130
+
+
+def add_run_options(predict: argparse.ArgumentParser) -> None:
+    """--output-dir and what belongs to it."""
+    options = predict.add_argument_group(
+        "runs over many images",
+        "With --output-dir, IMAGE may also be a .jsonl, .parquet or WebDataset .tar file, answers "
+        "are written in blocks, and the same command goes on where it was stopped.",
+    )
+    options.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="write blocks of rows into this directory"
+    )
+    options.add_argument(
+        "--format", choices=("jsonl", "parquet"), help="of the blocks (default: jsonl)"
+    )
+    options.add_argument(
+        "--image-root",
+        type=Path,
+        metavar="DIR",
+        help="rows name pictures below this directory (default: that of their file)",
+    )
+    options.add_argument(
+        "--block-size", type=int, metavar="N", help="images in a block (default: 512, 32 on a CPU)"
+    )
+    options.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that read pictures (default: one for each core but one, at most 16)",
+    )
+    options.add_argument(
+        "--process-index",
+        type=int,
+        metavar="I",
+        help="this is process I, from 0, of several that share DIR (default: what jax.distributed, "
+        "SLURM, Open MPI or Cloud TPU says)",
+    )
+    options.add_argument("--process-count", type=int, metavar="N", help="how many there are")
+    options.add_argument(
+        "--dry-run", action="store_true", help="say what would run, and load no model"
+    )
+
+
+def add_verify_output(commands: Any) -> None:
+    """The command that checks what a run has written."""
+    verify = commands.add_parser(
+        "verify-output",
+        help="check the rows, ids and checksums that predict --output-dir wrote",
+        description="Check that DIR has every input's row, once, as it was written. The exit "
+        "status is 0 if it has, and 1 if something is missing or wrong.",
+    )
+    verify.add_argument("directory", type=Path, metavar="DIR")
+    verify.add_argument("--quiet", action="store_true", help="no progress bar")
+    verify.set_defaults(run=_verify_output)
+
+
+def check_no_run_options(options: argparse.Namespace) -> None:
+    """Refuse options of a run where there is none.
+
+    Raises:
+        ValueError: names one of them.
+    """
+    for name, default in _OWN.items():
+        if getattr(options, name) != default:
+            raise ValueError(f"--{name.replace('_', '-')} belongs to --output-dir: give both")
+
+
+def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]) -> int:
+    """Run `florence-jax predict --output-dir`; the exit status."""
+    from florence_jax.batch.drawn_answers import DrawnAnswers
+    from florence_jax.batch.local_devices import over_local_devices
+    from florence_jax.batch.predict_job import PredictJob
+    from florence_jax.batch.run import run_blocks
+    from florence_jax.batch.shares import find_share
+    from florence_jax.batch.sources.open import open_source
+
+    if options.output != "-":
+        raise ValueError("--output and --output-dir are two ways to write the answers: give one")
+    source = open_source(options.images, queries, image_root=options.image_root)
+    share = find_share(options.process_index, options.process_count)
+    if options.dry_run:
+        from florence_jax.batch.plan import describe_plan
+
+        print(
+            describe_plan(
+                source, options.output_dir, options.block_size, options.format, options.workers,
+                share, queries,
+            )
+        )  # fmt: skip
+        return 0
+    pipeline = over_local_devices(load_answering(options, progress=not options.quiet))
+    job = PredictJob(
+        pipeline,
+        decoding_settings(pipeline, options),
+        constrained=options.constrained,
+        batch_size=options.batch_size,
+    )
+    job.check(queries)
+    try:
+        summary = run_blocks(
+            source,
+            job,
+            options.output_dir,
+            block_size=options.block_size,
+            row_format=options.format,
+            workers=options.workers,
+            share=share,
+            after_block=DrawnAnswers(options.save_images) if options.save_images else None,
+            progress=not options.quiet,
+        )
+    except KeyboardInterrupt:
+        print(f"\nstopped at once; {_how_to_go_on(options.output_dir)}", file=sys.stderr)
+        sys.stderr.flush()
+        # Threads that wait for the device would otherwise be waited for.
+        os._exit(INTERRUPTED)
+    if not options.quiet:
+        print(_summary(summary, options.output_dir), file=sys.stderr)
+    if summary.missing:
+        return INTERRUPTED
+    return 1 if summary.errors else 0
+
+
+def _summary(summary: Summary, directory: Path) -> str:
+    per_second = summary.rows / summary.seconds
+    lines = [
+        f"{summary.rows} images in {summary.seconds:.1f} s ({per_second:.2f} images/s, "
+        f"{summary.tokens / summary.seconds:.0f} tokens/s, compilation included), "
+        f"{summary.errors} with errors; the device had work for {summary.busy:.1%} of the time"
+    ]
+    if summary.missing:
+        done = summary.blocks - summary.missing
+        lines.append(f"{done} of {summary.blocks} blocks are done; {_how_to_go_on(directory)}")
+    else:
+        lines.append(f"all {summary.blocks} blocks are in {directory}/")
+    return "\n".join(lines)
+
+
+def _how_to_go_on(directory: Path) -> str:
+    return f"the same command goes on with what is missing in {directory}/"
+
+
+def _verify_output(options: argparse.Namespace) -> int:
+    from florence_jax.batch.verify import verify_output
+
+    report = verify_output(options.directory, progress=not options.quiet and sys.stderr.isatty())
+    print(report.describe())
+    return 0 if report.is_complete else 1

@@ -1,0 +1,91 @@
+"""Files that are there as a whole or not at all, whoever is killed while writing them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+_INCOMPLETE = ".incomplete-"
+# What file systems without hard links say: FAT, some network and FUSE mounts.
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+
+
+def commit(path: Path, content: bytes) -> bool:
+    """Write `path` unless it is there already: aside, to the disk, and then into place at once.
+
+    Of several writers, in whichever processes and hosts, the first one's content stays.
+
+    Returns:
+        Whether this call made the file.
+
+    Raises:
+        OSError: it cannot be written; nothing is left at `path`.
+    """
+    aside = path.with_name(f"{_INCOMPLETE}{path.name}-{secrets.token_hex(6)}")
+    try:
+        with aside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.replace(aside, path)
+        _sync_directory(path.parent)
+        return True
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def commit_with_digest(path: Path, content: bytes) -> bool:
+    """`commit`, and beside the file PATH.sha256, which `sha256sum -c` reads."""
+    made = commit(path, content)
+    if made:
+        _write_digest(path, hashlib.sha256(content).hexdigest())
+    return made
+
+
+def ensure_digest(path: Path) -> None:
+    """Write the digest that a process killed after `path` had no time for."""
+    if not digest_path(path).exists():
+        with path.open("rb") as file:
+            _write_digest(path, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def digest_path(path: Path) -> Path:
+    """Where the digest of `path` is."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def remove_leftovers(directory: Path, *, older_than: float) -> None:
+    """Remove what killed writers left, if it was last written before `older_than` (seconds since
+    the epoch, by the file system's clock)."""
+    for path in directory.glob(f"{_INCOMPLETE}*"):
+        try:
+            if path.stat().st_mtime < older_than:
+                path.unlink()
+        except FileNotFoundError:
+            continue
+
+
+def _write_digest(path: Path, digest: str) -> None:
+    commit(digest_path(path), f"{digest}  {path.name}\n".encode())
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE mounts cannot; their directories are durable in their own way.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,102 @@
+"""Where pictures come from, and reading them in whichever process: no jax, nothing heavy."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from florence_jax.processing.errors import ImageError
+from florence_jax.processing.image import MAX_BYTES, load_image
+
+
+@dataclass(frozen=True)
+class FileBelow:
+    """A file that a row of data names: it must lie below `root`, links followed."""
+
+    root: str
+    name: str
+
+
+@dataclass(frozen=True)
+class FileSlice:
+    """`size` bytes of a file from `offset` on, such as a member of a tar."""
+
+    path: str
+    offset: int
+    size: int
+
+
+# A path is trusted: the user named it, or it was found in a directory that the user named.
+ImageSource = str | bytes | FileBelow | FileSlice
+
+
+def open_picture(source: ImageSource) -> Image.Image:
+    """The picture, upright, in RGB.
+
+    Raises:
+        ImageError: it cannot be read, or lies out of its root.
+    """
+    if isinstance(source, FileBelow):
+        return load_image(_contained(source))
+    if isinstance(source, FileSlice):
+        return load_image(_slice(source))
+    return load_image(source)
+
+
+def resized_pixels(
+    source: ImageSource, image_size: tuple[int, int], resample: int
+) -> tuple[tuple[int, int], np.ndarray]:
+    """The (width, height) of the upright picture, and uint8[H, W, 3] at `image_size` = (H, W).
+
+    Raises:
+        ImageError: as `open_picture`.
+    """
+    picture = open_picture(source)
+    height, width = image_size
+    resized = picture.resize((width, height), Image.Resampling(resample))
+    return picture.size, np.asarray(resized)
+
+
+def image_name(source: ImageSource) -> str | None:
+    """What a person knows the picture by; None where it came without a name."""
+    match source:
+        case FileBelow(name=name):
+            return name
+        case str():
+            return source
+    return None
+
+
+def _contained(source: FileBelow) -> Path:
+    root = Path(os.path.realpath(source.root))
+    path = Path(os.path.realpath(root / source.name))
+    if not path.is_relative_to(root):
+        raise ImageError(
+            f"image {source.name!r} leads out of {source.root}: rows name files below it alone "
+            "(another root is chosen by --image-root)"
+        )
+    return path
+
+
+def _slice(source: FileSlice) -> bytes:
+    if source.size > MAX_BYTES:
+        raise ImageError(
+            f"the image at byte {source.offset} of {source.path} has {source.size} bytes, more "
+            f"than {MAX_BYTES}: shrink it"
+        )
+    try:
+        with open(source.path, "rb") as file:
+            file.seek(source.offset)
+            content = file.read(source.size)
+    except OSError as error:
+        raise ImageError(f"{source.path} cannot be read ({error})") from error
+    if len(content) < source.size:
+        raise ImageError(
+            f"{source.path} ends before byte {source.offset + source.size}, where an image should: "
+            "copy it again"
+        )
+    return content

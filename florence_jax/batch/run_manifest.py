@@ -1,0 +1,143 @@
+"""`run.json`: what an output directory is the output of.
+
+The first process of a run writes it; every later one, on this host or another, must be about to do
+the very same, or it is refused by the names of what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from florence_jax.batch.blocks import is_block_name
+from florence_jax.batch.commit import commit
+from florence_jax.batch.job import Source
+
+MANIFEST = "run.json"
+FORMAT = "florence-jax run"
+VERSION = 1
+_SHOWN = 200
+
+
+class RunError(ValueError):
+    """A run that cannot begin or go on; the message says why and what to do."""
+
+
+def listing(source: Source) -> dict[str, Any]:
+    """The inputs as the manifest has them: how many, a sha256 over all ids, and the source's own.
+
+    Raises:
+        RunError: two inputs have one id, or there are none.
+    """
+    digest, keys = hashlib.sha256(), np.empty(len(source), np.uint64)
+    for number, name in enumerate(source.ids()):
+        encoded = name.encode("utf-8", "surrogateescape")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        short = hashlib.blake2b(encoded, digest_size=8).digest()
+        keys[number] = int.from_bytes(short, "little")
+    if not len(keys):
+        raise RunError("the inputs name no image: there is nothing to run")
+    _check_unique(source, keys)
+    return {"count": len(keys), "ids_sha256": digest.hexdigest(), "source": source.fingerprint}
+
+
+def make_manifest(
+    inputs: Mapping[str, Any], job: Mapping[str, Any], *, block_size: int, kind: str
+) -> dict[str, Any]:
+    """The manifest of a run, as it comes back from JSON."""
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "inputs": inputs,
+        "job": job,
+        "blocks": {"size": block_size, "format": kind},
+    }
+    return json.loads(json.dumps(manifest))
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of `directory`; None where no run has begun.
+
+    Raises:
+        RunError: there is one that this release cannot read, or there are blocks without one.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        if directory.is_dir() and any(is_block_name(file.name) for file in directory.iterdir()):
+            raise RunError(
+                f"{directory} holds blocks and no {MANIFEST}: nothing says what they answer. Put "
+                "it back, or name another directory"
+            ) from None
+        return None
+    except ValueError as error:
+        raise RunError(
+            f"{path} is damaged ({error}): put back what it was, or begin anew"
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise RunError(f"{path} is not the manifest of a run: name another directory")
+    if manifest.get("version") != VERSION:
+        raise RunError(
+            f"{path} is of version {manifest.get('version')!r}, this release reads {VERSION}: use "
+            "the florence-jax that began the run"
+        )
+    return manifest
+
+
+def adopt_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest into `directory`, or compare it with the one that is there.
+
+    Raises:
+        RunError: the directory is of another run; the message has the fields that differ.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    there = read_manifest(directory)
+    if there is None:
+        content = json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n"
+        if commit(directory / MANIFEST, content):
+            return
+        there = read_manifest(directory)  # another host was first
+    differing = list(_differences(there, manifest))
+    if differing:
+        raise RunError(
+            f"{directory} is of another run; different are:\n"
+            + "\n".join(f"  {line}" for line in differing)
+            + "\nRun what it was begun with, or name another directory"
+        )
+
+
+def _check_unique(source: Source, keys: np.ndarray) -> None:
+    ordered = np.sort(keys)
+    suspects = set(ordered[:-1][ordered[1:] == ordered[:-1]].tolist())
+    if not suspects:
+        return
+    seen: set[str] = set()
+    for key, name in zip(keys.tolist(), source.ids(), strict=True):
+        if key in suspects:
+            if name in seen:
+                raise RunError(
+                    f"two inputs have the id {name!r}: a row could not say which of them it is "
+                    "of. Leave one out, or give rows an `id` of their own"
+                )
+            seen.add(name)
+
+
+def _differences(there: Any, here: Any, place: str = "") -> Iterator[str]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in dict.fromkeys([*there, *here]):
+            yield from _differences(
+                there.get(name, "nothing"), here.get(name, "nothing"), f"{place}.{name}"
+            )
+    elif there != here:
+        yield f"{place[1:]}: {_clipped(there)} there, {_clipped(here)} here"
+
+
+def _clipped(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

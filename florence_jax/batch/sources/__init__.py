@@ -1,0 +1,1 @@
+"""Where items come from: directories and lists of pictures, JSON lines, Parquet, WebDataset."""

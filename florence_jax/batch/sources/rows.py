@@ -1,0 +1,122 @@
+"""A row of data as an item: which picture, what to ask, and what to carry along."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from florence_jax.batch.images import FileBelow, ImageSource
+from florence_jax.batch.job import Item
+from florence_jax.inference.requests import Query
+
+_QUERY = ("task", "text", "region", "labels")
+# Columns of the output that are the runner's or the job's.
+_RESERVED = frozenset({"answers", "width", "height", "error"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowReader:
+    """What every row of a source has in common.
+
+    Attributes:
+        queries: asked about rows that bring no task of their own.
+        root: the directory below which rows name pictures.
+    """
+
+    queries: tuple[Query, ...] = ()
+    root: str
+
+    def item(self, place: str, row: Any) -> Item:
+        """The item of one row; one with an error where the row makes no sense.
+
+        A row has `image` (a file below the root, encoded bytes, or the struct of both that Hugging
+        Face writes) or `image_base64`; `id`, by default `place`; a `task` with its `text`, `region`
+        and `labels`, or a list of such objects as `queries`. Other columns go into the output.
+
+        Args:
+            place: where the row is, unique among all rows.
+        """
+        if not isinstance(row, Mapping):
+            return Item(id=place, error=f"{place} is no row: expected an object, got {row!r:.100}")
+        given = row.get("id")
+        name = place if given is None else str(given)
+        try:
+            return Item(
+                id=name,
+                image=_image(row, self.root),
+                queries=_queries(row) or self._common(),
+                extra=_extra(row),
+            )
+        except ValueError as error:
+            return Item(id=name, error=f"{place}: {error}")
+
+    def _common(self) -> tuple[Query, ...]:
+        if not self.queries:
+            raise ValueError("the row has no `task`, and none was given for all rows (--task)")
+        return self.queries
+
+
+def row_id(place: str, row: Any) -> str:
+    """The id that `RowReader.item` gives the row."""
+    given = row.get("id") if isinstance(row, Mapping) else None
+    return place if given is None else str(given)
+
+
+def _image(row: Mapping[str, Any], root: str) -> ImageSource:
+    image = row.get("image")
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if image is None and isinstance(row.get("image_base64"), str):
+        try:
+            image = base64.b64decode(row["image_base64"], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"`image_base64` is not base64: {error}") from None
+    if isinstance(image, str) and image:
+        return FileBelow(root, image)
+    if isinstance(image, bytes):
+        return image
+    raise ValueError(f"`image` must be a file name or bytes, got {image!r:.100}")
+
+
+def _queries(row: Mapping[str, Any]) -> tuple[Query, ...]:
+    several = row.get("queries")
+    if several is None:
+        return (_query(row),) if row.get("task") is not None else ()
+    if row.get("task") is not None:
+        raise ValueError("the row has `task` and `queries`: one of them says it")
+    if not isinstance(several, Sequence) or isinstance(several, str) or not several:
+        raise ValueError(f"`queries` must be a list of objects, got {several!r:.100}")
+    return tuple(_query(one) for one in several)
+
+
+def _query(fields: Any) -> Query:
+    if isinstance(fields, str):
+        return Query(prompt=fields)
+    if not isinstance(fields, Mapping) or not isinstance(fields.get("task"), str):
+        raise ValueError(f"a query must have a `task` that is text, got {fields!r:.100}")
+    text, region, labels = (fields.get(name) for name in _QUERY[1:])
+    if text is not None and not (isinstance(text, str) or _is_list(text, str)):
+        raise ValueError(f"`text` must be text or a list of classes, got {text!r:.100}")
+    if region is not None and not (
+        isinstance(region, str) or (_is_list(region, int | float) and len(region) == 4)
+    ):
+        raise ValueError(f"`region` must be four numbers x0, y0, x1, y1, got {region!r:.100}")
+    if labels is not None and not _is_list(labels, str):
+        raise ValueError(f"`labels` must be a list of texts, got {labels!r:.100}")
+    return Query(prompt=fields["task"], text=text, region=region, labels=labels)
+
+
+def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
+    own = {"id", "image", "image_base64", "queries", *_QUERY}
+    extra = {name: value for name, value in row.items() if name not in own}
+    taken = sorted(_RESERVED & set(extra))
+    if taken:
+        raise ValueError(f"the columns {taken} are the output's own: give them other names")
+    return extra
+
+
+def _is_list(value: Any, kind: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, kind) for one in value)

@@ -1,0 +1,133 @@
+"""Is an output directory what its manifest says, to the last row?"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from florence_jax.batch.blocks import Blocks, is_block_name
+from florence_jax.batch.commit import digest_path
+from florence_jax.batch.row_files import read_rows
+from florence_jax.batch.run_manifest import MANIFEST, RunError, read_manifest
+
+# Problems that are told one by one.
+_SHOWN = 20
+
+
+@dataclass
+class Report:
+    """What `verify_output` found.
+
+    Attributes:
+        rows, errors: rows there are, and those of them with an "error".
+        missing: blocks that are not there yet.
+        problems: what is wrong with those that are; empty if nothing is.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    missing: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Is every row there, once, and as it was written?"""
+        return not self.missing and not self.problems
+
+    def describe(self) -> str:
+        """All of it, for a person."""
+        lines = [f"{self.rows} rows, {self.errors} of them errors"]
+        for found, what in ((self.missing, "missing"), (self.problems, "wrong")):
+            lines += [f"{what}: {one}" for one in found[:_SHOWN]]
+            if len(found) > _SHOWN:
+                lines.append(f"{what}: {len(found) - _SHOWN} more")
+        if self.problems:
+            lines.append("remove the files that are wrong and run the same command again")
+        elif self.missing:
+            lines.append("run the same command again: it goes on where it stopped")
+        else:
+            lines.append("complete: every input has its row, once, as it was written")
+        return "\n".join(lines)
+
+
+def verify_output(directory: str | Path, *, progress: bool = False) -> Report:
+    """Compare every block with the manifest: its rows' number and ids, and its sha256.
+
+    Raises:
+        RunError: the directory holds no run.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise RunError(f"{directory} holds no {MANIFEST}: no run has begun there")
+    kind = manifest["blocks"]["format"]
+    blocks = Blocks(total=manifest["inputs"]["count"], size=manifest["blocks"]["size"])
+    names = list(blocks.names(kind))
+    report, ids, keys = Report(), hashlib.sha256(), np.zeros(blocks.total, np.uint64)
+    for number, name in enumerate(tqdm(names, desc="verifying", disable=not progress)):
+        path = directory / name
+        if not path.exists():
+            report.missing.append(name)
+            continue
+        _check_digest(path, report)
+        try:
+            own = _count(path, report)
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            report.problems.append(f"{name} cannot be read: {error!r}")
+            continue
+        span = blocks[number]
+        if len(own) != len(span):
+            report.problems.append(f"{name} has {len(own)} rows, not {len(span)}")
+            continue
+        for place, one in zip(span, own, strict=True):
+            encoded = one.encode("utf-8", "surrogateescape")
+            ids.update(len(encoded).to_bytes(8, "little") + encoded)
+            short = hashlib.blake2b(encoded, digest_size=8).digest()
+            keys[place] = int.from_bytes(short, "little")
+    _check_ids(report, ids.hexdigest() == manifest["inputs"]["ids_sha256"], keys)
+    for path in sorted(directory.iterdir()):
+        if is_block_name(path.name) and path.name not in names:
+            report.problems.append(f"{path.name} is of another run")
+    return report
+
+
+def _count(path: Path, report: Report) -> list[str]:
+    """The ids of a block's rows."""
+    ids, errors = [], 0
+    for row in read_rows(path):
+        if not isinstance(row["id"], str):
+            raise ValueError(f"the id {row['id']!r} is no text")
+        ids.append(row["id"])
+        errors += "error" in row
+    report.rows += len(ids)
+    report.errors += errors
+    return ids
+
+
+def _check_digest(path: Path, report: Report) -> None:
+    try:
+        expected = digest_path(path).read_text().split()[0]
+    except FileNotFoundError:
+        report.problems.append(
+            f"{digest_path(path).name} is missing; running the same command again writes it"
+        )
+        return
+    except IndexError:
+        expected = "empty"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != expected:
+        report.problems.append(f"{path.name} is damaged: its sha256 is {digest}, not {expected}")
+
+
+def _check_ids(report: Report, is_listing: bool, keys: np.ndarray) -> None:
+    if report.missing or report.problems:
+        known = np.sort(keys[keys != 0])
+        if (known[1:] == known[:-1]).any():
+            report.problems.append("an id appears twice")
+    elif not is_listing:
+        report.problems.append("the rows' ids are not those of the inputs, in their order")

@@ -1,0 +1,272 @@
+"""Nothing lost, nothing twice: the runner with a job that costs nothing."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from florence_jax.batch.block_runner import JobError
+from florence_jax.batch.claims import FOLDER, Claims
+from florence_jax.batch.job import Item, Listed
+from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run_manifest import RunError
+from florence_jax.batch.shares import Share
+from florence_jax.batch.verify import verify_output
+from tests.batch.fakes import SumOfPixels, items_of, write_pictures
+
+COUNT, BROKEN = 23, (4, 17)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    paths = write_pictures(tmp_path_factory.mktemp("pictures"), COUNT, broken=BROKEN)
+    return Listed(items_of(paths))
+
+
+def run(source, directory, job=None, **options):
+    options = {"block_size": 5, "workers": 0, "progress": False} | options
+    return run_blocks(source, job or SumOfPixels(), directory, **options)
+
+
+def rows_in(directory):
+    files = sorted(directory.glob("block-*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def contents(directory):
+    return {file.name: file.read_bytes() for file in directory.iterdir() if file.is_file()}
+
+
+def test_every_input_has_one_row_in_its_order(source, tmp_path):
+    summary = run(source, tmp_path / "out")
+    rows = rows_in(tmp_path / "out")
+    assert [row["id"] for row in rows] == list(source.ids())
+    for number, row in enumerate(rows):
+        if number in BROKEN:
+            assert "is not an image" in row["error"]
+            assert "sum" not in row
+        else:
+            assert row["width"] == 6
+            assert row["sum"] > 0
+    assert (summary.rows, summary.errors, summary.blocks, summary.missing) == (COUNT, 2, 5, 0)
+    assert verify_output(tmp_path / "out").is_complete
+    assert sorted(contents(tmp_path / "out")) == sorted(
+        ["run.json"]
+        + [f"block-{n:05}-of-00005.jsonl{end}" for n in range(5) for end in ("", ".sha256")]
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_worker_processes_change_no_byte(source, tmp_path, workers):
+    run(source, tmp_path / "threads")
+    run(source, tmp_path / "processes", workers=workers)
+    assert contents(tmp_path / "threads") == contents(tmp_path / "processes")
+
+
+def test_what_is_there_is_not_done_again(source, tmp_path):
+    run(source, tmp_path)
+    whole = contents(tmp_path)
+    (tmp_path / "block-00003-of-00005.jsonl").unlink()
+    (tmp_path / "block-00001-of-00005.jsonl.sha256").unlink()
+    job = SumOfPixels()
+    summary = run(source, tmp_path, job, block_size=None)
+    assert sorted(job.seen) == [f"{n:03}.png" for n in (15, 16, 18, 19)]
+    assert (summary.rows, summary.missing) == (5, 0)
+    assert contents(tmp_path) == whole
+
+
+def test_another_run_is_refused_by_the_names_of_what_differs(source, tmp_path):
+    run(source, tmp_path)
+    other = SumOfPixels()
+    other.fingerprint = {"kind": "sum", "settings": {"power": 2}}
+    with pytest.raises(RunError, match=r"job\.settings\.power: 1 there, 2 here"):
+        run(source, tmp_path, other)
+    with pytest.raises(RunError, match=r"blocks\.size: 5 there, 6 here"):
+        run(source, tmp_path, block_size=6)
+    with pytest.raises(RunError, match=r"(?s)inputs\.count: 23 there, 22 here.*inputs\.ids_sha256"):
+        run(Listed(source.items[1:]), tmp_path)
+
+
+def test_blocks_without_a_manifest_are_nobodys(source, tmp_path):
+    run(source, tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RunError, match=r"holds blocks and no run\.json"):
+        run(source, tmp_path)
+
+
+def test_equal_ids_are_refused(source, tmp_path):
+    items = [*source.items, Item(id="003.png", image=b"other")]
+    with pytest.raises(RunError, match=r"two inputs have the id '003\.png'"):
+        run(Listed(items), tmp_path / "out")
+    with pytest.raises(RunError, match="name no image"):
+        run(Listed([]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sources_tell_errors_and_columns(source, tmp_path):
+    items = [
+        Item(id="a", image=source.items[0].image, extra={"truth": [1, 2]}),
+        Item(id="b", error="line 2 is no JSON", extra={"truth": None}),
+    ]
+    run(Listed(items), tmp_path)
+    good, bad = rows_in(tmp_path)
+    assert good == {"id": "a", "image": items[0].image, "truth": [1, 2], "width": 6,
+                    "sum": good["sum"]}  # fmt: skip
+    assert bad == {"id": "b", "truth": None, "error": "line 2 is no JSON"}
+
+
+def test_neighbours_share_a_picture(source, tmp_path):
+    seen = []
+
+    class Job(SumOfPixels):
+        def __call__(self, loaded):
+            kept = list(loaded)
+            seen.append(len({id(one.pixels) for one in kept}))
+            return super().__call__(kept)
+
+    image = source.items[0].image
+    items = [Item(id=str(n), image=image) for n in range(4)]
+    items.append(Item(id="4", image=source.items[1].image))
+    run(Listed(items), tmp_path, Job())
+    assert seen == [2]
+
+
+@pytest.mark.parametrize("rows", [-1, 1])
+def test_a_job_that_loses_or_adds_rows_writes_none(source, tmp_path, rows):
+    class Job(SumOfPixels):
+        def __call__(self, loaded):
+            made = super().__call__(loaded)
+            return made[:rows] if rows < 0 else [*made, {}]
+
+    with pytest.raises(JobError, match="rows of"):
+        run(source, tmp_path, Job())
+    assert not list(tmp_path.glob("block-*"))
+
+
+def test_a_job_that_fails_ends_the_run_and_keeps_what_is_finished(source, tmp_path):
+    def stumble(item):
+        if item.id == "012.png":
+            raise RuntimeError("the device is gone")
+
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        run(source, tmp_path, SumOfPixels(on_item=stumble))
+    names = [file.name for file in tmp_path.glob("block-*.jsonl")]
+    assert "block-00002-of-00005.jsonl" not in names
+    summary = run(source, tmp_path)
+    assert summary.missing == 0
+    assert verify_output(tmp_path).is_complete
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_blocks_in_hand(source, tmp_path, capsys, number):
+    handed = []
+
+    def interrupt(item):
+        if not handed:
+            handed.append(item)
+            os.kill(os.getpid(), number)
+        time.sleep(0.05)
+
+    before = signal.getsignal(number)
+    summary = run(source, tmp_path, SumOfPixels(on_item=interrupt))
+    assert signal.getsignal(number) == before
+    assert 0 < summary.missing < 5
+    assert "the same command goes on" in capsys.readouterr().err
+    report = verify_output(tmp_path)
+    assert not report.problems
+    assert len(report.missing) == summary.missing
+    assert run(source, tmp_path).missing == 0
+    assert verify_output(tmp_path).is_complete
+
+
+def test_processes_share_the_blocks_and_take_over_what_is_left(source, tmp_path):
+    alone = SumOfPixels()
+    assert run(source, tmp_path / "one", alone, share=Share(2, 3)).missing == 0
+    assert len(alone.seen) == COUNT - 2
+    jobs, threads = [SumOfPixels() for _ in range(3)], []
+    for index, job in enumerate(jobs):
+        arguments = (source, tmp_path / "three", job)
+        options = {"share": Share(index, 3)}
+        threads.append(threading.Thread(target=run, args=arguments, kwargs=options))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+    assert verify_output(tmp_path / "three").is_complete
+
+
+def test_a_block_is_taken_over_when_its_process_gives_no_sign_of_life(source, tmp_path):
+    run(source, tmp_path)
+    (tmp_path / "block-00002-of-00005.jsonl").unlink()
+    (tmp_path / FOLDER).mkdir()
+    claim = tmp_path / FOLDER / "00002"
+    claim.write_text("another-host 17")
+    ended = time.monotonic() + 1.5
+
+    def live():
+        while time.monotonic() < ended:
+            os.utime(claim)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    job = SumOfPixels()
+    assert run(source, tmp_path, job, patience=0.4).missing == 0
+    thread.join()
+    assert time.monotonic() > ended, "taken while its process lived"
+    assert len(job.seen) == 5
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_a_claim_of_a_dead_process_of_this_host_is_void_at_once(tmp_path):
+    import socket
+    import subprocess
+    import sys
+
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    claims = Claims(tmp_path, patience=60)
+    claims.take(7)
+    assert not claims.is_held(7), "its own"
+    claim = tmp_path / FOLDER / "00007"
+    claim.write_text(f"{socket.gethostname()} {dead.stdout.strip()}")
+    assert not claims.is_held(7)
+    claim.write_text(f"{socket.gethostname()} {os.getppid()}")
+    assert claims.is_held(7)
+    claims.close()
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_half_block(source, tmp_path, monkeypatch):
+    import errno
+
+    from florence_jax.batch import commit
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    adopted = run(source, tmp_path)
+    assert adopted.missing == 0
+    for file in tmp_path.glob("block-*"):
+        file.unlink()
+    monkeypatch.setattr(commit.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(source, tmp_path)
+    assert sorted(contents(tmp_path)) == ["run.json"]
+
+
+def test_file_systems_without_links_do_too(source, tmp_path, monkeypatch):
+    import errno
+
+    from florence_jax.batch import commit
+
+    def no_links(*paths):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    run(source, tmp_path / "links")
+    monkeypatch.setattr(commit.os, "link", no_links)
+    run(source, tmp_path / "renames")
+    assert contents(tmp_path / "links") == contents(tmp_path / "renames")
