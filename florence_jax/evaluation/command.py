@@ -1,0 +1,252 @@
+"""`florence-jax evaluate`: recompute the published tables, and judge one's own data."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from florence_jax.inference.command import (
+    add_decoding_options,
+    add_model_options,
+    decoding_settings,
+    load_answering,
+)
+from florence_jax.inference.malloc import add_malloc_option
+
+if TYPE_CHECKING:
+    from florence_jax.batch.run import Summary
+    from florence_jax.evaluation.report import Report
+    from florence_jax.evaluation.run import Plan
+
+_DESCRIPTION = """\
+Ask a model all of a data set's questions and judge the answers as the published tables do. Prints
+each figure beside the published one of that model, with the difference, and writes into --output
+  report.json     the figures and what they were taken with
+  examples.jsonl  every row with its answer, truth and score, for error analysis
+  worst.html      the worst answers, drawn beside the truth
+  rows/           the answers as they came; the same command goes on where it was stopped
+Decoding is the checkpoint's own, as published, unless an option says otherwise."""
+
+_EXAMPLES = """\
+examples:
+  florence-jax evaluate --published
+  florence-jax evaluate coco-captions --data coco/ --model microsoft/Florence-2-base --dry-run
+  florence-jax evaluate refcoco --data refer/ --split testA --model microsoft/Florence-2-large-ft
+  florence-jax evaluate coco-detection --data coco/ --limit 500 --dtype bfloat16
+  florence-jax evaluate own --data rows.jsonl --model ./my-fine-tune
+  florence-jax evaluate vqav2 --data vqa/ --split test-dev     # writes submission.json
+
+data sets, their splits and what --data holds:
+"""
+INTERRUPTED = 130
+
+
+def add_evaluate(commands: Any) -> None:
+    """The command and its options."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="recompute the published tables, or judge your own data",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES + _list_of_data_sets(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument(
+        "benchmark", nargs="?", metavar="DATASET", help="a name below, or own for your own file"
+    )
+    evaluate.add_argument(
+        "--published", action="store_true", help="print every published figure, and stop"
+    )
+    evaluate.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="folder of the data set as its authors publish it; for own a .jsonl of image, prefix, "
+        "suffix, or a .json in COCO's layout",
+    )
+    evaluate.add_argument("--split", help="default: the first of the data set's")
+    evaluate.add_argument(
+        "--image-root", type=Path, metavar="DIR", help="of own: where its pictures are"
+    )
+    evaluate.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default: florence-jax-evaluation/MODEL/DATASET-SPLIT, -first-N with --limit",
+    )
+    evaluate.add_argument(
+        "--limit", type=int, metavar="N", help="only the first N examples; figures then differ"
+    )
+    evaluate.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="ask this instead; {input} stands for the question, sentence or expression",
+    )
+    evaluate.add_argument(
+        "--worst", type=int, default=24, metavar="N", help="on the page (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--dry-run", action="store_true", help="check the files and say what would run"
+    )
+    evaluate.add_argument(
+        "--score-only", action="store_true", help="score the rows that are there, load no model"
+    )
+    add_model_options(evaluate)
+    evaluate.add_argument(
+        "--weights", metavar="MODEL", help="the checkpoint of exported programs without weights"
+    )
+    add_decoding_options(evaluate)
+    evaluate.add_argument("--constrained", action="store_true", help="only answers read whole")
+    evaluate.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    evaluate.add_argument("--workers", type=int, metavar="N", help="processes that read pictures")
+    evaluate.add_argument(
+        "--process-index", type=int, metavar="I", help="this is process I of several that share DIR"
+    )
+    evaluate.add_argument("--process-count", type=int, metavar="N", help="how many there are")
+    add_malloc_option(evaluate)
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
+    evaluate.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """The command; 1 where an example has no answer, 130 where it was interrupted."""
+    if options.published:
+        from florence_jax.evaluation.published import format_tables
+
+        print(format_tables())
+        return 0
+    if options.benchmark is None or options.data is None:
+        raise ValueError(
+            "name a data set and where it is: florence-jax evaluate coco-captions --data coco/ "
+            "(florence-jax evaluate --help lists them)"
+        )
+    from florence_jax.evaluation.run import ROWS, plan_evaluation
+
+    plan = plan_evaluation(
+        options.benchmark,
+        options.data,
+        split=options.split,
+        limit=options.limit,
+        prompt=options.prompt,
+        image_root=options.image_root,
+    )
+    directory = options.output or _default_output(options.model, plan)
+    if options.dry_run:
+        print(_describe(plan, options, directory))
+        return 0
+    if not options.score_only:
+        try:
+            summary = _answer(plan, options, directory / ROWS)
+        except KeyboardInterrupt:
+            print(f"\nstopped at once; {_how_to_go_on(directory)}", file=sys.stderr)
+            sys.stderr.flush()
+            # Threads that wait for the device would otherwise be waited for.
+            os._exit(INTERRUPTED)
+        if summary.missing:
+            done = summary.blocks - summary.missing
+            print(
+                f"{done} of {summary.blocks} blocks are done; {_how_to_go_on(directory)}",
+                file=sys.stderr,
+            )
+            return INTERRUPTED
+    report = _report(plan, options, directory)
+    print(report.describe())
+    print(f"report.json, examples.jsonl and worst.html are in {directory}/", file=sys.stderr)
+    return 1 if report.failed else 0
+
+
+def _answer(plan: Plan, options: argparse.Namespace, directory: Path) -> Summary:
+    from florence_jax.batch.local_devices import over_local_devices
+    from florence_jax.batch.predict_job import PredictJob
+    from florence_jax.batch.run import run_blocks
+    from florence_jax.batch.shares import find_share
+
+    if options.max_new_tokens is None and plan.known is not None:
+        options.max_new_tokens = plan.known.max_new_tokens
+    source = plan.source()
+    pipeline = over_local_devices(load_answering(options, progress=not options.quiet))
+    job = PredictJob(
+        pipeline,
+        decoding_settings(pipeline, options),
+        constrained=options.constrained,
+        batch_size=options.batch_size,
+    )
+    job.check(item.queries[0] for item in plan.items[:1])
+    return run_blocks(
+        source,
+        job,
+        directory,
+        workers=options.workers,
+        share=find_share(options.process_index, options.process_count),
+        progress=not options.quiet,
+    )
+
+
+def _report(plan: Plan, options: argparse.Namespace, directory: Path) -> Report:
+    from florence_jax.batch.run_manifest import read_manifest
+    from florence_jax.evaluation.page import worst_page
+    from florence_jax.evaluation.report import WORST, save_report, worst, write
+    from florence_jax.evaluation.run import ROWS, read_all_rows, score_rows
+
+    rows = read_all_rows(plan, directory / ROWS)
+    manifest = read_manifest(directory / ROWS) or {}
+    report = score_rows(
+        plan,
+        rows,
+        model=options.model,
+        settings={"prompt": plan.prompt, "run": manifest.get("job"), "data": str(options.data)},
+    )
+    save_report(report, directory)
+    pictures = {item.id: item.image for item in plan.items}
+    write(directory / WORST, worst_page(report, worst(report, options.worst), pictures))
+    return report
+
+
+def _describe(plan: Plan, options: argparse.Namespace, directory: Path) -> str:
+    """What would run, after a look at every picture's name."""
+    from florence_jax.batch.images import FileBelow, image_name
+    from florence_jax.evaluation.published import published_figure
+
+    known = plan.known
+    absent = [
+        item.image
+        for item in plan.items
+        if isinstance(item.image, FileBelow)
+        and not Path(item.image.root, item.image.name).is_file()
+    ]
+    found = f"{len(plan.items)} of {len(plan.dataset.items)} examples"
+    lines = [
+        f"{plan.benchmark} {plan.split}: {found} of {', '.join(map(str, plan.dataset.files))}",
+        f"asked: {plan.prompt}" + (f" ({known.prompt_source})" if known else ""),
+        f"first: {plan.items[0].queries[0].prompt}, {image_name(plan.items[0].image)}",
+        f"{len(absent)} pictures are missing"
+        + (f", such as {image_name(absent[0])}: those examples count as wrong" if absent else ""),
+        f"model: {options.model}, output: {directory}/",
+    ]
+    column = known.columns.get(plan.split) if known else None
+    figure = published_figure(options.model, column) if column else None
+    if figure is not None:
+        lines.append(f"published: {figure.column} {figure.value} ({figure.source})")
+    return "\n".join(lines)
+
+
+def _default_output(model: str, plan: Plan) -> Path:
+    name = re.sub(r"[^\w.-]+", "_", model.rstrip("/").rsplit("/", 1)[-1]) or "model"
+    part = "" if plan.limit is None else f"-first-{plan.limit}"
+    return Path("florence-jax-evaluation") / name / f"{plan.benchmark}-{plan.split}{part}"
+
+
+def _how_to_go_on(directory: Path) -> str:
+    return f"the same command goes on with what is missing in {directory}/"
+
+
+def _list_of_data_sets() -> str:
+    from florence_jax.evaluation.benchmarks import BENCHMARKS
+
+    lines = [
+        f"  {name:<16}{', '.join(one.splits):<20}{one.files}\n" for name, one in BENCHMARKS.items()
+    ]
+    return "".join(lines)

@@ -1,0 +1,68 @@
+"""The metrics of the published tables, each with its reference's numbers.
+
+Plain functions of plain values: nothing here knows the model, jax or a data set.
+
+| metric | function | reference |
+| --- | --- | --- |
+| CIDEr-D (COCO's tables: CIDEr), CIDEr | `cider_d`, `cider` | pycocoevalcap, vrama91/cider |
+| BLEU-1..4, ROUGE-L | `bleu`, `rouge_l` | pycocoevalcap |
+| METEOR | `meteor` | METEOR 1.5 itself, in Java |
+| the tokens of captions | `tokenize` | Stanford's PTBTokenizer as pycocoevalcap runs it |
+| COCO AP and AR | `coco_average_precision` | pycocotools |
+| AP at one overlap, matches | `mean_average_precision`, `matched` | pycocotools |
+| R@1, accuracy@0.5 | `recall_at_1`, `box_iou` | MDETR's Flickr30k evaluation |
+| mIoU, oIoU | `mean_and_overall_iou` | LAVT's and PolyFormer's evaluation |
+| VQA accuracy | `vqa_accuracy` | the VQA challenge's vqaEval |
+| ANLS, edit distance, exact | `anls`, `edit_distance`, `exact_match` | arXiv:1907.00490 |
+"""
+
+from florence_jax.evaluation.metrics.bleu import bleu
+from florence_jax.evaluation.metrics.boxes import (
+    Found,
+    box_iou,
+    matched,
+    mean_average_precision,
+    recall_at_1,
+)
+from florence_jax.evaluation.metrics.cider import cider, cider_d
+from florence_jax.evaluation.metrics.coco import coco_average_precision
+from florence_jax.evaluation.metrics.masks import (
+    Areas,
+    areas_of,
+    coco_mask,
+    mask_iou,
+    mean_and_overall_iou,
+)
+from florence_jax.evaluation.metrics.meteor import meteor
+from florence_jax.evaluation.metrics.rouge import rouge_l
+from florence_jax.evaluation.metrics.score import Scores
+from florence_jax.evaluation.metrics.text import anls, edit_distance, exact_match, similarity
+from florence_jax.evaluation.metrics.treebank import tokenize
+from florence_jax.evaluation.metrics.vqa import normalized_answer, vqa_accuracy
+
+__all__ = [
+    "Areas",
+    "Found",
+    "Scores",
+    "anls",
+    "areas_of",
+    "bleu",
+    "box_iou",
+    "cider",
+    "cider_d",
+    "coco_average_precision",
+    "coco_mask",
+    "edit_distance",
+    "exact_match",
+    "mask_iou",
+    "matched",
+    "mean_and_overall_iou",
+    "mean_average_precision",
+    "meteor",
+    "normalized_answer",
+    "recall_at_1",
+    "rouge_l",
+    "similarity",
+    "tokenize",
+    "vqa_accuracy",
+]

@@ -1,0 +1,175 @@
+"""What an evaluation came to: beside the published figure, as text, JSON and rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from florence_jax.evaluation.published import Figure
+from florence_jax.evaluation.scoring import Outcome, Row
+
+REPORT, EXAMPLES, WORST, SUBMISSION = (
+    "report.json",
+    "examples.jsonl",
+    "worst.html",
+    "submission.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One task's rows and figures; a published data set has one part.
+
+    Attributes:
+        name: the data set's title, or of one's own rows the task.
+        rows: in the order of the data set.
+        outcome: None where the split has no truth.
+    """
+
+    name: str
+    rows: Sequence[Row]
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """An evaluation.
+
+    Attributes:
+        benchmark, split, model: of what.
+        settings: prompt, decoding and files, as JSON.
+        parts: the figures.
+        examples, total: rows that were scored, and examples that the split has.
+        failed: rows without an answer; they count as wrong.
+        figure: what is published of this model and column.
+    """
+
+    benchmark: str
+    split: str
+    model: str
+    settings: Mapping[str, Any]
+    parts: Sequence[Part]
+    examples: int
+    total: int
+    failed: int
+    figure: Figure | None = None
+
+    def describe(self) -> str:
+        """The figures for a person."""
+        lines = [
+            f"{self.benchmark} {self.split}: {self.examples} of {self.total} examples, {self.model}"
+        ]
+        if self.failed:
+            lines.append(f"{self.failed} examples have no answer (see {EXAMPLES}): they are wrong")
+        for part in self.parts:
+            if len(self.parts) > 1:
+                lines.append(f"{part.name}, {len(part.rows)} examples")
+            if part.outcome is None:
+                lines.append(f"  the truth of this split is not public: send in {SUBMISSION}")
+            else:
+                lines += self._figures(part.outcome)
+        return "\n".join(lines)
+
+    def _figures(self, outcome: Outcome) -> list[str]:
+        width = max(map(len, [outcome.metric, *outcome.others]))
+        main = f"  {outcome.metric:<{width}}  {outcome.value:8.2f}"
+        if self.figure is not None:
+            difference = outcome.value - self.figure.value
+            main += f"   published {self.figure.value} ({self.figure.source}): {difference:+.2f}"
+            if self.examples < self.total:
+                main += ", of the whole split"
+        elif len(self.parts) == 1:
+            main += "   nothing is published of this model and split"
+        others = (f"  {name:<{width}}  {value:8.2f}" for name, value in outcome.others.items())
+        return [main, *others]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the rows."""
+        content: dict[str, Any] = {
+            "benchmark": self.benchmark,
+            "split": self.split,
+            "model": self.model,
+            "examples": self.examples,
+            "total": self.total,
+            "failed": self.failed,
+            "settings": dict(self.settings),
+            "results": [
+                {
+                    "name": part.name,
+                    "examples": len(part.rows),
+                    "metric": part.outcome.metric,
+                    "value": part.outcome.value,
+                    "others": part.outcome.others,
+                }
+                for part in self.parts
+                if part.outcome is not None
+            ],
+        }
+        if self.figure is not None:
+            published = {"value": self.figure.value, "source": self.figure.source}
+            if content["results"]:
+                published["difference"] = content["results"][0]["value"] - self.figure.value
+            content["published"] = published
+        return content
+
+    def examples_as_json(self) -> list[dict[str, Any]]:
+        """Each row with its `score`, 0..1."""
+        return [
+            dict(row) | ({"score": score} if score is not None else {})
+            for part in self.parts
+            for row, score in zip(part.rows, _each(part), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Worst:
+    """A row and how it went."""
+
+    part: str
+    row: Row
+    score: float = field(compare=False)
+
+
+def worst(report: Report, count: int) -> list[Worst]:
+    """The rows with the lowest scores, those of equal ones in the order of the data set."""
+    scored = [
+        Worst(part.name, row, score)
+        for part in report.parts
+        for row, score in zip(part.rows, _each(part), strict=True)
+        if score is not None
+    ]
+    return sorted(scored, key=lambda one: one.score)[:count]
+
+
+def save_report(report: Report, directory: Path) -> None:
+    """Write `report.json`, `examples.jsonl` and, where the truth is not public, the answers in the
+    form that the challenges take."""
+    write(directory / REPORT, json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n")
+    lines = (json.dumps(row, ensure_ascii=False) for row in report.examples_as_json())
+    write(directory / EXAMPLES, "".join(f"{line}\n" for line in lines))
+    if any(part.outcome is None for part in report.parts):
+        write(directory / SUBMISSION, json.dumps(_submission(report), ensure_ascii=False) + "\n")
+
+
+def write(path: Path, content: str) -> None:
+    """Replace a file as a whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(content, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _submission(report: Report) -> list[dict[str, Any]]:
+    from florence_jax.evaluation.scoring import answer_value
+
+    rows = [row for part in report.parts for row in part.rows]
+    # DocVQA's server has its own name for a question's number, and VizWiz's goes by the picture.
+    key = {"docvqa": "questionId", "vizwiz": "image"}.get(report.benchmark, "question_id")
+    return [{key: row["question_id"], "answer": answer_value(row) or ""} for row in rows]
+
+
+def _each(part: Part) -> Sequence[float | None]:
+    return [None] * len(part.rows) if part.outcome is None else part.outcome.each

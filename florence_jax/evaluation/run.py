@@ -1,0 +1,215 @@
+"""An evaluation on the batch runner: the data set's questions in, rows and figures out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from florence_jax.batch.blocks import is_block_name
+from florence_jax.batch.job import Item, Listed, Row
+from florence_jax.batch.row_files import read_rows
+from florence_jax.evaluation.benchmarks import Benchmark, benchmark_named
+from florence_jax.evaluation.layouts.files import Dataset, LayoutError
+from florence_jax.evaluation.layouts.own import own_file
+from florence_jax.evaluation.own_scoring import score_own
+from florence_jax.evaluation.published import published_figure
+from florence_jax.evaluation.report import Part, Report
+from florence_jax.evaluation.scoring import score_detection
+from florence_jax.inference.requests import Query
+
+OWN = "own"
+ROWS = "rows"
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be finished; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be asked.
+
+    Attributes:
+        benchmark: a name of `BENCHMARKS`, or "own".
+        split: of it; "all" of one's own data.
+        dataset: every item of the split, with its query.
+        limit: how many of them are asked, from the first; None for all.
+        prompt: as in `Benchmark.prompt`.
+    """
+
+    benchmark: str
+    split: str
+    dataset: Dataset
+    limit: int | None
+    prompt: str
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """What is asked."""
+        return self.dataset.items[: self.limit]
+
+    @property
+    def known(self) -> Benchmark | None:
+        """The published data set; None for one's own."""
+        return None if self.benchmark == OWN else benchmark_named(self.benchmark)
+
+    def source(self) -> Listed:
+        """For the batch runner, which refuses to go on with other annotations or prompts."""
+        digests = {path.name: _sha256(path) for path in self.dataset.files}
+        asked = {"benchmark": self.benchmark, "prompt": self.prompt, "files": digests}
+        return Listed(self.items, asked)
+
+
+def plan_evaluation(
+    benchmark: str,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    prompt: str | None = None,
+    image_root: str | Path | None = None,
+) -> Plan:
+    """Read a data set and say what will be asked of it.
+
+    Args:
+        benchmark: a name of `BENCHMARKS`, or "own".
+        data: the folder of the published layout, or one's own file.
+        split: by default the data set's first.
+        limit: only so many examples.
+        prompt: instead of the data set's, `{input}` standing for what it asks about.
+        image_root: folder of the pictures, of one's own file alone.
+
+    Raises:
+        LayoutError: a file is missing or not as expected.
+        ValueError: no such data set or split, or options that do not go with it.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"the limit is {limit}: at least 1 example is needed")
+    if benchmark == OWN:
+        if split is not None:
+            raise ValueError(f"own data has no split {split!r}: name the file itself by --data")
+        root = Path(image_root) if image_root else None
+        dataset = _read(benchmark, lambda: own_file(Path(data), root))
+        split = "all"
+        prompt = prompt or ("<OD>" if "coco" in dataset.truth else "{input}")
+    else:
+        known = benchmark_named(benchmark)
+        if image_root is not None:
+            raise ValueError(f"--image-root is for own data: {benchmark} has its own folders")
+        split = split or known.splits[0]
+        if split not in known.splits:
+            raise ValueError(
+                f"{benchmark} has no split {split!r}, it has {', '.join(known.splits)}"
+            )
+        dataset = _read(benchmark, lambda: known.read(Path(data), split))
+        prompt = prompt or known.prompt
+    asked = [_asked(item, prompt) for item in dataset.items]
+    return Plan(
+        benchmark=benchmark,
+        split=split,
+        dataset=dataclasses.replace(dataset, items=asked),
+        limit=limit,
+        prompt=prompt,
+    )
+
+
+def read_all_rows(plan: Plan, directory: Path) -> list[Row]:
+    """The rows of a finished run, in the order of the data set.
+
+    Raises:
+        EvaluationError: rows are missing, or are of other examples.
+    """
+    rows = {row["id"]: row for row in _rows(directory)}
+    missing = [item.id for item in plan.items if item.id not in rows]
+    if missing:
+        raise EvaluationError(
+            f"{directory} lacks {len(missing)} of {len(plan.items)} rows, such as {missing[0]}: "
+            "run the same command again, it goes on where it stopped"
+        )
+    return [rows[item.id] for item in plan.items]
+
+
+def score_rows(
+    plan: Plan, rows: Sequence[Row], *, model: str, settings: Mapping[str, Any]
+) -> Report:
+    """The figures of a finished run.
+
+    Args:
+        plan: what was asked.
+        rows: every one of its rows, in order.
+        model: hub id or path; its last part finds the published figure.
+        settings: of the run, for the report.
+
+    Raises:
+        EvaluationError: the truth of a row is nothing that can be compared with.
+    """
+    known = plan.known
+    figure = None
+    if known is not None and plan.split in known.columns:
+        figure = published_figure(model, known.columns[plan.split])
+    return Report(
+        benchmark=plan.benchmark,
+        split=plan.split,
+        model=model,
+        settings=settings,
+        parts=_parts(plan, known, rows),
+        examples=len(plan.items),
+        total=len(plan.dataset.items),
+        failed=sum(not _is_answered(row) for row in rows),
+        figure=figure,
+    )
+
+
+def _parts(plan: Plan, known: Benchmark | None, rows: Sequence[Row]) -> list[Part]:
+    truth = plan.dataset.truth
+    if known is None and "coco" not in truth:
+        scored = score_own(rows).items()
+        return [Part(name=task, rows=own, outcome=outcome) for task, (own, outcome) in scored]
+    title = known.title if known else "<OD>"
+    if any(row["truth"] is None for row in rows):
+        return [Part(name=title, rows=rows, outcome=None)]
+    score = known.score if known else score_detection
+    try:
+        return [Part(name=title, rows=rows, outcome=score(rows, truth))]
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise EvaluationError(
+            f"the answers are kept, but the truth of {plan.benchmark} cannot be compared with "
+            f"({type(error).__name__}: {error}): check {', '.join(map(str, plan.dataset.files))}, "
+            "then run the same command with --score-only"
+        ) from error
+
+
+def _read(benchmark: str, read: Callable[[], Dataset]) -> Dataset:
+    try:
+        return read()
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        # Somewhere a number stands for a list, or the like: more ways than there are messages for.
+        raise LayoutError(
+            f"the files of {benchmark} are not what its authors publish "
+            f"({type(error).__name__}: {error}): download them again"
+        ) from error
+
+
+def _asked(item: Item, prompt: str) -> Item:
+    text = prompt.replace("{input}", str(item.extra.get("input", "")))
+    return dataclasses.replace(item, queries=(Query(prompt=text),))
+
+
+def _rows(directory: Path) -> Iterator[Row]:
+    if directory.is_dir():
+        for path in sorted(directory.iterdir()):
+            if is_block_name(path.name):
+                yield from read_rows(path)
+
+
+def _is_answered(row: Row) -> bool:
+    return any("result" in answer for answer in row.get("answers", ()))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,282 @@
+"""Rows of answers -> the figures of a data set, and how well each row did.
+
+Every scoring takes the rows of a finished run, as the batch runner writes them, with the truth that
+the reader of the data set put beside each. An answer that is missing (a picture that cannot be
+read) counts as an empty one. Figures are in the unit of the published tables: times 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from florence_jax.evaluation.metrics import (
+    anls,
+    areas_of,
+    bleu,
+    box_iou,
+    cider,
+    cider_d,
+    coco_average_precision,
+    edit_distance,
+    exact_match,
+    mean_and_overall_iou,
+    meteor,
+    recall_at_1,
+    rouge_l,
+    similarity,
+    tokenize,
+    vqa_accuracy,
+)
+from florence_jax.evaluation.metrics.boxes import Found, matched
+from florence_jax.evaluation.metrics.masks import coco_mask
+from florence_jax.evaluation.metrics.meteor import meteor_is_installed
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        metric: the figure that tables print.
+        value: it, times 100.
+        each: of every row 0..1, 1 for a right answer: what the error analysis sorts by.
+        others: further figures by name, times 100 but for edit distances, which are characters.
+    """
+
+    metric: str
+    value: float
+    each: list[float]
+    others: dict[str, float] = field(default_factory=dict)
+
+
+def score_captions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+    """CIDEr-D, CIDEr, BLEU, ROUGE-L, and METEOR where its program is installed."""
+    del truth
+    flat = tokenize([reference for row in rows for reference in row["truth"]])
+    stretches = iter(flat)
+    references = [[next(stretches) for _ in row["truth"]] for row in rows]
+    captions = tokenize([_text(row) for row in rows])
+    main, plain = cider_d(references, captions), cider(references, captions)
+    others = {f"BLEU-{n}": score for n, score in enumerate(bleu(references, captions), start=1)}
+    others |= {"ROUGE-L": rouge_l(references, captions)}
+    if meteor_is_installed():
+        others["METEOR"] = meteor(references, captions)
+    figures = {name: 100 * score.value for name, score in others.items()}
+    return Outcome(
+        metric="CIDEr",
+        value=100 * main.value,
+        each=[min(1.0, score / 10) for score in main.each],
+        others={"CIDEr, not clipped (first definition)": 100 * plain.value} | figures,
+    )
+
+
+def score_detection(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+    """COCO's AP with every box equally sure, as for a model without confidences, and with ours.
+
+    Labels that are no category of the data set name nothing there and are left out, as they must
+    be: a category is found by its name, case aside.
+    """
+    content = truth["coco"]
+    categories = {_name(category["name"]): category["id"] for category in content["categories"]}
+    results, each = [], []
+    for row in rows:
+        found = _found(row)
+        results += [
+            {
+                "image_id": row["image_id"],
+                "category_id": categories[_name(one.label)],
+                "bbox": _coco_box(one.shape),
+                "score": one.score,
+            }
+            for one in found
+            if _name(one.label) in categories
+        ]
+        each.append(_f1(row["truth"], found))
+    image_ids = [row["image_id"] for row in rows]
+    plain = coco_average_precision(content, results, image_ids=image_ids, use_scores=False)
+    sure = coco_average_precision(content, results, image_ids=image_ids)
+    return Outcome(
+        metric="mAP",
+        value=100 * plain["AP"],
+        each=each,
+        # A size that the truth does not have has no figure.
+        others={name: 100 * value for name, value in plain.items() if name != "AP" and value >= 0}
+        | {f"{name} with our scores": 100 * value for name, value in sure.items() if value >= 0},
+    )
+
+
+def score_phrases(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+    """R@1 of every phrase: its first box, or else its surest one, against any of the true ones."""
+    del truth
+    first, surest, merged, each = [], [], [], []
+    for row in rows:
+        found = _found(row)
+        right = []
+        for phrase in row["truth"]:
+            own = [one for one in found if _name(one.label) == _name(phrase["phrase"])]
+            boxes = [one.shape for one in own]
+            sure = [one.shape for one in sorted(own, key=lambda one: -one.score)]
+            right.append(recall_at_1(phrase["boxes"], boxes))
+            surest.append(recall_at_1(phrase["boxes"], sure))
+            merged.append(recall_at_1(phrase["boxes"], boxes, merged=True))
+        first += right
+        each.append(_mean(right))
+    return Outcome(
+        metric="R@1",
+        value=100 * _mean(first),
+        each=each,
+        others={
+            "R@1 of the surest box": 100 * _mean(surest),
+            "R@1 against merged boxes": 100 * _mean(merged),
+        },
+    )
+
+
+def score_expressions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+    """accuracy@0.5: the first box of each answer against the one true box."""
+    del truth
+    first, surest = [], []
+    for row in rows:
+        found, box = _found(row), row["truth"]["box"]
+        sure = max(found, key=lambda one: one.score, default=None)
+        first.append(box_iou(box, found[0].shape) if found else 0.0)
+        surest.append(box_iou(box, sure.shape) if sure else 0.0)
+    return Outcome(
+        metric="accuracy",
+        value=100 * _mean(overlap >= 0.5 for overlap in first),
+        each=first,
+        others={
+            "accuracy of the surest box": 100 * _mean(overlap >= 0.5 for overlap in surest),
+            "mean overlap": 100 * _mean(first),
+        },
+    )
+
+
+def score_masks(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+    """mIoU and oIoU of referring expression segmentation."""
+    del truth
+    areas = []
+    for row in rows:
+        size = (int(row["truth"]["size"][0]), int(row["truth"]["size"][1]))
+        instances = _value(row).get("polygons", [])
+        parts = [part for instance in instances for part in instance]
+        areas.append(
+            areas_of(coco_mask(row["truth"]["segmentation"], size), coco_mask(parts, size))
+        )
+    mean, overall = mean_and_overall_iou(areas)
+    figures = {
+        f"precision@{least}": 100 * _mean(pair.iou >= least for pair in areas)
+        for least in (0.5, 0.7, 0.9)
+    }
+    return Outcome(
+        metric="mIoU",
+        value=100 * mean,
+        each=[pair.iou for pair in areas],
+        others={"oIoU": 100 * overall} | figures,
+    )
+
+
+def score_vqa(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+    """The VQA challenge's accuracy."""
+    del truth
+    each = [vqa_accuracy(row["truth"], _text(row)) for row in rows]
+    exact = _mean(exact_match(row["truth"], _text(row)) for row in rows)
+    return Outcome(
+        metric="accuracy",
+        value=100 * _mean(each),
+        each=each,
+        others={"equal to one of the answers": 100 * exact},
+    )
+
+
+def score_documents(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+    """ANLS of DocVQA."""
+    outcome = score_text(rows, truth)
+    others = dict(outcome.others)
+    value = others.pop("ANLS")
+    each = [anls(row["truth"], _text(row)) for row in rows]
+    return Outcome(metric="ANLS", value=value, each=each, others={"exact": outcome.value} | others)
+
+
+def score_text(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+    """Exact match, ANLS and edit distance of answers in text."""
+    del truth
+    exact, near, distances, each = [], [], [], []
+    for row in rows:
+        answer, truths = _text(row), row["truth"]
+        exact.append(exact_match(truths, answer))
+        near.append(anls(truths, answer))
+        distances.append(min(edit_distance(one, answer) for one in truths))
+        each.append(max(similarity(one, answer) for one in truths))
+    return Outcome(
+        metric="exact match",
+        value=100 * _mean(exact),
+        each=each,
+        others={
+            "ANLS": 100 * _mean(near),
+            "edit distance": _mean(distances),
+            "similarity (1 - edit distance / length)": 100 * _mean(each),
+        },
+    )
+
+
+Scoring = Callable[[Sequence[Row], Mapping[str, Any]], Outcome]
+
+
+def answer_value(row: Row) -> Any:
+    """What stands under the task in the row's answer: a text or a mapping; None without one."""
+    for answer in row.get("answers", ()):
+        if "result" in answer:
+            return next(iter(answer["result"].values()))
+    return None
+
+
+def _text(row: Row) -> str:
+    value = answer_value(row)
+    return value if isinstance(value, str) else ""
+
+
+def _value(row: Row) -> Mapping[str, Any]:
+    value = answer_value(row)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _found(row: Row) -> list[Found]:
+    """The answer's boxes; one without confidence is as sure as can be."""
+    value = _value(row)
+    prefix = "bboxes_" if "bboxes_labels" in value else ""
+    shapes = value.get("bboxes", [])
+    scores = value.get(f"{prefix}scores") or [1.0] * len(shapes)
+    labels = value.get(f"{prefix}labels") or [""] * len(shapes)
+    return [
+        Found(label=label, shape=shape, score=score)
+        for label, shape, score in zip(labels, shapes, scores, strict=True)
+    ]
+
+
+def _f1(truth: Mapping[str, Any], found: Sequence[Found]) -> float:
+    """How one picture went: F1 of its boxes at half overlap, 1 where there was nothing to find."""
+    true = [
+        Found(label=_name(label), shape=box)
+        for box, label in zip(truth["bboxes"], truth["labels"], strict=True)
+    ]
+    given = [Found(label=_name(one.label), shape=one.shape, score=one.score) for one in found]
+    total = len(true) + len(given)
+    return 2 * sum(matched(true, given)) / total if total else 1.0
+
+
+def _coco_box(box: Sequence[float]) -> list[float]:
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def _name(label: str) -> str:
+    return " ".join(label.lower().split())
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else 0.0
