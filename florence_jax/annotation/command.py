@@ -1,0 +1,234 @@
+"""`florence-jax annotate`: annotate images, merge annotations, and refine a model in a loop."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from florence_jax.annotation.options import (
+    add_options,
+    annotate_arguments,
+    annotate_settings,
+    thresholds,
+)
+from florence_jax.annotation.schema import FILE
+from florence_jax.annotation.settings import AnnotateSettings
+from florence_jax.inference.command import decoding_settings, load_answering
+
+if TYPE_CHECKING:
+    from florence_jax.annotation.analysis import Analyser
+    from florence_jax.annotation.statistics import Statistics
+    from florence_jax.batch.run import Summary
+
+INTERRUPTED = 130
+# Features of a block's pictures stay on the device: 1.2 MB each for base in bfloat16.
+_MOST_IN_BLOCK = 128
+
+_EPILOG = """\
+examples:
+  florence-jax annotate photos/ --output annotated/
+  florence-jax annotate photos/ --output annotated/ --polygons phrases --export rows --gallery 50
+  florence-jax annotate photos/ --output boxes/ --only regions --threshold box_score=0.3
+  florence-jax annotate photos/ --output annotated/ --dry-run
+  florence-jax annotate --merge base/ large/ --output both/ --fusion average
+  florence-jax annotate photos/ --output loop/ --refine train/recipes/lora.py --rounds 2
+
+what is written into --output:
+  block-*.jsonl     the annotations, one image a line (florence_jax/annotation/schema.py has the
+                    schema), in blocks as of predict --output-dir: the same command goes on where
+                    it was stopped, and florence-jax verify-output checks them
+  statistics.json   counts and averages in the manner of FLD-5B's tables, with what was rejected and
+                    why
+  plots/            distributions of boxes and confidences
+  instances.coco.json, captions.coco.json   with --export coco
+  rows.jsonl        image, prefix, suffix for every task, with --export rows
+  gallery/          with --gallery
+
+The trainer reads the directory as it is:
+  python -m train.main --config train/recipes/lora.py \\
+      'data.train=[{kind: annotations, path: annotated, image_root: photos}]'
+
+thresholds (--threshold NAME=VALUE), with their defaults:
+"""
+
+
+def add_annotate(commands: Any) -> None:
+    """The command, added to the parser's."""
+    annotate = commands.add_parser(
+        "annotate",
+        help="annotate images: captions, boxes, written text, grounded phrases",
+        description="Annotate each image with captions of three levels, named and described "
+        "boxes, written text, and the noun phrases of the captions with their boxes. Each image "
+        "is encoded once; every answer has a confidence; what the filters take out is counted.",
+        epilog=_EPILOG + thresholds(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(annotate)
+    annotate.set_defaults(run=run_annotate, weights=None)
+
+
+def run_annotate(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    if options.merge is not None:
+        return _merge(options)
+    if not options.images:
+        raise ValueError("name the images to annotate, or annotations to --merge")
+    return _refine(options) if options.refine is not None else _annotate(options)
+
+
+def _annotate(options: argparse.Namespace) -> int:
+    from florence_jax.annotation.job import AnnotateJob
+    from florence_jax.annotation.parsed import find_analyser
+    from florence_jax.annotation.pictures import find_pictures
+    from florence_jax.batch.local_devices import over_local_devices
+    from florence_jax.batch.run import default_block_size, run_blocks
+
+    settings = annotate_settings(options)
+    pictures = find_pictures(options.images, options.image_root)
+    analyser = find_analyser(options.analyser)
+    block_size = options.block_size or min(_MOST_IN_BLOCK, default_block_size())
+    if options.dry_run:
+        print(_plan(len(pictures), pictures.root, settings, analyser, options, block_size))
+        return 0
+    pipeline = over_local_devices(load_answering(options, progress=not options.quiet))
+    job = AnnotateJob(
+        pipeline,
+        settings,
+        analyser,
+        generation=decoding_settings(pipeline, options),
+        constrained=not options.unconstrained,
+        batch_size=options.batch_size,
+    )
+    try:
+        summary = run_blocks(
+            pictures,
+            job,
+            options.output,
+            block_size=block_size,
+            row_format="jsonl",
+            workers=options.workers,
+            progress=not options.quiet,
+        )
+    except KeyboardInterrupt:
+        print(f"\nstopped at once; the same command goes on in {options.output}/", file=sys.stderr)
+        sys.stderr.flush()
+        # Threads that wait for the device would otherwise be waited for.
+        os._exit(INTERRUPTED)
+    if not options.quiet:
+        print(_told(summary, options.output), file=sys.stderr)
+    if summary.missing:
+        return INTERRUPTED
+    counted = _finish(options, pictures.root, analyser)
+    if not options.quiet and summary.rows == len(pictures):
+        rate = counted.annotations / summary.seconds
+        print(f"{rate:.1f} annotations/s, compilation included", file=sys.stderr)
+    return 1 if summary.errors else 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from florence_jax.annotation.merge import merge_sets
+    from florence_jax.annotation.parsed import find_analyser
+    from florence_jax.annotation.schema import read_annotations, write_annotations
+
+    if options.images:
+        raise ValueError("--merge takes annotations, not images: leave the images out")
+    merged = merge_sets(
+        [read_annotations(path) for path in options.merge],
+        fusion=options.fusion,
+        captions=options.captions,
+        overlap=annotate_settings(options).filters.overlap,
+    )
+    if options.dry_run:
+        print(f"{len(merged)} images of {len(options.merge)} inputs would go into {options.output}")
+        return 0
+    file = options.output / FILE
+    if options.output.is_dir() and any(options.output.iterdir()) and not file.exists():
+        raise ValueError(f"{options.output} holds something else: name another --output")
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_annotations(merged, file)
+    root = options.image_root or Path()
+    _finish(options, root, find_analyser(options.analyser))
+    return 0
+
+
+def _refine(options: argparse.Namespace) -> int:
+    from florence_jax.annotation.pictures import find_pictures
+    from florence_jax.annotation.rounds import Refine, refine
+
+    if options.revision is not None or options.processor is not None:
+        raise ValueError(
+            "--refine names models by their directory alone: download that revision, or put the "
+            "tokenizer into the directory, and leave --revision and --processor out"
+        )
+    pictures = find_pictures(options.images, options.image_root)
+    model = options.model
+    loop = Refine(
+        directory=Path(os.path.abspath(options.output)),
+        # A directory is found from the checkout too.
+        model=os.path.abspath(model) if Path(model).exists() else model,
+        rounds=options.rounds,
+        recipe=Path(os.path.abspath(options.refine)),
+        checkout=Path(os.path.abspath(options.checkout)),
+        image_root=pictures.root,
+        annotate=lambda chosen, output: annotate_arguments(options, chosen, output),
+        also=options.also,
+        words=options.words,
+    )
+    if options.dry_run:
+        import shlex
+
+        for phase in loop.phases():
+            print(f"# {phase.name}\n{shlex.join(phase.command)}")
+        return 0
+
+    def say(line: str) -> None:
+        if not options.quiet:
+            print(f"florence-jax: {line}", file=sys.stderr, flush=True)
+
+    return 0 if refine(loop, say) else INTERRUPTED
+
+
+def _finish(options: argparse.Namespace, root: Path, analyser: Analyser) -> Statistics:
+    from florence_jax.annotation.products import Products, make_products
+
+    products = Products(exports=tuple(options.export), gallery=options.gallery)
+    counted = make_products(options.output, options.output, root, analyser, products)
+    if not options.quiet:
+        print(counted.table())
+    return counted
+
+
+def _plan(
+    count: int,
+    root: Path,
+    settings: AnnotateSettings,
+    analyser: Analyser,
+    options: argparse.Namespace,
+    block_size: int,
+) -> str:
+    asked = [*settings.levels, *(name for name in ("regions", "ocr") if getattr(settings, name))]
+    done = sum(1 for _ in options.output.glob("block-*.jsonl"))
+    return "\n".join(
+        [
+            f"{count} images below {root}, by {options.model}",
+            f"asked: {', '.join(asked)}; grounding: {settings.ground}; completion: "
+            f"{settings.complete}; polygons: {settings.polygons}",
+            f"noun phrases by: {analyser.name}",
+            f"{-(-count // block_size)} blocks of {block_size} in {options.output}/, {done} there",
+        ]
+    )
+
+
+def _told(summary: Summary, directory: Path) -> str:
+    where = f"{summary.blocks - summary.missing} of {summary.blocks} blocks are in {directory}/"
+    if summary.missing:
+        where += "; the same command goes on with the rest"
+    return (
+        f"{summary.rows} images in {summary.seconds:.1f} s ({summary.rows / summary.seconds:.2f} "
+        f"images/s, {summary.tokens / summary.seconds:.0f} tokens/s, compilation included), "
+        f"{summary.errors} with errors; the device had work for {summary.busy:.1%} of the time\n"
+        f"{where}"
+    )

@@ -1,0 +1,228 @@
+"""What is taken out of a model's answers, and why: every rejection has a reason that is counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from florence_jax.annotation.analysis import Analysis
+from florence_jax.annotation.boxes import areas, bounds, enclosed_area, overlaps, suppress
+from florence_jax.annotation.schema import (
+    LEVELS,
+    Coordinates,
+    Line,
+    Phrase,
+    Region,
+    Text,
+)
+from florence_jax.annotation.settings import FilterSettings
+
+Part = TypeVar("Part", Region, Phrase, Line)
+Size = tuple[int, int]
+
+
+def text_fault(text: Text, analysis: Analysis, settings: FilterSettings) -> str | None:
+    """Why a caption goes: "empty", "score", "too many objects" or "too simple"; None: it stays."""
+    if not text.text.strip():
+        return "empty"
+    if text.score < settings.text_score:
+        return "score"
+    if analysis.objects > settings.most_objects[LEVELS.index(text.level)]:
+        return "too many objects"
+    return "too simple" if analysis.complexity < settings.least_complexity else None
+
+
+def box_fault(
+    box: Sequence[float], score: float, size: Size, settings: FilterSettings
+) -> str | None:
+    """Why a box goes: "degenerate", "tiny" or "score"; None: it stays."""
+    if float(areas(box)) == 0.0:
+        return "degenerate"
+    least = settings.least_side
+    if box[2] - box[0] < least * size[0] or box[3] - box[1] < least * size[1]:
+        return "tiny"
+    return "score" if score < settings.box_score else None
+
+
+def filter_regions(
+    regions: Sequence[Region], size: Size, settings: FilterSettings, rejected: Counter[str]
+) -> list[Region]:
+    """Regions of one question without those of faulty boxes, doubtful labels and doubles.
+
+    Args:
+        rejected: counts "regions: degenerate", "regions: tiny", "regions: score", "regions: label",
+            "regions: label score", "regions: overlap" and "regions: overlap of another label".
+    """
+
+    def fault(region: Region) -> str | None:
+        label, score = named(region)
+        if not label:
+            return "label"
+        found = box_fault(region.box, region.score, size, settings)
+        return found or ("label score" if score < settings.label_score else None)
+
+    kept = _without_faults("regions", regions, fault, rejected)
+    kept = _without_doubles(
+        "regions: overlap", kept, lambda region: _folded(named(region)[0]), settings, rejected
+    )
+    return without_overlaps(
+        "regions: overlap of another label", kept, settings.overlap_any, rejected
+    )
+
+
+def filter_lines(
+    lines: Sequence[Line],
+    wording_scores: Sequence[float],
+    size: Size,
+    settings: FilterSettings,
+    rejected: Counter[str],
+) -> list[Line]:
+    """Lines of written text; reasons as of regions, with "ocr: text score" and "ocr: empty"."""
+    doubtful = {
+        id(line)
+        for line, score in zip(lines, wording_scores, strict=True)
+        if score < settings.line_score
+    }
+
+    def fault(line: Line) -> str | None:
+        if not line.text.strip():
+            return "empty"
+        if enclosed_area(line.quad) == 0.0:
+            return "degenerate"
+        found = box_fault(bounds(line.quad), line.score, size, settings)
+        return found or ("text score" if id(line) in doubtful else None)
+
+    kept = _without_faults("ocr", lines, fault, rejected)
+    return _without_doubles("ocr: overlap", kept, lambda line: line.text, settings, rejected)
+
+
+def filter_phrases(
+    phrases: Sequence[Phrase], size: Size, settings: FilterSettings, rejected: Counter[str]
+) -> list[Phrase]:
+    """Grounded phrases of one text; reasons as of regions, and "phrases: duplicate".
+
+    A phrase that was grounded at another place of the text with the same boxes is a duplicate:
+    "a dog" and, later on, "the dog".
+    """
+    kept = _without_faults(
+        "phrases", phrases, lambda one: box_fault(one.box, one.score, size, settings), rejected
+    )
+    kept = _without_doubles(
+        "phrases: overlap", kept, lambda one: (one.start, one.end), settings, rejected
+    )
+    return _without_doubles("phrases: duplicate", kept, _wording, settings, rejected)
+
+
+def sound_polygons(
+    polygons: Iterable[Sequence[float]], box: Sequence[float], rejected: Counter[str], kind: str
+) -> tuple[Coordinates, ...]:
+    """Polygons that enclose something, all together about the box that they were asked for.
+
+    Counts "KIND: degenerate polygon", and "KIND: polygon off its box" where the box around all
+    of them shares less than half with `box`: then none is kept.
+    """
+    sound = [tuple(map(float, polygon)) for polygon in polygons]
+    kept = [one for one in sound if len(one) >= 6 and enclosed_area(one) > 0.0]
+    rejected[f"{kind}: degenerate polygon"] += len(sound) - len(kept)
+    if not kept:
+        return ()
+    around = bounds([number for one in kept for number in one])
+    if float(overlaps([around], [box])[0, 0]) < 0.5:
+        rejected[f"{kind}: polygon off its box"] += len(kept)
+        return ()
+    return tuple(kept)
+
+
+def join_descriptions(
+    labelled: Sequence[Region], described: Sequence[Region], settings: FilterSettings
+) -> list[Region]:
+    """Regions with a label and regions with a description as one list, the same box once.
+
+    Pairs are made from the largest overlap down, each region in one pair at most; the labelled
+    one's box stays. What has no partner keeps what it has.
+    """
+    shared = overlaps([one.box for one in labelled], [one.box for one in described])
+    joined, free = list(labelled), set(range(len(described)))
+    ranked = sorted(
+        ((-float(shared[a, b]), a, b) for a in range(len(joined)) for b in free), key=lambda x: x
+    )
+    used: set[int] = set()
+    for negative, a, b in ranked:
+        if -negative < settings.joined:
+            break
+        if a not in used and b in free:
+            joined[a] = dataclasses.replace(
+                joined[a],
+                description=described[b].description,
+                description_score=described[b].description_score,
+            )
+            used.add(a)
+            free.remove(b)
+    return joined + [described[b] for b in sorted(free)]
+
+
+def named(region: Region) -> tuple[str | None, float]:
+    """The region's label, or else its description, with the words' confidence."""
+    if region.label is not None:
+        return region.label, 1.0 if region.label_score is None else region.label_score
+    score = 1.0 if region.description_score is None else region.description_score
+    return region.description, score
+
+
+def without_overlaps(
+    reason: str, parts: Sequence[Part], most: float, rejected: Counter[str]
+) -> list[Part]:
+    """Those that non-maximum suppression leaves, in their order."""
+    kept = suppress([_box(part) for part in parts], [part.score for part in parts], most)
+    rejected[reason] += len(parts) - len(kept)
+    return [parts[number] for number in kept]
+
+
+def _without_faults(
+    kind: str,
+    parts: Iterable[Part],
+    fault: Callable[[Part], str | None],
+    rejected: Counter[str],
+) -> list[Part]:
+    kept = []
+    for part in parts:
+        reason = fault(part)
+        if reason is None:
+            kept.append(part)
+        else:
+            rejected[f"{kind}: {reason}"] += 1
+    return kept
+
+
+def _without_doubles(
+    reason: str,
+    parts: Sequence[Part],
+    group: Callable[[Part], object],
+    settings: FilterSettings,
+    rejected: Counter[str],
+) -> list[Part]:
+    """Non-maximum suppression within each group; the order stays."""
+    groups: dict[object, list[Part]] = {}
+    for part in parts:
+        groups.setdefault(group(part), []).append(part)
+    stay = {
+        id(part)
+        for members in groups.values()
+        for part in without_overlaps(reason, members, settings.overlap, rejected)
+    }
+    return [part for part in parts if id(part) in stay]
+
+
+def _box(part: Region | Phrase | Line) -> Sequence[float]:
+    return bounds(part.quad) if isinstance(part, Line) else part.box
+
+
+def _folded(label: str | None) -> str:
+    return (label or "").casefold()
+
+
+def _wording(phrase: Phrase) -> str:
+    words = phrase.phrase.casefold().split()
+    return " ".join(words[1:] if words[0] in ("a", "an", "the") and len(words) > 1 else words)

@@ -1,0 +1,101 @@
+"""The job of `florence-jax annotate`: a block of pictures becomes a block of annotations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from florence_jax.annotation.analysis import Analyser
+from florence_jax.annotation.asking import Asker
+from florence_jax.annotation.cascade import Picture
+from florence_jax.annotation.schema import SCHEMA, to_row
+from florence_jax.annotation.settings import AnnotateSettings
+from florence_jax.batch.activity import Activity
+from florence_jax.batch.fingerprint import pipeline_fingerprint
+from florence_jax.batch.job import LoadedItem, Row
+from florence_jax.generation import GenerationConfig
+from florence_jax.inference.answering import Answering
+from florence_jax.processing import ImageConfig
+
+
+class AnnotateJob:
+    """Rows of `florence_jax.annotation.schema`.
+
+    Each picture of a block is encoded once. Each stage of the cascade asks about all pictures of
+    the block together, so that the device has full batches.
+    """
+
+    def __init__(
+        self,
+        pipeline: Answering,
+        settings: AnnotateSettings,
+        analyser: Analyser,
+        *,
+        generation: GenerationConfig | None = None,
+        constrained: bool = True,
+        batch_size: int = 8,
+        activity: Activity | None = None,
+    ) -> None:
+        """
+        Args:
+            settings: what is asked and what stays.
+            analyser: finds the noun phrases of captions.
+            generation: decoding settings; by default the checkpoint's.
+            constrained: allow only answers that can be read whole. By default they are: a box that
+                a token limit cuts in half would be lost.
+            batch_size: rows in one compiled call.
+            activity: where tokens and the device's time are counted.
+
+        Raises:
+            ValueError: decoding settings or a pipeline that give no single answer or no scores.
+        """
+        self._settings, self._analyser = settings, analyser
+        self._activity = activity or Activity()
+        self._asker = Asker(
+            pipeline,
+            generation or pipeline.generation,
+            constrained=constrained,
+            batch_size=batch_size,
+            activity=self._activity,
+        )
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        own = {
+            "kind": "annotate",
+            "schema": SCHEMA,
+            "settings": self._settings.record(),
+            "analyser": self._analyser.name,
+            "decoding": dataclasses.asdict(self._asker.settings),
+            "constrained": self._asker.constrained,
+            "batch_rows": self._asker.rows_of_a_device,
+        }
+        return own | pipeline_fingerprint(self._asker.pipeline)
+
+    @property
+    def image_config(self) -> ImageConfig:
+        return self._asker.pipeline.image_config
+
+    @property
+    def activity(self) -> Activity:
+        return self._activity
+
+    def __call__(self, loaded: Iterable[LoadedItem]) -> Sequence[Row]:
+        pictures = [
+            Picture(
+                id=item.item.id,
+                image=getattr(item.item.image, "name", item.item.id),
+                features=features,
+                size=item.size,
+                settings=self._settings,
+                analyser=self._analyser,
+            )
+            for item, features in self._asker.encode(loaded)
+        ]
+        for stage in zip(*(picture.stages() for picture in pictures), strict=True):
+            asked = [one for questions in stage for one in questions()]
+            answers = self._asker.ask([question for question, _ in asked])
+            for (_, read), answer in zip(asked, answers, strict=True):
+                read(answer)
+        return [to_row(picture.annotation()) for picture in pictures]

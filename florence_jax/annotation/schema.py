@@ -1,0 +1,273 @@
+"""The annotation of one image, and its row: JSON lines, version 1.
+
+    {"schema": 1, "id": "a/001.jpg", "image": "a/001.jpg", "width": 640, "height": 480,
+     "texts": [{"level": "brief", "text": "A dog on grass.", "score": 0.81}],
+     "regions": [{"box": [12.5, 40.0, 200.3, 390.1], "score": 0.66, "label": "dog",
+                  "label_score": 0.93, "description": "a brown dog", "description_score": 0.7}],
+     "ocr": [{"quad": [1.0, 2.0, 9.0, 2.0, 9.0, 5.0, 1.0, 5.0], "text": "STOP", "score": 0.9}],
+     "phrases": [{"text": 0, "start": 0, "end": 5, "phrase": "A dog", "score": 0.7,
+                  "box": [12.5, 40.0, 200.3, 390.1], "polygons": [[12.5, 41.0, 30.0, 55.1, ...]]}],
+     "rejected": {"regions: score": 3}}
+
+Coordinates are pixels of the upright image (EXIF orientation applied), x and y alternating, to a
+thousandth; scores are in 0..1. `image` is a path below the directory of the images. A phrase is
+`texts[text].text[start:end]`, up to the case of letters; with its box (and polygons, where they
+were asked for) it is one of the text-phrase-region triplets of Florence-2's data engine
+(arXiv 2311.06242, section 4). `label`, `description`, their scores and `polygons` may be absent. A
+row with an `error` is of an image that could not be read, and has no annotation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+SCHEMA = 1
+Level = Literal["brief", "detailed", "more_detailed"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+# In a directory: the blocks of a run, or the one file that a merge wrote.
+FILE = "annotations.jsonl"
+_BLOCKS = "block-*.jsonl"
+
+Coordinates = tuple[float, ...]
+
+
+class AnnotationError(ValueError):
+    """Annotations that are not what they are said to be; the message names the file and the row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A caption.
+
+    Attributes:
+        level: how much it tells: brief, detailed or more_detailed.
+        score: exp of the mean log-probability of its tokens.
+    """
+
+    level: Level
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A box with what it is called.
+
+    Attributes:
+        box: (x0, y0, x1, y1).
+        score: of the box: exp of the mean log-probability of its location tokens.
+        label, label_score: the category and the confidence of its tokens.
+        description, description_score: a phrase about the region, likewise.
+        polygons: its outline; empty where it was not asked for.
+    """
+
+    box: Coordinates
+    score: float
+    label: str | None = None
+    label_score: float | None = None
+    description: str | None = None
+    description_score: float | None = None
+    polygons: tuple[Coordinates, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of written text: its four corners, what it says, and the corners' confidence."""
+
+    quad: Coordinates
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phrase:
+    """A noun phrase of a text, with one of the regions that it speaks of.
+
+    Attributes:
+        text: number of the text in `Annotation.texts`.
+        start, end: where the phrase stands in it.
+        phrase: the words.
+        box, score, polygons: as of a region.
+    """
+
+    text: int
+    start: int
+    end: int
+    phrase: str
+    box: Coordinates
+    score: float
+    polygons: tuple[Coordinates, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """All that is known about one image.
+
+    Attributes:
+        id: names the image among the others.
+        image: its path below the directory of the images.
+        width, height: of the upright image, in pixels.
+        rejected: what the filters took out, by "kind: reason".
+    """
+
+    id: str
+    image: str
+    width: int
+    height: int
+    texts: tuple[Text, ...] = ()
+    regions: tuple[Region, ...] = ()
+    ocr: tuple[Line, ...] = ()
+    phrases: tuple[Phrase, ...] = ()
+    rejected: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+
+def to_row(annotation: Annotation) -> dict[str, Any]:
+    """The annotation as JSON has it, coordinates and scores rounded."""
+    return {
+        "schema": SCHEMA,
+        "id": annotation.id,
+        "image": annotation.image,
+        "width": annotation.width,
+        "height": annotation.height,
+        "texts": [_record(text) for text in annotation.texts],
+        "regions": [_record(region) for region in annotation.regions],
+        "ocr": [_record(line) for line in annotation.ocr],
+        "phrases": [_record(phrase) for phrase in annotation.phrases],
+        "rejected": dict(sorted(annotation.rejected.items())),
+    }
+
+
+def from_row(row: Mapping[str, Any], where: str = "a row") -> Annotation:
+    """The annotation that `to_row` wrote.
+
+    Raises:
+        AnnotationError: another schema, or a field that is missing or wrong; `where` names the row.
+    """
+    if row.get("schema") != SCHEMA:
+        raise AnnotationError(
+            f"{where} has the schema {row.get('schema')!r}, this release reads {SCHEMA}: annotate "
+            "anew, or use the release that wrote it"
+        )
+    try:
+        texts = tuple(Text(**text) for text in row["texts"])
+        found = Annotation(
+            id=row["id"],
+            image=row.get("image", row["id"]),
+            width=row["width"],
+            height=row["height"],
+            texts=texts,
+            regions=tuple(Region(**_shaped(region, "box", 4)) for region in row["regions"]),
+            ocr=tuple(Line(**_shaped(line, "quad", 8)) for line in row["ocr"]),
+            phrases=tuple(Phrase(**_shaped(phrase, "box", 4)) for phrase in row["phrases"]),
+            rejected=row.get("rejected", {}),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise AnnotationError(
+            f"{where} is not an annotation ({type(error).__name__}: {error})"
+        ) from None
+    for text in texts:
+        if text.level not in LEVELS:
+            raise AnnotationError(f"{where}: the level {text.level!r} is none of {LEVELS}")
+    for phrase in found.phrases:
+        if not 0 <= phrase.text < len(texts):
+            raise AnnotationError(f"{where}: {phrase.phrase!r} belongs to no text ({phrase.text})")
+    return found
+
+
+def read_annotations(path: str | Path) -> Iterator[Annotation]:
+    """The annotations of a file or of a directory that `annotate` wrote; rows of errors left out.
+
+    Raises:
+        AnnotationError: there is none, or a row is not one.
+    """
+    for file in annotation_files(path):
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines):
+                where = f"{file.name}:{number}"
+                row = parse_line(line, where)
+                if "error" not in row:
+                    yield from_row(row, where)
+
+
+def parse_line(line: bytes | str, where: str) -> dict[str, Any]:
+    """A line as its JSON object.
+
+    Raises:
+        AnnotationError: it is not one.
+    """
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise AnnotationError(f"{where} is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise AnnotationError(f"{where} is not a JSON object")
+    return row
+
+
+def annotation_files(path: str | Path) -> list[Path]:
+    """The JSON-lines files of `path`, in order.
+
+    Raises:
+        AnnotationError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    files = [path / FILE] if (path / FILE).is_file() else sorted(path.glob(_BLOCKS))
+    if not files:
+        raise AnnotationError(
+            f"{path} holds no annotations: expected a .jsonl file, or a directory with "
+            f"{_BLOCKS} or {FILE} that florence-jax annotate wrote"
+        )
+    return files
+
+
+def write_annotations(annotations: Iterable[Annotation], path: Path) -> int:
+    """Write a JSON-lines file, there as a whole or not at all; returns how many."""
+    count, unfinished = 0, path.with_suffix(".unfinished")
+    with unfinished.open("w", encoding="utf-8") as output:
+        for annotation in annotations:
+            output.write(json.dumps(to_row(annotation), ensure_ascii=False) + "\n")
+            count += 1
+    unfinished.replace(path)
+    return count
+
+
+def _record(part: Text | Region | Line | Phrase) -> dict[str, Any]:
+    """The part's fields as JSON, those that are absent left out."""
+    record: dict[str, Any] = {}
+    for name, value in vars(part).items():
+        if value is None or (name == "polygons" and not value):
+            continue
+        if name in ("box", "quad"):
+            record[name] = [round(number, 3) for number in value]
+        elif name == "polygons":
+            record[name] = [[round(number, 3) for number in polygon] for polygon in value]
+        else:
+            record[name] = round(value, 4) if isinstance(value, float) else value
+    return record
+
+
+def _shaped(record: Mapping[str, Any], name: str, count: int) -> dict[str, Any]:
+    shape = _numbers(record[name])
+    if len(shape) != count:
+        raise ValueError(f"{name} has {len(shape)} numbers, expected {count}")
+    polygons = tuple(_numbers(polygon) for polygon in record.get("polygons", ()))
+    return {**record, name: shape, **({"polygons": polygons} if polygons else {})}
+
+
+def _numbers(values: Sequence[Any]) -> Coordinates:
+    numbers = tuple(float(value) for value in values)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{list(values)} are not finite numbers")
+    return numbers

@@ -1,0 +1,179 @@
+"""The file format: what is written is read back, by this library and by the trainer."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from PIL import Image
+
+from florence_jax.annotation.exports import write_coco, write_rows
+from florence_jax.annotation.questions import questions
+from florence_jax.annotation.schema import (
+    AnnotationError,
+    from_row,
+    read_annotations,
+    to_row,
+    write_annotations,
+)
+from florence_jax.processing import TASKS, dequantize, parse, quantize
+from florence_jax.processing.targets import target_text
+from tests.annotation.generated import SIZE, annotations
+from tests.annotation.written import EXAMPLE
+
+fuzz = settings(max_examples=25, deadline=None)
+
+
+@fuzz
+@given(annotations())
+def test_rows_are_read_back(annotation):
+    row = json.loads(json.dumps(to_row(annotation)))
+    assert from_row(row) == annotation
+    assert to_row(from_row(row)) == to_row(annotation)
+
+
+@fuzz
+@given(annotations())
+def test_every_question_can_be_written_and_is_read_back(annotation):
+    """The suffix is what the trainer learns; reading it gives the answer at its bins' centres."""
+    for question in questions(annotation):
+        suffix = question.suffix(SIZE)
+        found = parse(suffix, question.task, SIZE)[question.task]
+        assert target_text(question.task, found, SIZE) == suffix
+        if "bboxes" not in question.answer or isinstance(question.answer, str):
+            continue
+        shown = dequantize(quantize(question.answer["bboxes"], SIZE), SIZE)
+        # In the order of the labels, which may be another.
+        np.testing.assert_allclose(sorted(found["bboxes"]), sorted(shown.tolist()), rtol=1e-12)
+
+
+def test_the_questions_of_an_annotation():
+    asked = {}
+    for question in questions(EXAMPLE):
+        asked.setdefault(question.task, []).append((question.prompt, question.suffix(SIZE)))
+    dog, ball = "<loc_100><loc_100><loc_500><loc_700>", "<loc_600><loc_600><loc_700><loc_733>"
+    outline = "<loc_100><loc_100><loc_500><loc_100><loc_500><loc_700>"
+    assert asked == {
+        "<CAPTION>": [("", "A dog and a ball.")],
+        "<MORE_DETAILED_CAPTION>": [("", "A brown dog. It sees a ball.")],
+        "<OD>": [("", f"dog{dog}ball{ball}")],
+        "<DENSE_REGION_CAPTION>": [("", f"a brown dog{dog}a red ball{ball}")],
+        "<REGION_PROPOSAL>": [("", dog + ball)],
+        "<OPEN_VOCABULARY_DETECTION>": [("dog", f"dog{dog}"), ("ball", f"ball{ball}")],
+        "<REGION_TO_CATEGORY>": [(dog, f"dog{dog}"), (ball, f"ball{ball}")],
+        "<REGION_TO_DESCRIPTION>": [(dog, f"a brown dog{dog}"), (ball, f"a red ball{ball}")],
+        "<CAPTION_TO_PHRASE_GROUNDING>": [("A dog and a ball.", f"A dog{dog}a ball{ball}")],
+        "<REGION_TO_SEGMENTATION>": [(dog, outline)],
+        "<REFERRING_EXPRESSION_SEGMENTATION>": [("A dog", outline)],
+        "<OCR>": [("", "STOP")],
+        "<OCR_WITH_REGION>": [
+            ("", f"STOP{''.join(f'<loc_{n}>' for n in (0, 0, 100, 0, 100, 100, 0, 100))}")
+        ],
+        "<REGION_TO_OCR>": [
+            ("<loc_0><loc_0><loc_100><loc_100>", "STOP<loc_0><loc_0><loc_100><loc_100>")
+        ],
+    }
+
+
+def test_labels_that_no_answer_holds_teach_nothing():
+    """One region without a writable name, and detection would learn to leave it out."""
+    odd = dataclasses.replace(EXAMPLE.regions[0], label="a<b")
+    broken = dataclasses.replace(EXAMPLE, regions=(odd, EXAMPLE.regions[1]))
+    assert questions(broken, ("<OD>",)) == []
+    assert [one.prompt for one in questions(broken, ("<OPEN_VOCABULARY_DETECTION>",))] == ["ball"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "schema 2, this release reads 1"),
+        ({"width": None, "regions": None}, "is not an annotation"),
+        ({"regions": [{"box": [1, 2, 3], "score": 1.0}]}, "box has 3 numbers"),
+        ({"regions": [{"box": [1, 2, 3, float("nan")], "score": 1.0}]}, "not finite"),
+        ({"regions": [{"box": [1, 2, 3, 4], "score": 1.0, "colour": "red"}]}, "colour"),
+        ({"texts": [{"level": "short", "text": "", "score": 1.0}]}, "'short' is none of"),
+        ({"texts": []}, "'A dog' belongs to no text"),
+    ],
+)
+def test_a_row_that_is_none_is_named(change, message):
+    with pytest.raises(AnnotationError, match=f"file:3.*{message}"):
+        from_row(to_row(EXAMPLE) | change, "file:3")
+
+
+def test_files(tmp_path):
+    other = dataclasses.replace(EXAMPLE, id="b.png", image="b.png")
+    assert write_annotations([EXAMPLE, other], tmp_path / "annotations.jsonl") == 2
+    assert list(read_annotations(tmp_path)) == [EXAMPLE, other]
+    blocks = tmp_path / "run"
+    blocks.mkdir()
+    with pytest.raises(AnnotationError, match="holds no annotations"):
+        list(read_annotations(blocks))
+    (blocks / "block-00001-of-00002.jsonl").write_text(json.dumps(to_row(other)) + "\n")
+    (blocks / "block-00000-of-00002.jsonl").write_text(
+        json.dumps({"id": "bad.png", "error": "cannot be read"})
+        + "\n"
+        + json.dumps(to_row(EXAMPLE))
+    )
+    assert list(read_annotations(blocks)) == [EXAMPLE, other]
+
+
+def test_the_trainer_reads_a_directory(tmp_path):
+    """Every example becomes the row that the export of rows has, in the pixels of the picture."""
+    from florence_jax.processing import demo_tokenizer
+    from train.config import DataConfig, SourceConfig
+    from train.data.rows import Numbered, RowMaker
+    from train.data.sources import training_sources
+
+    # Half as large as the annotation says: a copy, whose coordinates are scaled.
+    Image.new("RGB", (SIZE[0] // 2, SIZE[1] // 2)).save(tmp_path / "a.png")
+    second = dataclasses.replace(EXAMPLE, id="b", phrases=(), ocr=())
+    write_annotations([EXAMPLE, second], tmp_path / "annotations.jsonl")
+    write_rows([EXAMPLE, second], tmp_path / "rows.jsonl")
+    config = SourceConfig(
+        kind="annotations", path=str(tmp_path / "annotations.jsonl"), image_root=str(tmp_path)
+    )
+    found = training_sources(DataConfig(train=(config,)), 0)
+    assert [name.split()[-1] for name, _, _ in found] == [
+        task for task in TASKS if task != "<DETAILED_CAPTION>"
+    ]
+    assert sum(weight for _, _, weight in found) == pytest.approx(1.0)
+    tokenizer = demo_tokenizer()
+    make_row = RowMaker(tokenizer=tokenizer, image_size=(32, 32))
+    learnt = []
+    for name, source, _ in found:
+        for index in range(len(source)):
+            row = make_row(Numbered(name, source, index), np.random.default_rng(0))
+            assert row.problem is None
+            prefix = source[index].prefix
+            learnt.append((prefix, tokenizer.decode(row.target[1:-1])))
+    lines = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert sorted(learnt) == sorted((line["prefix"], line["suffix"]) for line in lines)
+    one = SourceConfig(kind="annotations", path=str(tmp_path), tasks=("<DETAILED_CAPTION>",))
+    with pytest.raises(ValueError, match="answers nothing of <DETAILED_CAPTION>"):
+        training_sources(DataConfig(train=(one,)), 0)
+
+
+def test_coco_is_read_by_pycocotools(tmp_path):
+    coco = pytest.importorskip("pycocotools.coco", reason="needs pycocotools")
+    mask = pytest.importorskip("pycocotools.mask", reason="needs pycocotools")
+    instances, captions = tmp_path / "instances.coco.json", tmp_path / "captions.coco.json"
+    write_coco([EXAMPLE], instances, captions)
+    read = coco.COCO(str(instances))
+    assert [one["name"] for one in read.loadCats(read.getCatIds())] == ["ball", "dog"]
+    dog, ball = read.loadAnns(read.getAnnIds(imgIds=[1]))
+    assert (dog["bbox"], dog["category_id"]) == ([64.0, 48.0, 256.0, 288.0], 2)
+    assert dog["caption"] == "a brown dog"
+    assert ball["area"] == 64.0 * 64.0
+    # A triangle of half the box.
+    assert dog["area"] == 256.0 * 288.0 / 2
+    assert mask.area(read.annToRLE(dog)) == pytest.approx(dog["area"], rel=0.01)
+    texts = coco.COCO(str(captions))
+    assert [one["caption"] for one in texts.loadAnns(texts.getAnnIds())] == [
+        "A dog and a ball.",
+        "A brown dog. It sees a ball.",
+    ]
+    from train.data.coco import Coco
+
+    (tmp_path / "a.png").touch()
+    assert Coco(instances, "<OD>")[0].answer["labels"] == ["dog", "ball"]
