@@ -5,14 +5,11 @@
         meta.json       whatever the run wants to find again (data position, config, metrics)
         manifest.json   sha256 of every file, shape and dtype of every array
 
-Orbax alone restores arrays with flipped bits without an error and casts a wrong dtype silently; the
-manifest is what makes damage and mistakes visible.
+`train.manifest` says why Orbax alone does not do.
 """
 
 import dataclasses
-import hashlib
 import json
-import os
 import re
 import shutil
 import threading
@@ -23,7 +20,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-_MANIFEST = "manifest.json"
+from florence_jax.checkpoint.replace import make_durable, sync
+from train.manifest import damage, stored_arrays, write_manifest
+from train.processes import agreed, is_first, wait_for_all
+
 _META = "meta.json"
 _STATE = "state"
 _NAME = re.compile(r"step_(\d{8})")
@@ -61,8 +61,8 @@ class Checkpoints:
     """The checkpoints of one run directory. One writer at a time; use it as a context manager.
 
     Attributes:
-        best: the step whose checkpoint is the best so far by the run's metric, or None. A run that
-            goes on says so again, for it is not known from the files.
+        best: the step of the finished checkpoint that is the best so far by the run's metric, or
+            None. A run that goes on says so again, for it is not known from the files.
     """
 
     def __init__(
@@ -87,16 +87,24 @@ class Checkpoints:
         self.best: int | None = None
         if not writes:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for leftover in self.directory.glob("*.saving*"):
-            shutil.rmtree(leftover)
+        if is_first():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self.directory.glob("*.saving*"):
+                shutil.rmtree(leftover)
+        wait_for_all("the directory of checkpoints")
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.wait()
-        self._saver.close()
+        try:
+            self._saver.close()
+        except Exception as error:
+            # Orbax raises here once more what a save failed of, which has been reported, in place
+            # of whatever ends the run.
+            if self._failure is None:
+                self._report(f"while the checkpoints in {self.directory} were closed: {error}")
 
     def steps(self) -> list[int]:
         """Steps of all finished checkpoints, oldest first."""
@@ -116,25 +124,27 @@ class Checkpoints:
             best: this is the best so far by the run's metric, kept until a better one.
         """
         self.wait()
-        if best:
-            self.best = step
-        if self.path(step).exists():
+        if agreed(self.path(step).exists()):
+            if best:
+                self.best = step
             return
         aside = self.directory / f"step_{step:08d}.saving"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
+            if is_first():
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+            wait_for_all("a checkpoint's directory")
             leaves = named_leaves(state)
             self._saver.save(aside / _STATE, args=ocp.args.PyTreeSave(leaves))
         except Exception as error:
-            self._failed(step, error)
+            self._failed(step, aside, error)
             return
-        shapes = {
+        arrays = {
             name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
             for name, leaf in leaves.items()
         }
         self._finishing = threading.Thread(
-            target=self._finish, args=(step, aside, dict(meta), shapes), name="checkpoint"
+            target=self._finish, args=(step, aside, dict(meta), arrays, best), name="checkpoint"
         )
         self._finishing.start()
 
@@ -167,8 +177,8 @@ class Checkpoints:
             if step not in (None, candidate):
                 continue
             path = self.path(candidate)
-            problem = damage(path)
-            if problem is not None:
+            problem = damage(path) if is_first() else None
+            if agreed(problem is not None):
                 self._report(f"{path} is damaged ({problem}): trying the one before it")
                 damaged.append(path)
                 continue
@@ -182,7 +192,7 @@ class Checkpoints:
 
     def _read(self, path: Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
         wanted = named_leaves(abstract)
-        stored = json.loads((path / _MANIFEST).read_text())["arrays"]
+        stored = stored_arrays(path)
         problems = [f"{name} is not in it" for name in wanted if name not in stored]
         problems += [f"{name} belongs to another run" for name in stored if name not in wanted]
         for name in wanted.keys() & stored.keys():
@@ -200,34 +210,41 @@ class Checkpoints:
         state = jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in wanted])
         return state, json.loads((path / _META).read_text())
 
-    def _finish(self, step: int, aside: Path, meta: dict[str, Any], arrays: dict) -> None:
+    def _finish(
+        self, step: int, aside: Path, meta: dict[str, Any], arrays: dict[str, Any], best: bool
+    ) -> None:
         try:
             self._saver.wait_until_finished()
             if jax.process_index() == 0:
                 (aside / _META).write_text(json.dumps(meta, indent=1))
-                files = {
-                    str(file.relative_to(aside)): digest(file)
-                    for file in sorted(aside.rglob("*"))
-                    if file.is_file()
-                }
-                manifest = {"format": "florence-jax-run-1", "files": files, "arrays": arrays}
-                (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-                _sync(aside)
+                write_manifest(aside, arrays)
+                make_durable(aside)
                 aside.rename(self.path(step))
-                _sync_directory(self.directory)
-                self._prune()
-            self._failure = None
+                sync(self.directory)
         except Exception as error:
-            self._failed(step, error)
+            self._failed(step, aside, error)
+            return
+        self._failure = None
+        # Only now: until this one is finished, the best before it must not be removed.
+        if best:
+            self.best = step
+        try:
+            self._prune()
+        except OSError as error:
+            self._report(f"an old checkpoint in {self.directory} could not be removed: {error}")
 
-    def _failed(self, step: int, error: Exception) -> None:
+    def _failed(self, step: int, aside: Path, error: Exception) -> None:
         self._failure = error
+        # Half a checkpoint must not take the room that a log, or the next one, could have.
+        shutil.rmtree(aside, ignore_errors=True)
         self._report(
             f"the checkpoint of step {step} could not be saved in {self.directory}: {error}; "
             f"older ones ({self.steps()}) are intact, the next save tries again"
         )
 
     def _prune(self) -> None:
+        if jax.process_index() != 0:
+            return
         steps, config = self.steps(), self.config
         kept = set(steps[-config.keep_last :])
         if config.keep_every:
@@ -238,6 +255,7 @@ class Checkpoints:
             if step not in kept:
                 # Renamed first: a kill halfway leaves no directory that looks like a checkpoint.
                 doomed = self.directory / f"step_{step:08d}.saving-old"
+                shutil.rmtree(doomed, ignore_errors=True)
                 self.path(step).rename(doomed)
                 shutil.rmtree(doomed)
 
@@ -250,45 +268,5 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     }
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None. Reads every byte."""
-    try:
-        files = json.loads((path / _MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{_MANIFEST}: {error}"
-    present = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    present.discard(_MANIFEST)
-    for name, expected in files.items():
-        if name not in present:
-            return f"{name} is missing"
-        if digest(path / name) != expected:
-            return f"{name} has other bytes than when it was written"
-    extra = sorted(present - files.keys())
-    return f"{extra[0]} was not written with it" if extra else None
-
-
-def digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _describe(array: Mapping[str, Any]) -> str:
     return f"{array['dtype']}{array['shape']}"
-
-
-def _sync(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        else:
-            _sync_directory(path)
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from florence_jax.config import PRESETS, Florence2Config
+from florence_jax.sharding import parse_mesh
 from train.checkpoints import CheckpointConfig
 from train.data.augment import AugmentConfig
 from train.lora import LoraConfig
 from train.losses import LossConfig
 from train.optimizer import OptimizerConfig
+from train.remat import Remat
 from train.shapes.config import SceneConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -29,6 +31,8 @@ class ModelConfig:
         frozen_dtype: what frozen parameters are kept in.
         dropout, attention_dropout, activation_dropout: in place of the checkpoint's own.
         drop_path: of the vision tower's blocks, in place of the checkpoint's own.
+        remat: what the backward pass computes again, to save memory: none; dots, all of a block
+            but its linear layers; or blocks, everything between the blocks' inputs.
     """
 
     start: str = ""
@@ -41,6 +45,7 @@ class ModelConfig:
     attention_dropout: float | None = None
     activation_dropout: float | None = None
     drop_path: float | None = None
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         if bool(self.start) == (self.architecture is not None):
@@ -59,10 +64,12 @@ class SourceConfig:
 
     Attributes:
         kind: its layout. jsonl, parquet and array_record hold rows `image, prefix, suffix`; coco is
-            a COCO JSON file; vqa and docvqa are questions; shapes is the synthetic world.
-        path: the file, or the directory of Parquet or ArrayRecord files.
+            a COCO JSON file; vqa and docvqa are questions; annotations are what florence-jax
+            annotate wrote; shapes is the synthetic world.
+        path: the file, or the directory of Parquet or ArrayRecord files or of annotations.
         weight: its share of the mixture, relative to the others'.
-        tasks: of a coco file (default <OD>) or of the world (default all 15).
+        tasks: of a coco file (default <OD>), of annotations (default all that they answer) or of
+            the world (default all 15); each has an equal part of the weight.
         image_root: directory that image names start from; by default the file's own.
         annotations: of vqa, VQAv2's second file.
         image_pattern: of vqa, such as "COCO_train2014_{image_id:012d}.jpg".
@@ -71,7 +78,9 @@ class SourceConfig:
         scene: of shapes, how hard they are.
     """
 
-    kind: Literal["jsonl", "parquet", "array_record", "coco", "vqa", "docvqa", "shapes"]
+    kind: Literal[
+        "jsonl", "parquet", "array_record", "coco", "vqa", "docvqa", "annotations", "shapes"
+    ]
     path: str = ""
     weight: float = 1.0
     tasks: tuple[str, ...] = ()
@@ -132,6 +141,12 @@ class DataConfig:
             least, most = getattr(self, f"least_{kind}"), getattr(self, f"max_{kind}")
             if min(least, most) < 2:
                 raise ValueError(f"data.least_{kind} and data.max_{kind} must be at least 2 tokens")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"data.image_size must be positive pixels, got {self.image_size}")
+        if self.threads < 0 or self.workers < 0:
+            raise ValueError(
+                f"data.threads={self.threads} and data.workers={self.workers} must not be negative"
+            )
         if not 0.0 <= self.quarantine_share <= 1.0:
             raise ValueError("data.quarantine_share must be within [0, 1]")
 
@@ -160,6 +175,15 @@ class EvaluationConfig:
     num_beams: int = 1
     no_repeat_ngram_size: int = 0
     max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        least = dict.fromkeys(("every", "examples", "answers", "pictures", "batch_size"), 0)
+        least |= {"num_beams": 1, "no_repeat_ngram_size": 0, "max_new_tokens": 1}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(
+                    f"evaluation.{name} must be at least {number}, got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +229,9 @@ class TrainConfig:
         batch_size: rows of one update.
         accumulation: micro-batches that an update is made of.
         seed: of the order, the augmentation, the dropout and random weights.
+        mesh: devices along each axis, such as data=4,fsdp=2,tensor=2; -1 is what the others leave
+            over. By default all devices of all processes divide the batch.
+        rules: how parameters are divided: dp, fsdp, tp, fsdp_tp, or a .toml file.
     """
 
     directory: str
@@ -214,6 +241,8 @@ class TrainConfig:
     batch_size: int = 8
     accumulation: int = 1
     seed: int = 0
+    mesh: str = ""
+    rules: str = "fsdp_tp"
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -223,6 +252,10 @@ class TrainConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
+        if not self.directory:
+            raise ValueError("directory must name the run's own, for example directory=runs/mine")
+        if self.mesh:
+            parse_mesh(self.mesh)
         for name in ("steps", "batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -237,7 +270,7 @@ class TrainConfig:
 
 
 # What may change between a run and its continuation: none of it touches the updates.
-FREE = ("checkpoint", "evaluation", "logging", "export", "directory")
+FREE = ("checkpoint", "evaluation", "logging", "export", "directory", "mesh", "rules")
 FREE_DATA = ("threads", "workers", "quarantine_share", "valid")
 
 

@@ -1,5 +1,6 @@
 """`--dry-run`: what a run would be, without its weights: settings, sizes, and one batch to see."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
     """Lines to print; the first batch's pictures go to `directory`."""
     yield yaml.safe_dump(to_tree(config), sort_keys=False)
     start = prepare_start(config, directory / "processor")
-    training = build_training(config, start)
+    # Of a run on many devices, from a machine with few.
+    training = build_training(dataclasses.replace(config, mesh=""), start)
     yield from _sizes(training)
     stream = build_stream(config, start)
     yield f"training data: {len(stream.sources)} sources"

@@ -1,11 +1,13 @@
 """What a run measures on its valid split: the loss, and generated answers by task."""
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from florence_jax.checkpoint.tree import insert
 from florence_jax.generation import GenerationConfig, generate
@@ -18,6 +20,7 @@ from train.interruption import Interruption
 from train.lora import is_factor, merge
 from train.metrics import task_scores
 from train.pictures import enlarged, save_side_by_side
+from train.processes import is_first
 from train.programs import Programs
 from train.shapes.judge import Answered
 from train.shapes.source import ShapesSource
@@ -41,12 +44,24 @@ class Evaluation:
         start: Start,
         sources: Mapping[str, Source],
         interruption: Interruption,
+        *,
+        drawing: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
+        """
+        Args:
+            drawing: entered around each picture that is written; may swallow an OSError.
+        """
         self.sources = sources
         self.problems: list[tuple[str, str]] = []
         self._config, self._training, self._start = training.config, training, start
-        self._interruption = interruption
-        self._summed = Programs(build_evaluation(training.objective), interruption)
+        self._interruption, self._drawing = interruption, drawing
+        mesh = training.placement.mesh
+        self._summed = Programs(
+            build_evaluation(training.objective),
+            interruption,
+            mesh=mesh,
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        )
         self._pixels = jax.jit(training.objective.pixels)
         self._make_row = row_maker(training.config.data, start, training=False)
 
@@ -54,7 +69,7 @@ class Evaluation:
         """Every figure by name: "loss", "accuracy", "<OD> mAP@0.5" and so on.
 
         Args:
-            params: base and adapters, by path.
+            params: base and adapters, by path, on the run's mesh.
             pictures: directory for some of the answers, drawn beside the truth.
 
         Raises:
@@ -81,7 +96,8 @@ class Evaluation:
         for batch in finite_batches(self.sources, self._make_row, rows, limit=limit):
             self._interruption.check()
             self.problems += batch.problems
-            total += np.array(jax.device_get(self._summed(params, batch.arrays)), np.float64)
+            arrays = self._training.placement.common_batch(batch.arrays)
+            total += np.array(jax.device_get(self._summed(params, arrays)), np.float64)
         loss, nll, correct, tokens = total.tolist()
         if not tokens:
             row, reason = self.problems[0]
@@ -108,8 +124,9 @@ class Evaluation:
                 if row.problem is None:
                     prefix, truth = source[number].prefix, self._text(row.target)
                     size = (row.image.shape[1], row.image.shape[0])
-                    if next(drawn) < config.pictures:
-                        self._draw(pictures / f"{number:04d}.png", row, prefix, truth, text)
+                    if next(drawn) < config.pictures and is_first():
+                        with self._drawing():
+                            self._draw(pictures / f"{number:04d}.png", row, prefix, truth, text)
                     yield Answered(prefix=prefix, suffix=truth, answer=text, image_size=size)
 
     def _generate(self, params: Params, rows: list[Row]) -> list[str]:

@@ -17,10 +17,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from florence_jax.checkpoint import save_checkpoint
+from florence_jax.sharding import whole_everywhere
 from train.checkpoints import CheckpointConfig, Checkpoints
 from train.config import TrainConfig
 from train.evaluation import merged, nested
 from train.lora import is_factor
+from train.processes import is_first
 from train.resume import CONFIG, PROCESSOR
 from train.settings import from_tree
 from train.start import Start, read_start
@@ -37,6 +39,7 @@ def export_run(
     """Write the checkpoint, and the adapters where there are some; an older export is replaced.
 
     Args:
+        state: in its true shapes, wherever it lies.
         directory: of the checkpoint; by default RUN/export.
 
     Returns:
@@ -45,6 +48,11 @@ def export_run(
     config = training.config
     directory = directory or Path(config.directory) / "export"
     params = parameters_in_use(state)
+    mesh = training.placement.mesh
+    if mesh.is_multi_process:
+        params = whole_everywhere(mesh, params)
+        if not is_first():
+            return []
     written = []
     factors = {path: np.asarray(leaf) for path, leaf in params.items() if is_factor(path)}
     if factors:
@@ -97,7 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _export(config: TrainConfig, step: int | None, best: bool, out: Path | None) -> list[Path]:
     directory = Path(config.directory)
     start = read_start(directory / PROCESSOR)
-    training = build_training(config, start)
+    # On the devices that are here, and not those that it was trained on.
+    training = build_training(dataclasses.replace(config, mesh=""), start)
     abstract = training.abstract_state()
     settings = CheckpointConfig()
     with (

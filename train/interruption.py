@@ -20,7 +20,13 @@ class Interruption:
     be interrupted, so it runs on another thread while the main thread stays awake.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = True) -> None:
+        """
+        Args:
+            alone: False where other processes take every step with this one: `check` then leaves
+                it to the caller, who looks at `asked`, to end all of them together.
+        """
+        self._alone = alone
         self._asked = threading.Event()
         self._before: dict[int, object] = {}
 
@@ -39,7 +45,7 @@ class Interruption:
 
     def check(self) -> None:
         """Raise `Interrupted` if it was asked for."""
-        if self.asked:
+        if self.asked and self._alone:
             raise Interrupted
 
     def wait_for(self, work: Callable[[], Result]) -> Result:

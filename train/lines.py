@@ -7,14 +7,30 @@ from typing import Any
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add rows behind those that are there; what a kill cut short stays a line of its own."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with path.open("a+b") as stream:
-        if stream.tell():
-            stream.seek(-1, 2)
-            if stream.read(1) != b"\n":
-                text = "\n" + text
-        stream.write(text.encode())
+    """Add rows behind those that are there; what a kill cut short stays a line of its own.
+
+    Raises:
+        OSError: the file cannot be written; it is as it was.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    append(path, text if _ends_with_a_line(path) else b"\n" + text)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add all of it behind what is there, or nothing.
+
+    Raises:
+        OSError: the file cannot be written; it is as it was.
+    """
+    # Unbuffered: a buffer that a full disk refused would be tried again when the file is closed.
+    with path.open("ab", buffering=0) as stream:
+        end = stream.tell()
+        try:
+            while content:
+                content = content[stream.write(content) :]
+        except OSError:
+            stream.truncate(end)
+            raise
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -28,3 +44,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(row, dict):
             yield row
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
+        return True
+    with path.open("rb") as stream:
+        stream.seek(-1, 2)
+        return stream.read(1) == b"\n"

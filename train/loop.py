@@ -4,13 +4,12 @@ import contextlib
 import dataclasses
 import enum
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
@@ -21,15 +20,16 @@ from train.evaluation import Evaluation
 from train.export import export_run
 from train.flops import peak_flops, update_flops
 from train.interruption import Interrupted, Interruption
+from train.keeping import Keeping
+from train.processes import AnyOf, is_first
 from train.profile import Profile
 from train.programs import Programs
 from train.quarantine import Quarantine, TooManyProblems
 from train.resume import RunError, first_or_restored, start_of
-from train.run_log import RunLog
-from train.settings import to_tree
+from train.run_log import RunLog, say
 from train.start import Start
 from train.state import TrainState
-from train.training import Training, build_training, parameters_in_use, row_maker, without_frozen
+from train.training import Training, build_training, parameters_in_use, row_maker
 
 
 class Outcome(enum.IntEnum):
@@ -56,39 +56,59 @@ def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
     directory.mkdir(parents=True, exist_ok=True)
     start = start_of(config, directory)
     training = build_training(config, start)
-    stream = build_stream(config, start)
+    stream = build_stream(config, start, training.placement.share)
     total = sum(len(source) for _, source, _ in stream.sources)
+    # Each process writes down what it sees: the first for all, the others of their own data.
+    own = directory if is_first() else directory / f"process_{jax.process_index()}"
+    own.mkdir(exist_ok=True)
     quarantine = Quarantine(
-        directory / "quarantine.jsonl", share=config.data.quarantine_share, total=total
+        own / "quarantine.jsonl", share=config.data.quarantine_share, total=total
     )
     with contextlib.ExitStack() as stack:
+        # First in and last out: a signal must not cut the last save short.
+        interruption = stack.enter_context(Interruption(alone=jax.process_count() == 1))
         checkpoints = stack.enter_context(
-            Checkpoints(directory / "checkpoints", config.checkpoint, report=_say)
+            Checkpoints(directory / "checkpoints", config.checkpoint, report=say)
         )
         state, meta = first_or_restored(training, start, directory, checkpoints)
-        interruption = stack.enter_context(Interruption())
         peak = config.logging.peak_flops or peak_flops(jax.devices()[0].device_kind)
         log = stack.enter_context(
             RunLog(
-                directory,
-                config.logging,
+                own,
+                dataclasses.replace(
+                    config.logging, tensorboard=config.logging.tensorboard and is_first()
+                ),
                 first=int(state.step),
                 steps=config.steps,
                 peak_flops=peak,
             )
         )
-        run = Run(training, start, directory, checkpoints, interruption, log, quarantine, meta)
-        return run.go(state, stream, profile_steps)
+        keeping = Keeping(training, checkpoints, meta)
+        run = Run(training, start, directory, keeping, interruption, log, quarantine)
+        try:
+            return run.go(state, stream, profile_steps)
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            raise RunError(
+                "a step that all processes take together failed, most likely because another "
+                "process of the run ended: start all of them again with the same command, and the "
+                f"run goes on from its last checkpoint ({error})"
+            ) from error
 
 
-def build_stream(config: TrainConfig, start: Start) -> Stream:
-    """The training data."""
+def build_stream(config: TrainConfig, start: Start, share: tuple[int, int] = (0, 1)) -> Stream:
+    """The training data, or one of the equal shares that processes bring to each step."""
+    number, count = share
     return Stream(
         sources=training_sources(config.data, config.seed),
-        make_row=row_maker(config.data, start, training=True),
+        # A share's longest row says nothing of the others', and all must have one shape.
+        make_row=row_maker(config.data, start, training=True, longest=count > 1),
         batch_size=config.batch_size,
         micro=config.accumulation,
         seed=config.seed,
+        host=number,
+        hosts=count,
     )
 
 
@@ -100,27 +120,35 @@ class Run:
         training: Training,
         start: Start,
         directory: Path,
-        checkpoints: Checkpoints,
+        keeping: Keeping,
         interruption: Interruption,
         log: RunLog,
         quarantine: Quarantine,
-        meta: dict[str, Any],
     ):
         self.config, self.training, self.start = training.config, training, start
-        self.directory, self.checkpoints = directory, checkpoints
+        self.directory, self.keeping = directory, keeping
         self.interruption, self.log, self.quarantine = interruption, log, quarantine
-        self.best: dict[str, Any] | None = meta.get("best")
-        self.evaluated: int = meta.get("evaluated", 0)
         self.last: dict[str, float] = {}
+        self.any_process = AnyOf()
+        self.refused: TooManyProblems | None = None
 
     def go(self, state: TrainState, stream: Stream, profile_steps: int) -> Outcome:
         """From `state` to the end of the run."""
-        config, log = self.config, self.log
+        config, log, keeping = self.config, self.log, self.keeping
         first = int(state.step)
-        update = Programs(self.training.step, self.interruption, donate_first=True)
+        placement = self.training.placement
+        update = Programs(
+            self.training.placed_step,
+            self.interruption,
+            donate_first=True,
+            mesh=placement.mesh,
+            out_shardings=self._shardings(),
+        )
         data = self.config.data
         valid = valid_sources(data, config.seed)
-        evaluation = Evaluation(self.training, self.start, valid, self.interruption)
+        evaluation = Evaluation(
+            self.training, self.start, valid, self.interruption, drawing=log.reporting
+        )
         batches = stream.batches(first, threads=data.threads, workers=data.workers)
         profile = Profile(self.directory / "profile", first, profile_steps)
         before = None
@@ -130,7 +158,7 @@ class Run:
         try:
             for step in itertools.count(first):
                 done = step == config.steps
-                if self._due(config.evaluation.every, step, done) and self.evaluated != step:
+                if self._due(config.evaluation.every, step, done) and keeping.evaluated != step:
                     self._check_finite(state)
                     if self._evaluate(evaluation, state, step):
                         self._save(state, step, best=True)
@@ -142,20 +170,20 @@ class Run:
                 profile.at(step)
                 batch = self._next(batches)
                 compiling = update.seconds_compiling
-                state, metrics = update(state, batch.arrays)
+                state, metrics = update(state, placement.batch(batch.arrays))
                 # One step is always queued behind the one that runs, and no more: a signal is
                 # answered within two steps.
                 jax.block_until_ready(before)
                 before = metrics
                 log.leave_out(update.seconds_compiling - compiling)
                 self._count(batch)
-                self.quarantine.add(batch.problems)
-                self.quarantine.check((step + 1) * config.batch_size)
+                with log.reporting():
+                    self.quarantine.add(batch.problems)
                 if (step + 1) % config.logging.every == 0 or step + 1 == config.steps:
                     self.last = {k: float(v) for k, v in jax.device_get(metrics._asdict()).items()}
                     self._check_finite(state)
                     log.training(step + 1, self.last)
-                self.interruption.check()
+                self._check((step + 1) * config.batch_size)
         except Interrupted:
             return self._interrupted(state)
         except _NotFinite:
@@ -168,6 +196,24 @@ class Run:
         finally:
             profile.stop()
         return self._finish(state)
+
+    def _shardings(self) -> tuple[TrainState, NamedSharding]:
+        """Of what an update gives: the state as it was, and metrics that every process can read."""
+        state = jax.tree.map(lambda leaf: leaf.sharding, self.training.placed_state())
+        return state, NamedSharding(self.training.placement.mesh, PartitionSpec())
+
+    def _check(self, seen: int) -> None:
+        """End the run between two steps, in all processes at once, if any has a reason to.
+
+        Args:
+            seen: rows that the run has drawn so far.
+        """
+        try:
+            self.quarantine.check(seen)
+        except TooManyProblems as error:
+            self.refused = error
+        if self.any_process(self.interruption.asked or self.refused is not None):
+            raise self.refused or Interrupted
 
     def _due(self, every: int, step: int, done: bool) -> bool:
         return every > 0 and step > 0 and (step % every == 0 or done)
@@ -182,9 +228,10 @@ class Run:
 
     def _count(self, batch: HostBatch) -> None:
         labels = np.asarray(batch.arrays.labels)
-        rows = labels.shape[0] * labels.shape[1]
+        shares = self.training.placement.share[1]
+        rows = labels.shape[0] * labels.shape[1] * shares
         self.log.count(
-            tokens=int((labels != -100).sum()),
+            tokens=int((labels != -100).sum()) * shares,
             images=rows,
             flops=update_flops(
                 self.training.objective.model.config,
@@ -203,32 +250,16 @@ class Run:
         with self.log.pause():
             pictures = self.directory / "samples" / f"step_{step:08d}"
             scores = evaluation(parameters_in_use(state), pictures)
-            self.quarantine.add(evaluation.problems, split="valid")
-        self.evaluated = step
+            with self.log.reporting():
+                self.quarantine.add(evaluation.problems, split="valid")
         self.log.write("evaluation", step, scores)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.log.say(f"step {step}: {shown}")
-        metric = self.config.evaluation.metric
-        if metric not in scores:
-            raise RunError(
-                f"evaluation.metric={metric!r} is not among what is measured: {', '.join(scores)}"
-            )
-        value, sign = scores[metric], -1.0 if metric == "loss" else 1.0
-        if self.best is not None and not sign * value > sign * self.best["value"]:
-            return False
-        self.best = {"step": step, "metric": metric, "value": value}
-        return True
+        return self.keeping.is_best(step, scores)
 
     def _save(self, state: TrainState, step: int, *, best: bool = False) -> None:
-        meta = {
-            "step": step,
-            "rows": step * self.config.batch_size,
-            "config": to_tree(self.config),
-            "best": self.best,
-            "evaluated": self.evaluated,
-        }
         with self.log.pause():
-            self.checkpoints.save(step, without_frozen(state), meta, best=best)
+            self.keeping.save(state, step, best=best)
 
     def _check_finite(self, state: TrainState) -> None:
         if int(state.failed_at) >= 0:
@@ -256,33 +287,27 @@ class Run:
         return Outcome.FAILED
 
     def _finish(self, state: TrainState) -> Outcome:
+        self.keeping.wait()
         step = int(state.step)
         lines = [f"done: {step} steps in {self.log.seconds / 60:.1f} minutes, in {self.directory}"]
         if self.last:
             lines.append(f"last loss {self.last['loss']:.4f}, accuracy {self.last['accuracy']:.2%}")
-        if self.best is not None:
-            lines.append("best {metric} {value:.4f} at step {step}".format(**self.best))
+        if self.keeping.best is not None:
+            lines.append("best {metric} {value:.4f} at step {step}".format(**self.keeping.best))
         if len(self.quarantine):
             lines.append(f"{len(self.quarantine)} rows could not be used: {self.quarantine.path}")
         if self.config.export.at_end:
-            lines += [f"exported {path}" for path in export_run(self.training, self.start, state)]
+            stored = self.training.placement.store(state)
+            lines += [f"exported {path}" for path in export_run(self.training, self.start, stored)]
         self._saved("; ".join(lines))
         self.log.write("done", step, {"seconds": self.log.seconds})
         return Outcome.DONE
 
     def _saved(self, text: str) -> None:
         """Say how the run ended, once its last checkpoint is on disk."""
-        self.checkpoints.wait()
-        failure = self.checkpoints.failure
-        if failure is not None:
-            steps = self.checkpoints.steps()
-            raise RunError(f"the last checkpoint could not be saved: {failure}; there are {steps}")
+        self.keeping.wait()
         self.log.say(text)
 
 
 class _NotFinite(Exception):
     pass
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

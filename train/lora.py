@@ -25,15 +25,16 @@ class LoraConfig:
         rank: columns of `a`; 0 trains without adapters.
         alpha: the adapter is scaled by alpha / rank (alpha / sqrt(rank) with `rank_stabilised`).
         dropout: probability of zeroing an input entry of the adapter.
-        targets: regex of kernel paths, matched whole. The default is BART's projections and
-            feed-forward layers, and the vision tower's.
+        targets: regex of kernel paths, matched whole. The default is every linear layer of BART and
+            the vision tower. The projector's kernel between them is left out: the original model
+            holds it as a bare parameter, which PEFT cannot adapt.
         rank_stabilised: https://arxiv.org/abs/2312.03732.
     """
 
     rank: int = 0
     alpha: float = 16.0
     dropout: float = 0.0
-    targets: str = r".*/(q_proj|k_proj|v_proj|out_proj|fc1|fc2|qkv|proj)/kernel"
+    targets: str = r"(?!projector/).*/(q_proj|k_proj|v_proj|out_proj|fc1|fc2|qkv|proj)/kernel"
     rank_stabilised: bool = False
 
     def __post_init__(self) -> None:
@@ -41,6 +42,10 @@ class LoraConfig:
             raise ValueError(f"lora.rank must not be negative, got {self.rank}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"lora.dropout must be within [0, 1), got {self.dropout}")
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(f"lora.targets {self.targets!r} is no regex: {error}") from None
 
     @property
     def scale(self) -> float:

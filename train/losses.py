@@ -108,17 +108,41 @@ def _token_sums(logits: jax.Array, labels: jax.Array, config: LossConfig) -> Tok
     logits = logits.astype(jnp.float32)
     counts = labels != IGNORE
     targets = jnp.where(counts, labels, 0)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    log_z, picked = _normaliser_and_pick(logits, targets)
+    nll = log_z - picked
     loss = nll
     if config.label_smoothing:
         even = log_z - logits.mean(-1)
         loss = (1.0 - config.label_smoothing) * nll + config.label_smoothing * even
     if config.z_loss:
         loss = loss + config.z_loss * jnp.square(log_z)
-    correct = (logits.argmax(-1) == targets) & counts
+    # An argmax would pass over the logits once more, slowly.
+    correct = (picked >= jax.lax.stop_gradient(logits).max(-1)) & counts
 
     def total(values: jax.Array) -> jax.Array:
         return jnp.where(counts, values, 0.0).sum()
 
     return TokenSums(total(loss), total(nll), total(correct), total(counts))
+
+
+@jax.custom_vjp
+def _normaliser_and_pick(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32[B, L, V] and int[B, L] -> log of the sum of exponentials, and the targets' logits."""
+    return _forward(logits, targets)[0]
+
+
+def _forward(logits: jax.Array, targets: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return (log_z, picked), (logits, log_z, targets)
+
+
+def _backward(residuals: tuple, g: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    # One pass over the logits; the gradient of a gather would be a scatter into zeros beside it.
+    logits, log_z, targets = residuals
+    g_log_z, g_picked = (part[..., None] for part in g)
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    return g_log_z * jnp.exp(logits - log_z[..., None]) + jnp.where(is_target, g_picked, 0.0), None
+
+
+_normaliser_and_pick.defvjp(_forward, _backward)

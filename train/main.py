@@ -1,6 +1,7 @@
 """`python -m train.main`: train or fine-tune a Florence-2."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -16,6 +17,7 @@ examples:
   python -m train.main --config train/recipes/lora.py data.directory=my_data directory=runs/mine
   python -m train.main --config train/recipes/detection.py data.directory=my_coco --dry-run
   python -m train.main --config train/recipes/shapes.py steps=1000 batch_size=16
+  python -m train.main --config train/recipes/full.py directory=runs/pod --mesh data=4,fsdp=8
 
 The same command goes on where a run was interrupted. Exit status: 0 done, 1 failed, 143 interrupted
 and saved.
@@ -26,9 +28,19 @@ settings (given as key=value; values are written as in YAML):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    # Intermixed: --dry-run may stand before, between and behind the settings.
+    options = _parser().parse_intermixed_args(arguments)
     try:
-        config = load_settings(TrainConfig, options.config, options.settings)
+        words = [
+            f"{name}={getattr(options, name)}"
+            for name in ("mesh", "rules")
+            if getattr(options, name)
+        ]
+        config = load_settings(TrainConfig, options.config, [*options.settings, *words])
+        if options.distributed or options.coordinator:
+            from train.processes import join
+
+            join(options.coordinator, options.processes, options.process)
         # Here and not above: --help and a wrong setting need not wait for jax.
         from florence_jax.inference.compilation_cache import use_compilation_cache
         from train.dry_run import dry_run
@@ -58,6 +70,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="in place of the recipe's")
     parser.add_argument("--config", type=Path, metavar="RECIPE", help="a .py or .yaml file")
     parser.add_argument(
+        "--mesh", metavar="AXIS=SIZE,...", help="the setting `mesh`: devices along each axis"
+    )
+    parser.add_argument("--rules", metavar="NAME|FILE", help="the setting `rules`")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one of several processes, which the environment describes "
+        "(JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, a TPU pod, SLURM)",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes...")
+    parser.add_argument("--processes", type=int, metavar="N", help="... how many...")
+    parser.add_argument("--process", type=int, metavar="I", help="... and which this is, from 0")
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="show the settings, sizes and one batch with its pictures, and stop",
@@ -85,7 +110,8 @@ def _settings() -> str:
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # An interrupted compilation still runs on its thread, and nobody should wait for it.
     os._exit(status)

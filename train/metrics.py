@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from florence_jax.evaluation.metrics import anls, similarity
 from florence_jax.processing import TASKS, parse, task_of
 from florence_jax.processing.locations import text_to_bins
 from train.shapes.judge import Answered, judge
@@ -43,33 +44,6 @@ def task_scores(answered: Sequence[Answered], *, world: bool) -> dict[str, float
         scores[f"{task} similarity"] = _mean(similar)
         scores[f"{task} ANLS"] = _mean(anls([truth], answer) for truth, answer in pairs)
     return scores
-
-
-def edit_distance(one: str, other: str) -> int:
-    """Levenshtein's: characters to insert, delete or replace."""
-    letters = np.frombuffer(other.encode("utf-32-le"), np.uint32)
-    places = np.arange(len(letters) + 1)
-    row = places.copy()
-    for number, letter in enumerate(one, start=1):
-        replaced = row[:-1] + (letters != ord(letter))
-        best = np.concatenate([[number], np.minimum(row[1:] + 1, replaced)])
-        # Insertions run along the row: the least of all entries before, one more for each place.
-        row = np.minimum.accumulate(best - places) + places
-    return int(row[-1])
-
-
-def similarity(one: str, other: str) -> float:
-    """1 minus the edit distance over the longer text's length; 1 for two empty ones."""
-    longer = max(len(one), len(other))
-    return 1.0 - edit_distance(one, other) / longer if longer else 1.0
-
-
-def anls(truths: Iterable[str], answer: str) -> float:
-    """Average normalised Levenshtein similarity's term for one answer
-    (https://arxiv.org/abs/1907.00490): the best of the truths, case aside, 0 below a half.
-    """
-    best = max(similarity(truth.strip().lower(), answer.strip().lower()) for truth in truths)
-    return best if best >= 0.5 else 0.0
 
 
 def _texts(row: Answered) -> tuple[str, str]:

@@ -108,7 +108,7 @@ def build_optimizer(
         "adafactor": _adafactor,
     }[config.name]()
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        _clip(config.clip_norm) if config.clip_norm else optax.identity(),
         moments,
         optax.add_decayed_weights(config.weight_decay, mask=decayed)
         if config.weight_decay
@@ -116,6 +116,17 @@ def build_optimizer(
         _scale_each(rates),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _clip(limit: float) -> optax.GradientTransformation:
+    # As optax.clip_by_global_norm, whose selection between the gradient and its quotient XLA
+    # computes for each parameter by itself; this factor becomes part of the moments' update.
+    def update(updates: dict, params: dict | None = None) -> dict:
+        del params
+        scale = jnp.minimum(1.0, limit / optax.tree.norm(updates))
+        return jax.tree.map(lambda gradient: gradient * scale, updates)
+
+    return optax.stateless(update)
 
 
 def _adafactor() -> optax.GradientTransformation:

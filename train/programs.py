@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
+from florence_jax.sharding import using
 from train.interruption import Interruption
 
 
@@ -22,9 +24,20 @@ class Programs:
         interruption: Interruption,
         *,
         donate_first: bool = False,
+        mesh: Mesh | None = None,
+        out_shardings: Any = None,
     ):
-        self._jitted = jax.jit(function, donate_argnums=(0,) if donate_first else ())
+        """
+        Args:
+            donate_first: the first argument is used up.
+            mesh: what the function is compiled for, where its arguments lie on several devices.
+            out_shardings: of its value, as `jax.jit` takes them; None leaves them to the compiler.
+        """
+        self._jitted = jax.jit(
+            function, donate_argnums=(0,) if donate_first else (), out_shardings=out_shardings
+        )
         self._interruption = interruption
+        self._mesh = mesh
         self._compiled: dict[tuple, Callable[[Any, Any], Any]] = {}
         self.seconds_compiling = 0.0
 
@@ -38,7 +51,12 @@ class Programs:
         if shapes not in self._compiled:
             started = time.perf_counter()
             self._compiled[shapes] = self._interruption.wait_for(
-                lambda: self._jitted.lower(first, batch).compile()
+                lambda: self._compile(first, batch)
             )
             self.seconds_compiling += time.perf_counter() - started
         return self._compiled[shapes](first, batch)
+
+    def _compile(self, first: Any, batch: Any) -> Callable[[Any, Any], Any]:
+        # Here and not around the call: the mesh in use is each thread's own.
+        with using(self._mesh):
+            return self._jitted.lower(first, batch).compile()

@@ -25,6 +25,7 @@ class Quarantine:
         self.path, self._share, self._total = path, share, total
         self._training: dict[str, str] = {}
         self._known: set[tuple[str, str]] = set()
+        self._unwritten: list[dict[str, str]] = []
         for row in read_lines(path):
             self._note(row["split"], row["id"], row["reason"])
 
@@ -33,15 +34,18 @@ class Quarantine:
         return len(self._training)
 
     def add(self, problems: Iterable[tuple[str, str]], *, split: str = "train") -> None:
-        """Write down the (id, reason) that are new."""
-        new = {row: reason for row, reason in problems if (split, row) not in self._known}
-        for row, reason in new.items():
-            self._note(split, row, reason)
-        if new:
-            append_lines(
-                self.path,
-                [{"id": row, "reason": reason, "split": split} for row, reason in new.items()],
-            )
+        """Write down the (id, reason) that are new.
+
+        Raises:
+            OSError: the file cannot be written; the next call tries again.
+        """
+        for row, reason in problems:
+            if (split, row) not in self._known:
+                self._note(split, row, reason)
+                self._unwritten.append({"id": row, "reason": reason, "split": split})
+        if self._unwritten:
+            append_lines(self.path, self._unwritten)
+            self._unwritten.clear()
 
     def check(self, seen: int) -> None:
         """

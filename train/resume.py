@@ -10,6 +10,7 @@ import jax
 
 from train.checkpoints import CheckpointConfig, Checkpoints
 from train.config import TrainConfig, fixed
+from train.processes import is_first, wait_for_all
 from train.settings import differences, to_tree
 from train.start import Start, load_parameters, prepare_start, read_start
 from train.state import TrainState
@@ -26,9 +27,11 @@ class RunError(RuntimeError):
 def start_of(config: TrainConfig, directory: Path) -> Start:
     """The run directory's own start where it holds a checkpoint; it refuses another config."""
     if not any((directory / "checkpoints").glob("step_*[0-9]")):
-        start = prepare_start(config, directory / PROCESSOR)
-        (directory / CONFIG).write_text(json.dumps(to_tree(config), indent=1))
-        return start
+        if is_first():
+            prepare_start(config, directory / PROCESSOR)
+            (directory / CONFIG).write_text(json.dumps(to_tree(config), indent=1))
+        wait_for_all("the run's start")
+        return read_start(directory / PROCESSOR)
     before = json.loads((directory / CONFIG).read_text())
     changed = differences(fixed(before), fixed(to_tree(config)))
     if changed:
@@ -42,7 +45,7 @@ def start_of(config: TrainConfig, directory: Path) -> Start:
 def first_or_restored(
     training: Training, start: Start, directory: Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state to go on from, and what its checkpoint says beside it.
+    """The state to go on from, on the run's mesh, and what its checkpoint says beside it.
 
     Raises:
         RunError: the frozen parameters are not there, or cannot be saved.
@@ -59,12 +62,16 @@ def first_or_restored(
                 raise RunError(f"{directory / 'frozen'} lacks the frozen parameters of the run")
             if meta.get("best"):
                 checkpoints.best = meta["best"]["step"]
-            return dataclasses.replace(state, frozen=frozen[0]), meta
-        shutil.rmtree(kept.path(0), ignore_errors=True)
-        state = training.first_state(load_parameters(training.config, start))
+            return training.placement.place(dataclasses.replace(state, frozen=frozen[0])), meta
+        if is_first():
+            shutil.rmtree(kept.path(0), ignore_errors=True)
+        params = load_parameters(training.config, start, training.placement.layout)
+        # Placed as a restored one is: the compiled step is then the same program, and cached once.
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        state = jax.jit(training.first_state, out_shardings=shardings)(params)
+        del params
         kept.save(0, state.frozen, {})
         kept.wait()
         if kept.failure is not None:
             raise RunError(f"the frozen parameters could not be saved: {kept.failure}")
-    # Placed as a restored one is: the compiled step is then the same program, and cached once.
-    return jax.tree.map(lambda leaf, at: jax.device_put(leaf, at.sharding), state, abstract), {}
+    return training.placement.place(state), {}

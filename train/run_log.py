@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from train.config import LoggingConfig
 from train.lines import append_lines
+from train.tensorboard import TensorBoard
 
 
 class RunLog:
@@ -31,11 +31,11 @@ class RunLog:
         """
         self._path, self._peak = directory / "metrics.jsonl", peak_flops
         self._boards = (
-            SummaryWriter(str(directory / "tensorboard"), purge_step=first)
-            if config.tensorboard
-            else None
+            TensorBoard(directory / "tensorboard", first=first) if config.tensorboard else None
         )
-        self._bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True)
+        self._bar = tqdm(
+            total=steps, initial=first, unit="step", dynamic_ncols=True, file=_Terminal()
+        )
         self._said: set[str] = set()
         self._started = time.perf_counter()
         self._restart()
@@ -45,9 +45,6 @@ class RunLog:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
-        if self._boards is not None:
-            with self._reporting():
-                self._boards.close()
 
     @property
     def seconds(self) -> float:
@@ -99,28 +96,52 @@ class RunLog:
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl; its numbers go to TensorBoard too."""
-        with self._reporting():
+        with self.reporting():
             append_lines(self._path, [{"kind": kind, "step": step, **values}])
         if self._boards is not None:
-            with self._reporting():
-                for name, value in values.items():
-                    if isinstance(value, int | float):
-                        self._boards.add_scalar(f"{kind}/{name}", value, step)
+            numbers = {
+                f"{kind}/{name}": value
+                for name, value in values.items()
+                if isinstance(value, int | float)
+            }
+            with self.reporting():
+                self._boards.write(step, numbers)
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self._bar.write(text, file=sys.stderr)
-
-    def _restart(self) -> None:
-        self._since = time.perf_counter()
-        self._tokens = self._images = self._steps = 0
-        self._flops = 0.0
+        self._bar.write(text, file=_Terminal())
 
     @contextlib.contextmanager
-    def _reporting(self) -> Iterator[None]:
+    def reporting(self) -> Iterator[None]:
+        """What is written inside is for people: that it cannot be is said once and ends nothing."""
         try:
             yield
         except OSError as error:
             if str(error) not in self._said:
                 self._said.add(str(error))
                 self.say(f"the log cannot be written: {error}; the run goes on")
+
+    def _restart(self) -> None:
+        self._since = time.perf_counter()
+        self._tokens = self._images = self._steps = 0
+        self._flops = 0.0
+
+
+def say(text: str) -> None:
+    """A line to the terminal, before and after there is a log."""
+    print(text, file=_Terminal(), flush=True)
+
+
+class _Terminal:
+    """Standard error; often a file on the very disk that is full, which must not end a run."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import re
 import runpy
+import traceback
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ def load_settings(kind: type[Config], recipe: str | Path | None, words: Sequence
         if not equals or not name:
             raise SettingsError(f"{word!r} is not key=value, for example optimizer.clip_norm=1")
         try:
-            value = yaml.safe_load(text)
+            # Nothing behind the sign is an empty text; none at all is written null.
+            value = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
             raise SettingsError(f"{word!r}: the value cannot be read: {error}") from None
         _put(tree, name, value)
@@ -51,11 +53,8 @@ def from_tree(kind: type[Config], tree: Mapping[str, Any]) -> Config:
     try:
         return pydantic.TypeAdapter(kind).validate_python(tree)
     except pydantic.ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in problem['loc']) or 'settings'}: {problem['msg']}"
-            + (f" (got {problem['input']!r})" if problem["type"] != "missing" else "")
-            for problem in error.errors()
-        ]
+        meanings = {name: meaning for name, _, _, meaning in describe(kind)}
+        lines = [_line(problem, meanings) for problem in error.errors()]
         raise SettingsError("\n".join(lines)) from None
 
 
@@ -94,10 +93,15 @@ def describe(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, str, str]
 
 def _read_recipe(kind: type, path: Path) -> dict[str, Any]:
     if path.suffix == ".py":
+        if not path.is_file():
+            raise SettingsError(f"recipe {path}: there is no such file")
         try:
             config = runpy.run_path(str(path)).get("config")
-        except OSError as error:
-            raise SettingsError(f"recipe {path}: {error.strerror}") from None
+        except Exception as error:
+            # It is a program, and whatever is wrong with it is its author's to know.
+            raise SettingsError(
+                f"recipe {path}{_line_in(path, error)}: {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(config, kind):
             raise SettingsError(f"recipe {path} must define `config`, a {kind.__name__}")
         return to_tree(config)
@@ -112,6 +116,30 @@ def _read_recipe(kind: type, path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise SettingsError(f"recipe {path} must be a mapping of settings, got {tree!r}")
     return tree
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    """ ", line 7" where the error passed through the file."""
+    if isinstance(error, SyntaxError):
+        return ""
+    frames = traceback.extract_tb(error.__traceback__)
+    numbers = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f", line {numbers[-1]}" if numbers else ""
+
+
+def _line(problem: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
+    """One of pydantic's problems: the setting, what is wrong, what it means."""
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{name} must be set: {name}=..., or a recipe that sets it"
+    if problem["type"] == "value_error":
+        # One of our own, which says everything but where.
+        message = problem["msg"].removeprefix("Value error, ")
+        return message if not name or f"{name}." in message else f"{name}: {message}"
+    meaning = meanings.get(re.sub(r"\.\d+", "[]", name), "")
+    return f"{name}: {problem['msg']}, got {problem['input']!r}" + (
+        f"; {meaning}" if meaning else ""
+    )
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ import jax
 from florence_jax.checkpoint import load_checkpoint, plan_checkpoint, resolve
 from florence_jax.checkpoint.hub import METADATA_FILES
 from florence_jax.checkpoint.tree import flatten
-from florence_jax.config import PRESETS, Florence2Config
+from florence_jax.config import PRESETS, BartConfig, Florence2Config
 from florence_jax.model import Model
 from florence_jax.processing import (
     FlorenceTokenizer,
@@ -20,6 +20,7 @@ from florence_jax.processing import (
     demo_tokenizer,
     load_tokenizer,
 )
+from florence_jax.sharding import Layout
 from train.config import ModelConfig, TrainConfig
 from train.settings import from_tree, to_tree
 from train.shapes.tokens import save_processor, world_tokenizer
@@ -79,14 +80,26 @@ def read_start(files: Path) -> Start:
     )
 
 
-def load_parameters(config: TrainConfig, start: Start) -> dict[str, jax.Array]:
-    """The first parameters by path, float32: those of the checkpoint, or random ones."""
+def load_parameters(
+    config: TrainConfig, start: Start, layout: Layout | None = None
+) -> dict[str, jax.Array]:
+    """The first parameters by path, float32: those of the checkpoint, or random ones.
+
+    With a layout each lies where that stores it from the beginning: no host and no device ever
+    holds the whole model.
+    """
     model = config.model
+    sharding = None if layout is None else layout.stored_sharding
     if model.start:
-        return dict(
-            flatten(load_checkpoint(model.start, "float32", revision=model.revision).params)
-        )
-    return dict(flatten(Model(config=start.config).init(jax.random.key(config.seed))))
+        loaded = load_checkpoint(model.start, "float32", sharding, revision=model.revision)
+        return dict(flatten(loaded.params))
+
+    def init() -> dict[str, jax.Array]:
+        return dict(flatten(Model(config=start.config).init(jax.random.key(config.seed))))
+
+    if sharding is None:
+        return init()
+    return jax.jit(init, out_shardings={path: sharding(path) for path in jax.eval_shape(init)})()
 
 
 def training_config(sizes: Florence2Config, model: ModelConfig) -> Florence2Config:
@@ -117,11 +130,11 @@ def _with_processor(config: TrainConfig, sizes: Florence2Config, files: Path) ->
             save_processor(files, image_side=size[0], image_tokens=image_tokens)
         else:
             made().save(files)
-        _decode_as_evaluated(config, files)
+        _decode_as_evaluated(config, sizes.text, files)
     elif processor:
         _copy(resolve(processor, weights=False), files, without=("config.json",))
         if not config.model.start:
-            _decode_as_evaluated(config, files)
+            _decode_as_evaluated(config, sizes.text, files)
     _set_image_size(files, sizes, size)
     missing = load_tokenizer(files).vocab_size - sizes.text.vocab_size
     if missing > 0:
@@ -138,11 +151,19 @@ def _copy(source: Path, files: Path, without: tuple[str, ...] = ()) -> None:
             shutil.copyfile(source / name, files / name)
 
 
-def _decode_as_evaluated(config: TrainConfig, files: Path) -> None:
+def _decode_as_evaluated(config: TrainConfig, text: BartConfig, files: Path) -> None:
     """Who loads a model trained from scratch decodes as the run's evaluation did."""
     names = ("num_beams", "no_repeat_ngram_size", "max_new_tokens")
-    decoding = {name: getattr(config.evaluation, name) for name in names}
-    content = {**decoding, "early_stopping": True}
+    content = {name: getattr(config.evaluation, name) for name in names}
+    if config.evaluation.num_beams > 1:
+        content["early_stopping"] = True
+    # transformers takes them from here alone.
+    names = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+    content |= {name: getattr(text, name) for name in names}
+    content |= {
+        "forced_bos_token_id": text.bos_token_id,
+        "forced_eos_token_id": text.eos_token_id,
+    }
     (files / "generation_config.json").write_text(json.dumps(content, indent=1))
 
 

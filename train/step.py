@@ -19,6 +19,7 @@ from florence_jax.processing.pixels import ImageConfig
 from train.lora import LoraConfig, adapt, is_factor
 from train.losses import LossConfig, TokenSums, shift_right, summed_loss
 from train.optimizer import update_ema
+from train.remat import Remat, rematerialise
 from train.state import Flat, TrainState
 
 
@@ -68,12 +69,14 @@ class Objective:
         model: says the sizes and the compute dtype.
         image: how uint8 pixels are normalised.
         loss, lora: their configs.
+        remat: what the backward pass computes again.
     """
 
     model: Model
     image: ImageConfig = field(default_factory=ImageConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    remat: Remat = "none"
 
     def __call__(self, params: Flat, batch: Batch, key: jax.Array | None) -> TokenSums:
         """Summed losses of a batch without its leading axis; a `key` turns on dropout."""
@@ -95,6 +98,7 @@ class Objective:
             if not is_factor(path):
                 insert(tree, path, leaf)
         module = self.model.bind(tree)
+        rematerialise(module, self.remat)
         factors = {path: leaf for path, leaf in params.items() if is_factor(path)}
         if factors:
             adapt(module, factors, self.lora, fold_in(key, 3))

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AbstractMesh, Mesh
 
 from florence_jax.checkpoint.shapes import parameter_shapes
 from florence_jax.model import Model
+from florence_jax.sharding import MeshShape, load_rules, make_mesh, parse_mesh
 from train.config import DataConfig, TrainConfig
 from train.data.augment import AugmentConfig
 from train.data.rows import RowMaker
 from train.lora import init_factors
 from train.optimizer import build_optimizer, learning_rate_schedule
 from train.parameters import Treatment, treatments
+from train.placement import Placement, make_placement
 from train.start import Start, training_config
 from train.state import Flat, TrainState, new_state
 from train.step import Objective, Step, build_step
@@ -30,6 +33,7 @@ class Training:
         objective: from parameters and a batch to summed losses.
         treated: of every parameter, adapters included, whether and how it trains.
         optimizer, step: of what trains.
+        placement: where the state and batches lie.
     """
 
     config: TrainConfig
@@ -37,6 +41,7 @@ class Training:
     treated: Mapping[str, Treatment]
     optimizer: optax.GradientTransformation
     step: Step
+    placement: Placement
 
     def first_state(self, params: Flat) -> TrainState:
         """The state before the first step, from the parameters of the base model."""
@@ -55,37 +60,66 @@ class Training:
         return new_state(trainable, frozen, self.optimizer, with_ema=with_ema)
 
     def abstract_state(self) -> TrainState:
-        """Its shapes, dtypes and placement, without allocating any of it."""
+        """Its shapes, dtypes and shardings as checkpoints hold it; nothing is allocated."""
         shapes = parameter_shapes(self.objective.model.config)
         params = {p: jax.ShapeDtypeStruct(shape, jnp.float32) for p, shape in shapes.items()}
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            jax.eval_shape(self.first_state, params),
-        )
+        return self.placement.stored(jax.eval_shape(self.first_state, params))
+
+    def placed_state(self) -> TrainState:
+        """The same as `placed_step` takes and gives it."""
+        return self.placement.placed(self.abstract_state())
+
+    @property
+    def placed_step(self) -> Step:
+        """`step` on a placed state and a placed batch."""
+        return self.placement.step(self.step)
 
     def trains(self, path: str) -> bool:
         return path in self.treated and self.treated[path].trains
 
 
-def build_training(config: TrainConfig, start: Start) -> Training:
+def build_training(
+    config: TrainConfig, start: Start, mesh: Mesh | AbstractMesh | None = None
+) -> Training:
     """Everything that is a function of the settings alone.
 
+    Args:
+        mesh: in place of the settings' own, of this process's devices.
+
     Raises:
-        RuleError, ValueError: rules, adapters or schedules that do not fit the model.
+        RuleError, ValueError: rules, adapters, schedules or a mesh that do not fit.
     """
-    model = Model(config=training_config(start.config, config.model), dtype=config.model.dtype)
-    objective = Objective(model=model, image=start.image, loss=config.loss, lora=config.lora)
-    optimizer_config = config.optimizer
-    paths = parameter_shapes(start.config)
+    shapes = parameter_shapes(start.config)
+    factors = {}
     if config.lora.rank:
-        # The base is frozen whatever the rules say: they are about the adapters then.
         key = jax.random.key(config.seed)
-        paths = jax.eval_shape(
-            lambda: init_factors(config.lora, parameter_shapes(start.config), key)
-        )
+        factors = jax.eval_shape(lambda: init_factors(config.lora, shapes, key))
+    if mesh is None:
+        mesh = make_mesh(parse_mesh(config.mesh) if config.mesh else MeshShape(data=-1))
+    placement = make_placement(
+        load_rules(config.rules),
+        shapes,
+        {path: factor.shape for path, factor in factors.items()},
+        mesh,
+        start.config.text.pad_token_id,
+    )
+    model = Model(
+        config=training_config(start.config, config.model),
+        dtype=config.model.dtype,
+        # Equal models are equal programs; with a layout, a model is equal to itself alone.
+        layout=placement.layout if mesh.size > 1 else None,
+    )
+    objective = Objective(
+        model=model,
+        image=start.image,
+        loss=config.loss,
+        lora=config.lora,
+        remat=config.model.remat,
+    )
+    optimizer_config = config.optimizer
     treated = treatments(
-        paths,
+        # With adapters the base is frozen whatever the rules say: they are about these then.
+        factors or shapes,
         optimizer_config.rules,
         start.config,
         layer_decay=optimizer_config.layer_decay,
@@ -98,19 +132,30 @@ def build_training(config: TrainConfig, start: Start) -> Training:
         objective, optimizer, schedule, seed=config.seed, ema_decay=optimizer_config.ema_decay
     )
     return Training(
-        config=config, objective=objective, treated=treated, optimizer=optimizer, step=step
+        config=config,
+        objective=objective,
+        treated=treated,
+        optimizer=optimizer,
+        step=step,
+        placement=placement,
     )
 
 
-def row_maker(config: DataConfig, start: Start, *, training: bool) -> RowMaker:
-    """From examples to arrays; without augmentation where it is not for training."""
+def row_maker(
+    config: DataConfig, start: Start, *, training: bool, longest: bool = False
+) -> RowMaker:
+    """From examples to arrays; without augmentation where it is not for training.
+
+    Args:
+        longest: pad every batch to `max_prompt` and `max_target`, and not to its longest row.
+    """
     return RowMaker(
         tokenizer=start.tokenizer,
         image_size=start.image.size,
         max_prompt=config.max_prompt,
         max_target=config.max_target,
-        least_prompt=config.least_prompt,
-        least_target=config.least_target,
+        least_prompt=config.max_prompt if longest else config.least_prompt,
+        least_target=config.max_target if longest else config.least_target,
         augmentation=config.augment if training else AugmentConfig(),
         resample=start.image.resample,
     )

@@ -8,6 +8,22 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_quickly(request):
+    # What XLA:CPU's LLVM does at its lowest level takes a third of the time, and the tiny models
+    # of these tests run no slower. The comparison with PyTorch is made of what users run.
+    if request.module.__name__.endswith("test_gradient_parity"):
+        yield
+        return
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "1")  # the processes that tests start
+        jax.config.update(name, True)
+        yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope="session")
 def compiled_on_disk(tmp_path_factory):
     """The directory of a compilation cache that this process and its children use."""

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from tests.train.small import small_params
-from train.checkpoints import CheckpointConfig, Checkpoints, RestoreError, damage
+from train.checkpoints import CheckpointConfig, Checkpoints, RestoreError
+from train.manifest import damage
 from train.state import new_state
 
 OPTIMIZER = optax.adam(1e-3)
@@ -170,6 +171,36 @@ def test_a_save_that_fails_is_reported_and_tried_again(tmp_path, monkeypatch):
         checkpoints.wait()
         assert checkpoints.steps() == [1, 2]
         assert json.loads((checkpoints.path(2) / "manifest.json").read_text())["files"]
+
+
+def test_a_best_that_cannot_be_saved_does_not_cost_the_one_before(tmp_path, monkeypatch):
+    config = CheckpointConfig(every=1, keep_last=1)
+    with Checkpoints(tmp_path, config, report=lambda line: None) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(())}, {}, best=True)
+        checkpoints.wait()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", _full_disk)
+            checkpoints.save(2, {"x": jnp.ones(())}, {}, best=True)
+            checkpoints.wait()
+        for step in (3, 4):
+            checkpoints.save(step, {"x": jnp.ones(())}, {})
+        checkpoints.wait()
+        assert checkpoints.best == 1
+        assert checkpoints.steps() == [1, 4]
+        # Half of the one that failed takes no room.
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "step_00000001",
+            "step_00000004",
+        ]
+
+
+def test_a_manifest_that_was_edited_is_damaged(tmp_path):
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(())}, {})
+        checkpoints.wait()
+        manifest = checkpoints.path(1) / "manifest.json"
+        manifest.write_text(manifest.read_text().replace("float32", "float16"))
+        assert "does not have the sha256" in damage(checkpoints.path(1))
 
 
 def _full_disk(descriptor):

@@ -1,9 +1,12 @@
 """Whole runs of a tiny model: what they leave behind, and that going on changes nothing."""
 
+import contextlib
 import dataclasses
 import json
 import re
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import jax
@@ -13,12 +16,14 @@ from PIL import Image
 
 from florence_jax import Florence2Pipeline
 from tests.train.runs import a_config, final_state, lines, steps, stored_config, world
+from tests.train.storm import Program
 from train.checkpoints import CheckpointConfig, Checkpoints
 from train.config import LoggingConfig, SourceConfig
 from train.lines import read_lines
 from train.loop import Outcome, train
 from train.quarantine import TooManyProblems
 from train.resume import RunError
+from train.run_log import RunLog, say
 from train.start import read_start
 from train.training import build_training
 
@@ -54,6 +59,21 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(whole, stopped):
         expected = {row["step"]: row[name] for row in lines(whole, "train")}
         assert {row["step"]: row[name] for row in lines(stopped, "train")} == expected
     assert [row["step"] for row in lines(stopped, "resumed")] == [3]
+
+
+def test_a_termination_while_xla_compiles_is_saved(whole, tmp_path):
+    # The other phases: tests/train/test_terminations.py.
+    directory = tmp_path / "run"
+    program = Program(a_config(directory), tmp_path / "nothing is compiled")
+    # What follows the frozen parameters are seconds of XLA, which hears no signal.
+    assert program.reaches((directory / "frozen/step_00000000").is_dir), program.said
+    time.sleep(1)
+    program.send(signal.SIGTERM)
+    assert program.status() == Outcome.INTERRUPTED, program.said
+    assert "interrupted and saved at step 0" in program.said
+    assert steps(directory) == [0]
+    assert train(a_config(directory)) is Outcome.DONE
+    assert final_state(directory) == final_state(whole)
 
 
 def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(whole, stopped, capsys):
@@ -192,8 +212,6 @@ def test_what_is_exported_is_what_was_trained(whole):
 
 
 def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(tmp_path, capsys):
-    from train.run_log import RunLog
-
     (tmp_path / "metrics.jsonl").mkdir()
     config = LoggingConfig(tensorboard=False)
     with RunLog(tmp_path, config, first=0, steps=3, peak_flops=1e6) as log:
@@ -201,6 +219,22 @@ def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(tmp_path, ca
             log.count(tokens=10, images=1, flops=1e3)
             log.training(step, {"loss": 1.0, "learning_rate": 0.1})
     assert len(re.findall("the log cannot be written", capsys.readouterr().err)) == 1
+
+
+def test_a_terminal_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch):
+    # As `python -m train.main > RUN/log 2>&1` has it when the disk is full.
+    with open("/dev/full", "w") as full, monkeypatch.context() as patched:
+        patched.setattr("sys.stderr", full)
+        config = LoggingConfig(tensorboard=False)
+        with RunLog(tmp_path, config, first=0, steps=1, peak_flops=0) as log:
+            say("before")
+            log.count(tokens=10, images=1, flops=1e3)
+            log.training(1, {"loss": 1.0, "learning_rate": 0.1})
+            log.say("after")
+        patched.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert [row["step"] for row in lines(tmp_path, "train")] == [1]
 
 
 def test_the_metric_that_means_best_must_be_measured(tmp_path):

@@ -1,40 +1,7 @@
-import numpy as np
 import pytest
 
-from train.metrics import anls, edit_distance, similarity, task_scores
+from train.metrics import task_scores
 from train.shapes.judge import Answered
-
-
-def slow_distance(one, other):
-    """Wagner and Fischer's table, cell by cell."""
-    table = np.add.outer(np.arange(len(one) + 1), np.arange(len(other) + 1))
-    for i, a in enumerate(one, 1):
-        for j, b in enumerate(other, 1):
-            table[i, j] = min(
-                table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (a != b)
-            )
-    return table[-1, -1]
-
-
-def test_the_edit_distance_is_levenshteins():
-    draw = np.random.default_rng(0)
-    for _ in range(200):
-        one, other = ("".join(draw.choice(list("abü"), draw.integers(0, 9))) for _ in range(2))
-        assert edit_distance(one, other) == slow_distance(one, other)
-    assert edit_distance("kitten", "sitting") == 3
-
-
-@pytest.mark.parametrize(
-    ("truth", "answer", "value"),
-    [("Paris", "paris ", 1.0), ("abcd", "abcx", 0.75), ("abcd", "wxyz", 0.0), ("", "", 1.0)],
-)
-def test_anls_counts_as_docvqa_does(truth, answer, value):
-    assert anls([truth], answer) == value
-
-
-def test_the_best_of_several_truths_counts():
-    assert anls(["no", "1984"], "1985") == 0.75
-    assert similarity("ab", "abcd") == 0.5
 
 
 def answered(prefix, suffix, answer):

@@ -76,10 +76,17 @@ def test_help_prints_every_field(capsys):
         (["optimizer.rules=[[decoder, 1.0]]"], "match no rule"),
         (["data.train=[{kind: jsonl, path: nowhere.jsonl}]"], "there is no nowhere.jsonl"),
         (["lora.rank=2", "lora.targets=none"], "matches no parameter"),
+        (["lora.targets=("], r"lora\.targets '\(' is no regex"),
+        (["data.directory=nowhere"], "there is no directory nowhere, named as data.directory"),
+        (["data.image_size=64"], r"data\.image_size: .*, got 64; \(height, width\) in pixels"),
+        (["data.threads=-1"], r"data\.threads=-1 .* must not be negative"),
+        (["evaluation.num_beams=0"], r"evaluation\.num_beams must be at least 1, got 0"),
+        (["steps="], "steps: .*integer.*, got ''; updates, all told"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_runs(words, message, capsys):
     import re
 
-    assert main(["--config", "train/recipes/shapes.py", "--dry-run", *words]) == 1
+    # Options may stand between settings.
+    assert main(["seed=1", "--config", "train/recipes/shapes.py", "--dry-run", *words]) == 1
     assert re.search(message, capsys.readouterr().err)

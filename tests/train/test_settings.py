@@ -55,7 +55,7 @@ def test_settings_survive_being_written_down():
         ),
         (["steps=1", "optimizer.name=sgd"], r"optimizer\.name.*'adamw'"),
         (["steps=1", "optimizer.b1=2"], "b1 must be within"),
-        ([], "steps: Field required"),
+        ([], "steps must be set: steps="),
         (["steps"], "is not key=value"),
         (["steps=[1"], "cannot be read"),
         (["steps=1", "steps.x=1"], "steps is 1, which has no fields"),
@@ -73,6 +73,9 @@ def test_what_does_not_fit_is_named(words, message):
         ("a.yaml", "[", "is not YAML"),
         ("a.yaml", "3", "must be a mapping"),
         ("a.py", "x = 1", "must define `config`"),
+        ("a.py", "x = 1\nimport absent_module", r"a\.py, line 2: ModuleNotFoundError: No module"),
+        ("a.py", "x = (", r"a\.py: SyntaxError: .* line 1"),
+        ("b.py", None, "there is no such file"),
         ("a.toml", "x = 1", r"expected a \.yaml or \.py"),
     ],
 )

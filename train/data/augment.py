@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from florence_jax.processing import TASKS, box_to_text, parse, text_to_box
+from florence_jax.processing.targets import target_text
 from train.data.example import Example
-from train.targets import target_text
 
 # A picture's text reads backwards in a mirror, and so do the words for its sides.
 _READS = {"<OCR>", "<OCR_WITH_REGION>", "<REGION_TO_OCR>"}

@@ -1,6 +1,6 @@
 """Annotations in COCO's layout: detection, captions, and referring expressions on its pictures."""
 
-import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 
 from florence_jax.processing import box_to_text
 from train.data.example import DataError, Example, contained
+from train.data.json_file import read_object
 
 CocoTask = Literal[
     "<OD>",
@@ -44,13 +45,24 @@ class Coco:
     def __init__(self, path: str | Path, task: CocoTask, image_root: str | Path | None = None):
         self.path, self.task = Path(path), task
         self.image_root = Path(image_root) if image_root else self.path.parent
-        content = _read(self.path)
-        self._images = {image["id"]: image for image in content["images"]}
-        self._categories = {
-            category["id"]: category["name"] for category in content.get("categories", [])
-        }
+        content = read_object(self.path, all_of=("images", "annotations"))
+        images = self._parts(content, "images", "id", "file_name")
+        self._images = {image["id"]: image for image in images}
+        categories = self._parts(content, "categories", "id", "name")
+        self._categories = {category["id"]: category["name"] for category in categories}
         self._annotations: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
-        for annotation in content["annotations"]:
+        for annotation in self._parts(content, "annotations", "image_id"):
+            if annotation["image_id"] not in self._images:
+                raise DataError(
+                    f"{self.path}: an annotation is of image_id {annotation['image_id']!r}, which "
+                    "is not among the images: add the image, or remove its annotations"
+                )
+            box = annotation.get("bbox")
+            if box and not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+                raise DataError(
+                    f"{self.path}: the bbox of an annotation of image_id "
+                    f"{annotation['image_id']!r} is {box!r:.80}, expected [x, y, width, height]"
+                )
             if not annotation.get("iscrowd"):
                 self._annotations[annotation["image_id"]].append(annotation)
         boxes = [a["bbox"] for found in self._annotations.values() for a in found if a.get("bbox")]
@@ -65,7 +77,7 @@ class Coco:
     def __getitem__(self, index: int) -> Example:
         image_id, chosen = self._items[index]
         image = self._images[image_id]
-        where = f"{self.path.name}:{image['file_name']}:{index}"
+        where = f"{self.path} {self.task}:{index}"
         prompt, answer = self._asked(image, chosen, where)
         return Example(
             id=where,
@@ -75,6 +87,19 @@ class Coco:
             answer=answer,
             size=_size(image),
         )
+
+    def _parts(self, content: Mapping[str, Any], name: str, *keys: str) -> list[Mapping[str, Any]]:
+        """One of the file's lists, each entry with these keys."""
+        parts = content.get(name, [])
+        if not isinstance(parts, list):
+            raise DataError(f"{self.path}: `{name}` is {type(parts).__name__}, expected a list")
+        for number, part in enumerate(parts):
+            missing = [key for key in keys if not isinstance(part, Mapping) or key not in part]
+            if missing:
+                raise DataError(
+                    f"{self.path}: {name}[{number}] has no `{missing[0]}`: {part!r:.80}"
+                )
+        return parts
 
     def _numbered(self) -> Any:
         """(image id, what of it is asked about) of every example."""
@@ -136,22 +161,14 @@ class Coco:
         return self._categories[category]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-        raise DataError(f"{path} lacks COCO's `images` and `annotations`")
-    return content
-
-
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     if "width" in image and "height" in image:
         return image["width"], image["height"]
     return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _has_area(annotation: Mapping[str, Any]) -> bool:

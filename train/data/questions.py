@@ -1,11 +1,11 @@
 """Questions about pictures: VQAv2's two files, and DocVQA's one."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from train.data.example import DataError, Example, contained
+from train.data.json_file import read_object
 
 
 class Vqa:
@@ -30,22 +30,34 @@ class Vqa:
         self.path = Path(questions)
         self.image_root = Path(image_root) if image_root else self.path.parent
         self.image_pattern = image_pattern
-        content = _read(self.path)
+        content = read_object(self.path)
         self._questions = content.get("questions") or content.get("data")
         if not isinstance(self._questions, list) or not self._questions:
-            raise DataError(f"{self.path} holds neither `questions` nor `data`")
+            raise DataError(
+                f"{self.path} has no list of `questions` (VQAv2, TextVQA) or `data` (DocVQA); it "
+                f"has {', '.join(list(content)[:8]) or 'nothing'}"
+            )
         self._answers: dict[Any, str] = {}
         if annotations is not None:
-            for annotation in _read(Path(annotations)).get("annotations", []):
-                answer = annotation.get("multiple_choice_answer") or _frequent(annotation)
-                self._answers[annotation["question_id"]] = answer
+            path = Path(annotations)
+            for number, found in enumerate(
+                read_object(path, all_of=("annotations",))["annotations"]
+            ):
+                if not isinstance(found, dict) or "question_id" not in found:
+                    raise DataError(
+                        f"{path}: annotation {number} has no question_id: {found!r:.80}"
+                    )
+                answer = found.get("multiple_choice_answer") or _frequent(found)
+                self._answers[found["question_id"]] = answer
 
     def __len__(self) -> int:
         return len(self._questions)
 
     def __getitem__(self, index: int) -> Example:
         question = self._questions[index]
-        where = f"{self.path.name}:{question.get('question_id', index)}"
+        where = f"{self.path}:{index}"
+        if not isinstance(question, dict) or not isinstance(question.get("question"), str):
+            raise DataError(f"{where} has no text as its `question`: {question!r:.80}")
         answer = self._answers.get(question.get("question_id")) or _frequent(question)
         if not answer:
             raise DataError(f"{where} has no answer")
@@ -59,7 +71,13 @@ class Vqa:
 
     def _file(self, question: dict[str, Any], where: str) -> str:
         if self.image_pattern:
-            return self.image_pattern.format(**question)
+            try:
+                return self.image_pattern.format(**question)
+            except (KeyError, IndexError, ValueError) as error:
+                raise DataError(
+                    f"{where}: image_pattern {self.image_pattern!r} does not fit ({error!r}); the "
+                    f"question has {', '.join(question)}"
+                ) from None
         name = question.get("image") or question.get("file_name")
         if not name:
             raise DataError(f"{where} names no image: set image_pattern")
@@ -77,15 +95,3 @@ def _frequent(question: dict[str, Any]) -> str:
     answers = question.get("answers") or []
     texts = [answer["answer"] if isinstance(answer, dict) else str(answer) for answer in answers]
     return Counter(texts).most_common(1)[0][0] if texts else ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is not an object with `questions` or `data`")
-    return content

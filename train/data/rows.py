@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.processing import FlorenceTokenizer, build_prompt, load_image
+from florence_jax.processing.targets import target_text
 from train.data.augment import AugmentConfig, augment, in_frame_of
 from train.data.example import Example, Source
 from train.losses import IGNORE
 from train.step import Batch
-from train.targets import target_text
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """From settings to sources: which class reads which layout."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
 from florence_jax.processing import TASKS
 from train.config import DataConfig, SourceConfig
+from train.data.annotations import Annotations
 from train.data.coco import Coco, CocoTask
 from train.data.example import DataError, Source
 from train.data.questions import DocVqa, Vqa
@@ -25,7 +27,7 @@ def training_sources(config: DataConfig, seed: int) -> list[Named]:
     found = list(config.train)
     if config.directory:
         found.append(_in_directory(Path(config.directory), "train"))
-    return [named for one in found for named in _open(one, seed)]
+    return _named_apart(named for one in found for named in _open(one, seed))
 
 
 def valid_sources(config: DataConfig, seed: int) -> dict[str, Source]:
@@ -38,11 +40,24 @@ def valid_sources(config: DataConfig, seed: int) -> dict[str, Source]:
     directory = Path(config.directory)
     if config.directory and (directory / "valid").is_dir():
         found.append(_in_directory(directory, "valid"))
-    return {name: source for one in found for name, source, _ in _open(one, seed)}
+    opened = _named_apart(named for one in found for named in _open(one, seed))
+    return {name: source for name, source, _ in opened}
+
+
+def _named_apart(opened: Iterable[Named]) -> list[Named]:
+    """Two files of one name in two directories get names of their own."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for name, source, weight in opened:
+        seen[name] += 1
+        apart.append((f"{name} #{seen[name]}" if seen[name] > 1 else name, source, weight))
+    return apart
 
 
 def _in_directory(directory: Path, split: str) -> SourceConfig:
     """The one data set of DIRECTORY/SPLIT."""
+    if not directory.is_dir():
+        raise DataError(f"there is no directory {directory}, named as data.directory")
     folder = directory / split
     files = sorted(folder.glob("*.jsonl")) or sorted(folder.glob("*coco.json"))
     if len(files) != 1:
@@ -67,6 +82,12 @@ def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
             name = f"{path.parent.name}/{path.name} {task}"
             yield name, Coco(path, task, root), config.weight / len(tasks)
         return
+    if config.kind == "annotations":
+        tasks = config.tasks or Annotations.tasks_of(path)
+        for task in tasks:
+            name = f"{path.parent.name}/{path.name} {task}"
+            yield name, Annotations(path, task, root), config.weight / len(tasks)
+        return
     if config.kind == "shapes":
         unknown = [task for task in config.tasks if task not in TASKS]
         if unknown:
@@ -76,7 +97,7 @@ def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
         yield f"shapes-{config.split}", source, config.weight
         return
     if config.tasks:
-        raise DataError(f"{path}: tasks are chosen of coco and shapes data alone")
+        raise DataError(f"{path}: tasks are chosen of coco, annotations and shapes alone")
     source: Source
     if config.kind == "jsonl":
         source = Jsonl(path, root)

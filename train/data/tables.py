@@ -31,7 +31,7 @@ class Jsonl:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Example:
-        where = f"{self.path.name}:{index}"
+        where = f"{self.path}:{index}"
         with self.path.open("rb") as stream:
             stream.seek(self._offsets[index])
             line = stream.readline()
@@ -60,10 +60,17 @@ class Parquet:
         self._groups: list[tuple[int, Path, int]] = []
         count = 0
         for file in files:
-            metadata = parquet.read_metadata(file)
-            missing = set(_COLUMNS) - set(metadata.schema.to_arrow_schema().names)
+            try:
+                metadata = parquet.read_metadata(file)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{file} cannot be read as Parquet: {error}") from None
+            names = metadata.schema.to_arrow_schema().names
+            missing = [column for column in _COLUMNS if column not in names]
             if missing:
-                raise DataError(f"{file} lacks the columns {sorted(missing)}")
+                raise DataError(
+                    f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(names)}: "
+                    f"rename those that hold {', '.join(_COLUMNS)}"
+                )
             for group in range(metadata.num_row_groups):
                 self._groups.append((count, file, group))
                 count += metadata.row_group(group).num_rows
@@ -74,11 +81,10 @@ class Parquet:
         return self._count
 
     def __getitem__(self, index: int) -> Example:
-
         number = bisect.bisect_right(self._groups, index, key=lambda group: group[0]) - 1
         first, file, _ = self._groups[number]
         row = self._table(number).slice(index - first, 1).to_pylist()[0]
-        return row_example(f"{file.name}:{index}", row, self.image_root)
+        return row_example(f"{file}:{index}", row, self.image_root)
 
     def _table(self, number: int) -> Any:
         import pyarrow.parquet as parquet
@@ -104,13 +110,16 @@ class ArrayRecord:
         files = sorted(self.path.glob("*.array_record")) if self.path.is_dir() else [self.path]
         if not files:
             raise DataError(f"{self.path} holds no .array_record files")
-        self._records = grain.sources.ArrayRecordDataSource([str(file) for file in files])
+        try:
+            self._records = grain.sources.ArrayRecordDataSource([str(file) for file in files])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"{self.path} cannot be read as ArrayRecord: {error}") from None
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        where = f"{self.path.name}:{index}"
+        where = f"{self.path}:{index}"
         try:
             row = json.loads(self._records[index])
             row["image"] = base64.b64decode(row["image"], validate=True)
@@ -153,6 +162,11 @@ def _line_offsets(path: Path) -> list[int]:
                 if line.strip():
                     offsets.append(position)
                 position += len(line)
+    except IsADirectoryError:
+        raise DataError(
+            f"{path} is a directory: name the .jsonl file in it, or set data.directory to the one "
+            "that holds train/ and valid/"
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     return offsets

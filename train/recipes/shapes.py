@@ -2,7 +2,8 @@
 
     python -m train.main --config train/recipes/shapes.py
 
-Needs no file and no download.
+Needs no file and no download. With a GPU, its tensor cores are one setting away, and scenes are
+drawn by as many processes as there are cores: model.dtype=bfloat16 data.workers=14
 """
 
 from florence_jax.config import BartConfig, DaViTConfig, Florence2Config

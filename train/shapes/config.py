@@ -36,6 +36,8 @@ class SceneConfig:
         gradient: most 8-bit levels by which light falls off from the middle to a corner.
         noise: most 8-bit levels by which a pixel's channel is off.
         region_jitter: most by which a region asked about is off, of its width or height.
+        mislabelled: share of shapes that every answer calls by a wrong colour and kind, as an
+            annotator who errs would. Pictures, boxes and outlines stay as they are.
     """
 
     side: int = 224
@@ -56,6 +58,7 @@ class SceneConfig:
     gradient: float = 18.0
     noise: int = 8
     region_jitter: float = 0.03
+    mislabelled: float = 0.0
 
     def __post_init__(self) -> None:
         if not 64 <= self.side <= 1024:
@@ -76,7 +79,8 @@ class SceneConfig:
             value = getattr(self, field.name)
             if isinstance(value, float) and value < 0:
                 raise ValueError(f"{field.name} is {value}, expected at least 0")
-        for name in ("invented_words", "textured", "repeat", "overlap", "overlap_depth", "inside"):
+        shares = ("invented_words", "textured", "repeat", "overlap", "overlap_depth", "inside")
+        for name in (*shares, "mislabelled"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share of at most 1")
         if not 0 <= self.noise <= 64:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 # Right, down, left, up: clockwise as seen, since y points down.
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
@@ -28,20 +29,11 @@ def polygons(mask: np.ndarray, tolerance: float) -> list[np.ndarray]:
 
 def without_crumbs(mask: np.ndarray, share: float) -> np.ndarray:
     """The mask without its 4-connected parts that are smaller than `share` of it."""
-    areas = [(loop, _signed_area(loop)) for loop in _loops(mask)]
-    parts = [(loop, area) for loop, area in areas if area > 0]
-    if len(parts) < 2:
+    parts, count = ndimage.label(mask)
+    if count < 2:
         return mask
-    kept, least = mask.copy(), share * mask.sum()
-    for loop, area in parts:
-        # Counting pixels is slow. A part without holes has at least the area of its border.
-        if area >= least and len(parts) == len(areas):
-            continue
-        # A loop begins above a pixel of its part.
-        rows, columns = _part(mask, *np.floor(loop[0]).astype(int).tolist())
-        if len(rows) < least:
-            kept[rows, columns] = False
-    return kept
+    sizes = np.bincount(parts.ravel())
+    return mask & (sizes >= share * mask.sum())[parts]
 
 
 def simplified(loop: np.ndarray, tolerance: float) -> np.ndarray:
@@ -108,18 +100,3 @@ def _signed_area(loop: np.ndarray) -> float:
     """Negative for the border of a hole."""
     following = np.roll(loop, -1, axis=0)
     return float((loop[:, 0] * following[:, 1] - following[:, 0] * loop[:, 1]).sum()) / 2
-
-
-def _part(mask: np.ndarray, x: int, y: int) -> tuple[list[int], list[int]]:
-    """Rows and columns of the part that holds a pixel."""
-    height, width = mask.shape
-    seen = {(x, y)}
-    pending = [(x, y)]
-    while pending:
-        x, y = pending.pop()
-        for dx, dy in _STEPS:
-            at = x + dx, y + dy
-            if at not in seen and 0 <= at[0] < width and 0 <= at[1] < height and mask[at[1], at[0]]:
-                seen.add(at)
-                pending.append(at)
-    return [y for _, y in seen], [x for x, _ in seen]

@@ -23,9 +23,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from florence_jax.evaluation.metrics import (
+    Found,
+    box_iou,
+    mask_iou,
+    matched,
+    mean_average_precision,
+)
 from florence_jax.processing import TASKS, parse, task_of
 from train.shapes.facts import facts
-from train.shapes.metrics import Found, box_iou, mask_iou, matched, mean_average_precision
 
 _LOCATION = re.compile(r"<loc_\d+>")
 

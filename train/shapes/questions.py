@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from florence_jax.processing import TASKS, box_to_text
+from florence_jax.processing.targets import region_text, target_text
 from florence_jax.processing.tasks import CLASS_SEPARATOR
 from train.shapes.captions import (
     Phrase,
@@ -22,9 +23,9 @@ from train.shapes.captions import (
     short_phrases,
 )
 from train.shapes.lexicon import COLOURS, KINDS, PLAIN, TEXTURES, WORD
+from train.shapes.mislabelling import mislabelled
 from train.shapes.scene import Scene, Shape, Word
 from train.shapes.truth import Thing, things_seen
-from train.targets import region_text, target_text
 
 Answer = str | dict[str, Any]
 
@@ -58,7 +59,7 @@ def questions(scene: Scene, tasks: Sequence[str] = tuple(TASKS)) -> list[Questio
     unknown = [task for task in tasks if task not in _ASK]
     if unknown:
         raise ValueError(f"no such task: {unknown}; there are {', '.join(_ASK)}")
-    view = _View(scene, things_seen(scene))
+    view = _View(scene, mislabelled(scene, things_seen(scene)))
     asked = []
     for task in tasks:
         rng = scene.stream("questions", list(TASKS).index(task))

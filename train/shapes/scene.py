@@ -15,7 +15,7 @@ from train.shapes.outlines import outline, turned
 Point = tuple[float, float]
 
 # Independent random streams of one scene: none is moved by how much another uses.
-PURPOSES = ("layout", "pixels", "questions")
+PURPOSES = ("layout", "pixels", "questions", "labels")
 
 # Pillow's own font, measured once at a size where hinting does not matter.
 _MEASURED = 400

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from florence_jax.processing import parse, text_to_box
+from florence_jax.processing.targets import target_text
 from train.data.augment import AugmentConfig, augment
 from train.data.example import Example
-from train.targets import target_text
 
 SIZE = (200, 100)
 FLIP = AugmentConfig(flip=1.0)

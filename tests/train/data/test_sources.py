@@ -11,11 +11,13 @@ from PIL import Image
 
 from florence_jax.processing import demo_tokenizer, load_image, parse
 from tests.shared_data import needs_shared, shared_path
+from train.config import DataConfig, SourceConfig
 from train.data.augment import AugmentConfig
 from train.data.coco import Coco
 from train.data.example import DataError
 from train.data.questions import DocVqa, Vqa
 from train.data.rows import RowMaker
+from train.data.sources import valid_sources
 from train.data.tables import ArrayRecord, Jsonl, Parquet
 
 ROW = RowMaker(tokenizer=demo_tokenizer(), image_size=(32, 32), augmentation=AugmentConfig())
@@ -251,3 +253,84 @@ def test_task_tokens_anywhere_else_are_part_of_the_question(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     example = Jsonl(tmp_path / "a.jsonl")[0]
     assert (example.task, example.prompt) == ("", "Is this <OD> ?")
+
+
+def test_rows_of_files_with_one_name_have_ids_and_places_of_their_own(coco, tmp_path):
+    names = [tmp_path / part / "valid" / "rows.jsonl" for part in "ab"]
+    for path in names:
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"image": "a.png", "prefix": "<OD>", "suffix": "x"}) + "\n")
+    sources = [Jsonl(path) for path in names]
+    sources += [Coco(coco, "<OD>"), Coco(coco, "<REGION_PROPOSAL>")]
+    assert len({source[0].id for source in sources}) == 4
+    rows = tuple(SourceConfig(kind="jsonl", path=str(path)) for path in names)
+    opened = valid_sources(DataConfig(train=rows, valid=rows), seed=0)
+    assert list(opened) == ["valid/rows.jsonl", "valid/rows.jsonl #2"]
+    assert [source.path for source in opened.values()] == names
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": 3}, "`images` is int, expected a list"),
+        ({"images": [{"id": 7}]}, r"images\[0\] has no `file_name`"),
+        ({"annotations": [{"bbox": [0, 0, 1, 1]}]}, r"annotations\[0\] has no `image_id`"),
+        ({"annotations": [{"image_id": 9}]}, "of image_id 9, which is not among the images"),
+        ({"categories": [{"id": 3}]}, r"categories\[0\] has no `name`"),
+    ],
+)
+def test_a_coco_file_with_a_part_missing_is_named(coco, change, message):
+    coco.write_text(json.dumps(json.loads(coco.read_text()) | change))
+    with pytest.raises(DataError, match=rf"instances.json.*{message}"):
+        Coco(coco, "<OD>")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "holds a list, expected a JSON object"),
+        ({"rows": []}, "no list of `questions` .* or `data` .*; it has rows"),
+    ],
+)
+def test_a_file_without_questions_is_named(tmp_path, content, message):
+    (tmp_path / "q.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        Vqa(tmp_path / "q.json")
+
+
+def test_a_question_without_text_is_named(tmp_path):
+    (tmp_path / "q.json").write_text(json.dumps({"questions": [{"question_id": 1, "answer": 2}]}))
+    with pytest.raises(DataError, match=r"q\.json:0 has no text as its `question`"):
+        Vqa(tmp_path / "q.json")[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "message"),
+    [
+        (Jsonl, ".", "is a directory: name the .jsonl file in it"),
+        (Parquet, "a.parquet", "a.parquet cannot be read as Parquet"),
+        (ArrayRecord, "a.array_record", "a.array_record cannot be read as ArrayRecord"),
+    ],
+)
+def test_a_file_of_another_format_is_named(tmp_path, make, name, message):
+    if name != ".":
+        (tmp_path / name).write_text("hello")
+    with pytest.raises(DataError, match=message):
+        make(tmp_path / name)
+
+
+def test_a_table_with_other_columns_says_which_it_has(tmp_path):
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pyarrow.table({"image": ["a"], "text": ["b"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="lacks the columns prefix, suffix; it has image, text"):
+        Parquet(tmp_path / "a.parquet")
+
+
+def test_a_pattern_that_does_not_fit_is_named(tmp_path):
+    questions = {"questions": [{"question": "Who?", "image_id": 1, "answers": ["I"]}]}
+    (tmp_path / "q.json").write_text(json.dumps(questions))
+    source = Vqa(tmp_path / "q.json", image_pattern="{id}.jpg")
+    with pytest.raises(DataError, match=r"image_pattern '\{id\}.jpg' .* has question, image_id"):
+        source[0]

@@ -68,7 +68,7 @@ def test_augmentation_differs_by_epoch_and_not_by_worker(rows):
         batch = stream(rows).batch(step)
         for id, image in zip(batch.ids, batch.arrays.images[0], strict=True):
             seen.setdefault(id, set()).add(image.tobytes())
-    assert len(seen["annotations.jsonl:3"]) > 4
+    assert len(seen[f"{rows}:3"]) > 4
 
 
 def test_hosts_and_micro_batches_only_split_the_same_rows(rows):
@@ -87,7 +87,7 @@ def test_a_row_that_cannot_be_read_weighs_nothing_and_shifts_nothing(rows):
     for step in range(7):
         batch = stream(rows).batch(step)
         weightless = {id for id, _ in batch.problems}
-        assert weightless == {"annotations.jsonl:6"} & set(batch.ids)
+        assert weightless == {f"{rows}:6"} & set(batch.ids)
         for id, labels in zip(batch.ids, batch.arrays.labels[0], strict=True):
             assert (labels == -100).all() == (id in weightless)
         assert all("6.png" in reason for _, reason in batch.problems)
@@ -106,8 +106,8 @@ def test_too_long_is_a_problem_and_nothing_is_cut(rows):
     make_row = RowMaker(tokenizer=TOKENIZER, image_size=(16, 16), max_target=6)
     batches = list(finite_batches({"rows": Jsonl(rows)}, make_row, 4))
     problems = dict(problem for batch in batches for problem in batch.problems)
-    assert "more than max_target=6" in problems["annotations.jsonl:5"]
-    assert "annotations.jsonl:0" not in problems
+    assert "more than max_target=6" in problems[f"{rows}:5"]
+    assert f"{rows}:0" not in problems
 
 
 def test_targets_are_padded_to_buckets(tmp_path):
@@ -124,7 +124,7 @@ def test_evaluation_sees_every_row_once(rows):
     make_row = RowMaker(tokenizer=TOKENIZER, image_size=(16, 16))
     batches = list(finite_batches({"rows": Jsonl(rows)}, make_row, 4))
     ids = [id for batch in batches for id in batch.ids]
-    assert ids == [f"annotations.jsonl:{number}" for number in range(7)] + [""]
+    assert ids == [f"{rows}:{number}" for number in range(7)] + [""]
     assert (batches[-1].arrays.labels[0, -1] == -100).all()
 
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
+from florence_jax.evaluation.metrics import box_iou
 from florence_jax.processing import TASKS, build_prompt, dequantize, parse, quantize, text_to_bins
+from florence_jax.processing.targets import canonical_polygon
 from train.shapes import SceneConfig, ShapesWorld
 from train.shapes.drawing import draw
 from train.shapes.lexicon import TEXTURES
-from train.shapes.metrics import box_iou
 from train.shapes.questions import questions
 from train.shapes.truth import things_seen
-from train.targets import canonical_polygon
 
 SIDE = 224
 SIZE = (SIDE, SIDE)

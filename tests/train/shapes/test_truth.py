@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from florence_jax.evaluation.metrics import mask_iou
 from tests.train.shapes.flood import main_parts
 from train.shapes import SceneConfig, ShapesWorld
 from train.shapes.drawing import FINE, draw, owners
-from train.shapes.metrics import mask_iou
 from train.shapes.outlines import area
 from train.shapes.scene import Scene, Shape, Word
 from train.shapes.truth import things_seen

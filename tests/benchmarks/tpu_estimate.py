@@ -1,0 +1,246 @@
+"""How long the parts of base would take on a TPU v5e, by the TPU compiler's own schedules.
+
+    python -m tests.benchmarks.tpu_estimate                    # all parts, minutes each, no TPU
+    python -m tests.benchmarks.tpu_estimate encoder --write    # into tpu_budget.json
+
+Needs `pip install libtpu`. A kernel takes the cycles of its bundles (`tpu_bundles`) or the time
+that its arrays need to and from the chip's memory, whichever is longer; kernels run one after the
+other. Not counted: waiting that is neither (so it is a lower estimate), and what overlaps between
+kernels. Bfloat16, random weights are not needed: nothing runs.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from florence_jax.sharding.hlo_text import parse_hlo
+from tests.benchmarks.tpu_bundles import read_kernels
+from train.plan.schedule import endless, kernel_bytes, kernels_of
+
+# 197 TFLOP/s is four matrix units of 128 x 128 multiply-adds in each cycle.
+HERTZ = 197e12 / (4 * 128**2 * 2)
+BYTES_PER_CYCLE = 819e9 / HERTZ
+PROGRAM = "program.hlo"
+BUDGET = Path(__file__).with_name("tpu_budget.json")
+ROOT = Path(__file__).resolve().parents[2]
+VISION_BATCH, ENCODER_BATCH, BEAM_BATCH, BEAMS = 8, 8, 32, 3
+SIDE, PROMPT, NEW_TOKENS = 768, 16, 128
+
+
+def stage(number: int) -> Callable[[Any], tuple[Callable, tuple]]:
+    """One stage of the vision tower, VISION_BATCH images of SIDE x SIDE pixels."""
+
+    def case(model: Any) -> tuple[Callable, tuple]:
+        tower = model.config.vision
+        side, channels = SIDE, tower.in_channels
+        for before in range(number):
+            side //= tower.patch_strides[before]
+            channels = tower.embed_dims[before]
+
+        def run(params: Any, pixels: Any) -> Any:
+            return list(model.bind(params).vision_tower.stages)[number](pixels)
+
+        return run, ((VISION_BATCH, side, side, channels),)
+
+    return case
+
+
+def projector(model: Any) -> tuple[Callable, tuple]:
+    side = SIDE // 32
+    channels = model.config.vision.embed_dims[-1]
+
+    def run(params: Any, maps: Any) -> Any:
+        return model.bind(params).projector(maps)
+
+    return run, ((VISION_BATCH, 1, side, side, channels),)
+
+
+def encoder(model: Any) -> tuple[Callable, tuple]:
+    """ENCODER_BATCH rows of the picture's tokens and PROMPT more."""
+    image = model.config.num_image_tokens(SIDE, SIDE)
+
+    def run(params: Any, features: Any, ids: Any) -> Any:
+        return model.bind(params).encode(features, ids, ids != 1)
+
+    return run, ((ENCODER_BATCH, image, model.config.text.d_model), (ENCODER_BATCH, PROMPT))
+
+
+def beam(model: Any) -> tuple[Callable, tuple]:
+    """The generation program from image features on; its loop's body is what is reported."""
+    from florence_jax.generation import GenerationConfig
+    from florence_jax.generation.generate import generate_program, prepare
+
+    image = model.config.num_image_tokens(SIDE, SIDE)
+
+    def run(params: Any, features: Any, ids: Any) -> Any:
+        import numpy as np
+
+        config = GenerationConfig(
+            num_beams=BEAMS, no_repeat_ngram_size=3, max_new_tokens=NEW_TOKENS
+        )
+        prepared = prepare(
+            model,
+            params,
+            image_features=features,
+            input_ids=np.full((BEAM_BATCH, PROMPT), 3, np.int32),
+            config=config,
+        )
+        prepared = prepared._replace(input_ids=ids, attention_mask=ids != 1)
+        return generate_program(*prepared)
+
+    return run, ((BEAM_BATCH, image, model.config.text.d_model), (BEAM_BATCH, PROMPT))
+
+
+CASES: dict[str, Callable] = {
+    "vision stage 1": stage(0),
+    "vision stage 2": stage(1),
+    "vision stage 3": stage(2),
+    "vision stage 4": stage(3),
+    "projector": projector,
+    "encoder": encoder,
+    "beam body": beam,
+}
+VISION = ("vision stage 1", "vision stage 2", "vision stage 3", "vision stage 4", "projector")
+
+
+def estimate(name: str, keep: Path | None = None) -> dict[str, Any]:
+    """Cycles of one case, compiled in a process of its own.
+
+    Args:
+        keep: directory for the compiler's files, which are read again where they are there.
+
+    Raises:
+        RuntimeError: the compiler failed.
+    """
+    from train.plan.topology import TPU_ENVIRONMENT
+
+    with tempfile.TemporaryDirectory(prefix="tpu-estimate-") as temporary:
+        directory = keep / name.replace(" ", "_") if keep else Path(temporary)
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / PROGRAM).exists():
+            dump = (
+                f"--xla_jf_dump_to={directory} --xla_jf_dump_llo_text=true "
+                "--xla_jf_dump_llo_pass_label_regex=final_bundles|deduplication"
+            )
+            module = "tests.benchmarks.tpu_estimate"
+            done = subprocess.run(
+                [sys.executable, "-m", module, "--compile", name, str(directory)],
+                env={**os.environ, **TPU_ENVIRONMENT, "LIBTPU_INIT_ARGS": dump},
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+        return _read(name, directory)
+
+
+def _compile(name: str, directory: Path) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from florence_jax.config import base
+    from florence_jax.model.handle import Model, abstract_params
+    from train.plan.topology import load_devices, parse_topology
+
+    device = load_devices(parse_topology("v5e:2x2"))[0]
+    one = jax.sharding.SingleDeviceSharding(device)
+
+    def array(shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=one)
+
+    model = Model(config=base(), dtype="bfloat16")
+    function, shapes = CASES[name](model)
+    params = jax.tree.map(
+        lambda leaf: array(leaf.shape, jnp.bfloat16), abstract_params(model.config)
+    )
+    inputs = [array(shape, jnp.int32 if len(shape) == 2 else jnp.bfloat16) for shape in shapes]
+    started = time.perf_counter()
+    compiled = jax.jit(function).lower(params, *inputs).compile()
+    seconds = time.perf_counter() - started
+    facts = {"compiling_seconds": round(seconds, 1), "libtpu": version("libtpu")}
+    (directory / "facts.json").write_text(json.dumps(facts))
+    (directory / PROGRAM).write_text(compiled.as_text())
+
+
+def _read(name: str, directory: Path) -> dict[str, Any]:
+    module = parse_hlo((directory / PROGRAM).read_text())
+    kernels = read_kernels(directory)
+    roots = [module.entry]
+    if name == "beam body":
+        # The last loop has the longest buffers.
+        roots = [endless(module)[-1].calls("body")[0]]
+    total: dict[str, float] = dict.fromkeys(("cycles", "bundles", "matmul", "memory", "xla"), 0.0)
+    slowest: Counter[str] = Counter()
+    for root in roots:
+        for one, operands, times in kernels_of(module, root):
+            waiting = kernel_bytes(module, one, operands) / BYTES_PER_CYCLE
+            kernel = kernels.get(one.name)
+            said = one.integer("estimated_cycles") or 0
+            # A custom kernel has no file, and its own count of bundles.
+            own = said if "bundle_analysis_data" in one.attributes else 0
+            busy = kernel.cycles if kernel else own
+            slowest[f"{one.name} {one.operation[-60:]}"] += round(times * max(busy, waiting))
+            total["cycles"] += times * max(busy, waiting)
+            total["bundles"] += times * busy
+            total["matmul"] += times * (kernel.matmul_cycles if kernel else 0)
+            total["memory"] += times * waiting
+            total["xla"] += times * said
+    return {
+        **{kind: round(cycles) for kind, cycles in total.items()},
+        "ms": round(total["cycles"] / HERTZ * 1e3, 4),
+        "slowest": dict(slowest.most_common(12)),
+        **json.loads((directory / "facts.json").read_text()),
+    }
+
+
+def main() -> int:
+    """Print the table; with --write, keep the cycles as the budget."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cases", nargs="*", default=list(CASES), help=f"of: {', '.join(CASES)}")
+    parser.add_argument("--write", action="store_true", help="store them as the budget")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the compiler's files there")
+    parser.add_argument("--kernels", action="store_true", help="list the slowest kernels")
+    parser.add_argument("--compile", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.compile:
+        _compile(options.compile[0], Path(options.compile[1]))
+        return 0
+    unknown = [name for name in options.cases if name not in CASES]
+    if unknown:
+        parser.error(f"{unknown} are none of {', '.join(CASES)}")
+    stored = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    print(f"{'':<16}{'ms':>9}{'cycles':>13}{'matmul':>9}{'memory':>9}{'XLA says':>10}{'budget':>9}")
+    for name in options.cases:
+        found = estimate(name, options.keep)
+        cycles = max(found["cycles"], 1)
+        budget = f"{cycles / stored[name]['cycles']:.3f}" if name in stored else "-"
+        print(
+            f"{name:<16}{found['ms']:>9.3f}{cycles:>13,}{found['matmul'] / cycles:>9.1%}"
+            f"{found['memory'] / cycles:>9.1%}{found['xla'] / cycles:>10.2f}{budget:>9}",
+            flush=True,
+        )
+        slowest = found.pop("slowest")
+        if options.kernels:
+            print("\n".join(f"{cycles:>29,}  {kernel}" for kernel, cycles in slowest.items()))
+        if options.write:
+            stored[name] = found
+            BUDGET.write_text(json.dumps(stored, indent=1) + "\n")
+    if all(name in stored for name in VISION):
+        print(f"vision, {VISION_BATCH} images: {sum(stored[n]['ms'] for n in VISION):.1f} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

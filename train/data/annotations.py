@@ -1,0 +1,110 @@
+"""What `florence-jax annotate` wrote, as examples of one task."""
+
+import array
+import bisect
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from florence_jax.annotation.questions import questions
+from florence_jax.annotation.schema import AnnotationError, annotation_files, from_row, parse_line
+from florence_jax.processing import TASKS
+from train.data.example import DataError, Example, contained
+
+
+class Annotations:
+    """One task's questions that annotated images answer: none, one or several an image.
+
+    Lines are read when asked for: only their offsets and counts are held, 16 bytes an image.
+
+    Args:
+        path: a JSON-lines file, or a directory with blocks of them.
+        image_root: the directory that image names start from; by default that of the file.
+
+    Raises:
+        DataError: it is no set of annotations, or answers nothing of the task.
+    """
+
+    def __init__(self, path: str | Path, task: str, image_root: str | Path | None = None):
+        self.path, self.task = Path(path), task
+        if task not in TASKS:
+            raise DataError(f"{path}: no such task: {task}; there are {', '.join(TASKS)}")
+        folder = self.path if self.path.is_dir() else self.path.parent
+        self.image_root = Path(image_root) if image_root else folder
+        self._files: list[Path] = []
+        # Of each image with questions: its file, its line's offset, and the number of its first.
+        self._places = array.array("q")
+        self._firsts = array.array("q")
+        count = 0
+        try:
+            self._files = annotation_files(self.path)
+            for number, offset, line in _lines(self._files):
+                found = _count(line, task, f"{self._files[number].name} at byte {offset}")
+                if found:
+                    self._places.extend((number, offset))
+                    self._firsts.append(count)
+                    count += found
+        except (AnnotationError, OSError) as error:
+            raise DataError(f"{self.path}: {error}") from error
+        if not count:
+            raise DataError(f"{self.path} answers nothing of {task}")
+        self._count = count
+
+    @staticmethod
+    def tasks_of(path: str | Path) -> tuple[str, ...]:
+        """The tasks that the annotations of `path` have answers to.
+
+        Raises:
+            DataError: there are none.
+        """
+        found: Counter[str] = Counter()
+        try:
+            files = annotation_files(path)
+            for number, offset, line in _lines(files):
+                row = parse_line(line, f"{files[number].name} at byte {offset}")
+                if "error" not in row:
+                    found.update(question.task for question in questions(from_row(row)))
+        except (AnnotationError, OSError) as error:
+            raise DataError(f"{path}: {error}") from error
+        if not found:
+            raise DataError(f"{path} answers none of the tasks: nothing is left to learn from")
+        return tuple(task for task in TASKS if task in found)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        image = bisect.bisect_right(self._firsts, index) - 1
+        file = self._files[self._places[2 * image]]
+        with file.open("rb") as stream:
+            stream.seek(self._places[2 * image + 1])
+            line = stream.readline()
+        where = f"{file.name}:{self.task}:{index}"
+        annotation = from_row(parse_line(line, where), where)
+        question = questions(annotation, (self.task,))[index - self._firsts[image]]
+        return Example(
+            id=f"{annotation.id}:{self.task}:{index - self._firsts[image]}",
+            image=contained(self.image_root, annotation.image, where),
+            task=self.task,
+            prompt=question.prompt,
+            answer=question.answer,
+            size=annotation.size,
+        )
+
+
+def _lines(files: list[Path]) -> Iterator[tuple[int, int, bytes]]:
+    """(number of the file, offset, line) of every line that is not empty."""
+    for number, file in enumerate(files):
+        offset = 0
+        with file.open("rb") as stream:
+            for line in stream:
+                if line.strip():
+                    yield number, offset, line
+                offset += len(line)
+
+
+def _count(line: bytes, task: str, where: str) -> int:
+    row = parse_line(line, where)
+    return 0 if "error" in row else len(questions(from_row(row, where), (task,)))

@@ -1,0 +1,34 @@
+"""Annotation files that are one JSON object."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from train.data.example import DataError
+
+
+def read_object(path: Path, *, all_of: Collection[str] = ()) -> dict[str, Any]:
+    """The object of a file.
+
+    Args:
+        all_of: keys that it must have.
+
+    Raises:
+        DataError: no such file, no JSON, no object, or a key is missing.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    missing = [key for key in all_of if key not in content]
+    if missing:
+        raise DataError(
+            f"{path} lacks {' and '.join(f'`{key}`' for key in missing)}; it has "
+            f"{', '.join(list(content)[:8]) or 'nothing'}"
+        )
+    return content

@@ -1,0 +1,1 @@
+"""What a run would need on machines that one does not have: `python -m train.plan --help`."""

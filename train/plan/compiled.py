@@ -1,0 +1,140 @@
+"""What the compiler answered: sizes, collectives, or why the program cannot be."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Outcome = Literal["fits", "too large", "failed", "no compiler"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """The collectives of one class in one run of the program, over one device.
+
+    Attributes:
+        count: how many.
+        bytes: of the whole arrays.
+        sent_bytes: that a device sends, by the ring algorithm.
+        far_bytes: of them, in groups that more than one slice (or GPU host) is in.
+        unbounded: how many of them a loop that ends on data has at its longest.
+    """
+
+    count: int = 0
+    bytes: float = 0.0
+    sent_bytes: float = 0.0
+    far_bytes: float = 0.0
+    unbounded: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """The compiler's answer for one device; sizes in bytes.
+
+    Attributes:
+        outcome: "fits", "too large" for the memory, "failed" otherwise, or "no compiler".
+        message: what the compiler said, where it is not "fits".
+        peak: at the fullest moment, everything counted; of a program that is too large, what it
+            would need, where the compiler says so.
+        limit: that a program may have.
+        parameters, optimizer, frozen, inputs: that lie there between updates.
+        activations: at the fullest moment, made by the forward pass and kept.
+        temporaries: everything else, the program itself included.
+        traffic: read and written in one run.
+        flops: that the arithmetic of one run needs, all devices together.
+        paper_flops: of the training step, FLOPs for one sample at the paper's image sizes.
+        collectives: by class.
+        lowering_seconds, compiling_seconds: that this took.
+        notes: what the placement had to do otherwise than asked.
+    """
+
+    outcome: Outcome
+    message: str = ""
+    peak: float = 0.0
+    limit: float = 0.0
+    parameters: float = 0.0
+    optimizer: float = 0.0
+    frozen: float = 0.0
+    inputs: float = 0.0
+    activations: float = 0.0
+    temporaries: float = 0.0
+    traffic: float = 0.0
+    flops: float = 0.0
+    paper_flops: Mapping[int, float] = field(default_factory=dict)
+    collectives: Mapping[str, Traffic] = field(default_factory=dict)
+    lowering_seconds: float = 0.0
+    compiling_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def to_tree(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> "Compiled":
+        collectives = {kind: Traffic(**one) for kind, one in tree["collectives"].items()}
+        return cls(
+            **{
+                **tree,
+                "collectives": collectives,
+                "notes": tuple(tree["notes"]),
+                "paper_flops": {int(side): flops for side, flops in tree["paper_flops"].items()},
+            }
+        )
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfMemory:
+    """The compiler's out-of-memory error, read.
+
+    Attributes:
+        needed, available: bytes, or 0 where it does not say.
+        largest: (bytes, shape, operation) of what it lists as largest.
+    """
+
+    needed: float
+    available: float
+    largest: tuple[tuple[float, str, str], ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"the program needs {gib(self.needed)} of the chip's memory, and {gib(self.available)} "
+            "are free for it"
+            if self.needed
+            else "the program needs more than the chip's memory"
+        ]
+        if self.largest:
+            lines.append("largest at the fullest moment:")
+        lines += [f"  {gib(size):>10}  {shape:<28} {where}" for size, shape, where in self.largest]
+        return "\n".join(lines)
+
+
+def read_out_of_memory(message: str) -> OutOfMemory | None:
+    """The numbers in XLA's error, or None where it is another error."""
+    if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
+        return None
+    used = re.search(rf"Used {_SIZE} of {_SIZE} hbm", message) or re.search(
+        rf"required[^(]*\({_SIZE}\) exceeds available \w+ \({_SIZE}\)", message
+    )
+    largest = []
+    for block in re.split(r"\n\s*\d+\. Size: ", message)[1:]:
+        size = re.match(_SIZE, block)
+        shape = re.search(r"Shape: (\w+\[[\d,]*\])", block)
+        where = re.search(r'op_name="([^"]*)"', block) or re.search(r"Operator: (.*)", block)
+        if size:
+            described = where[1] if where else ""
+            largest.append((_bytes(*size.groups()), shape[1] if shape else "", described[-70:]))
+    needed, available = (_bytes(used[1], used[2]), _bytes(used[3], used[4])) if used else (0.0, 0.0)
+    return OutOfMemory(needed=needed, available=available, largest=tuple(largest[:6]))
+
+
+def gib(size: float) -> str:
+    """Bytes as people read them."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
+
+
+def _bytes(number: str, unit: str) -> float:
+    return float(number) * _UNITS[unit]

@@ -1,0 +1,199 @@
+"""The very program that `train.main` or `predict` runs, lowered for devices that are not there."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from florence_jax.checkpoint.shapes import parameter_shapes
+from florence_jax.checkpoint.tree import insert
+from florence_jax.generation import GenerationConfig
+from florence_jax.generation.generate import generate_program, prepare
+from florence_jax.model import Model
+from florence_jax.processing import ImageConfig, demo_tokenizer
+from florence_jax.sharding import (
+    Layout,
+    batch_parts,
+    batch_sharding,
+    load_rules,
+    make_layout,
+    make_mesh,
+    using,
+)
+from train.config import TrainConfig
+from train.flops import update_flops
+from train.plan.bounds import PAPER_SAMPLES, generation_flops
+from train.plan.request import PlanRequest
+from train.plan.topology import load_devices
+from train.settings import load_settings
+from train.start import Start
+from train.step import Batch
+from train.training import Training, build_training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """A program that is ready for the compiler, and what lies in memory around it.
+
+    Attributes:
+        lowered: jax's.
+        parameters, optimizer, frozen, inputs: bytes on the fullest device.
+        flops: of one run, all devices together.
+        turns: how often the generation loops turn, for the longest answers.
+        paper_flops: FLOPs for one sample at the paper's image sizes.
+        notes: what the layout had to do otherwise than the rules ask.
+    """
+
+    lowered: jax.stages.Lowered
+    parameters: int
+    inputs: int
+    optimizer: int = 0
+    frozen: int = 0
+    flops: float
+    paper_flops: dict[int, float]
+    notes: tuple[str, ...]
+    turns: tuple[int, ...] = ()
+
+
+def lower(request: PlanRequest) -> Lowered:
+    """Trace the program for the request's machine.
+
+    Raises:
+        CompilerMissing: of the machine's platform.
+        ValueError: settings, rules or a mesh that do not fit.
+    """
+    mesh = make_mesh(request.mesh, load_devices(request.machine))
+    parts = batch_parts(mesh)
+    if (request.global_batch // request.accumulation) % parts:
+        raise ValueError(
+            f"{request.global_batch // request.accumulation} rows at a time cannot be divided by "
+            f"the {parts} parts of mesh {request.mesh}"
+        )
+    return (_training_step if request.program == "train" else _generation)(request, mesh)
+
+
+def _training_step(request: PlanRequest, mesh: Mesh) -> Lowered:
+    config = training_config(request)
+    side = (request.image_size, request.image_size)
+    start = Start(
+        config=request.sizes,
+        files=Path(),
+        tokenizer=demo_tokenizer(),
+        image=ImageConfig(size=side),
+    )
+    training = build_training(config, start, mesh)
+    state = training.placed_state()
+    rows = (request.accumulation, request.global_batch // request.accumulation)
+    divided = batch_sharding(mesh, axis=1)
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*rows, *shape), dtype, sharding=divided)
+
+    batch = Batch(
+        images=array((*side, 3), jnp.uint8),
+        input_ids=array((request.prompt_length,), jnp.int32),
+        labels=array((request.target_length,), jnp.int32),
+    )
+    with using(mesh):
+        lowered = jax.jit(training.placed_step, donate_argnums=0).lower(state, batch)
+    return Lowered(
+        lowered=lowered,
+        parameters=_bytes(state.trainable),
+        optimizer=_bytes((state.opt_state, state.ema)),
+        frozen=_bytes(state.frozen),
+        inputs=_bytes(batch),
+        flops=_flops(request, training, request.global_batch, request.image_size),
+        paper_flops={side: _flops(request, training, 1, side) for side in PAPER_SAMPLES},
+        notes=_notes(training.placement.layout),
+    )
+
+
+def training_config(request: PlanRequest) -> TrainConfig:
+    """The run's settings: those of its recipe and of the command line on top."""
+    side = request.image_size
+    words = [
+        "directory=plan",
+        "model.start=''",
+        f"model.architecture={request.model}",
+        "model.processor=bytes",
+        f"model.dtype={request.dtype}",
+        f"data.image_size=[{side},{side}]",
+        f"batch_size={request.global_batch}",
+        f"accumulation={request.accumulation}",
+        f"mesh={request.mesh}",
+        f"rules={request.rules}",
+    ]
+    if request.remat:
+        words.append(f"model.remat={request.remat}")
+    if not request.config:
+        words += ["steps=1000000", "data.train=[{kind: shapes}]"]
+    return load_settings(TrainConfig, request.config or None, [*words, *request.settings])
+
+
+def _generation(request: PlanRequest, mesh: Mesh) -> Lowered:
+    layout = make_layout(load_rules(request.rules), parameter_shapes(request.sizes), mesh)
+    model = Model(config=request.sizes, dtype=request.dtype, layout=layout)
+    dtype = jnp.dtype(request.dtype)
+    params: dict[str, Any] = {}
+    for path in layout.shapes:
+        leaf = jax.ShapeDtypeStruct(layout.shape(path), dtype, sharding=layout.sharding(path))
+        insert(params, path, leaf)
+    rows, side = request.global_batch, request.image_size
+    divided = batch_sharding(mesh)
+    # Three tokens that are no padding; the program depends on their number alone.
+    ids = np.full((rows, request.prompt_length), 3, np.int32)
+    prepared = prepare(
+        model,
+        params,
+        pixel_values=jax.ShapeDtypeStruct((rows, side, side, 3), dtype, sharding=divided),
+        input_ids=ids,
+        config=GenerationConfig(
+            num_beams=request.num_beams,
+            no_repeat_ngram_size=3,
+            max_new_tokens=request.target_length,
+        ),
+    )
+    words = [
+        jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=divided)
+        for array in (prepared.input_ids, prepared.attention_mask)
+    ]
+    prepared = prepared._replace(input_ids=words[0], attention_mask=words[1])
+    with using(mesh):
+        lowered = generate_program.lower(*prepared)
+    return Lowered(
+        lowered=lowered,
+        parameters=_bytes(params),
+        inputs=_bytes((prepared.image, words)),
+        flops=generation_flops(request, rows, side),
+        paper_flops={},
+        turns=tuple(last - first for first, last in pairwise((0, *prepared.plan.buffers))),
+        notes=_notes(layout),
+    )
+
+
+def _flops(request: PlanRequest, training: Training, rows: int, side: int) -> float:
+    return update_flops(
+        request.sizes,
+        training.treated,
+        rows=rows,
+        image_size=(side, side),
+        prompt=request.prompt_length,
+        target=request.target_length,
+    )
+
+
+def _notes(layout: Layout) -> tuple[str, ...]:
+    return tuple(str(one) for one in layout.replicated)
+
+
+def _bytes(tree: Any) -> int:
+    """Of a tree of abstract arrays, on one device."""
+    return sum(
+        leaf.dtype.itemsize * int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
+        for leaf in jax.tree.leaves(tree)
+    )

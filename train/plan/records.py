@@ -1,0 +1,75 @@
+"""Plans on disk: every answer as a line of JSON, the ranking as CSV and as a picture."""
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from train.plan.bounds import bounds
+from train.plan.compiled import Compiled
+from train.plan.picture import draw
+from train.plan.request import PlanRequest
+from train.plan.sweep import Answer, ranked
+
+
+class Records:
+    """The plans of a directory.
+
+    Attributes:
+        directory: where they are.
+    """
+
+    names = ("plans.jsonl", "plans.csv", "plans.png")
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lines = directory / self.names[0]
+        self._known: dict[str, Compiled] = {}
+        if self._lines.exists():
+            for line in self._lines.read_text().splitlines():
+                tree = json.loads(line)
+                self._known[_key(tree)] = Compiled.from_tree(tree["compiled"])
+
+    def find(self, request: PlanRequest) -> Compiled | None:
+        """What the same compiler answered to the same request before."""
+        return self._known.get(_key(_tree(request)))
+
+    def add(self, request: PlanRequest, compiled: Compiled) -> None:
+        tree = {**_tree(request), "compiled": compiled.to_tree()}
+        if compiled.outcome == "fits":
+            tree["bounds"] = bounds(request, compiled).to_tree()
+        with self._lines.open("a") as file:
+            file.write(json.dumps(tree) + "\n")
+        self._known[_key(tree)] = compiled
+
+    def write_tables(self, found: Iterable[Answer]) -> None:
+        """The ranking of `found` as CSV and PNG."""
+        rows = [_row(request, compiled) for request, compiled in ranked(found)]
+        with (self.directory / self.names[1]).open("w", newline="") as file:
+            writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
+            writer.writeheader()
+            writer.writerows(rows)
+        draw(ranked(found)).save(self.directory / self.names[2])
+
+
+def _tree(request: PlanRequest) -> dict[str, Any]:
+    return {"request": json.loads(json.dumps(request.to_tree())), "jax": version("jax")}
+
+
+def _key(tree: dict[str, Any]) -> str:
+    return json.dumps([tree["request"], tree["jax"]], sort_keys=True)
+
+
+def _row(request: PlanRequest, compiled: Compiled) -> dict[str, Any]:
+    asked = {k: v for k, v in asdict(request).items() if k not in ("settings", "config")}
+    sizes = ("peak", "limit", "parameters", "optimizer", "activations", "temporaries")
+    row = {**asked, "outcome": compiled.outcome}
+    row |= {f"{name}_bytes": round(getattr(compiled, name)) for name in sizes}
+    row["compiling_seconds"] = round(compiled.compiling_seconds, 1)
+    if compiled.outcome == "fits":
+        row |= bounds(request, compiled).to_tree()
+    return row

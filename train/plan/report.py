@@ -1,0 +1,103 @@
+"""A plan as text: the answer first, then what it is made of."""
+
+import textwrap
+
+from train.plan.bounds import PAPER_SAMPLES, Bounds, bounds
+from train.plan.compiled import Compiled, gib
+from train.plan.request import PlanRequest
+
+WIDTH = 100
+
+
+def report(request: PlanRequest, compiled: Compiled) -> str:
+    """Lines for a person, of one compiled or refused program."""
+    lines = [headline(request, compiled)]
+    if compiled.outcome == "too large" and not compiled.temporaries:
+        lines += ["", textwrap.indent(compiled.message, "  "), "", *_held(compiled)]
+    elif compiled.outcome in ("failed", "no compiler"):
+        return "\n".join([*lines, textwrap.indent(compiled.message, "  ")])
+    else:
+        figures = bounds(request, compiled)
+        lines += ["", *_held(compiled), "", *_collectives(compiled), "", *_speed(request, figures)]
+    if compiled.notes:
+        lines += ["", "whole on every device, because the mesh does not divide them:"]
+        lines += [f"  {note}" for note in compiled.notes[:8]]
+        if len(compiled.notes) > 8:
+            lines.append(f"  ... and {len(compiled.notes) - 8} more")
+    lines.append(
+        f"\ntraced in {compiled.lowering_seconds:.0f} s, compiled in "
+        f"{compiled.compiling_seconds:.0f} s"
+    )
+    return "\n".join(lines)
+
+
+def headline(request: PlanRequest, compiled: Compiled) -> str:
+    machine = request.machine
+    what = "training step" if request.program == "train" else "generation loop"
+    asked = (
+        f"{what} of {request.model}, {request.image_size} px, {request.target_length} tokens, "
+        f"batch {request.global_batch}, {request.dtype}, on {machine} ({machine.devices} devices, "
+        f"mesh {request.mesh}, rules {request.rules})"
+    )
+    answer = {
+        "fits": f"FITS: {gib(compiled.peak)} of {gib(compiled.limit)} a device",
+        "too large": f"DOES NOT FIT in {gib(compiled.limit)} a device",
+        "failed": "THE COMPILER FAILED",
+        "no compiler": "NOT COMPILED",
+    }[compiled.outcome]
+    return f"{answer}\n{textwrap.fill(asked, WIDTH)}"
+
+
+def _held(compiled: Compiled) -> list[str]:
+    rows = [
+        ("parameters that train", compiled.parameters),
+        ("frozen parameters", compiled.frozen),
+        ("optimizer, moving average", compiled.optimizer),
+        ("batch", compiled.inputs),
+        ("activations kept for the backward pass", compiled.activations),
+        ("temporaries and program", compiled.temporaries),
+        ("together at the fullest moment", compiled.peak),
+    ]
+    return ["memory of a device"] + [f"  {gib(size):>11}  {name}" for name, size in rows if size]
+
+
+def _collectives(compiled: Compiled) -> list[str]:
+    if not compiled.collectives:
+        return ["collectives: none"]
+    lines = [
+        "collectives of one run, a device",
+        f"  {'class':<20}{'count':>7}{'arrays':>13}{'sent':>13}{'between slices':>17}",
+    ]
+    for kind, one in compiled.collectives.items():
+        more = f"  {one.unbounded} of them in a loop that may end sooner" if one.unbounded else ""
+        far = gib(one.far_bytes) if one.far_bytes else "-"
+        sizes = f"{gib(one.bytes):>13}{gib(one.sent_bytes):>13}{far:>17}"
+        lines.append(f"  {kind:<20}{one.count:>7}{sizes}{more}")
+    return lines
+
+
+def _speed(request: PlanRequest, found: Bounds) -> list[str]:
+    what = "one step" if request.program == "train" else "one call with the longest answers,"
+    rows = [
+        (found.compute, f"computing {found.flops / 1e12:,.1f} TFLOP at the peak"),
+        (
+            found.memory,
+            f"moving {found.traffic / 1e9:,.2f} GB through a device's memory: "
+            f"{found.intensity:.0f} FLOP a byte, where the chip needs {found.balance:.0f}",
+        ),
+        (found.links, "collectives within a slice or a host"),
+        (found.network, "collectives between slices or hosts"),
+    ]
+    lines = [f"{what} at best; {found.limit} decides; real ones take longer"]
+    lines += [f"  {f'{seconds * 1e3:,.2f} ms':>11}  {text}" for seconds, text in rows if seconds]
+    lines.append(
+        f"  {found.images_per_second:,.0f} images/s, {found.chip_hours:,.2f} chip-hours for a "
+        "million images"
+    )
+    if found.paper_chip_hours:
+        paper = " + ".join(f"{n / 1e9:g}B at {side} px" for side, n in PAPER_SAMPLES.items())
+        lines.append(
+            f"  {found.paper_chip_hours:,.0f} chip-hours for the paper's {paper}: "
+            f"{found.paper_chip_hours / request.machine.chips:,.0f} h on this machine"
+        )
+    return lines

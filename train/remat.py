@@ -1,0 +1,27 @@
+"""What the backward pass computes again instead of keeping, block by block."""
+
+import functools
+from typing import Literal
+
+import jax
+
+from florence_jax.model import Florence2
+
+# "none" keeps everything; "blocks" keeps what enters a block of the vision tower or a layer of the
+# text model; "dots" keeps what its linear layers return as well.
+Remat = Literal["none", "blocks", "dots"]
+
+_POLICIES = {
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def rematerialise(module: Florence2, remat: Remat) -> None:
+    """Set what the blocks of a module keep; it is freshly bound and lives as long as the trace."""
+    if remat == "none":
+        return
+    stacks = [module.encoder.layers, module.decoder.layers]
+    stacks += [stage.blocks for stage in module.vision_tower.stages]
+    for stack in stacks:
+        stack.rematerialise = functools.partial(jax.checkpoint, policy=_POLICIES[remat])

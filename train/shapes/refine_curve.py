@@ -1,0 +1,243 @@
+"""Does the loop of annotate and refine mend label noise? The curve, measured on shapes.
+
+    python -m train.shapes.refine_curve OUT [--model CHECKPOINT]
+
+1. A model learns from scenes of which the share `--noise` of the shapes is called by a wrong name:
+   from scratch by the recipe, or (`--model`) as a fine-tune of a model that is there.
+2. `florence-jax annotate --refine` runs on a pool of pictures without labels: that model annotates
+   them, is fine-tuned on what the filters leave, annotates again.
+3. The model of each round answers clean scenes that none of them has seen, and its annotations of
+   the pool are compared with the pool's truth.
+
+OUT/curve.json holds the figures. Stopped anywhere, the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from florence_jax.annotation.questions import questions as questions_of
+from florence_jax.annotation.schema import read_annotations
+from train.config import SourceConfig, TrainConfig
+from train.settings import load_settings
+from train.shapes.config import SceneConfig
+from train.shapes.drawing import draw
+from train.shapes.judge import Answered, judge
+from train.shapes.world import ShapesWorld
+
+_ROOT = Path(__file__).resolve().parents[2]
+_TASKS = ("<OD>", "<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
+# Scenes of their own for the pool and the held-out figures, whatever the training saw.
+_POOL_SEED, _HELD_OUT_SEED = 101, 102
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    out = options.out.absolute()
+    try:
+        config = load_settings(TrainConfig, options.recipe, [])
+        scene = _scene(config)
+        pool = ShapesWorld(config=scene, seed=_POOL_SEED)
+        pictures = _write_pool(pool, out / "pool", options.pool)
+        first = _run(out, _first(options, scene, out), out / "first" / "export")
+        _run(out, _loop(options, first, pictures, out), None)
+    except subprocess.CalledProcessError as error:
+        print(f"error: status {error.returncode} of {error.cmd[:6]}...", file=sys.stderr)
+        return error.returncode if error.returncode > 0 else 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    models = {"first": first}
+    for number in range(options.rounds):
+        models[f"round-{number}"] = out / "loop" / f"round-{number}" / "training" / "export"
+    held_out = ShapesWorld(config=scene, seed=_HELD_OUT_SEED, split="valid")
+    curve: dict[str, Any] = {
+        "noise": options.noise,
+        "labelled": options.labelled,
+        "pool": options.pool,
+        "models": [],
+    }
+    for number, (name, model) in enumerate(models.items()):
+        annotations = out / "loop" / f"round-{number}" / "annotations"
+        curve["models"].append(
+            {
+                "model": name,
+                "held_out": _figures(_answers(model, held_out, options)),
+                "annotations_of_pool": _figures(_annotated(annotations, pool)),
+            }
+        )
+        print(json.dumps(curve["models"][-1]), flush=True)
+    (out / "curve.json").write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+    print(_table(curve))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.shapes.refine_curve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--model", help="weaken this checkpoint instead of training from scratch")
+    parser.add_argument("--recipe", type=Path, default=_ROOT / "train" / "recipes" / "shapes.py")
+    for name, default, meaning in (
+        ("labelled", 4_000, "scenes with noisy labels"),
+        ("pool", 16_000, "pictures without labels"),
+        ("held-out", 500, "clean scenes to measure on"),
+        ("rounds", 2, "fine-tunes on annotations"),
+        ("steps", 15_000, "updates of the first model"),
+        ("refine-steps", 5_000, "updates of each fine-tune"),
+        ("max-new-tokens", 128, "of answers"),
+        ("batch-size", 64, "of answers"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (%(default)s)")
+    parser.add_argument("--noise", type=float, default=0.3, help="share of shapes (%(default)s)")
+    parser.add_argument(
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the filters; by default label_score=0.5, as a wrong name is what is to be found, "
+        "and box_score=0.02, as pictures of 192 pixels have five bins a pixel",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], dest="words", help="key=value of every training"
+    )
+    return parser
+
+
+def _scene(config: TrainConfig) -> SceneConfig:
+    worlds = [source for source in config.data.train if source.kind == "shapes"]
+    if not worlds:
+        raise ValueError("the recipe must train on shapes, whose scenes the pool is drawn from")
+    return dataclasses.replace(worlds[0].scene, mislabelled=0.0)
+
+
+def _write_pool(world: ShapesWorld, folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        path = folder / f"{index:06}.png"
+        if not path.exists():
+            unfinished = path.with_suffix(".unfinished")
+            draw(world.scene(index)).save(unfinished, format="png")
+            unfinished.replace(path)
+    return folder
+
+
+def _noisy(options: argparse.Namespace, scene: SceneConfig) -> str:
+    source = SourceConfig(
+        kind="shapes",
+        scenes=options.labelled,
+        scene=dataclasses.replace(scene, mislabelled=options.noise),
+    )
+    return json.dumps(dataclasses.asdict(source))
+
+
+def _first(options: argparse.Namespace, scene: SceneConfig, out: Path) -> list[str]:
+    start = []
+    if options.model:
+        # A checkpoint brings its sizes and its processor.
+        start = [f"model.start={json.dumps(options.model)}", "model.architecture=null",
+                 'model.processor=""']  # fmt: skip
+    return [
+        *(sys.executable, "-m", "train.main", "--config", str(options.recipe.absolute()), *start),
+        *(f"directory={json.dumps(str(out / 'first'))}", f"steps={options.steps}"),
+        f"data.train=[{_noisy(options, scene)}]",
+        *options.words,
+    ]
+
+
+def _loop(options: argparse.Namespace, first: Path, pool: Path, out: Path) -> list[str]:
+    thresholds = ["label_score=0.5", "box_score=0.02", *options.threshold]
+    return [
+        *(sys.executable, "-m", "florence_jax", "annotate", str(pool)),
+        *("--output", str(out / "loop"), "--model", str(first)),
+        *("--refine", str(options.recipe.absolute()), "--rounds", str(options.rounds)),
+        *("--set", 'model.processor=""', "--set", f"steps={options.refine_steps}"),
+        *(word for given in options.words for word in ("--set", given)),
+        *("--beams", "1", "--max-new-tokens", str(options.max_new_tokens)),
+        *("--batch-size", str(options.batch_size), "--analyser", "rules"),
+        *(word for given in thresholds for word in ("--threshold", given)),
+    ]
+
+
+def _run(out: Path, command: Sequence[str], result: Path | None) -> Path:
+    """Run a program that goes on where it was stopped, unless its result is there."""
+    if result is None or not result.exists():
+        subprocess.run(command, cwd=_ROOT, check=True)
+    return result or out
+
+
+def _answers(model: Path, world: ShapesWorld, options: argparse.Namespace) -> Iterator[Answered]:
+    from florence_jax.inference.pipeline import Florence2Pipeline
+
+    pipe = Florence2Pipeline.from_pretrained(model)
+    size = (world.config.side, world.config.side)
+    for first in range(0, options.held_out, options.batch_size):
+        asked = [
+            example
+            for index in range(first, min(first + options.batch_size, options.held_out))
+            for example in world.examples(index, _TASKS)
+        ]
+        results = pipe(
+            [example.image for example in asked],
+            [example.prefix for example in asked],
+            num_beams=1,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+        )
+        for example, answer in zip(asked, results, strict=True):
+            yield Answered(
+                prefix=example.prefix, suffix=example.suffix, answer=answer, image_size=size
+            )
+
+
+def _annotated(annotations: Path, pool: ShapesWorld) -> Iterator[Answered]:
+    """What is left after the filters, beside the truth: an image without an answer has none."""
+    for annotation in read_annotations(annotations):
+        truth = {one.task: one for one in pool.questions(int(Path(annotation.image).stem), _TASKS)}
+        given = {one.task: one for one in questions_of(annotation, _TASKS)}
+        for task, question in given.items():
+            answer = question.answer
+            if isinstance(answer, dict):
+                ranked = sorted(
+                    annotation.regions, key=lambda region: (region.box[1], region.box[0])
+                )
+                answer = {**answer, "scores": [region.score for region in ranked]}
+            yield Answered(
+                prefix=task,
+                suffix=truth[task].suffix,
+                answer={task: answer},
+                image_size=annotation.size,
+            )
+
+
+def _figures(answered: Iterator[Answered]) -> dict[str, float]:
+    return {
+        f"{task} {score.metric}": round(score.value, 4) for task, score in judge(answered).items()
+    }
+
+
+def _table(curve: dict[str, Any]) -> str:
+    names = [f"{task} {'mAP@0.5' if task == '<OD>' else 'facts'}" for task in _TASKS]
+    lines = ["held-out".ljust(12) + "".join(name.rjust(34) for name in names)]
+    for one in curve["models"]:
+        cells = [one["held_out"].get(name) for name in names]
+        lines.append(
+            one["model"].ljust(12)
+            + "".join(("-" if cell is None else f"{cell:.4f}").rjust(34) for cell in cells)
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
