@@ -1,4 +1,4 @@
-"""The command line: `florence-jax predict`, `demo`, `export` and `bench`."""
+"""The command line: `florence-jax predict`, `evaluate`, `demo`, `export`, `bench` and so on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from florence_jax.annotation.command import add_annotate
+from florence_jax.batch.command import (
+    add_run_options,
+    add_verify_output,
+    check_no_run_options,
+    predict_into_directory,
+)
 from florence_jax.bench.command import add_bench
+from florence_jax.evaluation.command import add_evaluate
 from florence_jax.inference.command import (
     add_decoding_options,
     add_model_options,
@@ -23,7 +31,7 @@ from florence_jax.inference.malloc import add_malloc_option, restart_with_tuned_
 from florence_jax.processing import TASKS
 
 if TYPE_CHECKING:
-    from florence_jax.inference.predict import Query
+    from florence_jax.inference.requests import Query
 
 _PREDICT_EXAMPLES = """\
 examples:
@@ -34,6 +42,8 @@ examples:
   florence-jax predict photo.jpg --task "<REGION_TO_DESCRIPTION>" --region 10,20,300,200
   florence-jax predict photo.jpg --task "<OD>" --constrained --label cat --label dog
   florence-jax predict list.txt --task "<DocVQA>What is the total?" --model ./my-fine-tune
+  florence-jax predict photos/ more.tar --task "<CAPTION>" --output-dir captions/
+  florence-jax verify-output captions/
 
 tasks:
 """
@@ -62,8 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_predict(commands)
+    add_verify_output(commands)
     _add_demo(commands)
     add_export(commands)
+    add_evaluate(commands)
+    add_annotate(commands)
     add_bench(commands)
     return parser
 
@@ -85,12 +98,13 @@ def _add_predict(commands: Any) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="image file, directory of images, or .txt file with one path per line",
+        help="image file, directory of images, or .txt file with one path per line; see also "
+        "--output-dir",
     )
     predict.add_argument(
         "--task",
         action="append",
-        required=True,
+        default=[],
         help="a task below, or any prompt of a fine-tune; repeat it to ask several",
     )
     predict.add_argument(
@@ -134,6 +148,7 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     add_malloc_option(predict)
     predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    add_run_options(predict)
     predict.set_defaults(run=_predict)
 
 
@@ -161,8 +176,13 @@ def _predict(options: argparse.Namespace) -> int:
     from florence_jax.inference.export import result_to_json
     from florence_jax.inference.predict import PictureNames, find_images, predict
 
-    paths = find_images(options.images)
     queries = _queries(options)
+    if options.output_dir is not None:
+        return predict_into_directory(options, queries)
+    check_no_run_options(options)
+    if not queries:
+        raise ValueError("--task is missing: florence-jax predict --help lists the tasks")
+    paths = find_images(options.images)
     if options.save_images is not None:
         options.save_images.mkdir(parents=True, exist_ok=True)
     names, failed, started = PictureNames(), 0, time.monotonic()
@@ -203,7 +223,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     print(WEIGHTS_NOTICE)
     options.output.mkdir(parents=True, exist_ok=True)
-    pipeline = demo_pipeline(options.dtype or "float32")
+    pipeline = demo_pipeline(options.dtype or "float32", quantize=options.quantize)
     settings = decoding_settings(pipeline, options)
     with (options.output / "results.jsonl").open("w", encoding="utf-8") as output:
         for request, result in _progress(run_demo(pipeline, settings), len(TASKS), False):
@@ -219,7 +239,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _queries(options: argparse.Namespace) -> list[Query]:
-    from florence_jax.inference.predict import Query
+    from florence_jax.inference.requests import Query
 
     text = options.text[0] if options.text and len(options.text) == 1 else options.text
     return [
