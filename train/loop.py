@@ -21,7 +21,7 @@ from train.export import export_run
 from train.flops import peak_flops, update_flops
 from train.interruption import Interrupted, Interruption
 from train.keeping import Keeping
-from train.processes import AnyOf, is_first
+from train.processes import AnyOf, is_first, is_of_another
 from train.profile import Profile
 from train.programs import Programs
 from train.quarantine import Quarantine, TooManyProblems
@@ -87,8 +87,8 @@ def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
         run = Run(training, start, directory, keeping, interruption, log, quarantine)
         try:
             return run.go(state, stream, profile_steps)
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1:
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            if not is_of_another(error):
                 raise
             raise RunError(
                 "a step that all processes take together failed, most likely because another "

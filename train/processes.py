@@ -55,6 +55,18 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def is_of_another(error: Exception) -> bool:
+    """Does the error say that a step which several processes take together came to nothing?
+
+    jax raises what gloo, the CPU's transport, says of a lost connection as a ValueError.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return False
+    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+
+
 class AnyOf:
     """Has any process raised a flag? Asked at every step, answered a step later, and never waited
     for: the answer is the same everywhere, so all of them stop at the same step."""

@@ -11,6 +11,10 @@ from absl import flags
 from train.data.example import DataError, Source
 from train.data.rows import HostBatch, Numbered, RowMaker, collate
 
+# As good as endless. Grain's own endless is the largest index there is, past which the length of
+# batches of one row is rounded up.
+_ROWS = 2**50
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
@@ -71,7 +75,10 @@ class Stream:
 
     def _batches(self) -> grain.MapDataset:
         shuffled = [
-            _numbers(name, source).seed(self.seed * 1000 + place).shuffle().repeat()
+            _numbers(name, source)
+            .seed(self.seed * 1000 + place)
+            .shuffle()
+            .repeat(_ROWS // max(len(source), 1))
             for place, (name, source, _) in enumerate(self.sources)
         ]
         weights = [weight for _, _, weight in self.sources]

@@ -145,3 +145,9 @@ def test_an_image_outside_of_the_data_root_is_refused(tmp_path, name):
 def test_a_batch_that_cannot_be_split_is_refused(rows):
     with pytest.raises(DataError, match="4 rows cannot be split over 3 hosts"):
         stream(rows, hosts=3)
+
+
+def test_a_host_may_bring_a_single_row(rows):
+    whole = stream(rows).batch(2)
+    shares = [next(stream(rows, host=host, hosts=4).batches(2)) for host in range(4)]
+    assert sum((share.ids for share in shares), ()) == whole.ids
