@@ -1,12 +1,12 @@
-"""Pre-training as in the paper (https://arxiv.org/abs/2311.06242, section 5 and appendix B).
+"""Pre-training as in the paper (https://arxiv.org/abs/2311.06242, section 6.1).
 
     python -m train.main --config train/recipes/pretrain.py
     python -m train.main --config train/recipes/pretrain_768.py
 
-AdamW, cosine from 1e-4 after 5,000 steps, 3 billion images at 384 x 384 pixels in batches of 2,048
-(3,072 for large); `pretrain_768.py` goes on at 768. The mixture is of image, region and text
-annotations of one's own, a Parquet folder each: FLD-5B itself was never published. The paper starts
-from a UniCL image encoder and BART; where a checkpoint of both is at hand, set `model.start`.
+AdamW, cosine from 1e-4 (large: 1e-5) after 5,000 steps, 3 billion images at 384 x 384 pixels in
+batches of 2,048 (large: 3,072); `pretrain_768.py` goes on at 768. The mixture is of image, region
+and text annotations of one's own, a Parquet folder each. The paper starts from a UniCL encoder
+and BART; where a checkpoint of both is at hand, set `model.start`.
 """
 
 from train.config import DataConfig, EvaluationConfig, ModelConfig, SourceConfig, TrainConfig
