@@ -16,6 +16,7 @@ from florence_jax.annotation.options import (
 )
 from florence_jax.annotation.schema import FILE
 from florence_jax.annotation.settings import AnnotateSettings
+from florence_jax.batch.interruption import INTERRUPTED, ended_at_once
 from florence_jax.inference.command import decoding_settings, load_answering
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from florence_jax.annotation.statistics import Statistics
     from florence_jax.batch.run import Summary
 
-INTERRUPTED = 130
 # Features of a block's pictures stay on the device: 1.2 MB each for base in bfloat16.
 _MOST_IN_BLOCK = 128
 
@@ -102,7 +102,7 @@ def _annotate(options: argparse.Namespace) -> int:
         constrained=not options.unconstrained,
         batch_size=options.batch_size,
     )
-    try:
+    with ended_at_once(f"the same command goes on in {options.output}/"):
         summary = run_blocks(
             pictures,
             job,
@@ -112,11 +112,6 @@ def _annotate(options: argparse.Namespace) -> int:
             workers=options.workers,
             progress=not options.quiet,
         )
-    except KeyboardInterrupt:
-        print(f"\nstopped at once; the same command goes on in {options.output}/", file=sys.stderr)
-        sys.stderr.flush()
-        # Threads that wait for the device would otherwise be waited for.
-        os._exit(INTERRUPTED)
     if not options.quiet:
         print(_told(summary, options.output), file=sys.stderr)
     if summary.missing:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from florence_jax.batch.interruption import INTERRUPTED, ended_at_once
 from florence_jax.inference.command import decoding_settings, load_answering
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ _OWN = {
     "process_count": None,
     "dry_run": False,
 }
-INTERRUPTED = 130
 
 
 def add_run_options(predict: argparse.ArgumentParser) -> None:
@@ -124,7 +123,7 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
         batch_size=options.batch_size,
     )
     job.check(queries)
-    try:
+    with ended_at_once(_how_to_go_on(options.output_dir)):
         summary = run_blocks(
             source,
             job,
@@ -136,11 +135,6 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
             after_block=DrawnAnswers(options.save_images) if options.save_images else None,
             progress=not options.quiet,
         )
-    except KeyboardInterrupt:
-        print(f"\nstopped at once; {_how_to_go_on(options.output_dir)}", file=sys.stderr)
-        sys.stderr.flush()
-        # Threads that wait for the device would otherwise be waited for.
-        os._exit(INTERRUPTED)
     if not options.quiet:
         print(_summary(summary, options.output_dir), file=sys.stderr)
     if summary.missing:

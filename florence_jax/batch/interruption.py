@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+# What a shell reports of a program that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 class Interruption:
@@ -40,3 +46,15 @@ class Interruption:
             raise KeyboardInterrupt
         self._asked.set()
         print(f"\n{self._notice}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def ended_at_once(how_to_go_on: str) -> Iterator[None]:
+    """While entered, a KeyboardInterrupt says how to go on and ends the process there and then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nstopped at once; {how_to_go_on}", file=sys.stderr)
+        sys.stderr.flush()
+        # Threads that wait for the device would otherwise be waited for.
+        os._exit(INTERRUPTED)

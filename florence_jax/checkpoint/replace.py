@@ -19,6 +19,7 @@ from florence_jax.checkpoint.problems import CheckpointError
 _NEW = "incomplete"
 _OLD = "replaced"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -89,6 +90,10 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE mounts cannot; their directories are durable in their own way.
+        if not path.is_dir() or error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from florence_jax.batch.interruption import INTERRUPTED, ended_at_once
 from florence_jax.inference.command import (
     add_decoding_options,
     add_model_options,
@@ -42,7 +42,6 @@ examples:
 
 data sets, their splits and what --data holds:
 """
-INTERRUPTED = 130
 
 
 def add_evaluate(commands: Any) -> None:
@@ -138,13 +137,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
         print(_describe(plan, options, directory))
         return 0
     if not options.score_only:
-        try:
+        with ended_at_once(_how_to_go_on(directory)):
             summary = _answer(plan, options, directory / ROWS)
-        except KeyboardInterrupt:
-            print(f"\nstopped at once; {_how_to_go_on(directory)}", file=sys.stderr)
-            sys.stderr.flush()
-            # Threads that wait for the device would otherwise be waited for.
-            os._exit(INTERRUPTED)
         if summary.missing:
             done = summary.blocks - summary.missing
             print(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, replace
-from florence_jax.checkpoint.replace import leftovers, replaced_directory
+from florence_jax.checkpoint.replace import leftovers, replaced_directory, sync
 from florence_jax.checkpoint.save import save_checkpoint
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory
 
@@ -161,6 +161,17 @@ def test_a_full_disk_is_reported_and_the_old_one_kept(tmp_path, monkeypatch, num
         save_checkpoint(tmp_path / "y", config, params)
     assert names(tmp_path) == ["source", "x"]
     load_checkpoint(tmp_path / "x")
+
+
+def test_where_directories_cannot_be_synced_files_still_must_be(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EINVAL, "no")))
+    sync(tmp_path)
+    with pytest.raises(OSError, match="no"):
+        sync(tmp_path / "file")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        sync(tmp_path)
 
 
 def test_a_disk_that_is_really_full(tmp_path):

@@ -177,6 +177,7 @@ def test_dropout_of_adapters_is_each_tokens_own():
     one, other = jax.random.split(jax.random.key(1))
     losses = [float(loss({**flat, **factors}, batch, key).loss) for key in (one, other, one)]
     assert losses[0] == losses[2] != losses[1]
+    assert float(loss({**flat, **factors}, batch, None).loss) not in losses
 
 
 @pytest.mark.parametrize("targets", ["nothing", ".*/conv1/kernel", "shared/embedding"])
@@ -212,6 +213,18 @@ def test_the_other_optimizers_lower_the_loss(name):
     for _ in range(60):
         params, state = update(params, state)
     assert loss(params) < 0.5 * before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lion", "adafactor"])
+def test_the_other_optimizers_lower_a_models_loss(name):
+    state, step = prepared(OptimizerConfig(name=name, learning_rate=3e-3, warmup_steps=2))
+    batch = small_batch()
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics.loss))
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_the_schedule_rises_and_falls():
