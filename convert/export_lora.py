@@ -15,10 +15,10 @@ from convert.command import as_size, guarded
 from convert.lora import Adapter
 from convert.lora_file import read_adapter, write_lora
 from convert.lora_peft import CONFIG_FILE, WEIGHTS_FILE, peft_files
-from convert.safetensors_writer import save_tensors
 from florence_jax.checkpoint import CheckpointError
 from florence_jax.checkpoint.keymap import Naming
 from florence_jax.checkpoint.replace import replaced_directory
+from florence_jax.checkpoint.safetensors_writer import save_tensors
 
 _PROGRAM = "convert.export_lora"
 

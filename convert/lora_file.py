@@ -30,11 +30,11 @@ import safetensors
 
 from convert.lora import Adapter, LowRank
 from convert.lora_peft import is_adapter, read_peft
-from convert.safetensors_writer import save_tensors
 from florence_jax.checkpoint.files import parse_json
 from florence_jax.checkpoint.keymap import LM_HEAD, NAMINGS, Naming, match_path
 from florence_jax.checkpoint.problems import CheckpointError, Problems, clip
 from florence_jax.checkpoint.safetensors_file import open_safetensors
+from florence_jax.checkpoint.safetensors_writer import save_tensors
 from florence_jax.checkpoint.transforms import LINEAR
 from florence_jax.checkpoint.tree import flatten
 

@@ -28,13 +28,13 @@ from convert.command import (
 )
 from convert.lora import Adapter, merge
 from convert.lora_file import read_adapter
-from convert.safetensors_writer import save_tensors
 from convert.torch_config import torch_config
 from florence_jax.checkpoint import Report, plan_checkpoint, read_config, resolve, torch_tensors
 from florence_jax.checkpoint.fetch import checked_dtype, leaf_dtype
 from florence_jax.checkpoint.keymap import Naming
 from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
 from florence_jax.checkpoint.replace import replaced_directory
+from florence_jax.checkpoint.safetensors_writer import save_tensors
 from florence_jax.checkpoint.tree import insert
 
 _PROGRAM = "convert.merge_lora"

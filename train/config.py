@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from florence_jax.config import PRESETS, Florence2Config
+from florence_jax.processing import TASKS
 from florence_jax.sharding import parse_mesh
 from train.checkpoints import CheckpointConfig
 from train.data.augment import AugmentConfig
@@ -27,6 +28,8 @@ class ModelConfig:
             a mapping with the fields of Florence2Config.
         processor: directory or hub id of the tokenizer and the processor; "shapes" for those of the
             synthetic world, "bytes" for one token a byte. By default those of `start`.
+        from_scratch: random weights that a small model learns from, `train.scratch`, in place of
+            the reference's own.
         dtype: what activations are computed in. Trainable parameters are float32 in any case.
         frozen_dtype: what frozen parameters are kept in.
         dropout, attention_dropout, activation_dropout: in place of the checkpoint's own.
@@ -39,6 +42,7 @@ class ModelConfig:
     revision: str | None = None
     architecture: str | Florence2Config | None = None
     processor: str = ""
+    from_scratch: bool = False
     dtype: Dtype = "float32"
     frozen_dtype: Dtype = "float32"
     dropout: float | None = None
@@ -74,6 +78,7 @@ class SourceConfig:
         annotations: of vqa, VQAv2's second file.
         image_pattern: of vqa, such as "COCO_train2014_{image_id:012d}.jpg".
         scenes: of shapes, how many.
+        questions: of shapes, asked of each picture of a batch: the tower runs once for all.
         split: of shapes: train, valid or held-out.
         scene: of shapes, how hard they are.
     """
@@ -88,6 +93,7 @@ class SourceConfig:
     annotations: str = ""
     image_pattern: str = ""
     scenes: int = 1_000_000
+    questions: int = 1
     split: Literal["train", "valid", "held-out"] = "train"
     scene: SceneConfig = field(default_factory=SceneConfig)
 
@@ -95,6 +101,12 @@ class SourceConfig:
         if (self.kind == "shapes") == bool(self.path):
             raise ValueError(
                 f"a {self.kind} source " + ("has no" if self.path else "needs a") + " path"
+            )
+        most = 1 if self.kind != "shapes" else len(self.tasks) or len(TASKS)
+        if not 1 <= self.questions <= most:
+            raise ValueError(
+                f"a {self.kind} source asks 1 to {most} questions of a picture, got questions="
+                f"{self.questions}"
             )
         if not self.weight > 0.0:
             raise ValueError(f"the weight of {self.path or self.kind} must be positive")
@@ -108,6 +120,8 @@ class DataConfig:
         directory: a data set in the train/valid/test convention: each holds a .jsonl file, or a
             *.coco.json file, and the pictures. Adds to `train` and `valid`.
         train, valid: lists of sources, in words `data.train=[{kind: jsonl, path: a.jsonl}]`.
+        mix: "rows" draws each row of a batch from the mixture; "batches" draws each batch from one
+            source, so that short answers are not padded to the length of long ones.
         image_size: (height, width) in pixels that pictures are resized to; by default the
             processor's.
         max_prompt, max_target: tokens; a longer row is put into quarantine, nothing is cut.
@@ -115,6 +129,9 @@ class DataConfig:
             row fits. Each pair of lengths compiles a program of its own: where that takes long, set
             them to the longest.
         augment: how pictures are changed.
+        cached_features: of a frozen vision tower: a directory, filled by `python -m
+            train.features`, with its output for every training picture. The tower is never run in
+            training, and pictures cannot be augmented. By default there is none.
         threads: that read and decode pictures...
         workers: ... in each of this many processes; 0 for threads of this process alone.
         quarantine_share: the run stops when more than this share of rows could not be used: of the
@@ -124,12 +141,14 @@ class DataConfig:
     directory: str = ""
     train: tuple[SourceConfig, ...] = ()
     valid: tuple[SourceConfig, ...] = ()
+    mix: Literal["rows", "batches"] = "rows"
     image_size: tuple[int, int] | None = None
     max_prompt: int = 256
     max_target: int = 1024
     least_prompt: int = 16
     least_target: int = 32
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    cached_features: str | None = None
     threads: int = 4
     workers: int = 0
     quarantine_share: float = 0.01
@@ -147,8 +166,24 @@ class DataConfig:
             raise ValueError(
                 f"data.threads={self.threads} and data.workers={self.workers} must not be negative"
             )
+        moved = [f"data.augment.{n}" for n in ("flip", "scale_jitter") if getattr(self.augment, n)]
+        if moved and any(source.questions > 1 for source in self.train):
+            raise ValueError(
+                f"{' and '.join(moved)} would move a picture under the other questions asked of "
+                "it: set these to 0, or questions of each source to 1"
+            )
         if not 0.0 <= self.quarantine_share <= 1.0:
             raise ValueError("data.quarantine_share must be within [0, 1]")
+        if self.cached_features is not None:
+            if not self.cached_features:
+                raise ValueError("data.cached_features must name a directory, or be null for none")
+            changed = [f"data.augment.{n}={v:g}" for n, v in vars(self.augment).items() if v]
+            if changed:
+                raise ValueError(
+                    f"data.cached_features={self.cached_features} holds what a tower sees in "
+                    f"pictures as they are, and {', '.join(changed)} would change them: set these "
+                    "to 0, or data.cached_features to null"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import yaml
+from PIL import Image
 
+from florence_jax.inference.side_by_side import enlarged, save_side_by_side
 from florence_jax.processing import TASKS, parse
 from train.config import TrainConfig
 from train.data.rows import HostBatch
+from train.features.tower import origin_of
+from train.flops import update_flops
 from train.loop import build_stream
-from train.pictures import enlarged, save_side_by_side
 from train.settings import to_tree
 from train.start import Start, prepare_start
 from train.training import Training, build_training
@@ -29,11 +32,15 @@ def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
     # Of a run on many devices, from a machine with few.
     training = build_training(dataclasses.replace(config, mesh=""), start)
     yield from _sizes(training)
+    # Pixels, whether or not there are features of them: a person shall see pictures.
     stream = build_stream(config, start)
     yield f"training data: {len(stream.sources)} sources"
     for name, source, weight in stream.sources:
         yield f"  {name}: {len(source):,} rows, weight {weight:g}"
     batch = stream.batch(0)
+    if config.data.cached_features is not None:
+        rows = sum(len(source) for _, source, _ in stream.sources)
+        yield from _cached_features(training, batch, rows)
     yield from _batch(batch, start, directory)
 
 
@@ -58,6 +65,33 @@ def _sizes(training: Training) -> Iterator[str]:
     yield f"memory in MiB, activations aside: {sum(sizes.values()) / 2**20:,.1f} ({listed})"
 
 
+def _cached_features(training: Training, batch: HostBatch, rows: int) -> Iterator[str]:
+    # Of no weights: only the shape and dtype are shown.
+    origin = origin_of(training, {})
+    yield (
+        f"cached features: {origin.dtype}{list(origin.shape)} a picture, {origin.bytes / 1e6:,.2f} "
+        f"MB; {rows * origin.bytes / 1e9:,.2f} GB for {rows:,} rows, less where rows share one"
+    )
+    images, prompts, labels = batch.arrays
+    cached, computed = (
+        update_flops(
+            training.objective.model.config,
+            training.treated,
+            rows=labels.shape[0] * labels.shape[1],
+            questions=labels.shape[1] // images.shape[1],
+            image_size=training.objective.image.size,
+            prompt=prompts.shape[-1],
+            target=labels.shape[-1],
+            cached_features=is_cached,
+        )
+        for is_cached in (True, False)
+    )
+    yield (
+        f"an update: {cached / 1e12:,.3f} TFLOP in place of {computed / 1e12:,.3f} with the tower, "
+        f"{computed / cached:.2f} times less"
+    )
+
+
 def _batch(batch: HostBatch, start: Start, directory: Path) -> Iterator[str]:
     arrays = batch.arrays
     shapes = ", ".join(
@@ -68,6 +102,7 @@ def _batch(batch: HostBatch, start: Start, directory: Path) -> Iterator[str]:
     yield from (f"  unusable: {row}: {reason}" for row, reason in batch.problems)
     images = arrays.images.reshape(-1, *arrays.images.shape[2:])
     prompts, labels = (x.reshape(-1, x.shape[-1]) for x in (arrays.input_ids, arrays.labels))
+    images = images.repeat(len(prompts) // len(images), axis=0)
     tokenizer = start.tokenizer
     for number, (row, image, prompt, label) in enumerate(
         zip(batch.ids, images, prompts, labels, strict=True)
@@ -76,7 +111,7 @@ def _batch(batch: HostBatch, start: Start, directory: Path) -> Iterator[str]:
         target = tokenizer.decode(label[label >= 0].tolist())
         yield f"  {row}\n    prompt {question}\n    target {target}"
         if number < _PICTURES:
-            picture = enlarged(image)
+            picture = enlarged(Image.fromarray(image))
             result = parse(target, _task(question), picture.size)
             path = directory / f"{number:04d}.png"
             save_side_by_side(path, picture, {question: result})

@@ -8,9 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from PIL import Image
 
 from florence_jax.checkpoint.tree import insert
 from florence_jax.generation import GenerationConfig, generate
+from florence_jax.inference.side_by_side import enlarged, save_side_by_side
 from florence_jax.model import Params
 from florence_jax.processing import parse, task_of
 from train.data.example import DataError, Source
@@ -19,7 +21,6 @@ from train.data.stream import finite_batches
 from train.interruption import Interruption
 from train.lora import is_factor, merge
 from train.metrics import task_scores
-from train.pictures import enlarged, save_side_by_side
 from train.processes import is_first
 from train.programs import Programs
 from train.shapes.judge import Answered
@@ -159,7 +160,7 @@ class Evaluation:
         return tokenizer.decode([token for token in ids if token not in ends])
 
     def _draw(self, path: Path, row: Row, prefix: str, truth: str, answer: str) -> None:
-        picture, task = enlarged(row.image), task_of(prefix)
+        picture, task = enlarged(Image.fromarray(row.image)), task_of(prefix)
         results = {
             f"truth: {prefix}": parse(truth, task, picture.size),
             "answer": parse(answer, task, picture.size),

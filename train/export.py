@@ -14,9 +14,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from florence_jax.checkpoint import save_checkpoint
+from florence_jax.checkpoint.safetensors_writer import save_tensors
 from florence_jax.sharding import whole_everywhere
 from train.checkpoints import CheckpointConfig, Checkpoints
 from train.config import TrainConfig
@@ -59,7 +59,7 @@ def export_run(
         file = directory.parent / "adapter.safetensors"
         directory.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".saving")
-        save_file(
+        save_tensors(
             factors,
             aside,
             metadata={

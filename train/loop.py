@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import enum
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,9 @@ from train.config import TrainConfig
 from train.data.rows import HostBatch
 from train.data.sources import training_sources, valid_sources
 from train.data.stream import Stream
+from train.ending import Ending, Outcome
 from train.evaluation import Evaluation
-from train.export import export_run
+from train.features.tower import with_features
 from train.flops import peak_flops, update_flops
 from train.interruption import Interrupted, Interruption
 from train.keeping import Keeping
@@ -30,14 +30,6 @@ from train.run_log import RunLog, say
 from train.start import Start
 from train.state import TrainState
 from train.training import Training, build_training, parameters_in_use, row_maker
-
-
-class Outcome(enum.IntEnum):
-    """How a run ended: the program's exit status."""
-
-    DONE = 0
-    FAILED = 1
-    INTERRUPTED = 143  # what a shell reports of a process that SIGTERM ended
 
 
 def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
@@ -71,6 +63,8 @@ def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
             Checkpoints(directory / "checkpoints", config.checkpoint, report=say)
         )
         state, meta = first_or_restored(training, start, directory, checkpoints)
+        if config.data.cached_features is not None:
+            stream = with_features(stream, training, state.frozen)
         peak = config.logging.peak_flops or peak_flops(jax.devices()[0].device_kind)
         log = stack.enter_context(
             RunLog(
@@ -109,6 +103,7 @@ def build_stream(config: TrainConfig, start: Start, share: tuple[int, int] = (0,
         seed=config.seed,
         host=number,
         hosts=count,
+        mix=config.data.mix,
     )
 
 
@@ -131,6 +126,7 @@ class Run:
         self.last: dict[str, float] = {}
         self.any_process = AnyOf()
         self.refused: TooManyProblems | None = None
+        self.ending = Ending(training, start, directory, keeping, log, quarantine)
 
     def go(self, state: TrainState, stream: Stream, profile_steps: int) -> Outcome:
         """From `state` to the end of the run."""
@@ -185,17 +181,15 @@ class Run:
                     log.training(step + 1, self.last)
                 self._check((step + 1) * config.batch_size)
         except Interrupted:
-            return self._interrupted(state)
+            return self.ending.interrupted(state)
         except _NotFinite:
-            return self._not_finite(state)
+            return self.ending.not_finite(state)
         except TooManyProblems:
-            # With mended data, or a larger share, the run goes on from here.
-            if int(state.failed_at) < 0:
-                self._save(state, int(state.step))
+            self.ending.refused(state)
             raise
         finally:
             profile.stop()
-        return self._finish(state)
+        return self.ending.done(state, self.last)
 
     def _shardings(self) -> tuple[TrainState, NamedSharding]:
         """Of what an update gives: the state as it was, and metrics that every process can read."""
@@ -230,16 +224,19 @@ class Run:
         labels = np.asarray(batch.arrays.labels)
         shares = self.training.placement.share[1]
         rows = labels.shape[0] * labels.shape[1] * shares
+        questions = labels.shape[1] // batch.arrays.images.shape[1]
         self.log.count(
             tokens=int((labels != -100).sum()) * shares,
-            images=rows,
+            images=rows // questions,
             flops=update_flops(
                 self.training.objective.model.config,
                 self.training.treated,
                 rows=rows,
+                questions=questions,
                 image_size=self.start.image.size,
                 prompt=batch.arrays.input_ids.shape[-1],
                 target=labels.shape[-1],
+                cached_features=self.config.data.cached_features is not None,
             ),
         )
 
@@ -264,49 +261,6 @@ class Run:
     def _check_finite(self, state: TrainState) -> None:
         if int(state.failed_at) >= 0:
             raise _NotFinite
-
-    def _interrupted(self, state: TrainState) -> Outcome:
-        if int(state.failed_at) >= 0:
-            return self._not_finite(state)
-        step = int(state.step)
-        self._save(state, step)
-        self._saved(f"interrupted and saved at step {step}: the same command goes on from there")
-        return Outcome.INTERRUPTED
-
-    def _not_finite(self, state: TrainState) -> Outcome:
-        step = int(state.failed_at)
-        good = dataclasses.replace(state, failed_at=jax.numpy.full_like(state.failed_at, -1))
-        self._save(good, step)
-        self.log.write("not finite", step, {})
-        self._saved(
-            f"stopped: the loss or its gradient was not finite in the step after {step}; the last "
-            f"good state is saved as step {step}. Lower optimizer.learning_rate, lengthen the "
-            "warm-up or set model.dtype=float32 in a new run; "
-            f"`python -m train.export {self.directory}` makes its model.start"
-        )
-        return Outcome.FAILED
-
-    def _finish(self, state: TrainState) -> Outcome:
-        self.keeping.wait()
-        step = int(state.step)
-        lines = [f"done: {step} steps in {self.log.seconds / 60:.1f} minutes, in {self.directory}"]
-        if self.last:
-            lines.append(f"last loss {self.last['loss']:.4f}, accuracy {self.last['accuracy']:.2%}")
-        if self.keeping.best is not None:
-            lines.append("best {metric} {value:.4f} at step {step}".format(**self.keeping.best))
-        if len(self.quarantine):
-            lines.append(f"{len(self.quarantine)} rows could not be used: {self.quarantine.path}")
-        if self.config.export.at_end:
-            stored = self.training.placement.store(state)
-            lines += [f"exported {path}" for path in export_run(self.training, self.start, stored)]
-        self._saved("; ".join(lines))
-        self.log.write("done", step, {"seconds": self.log.seconds})
-        return Outcome.DONE
-
-    def _saved(self, text: str) -> None:
-        """Say how the run ended, once its last checkpoint is on disk."""
-        self.keeping.wait()
-        self.log.say(text)
 
 
 class _NotFinite(Exception):

@@ -113,12 +113,13 @@ class Placement:
         return jax.tree.map(place, self._filled(whole, 1))
 
     def _filled(self, batch: Batch, shares: int) -> Batch:
-        rows = batch.labels.shape[1]
-        target = padded_rows(self.mesh, rows * shares) // shares
+        pictures = batch.images.shape[1]
+        target = padded_rows(self.mesh, pictures * shares) // shares
         fills = Batch(images=0, input_ids=self.pad_id, labels=IGNORE)
         return Batch(
             *(
-                pad_rows(np.asarray(leaf), target, axis=1, fill=fill)
+                # Each picture has as many rows as the others.
+                pad_rows(np.asarray(leaf), target * leaf.shape[1] // pictures, axis=1, fill=fill)
                 for leaf, fill in zip(batch, fills, strict=True)
             )
         )

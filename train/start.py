@@ -22,6 +22,7 @@ from florence_jax.processing import (
 )
 from florence_jax.sharding import Layout
 from train.config import ModelConfig, TrainConfig
+from train.scratch import scratch_parameters
 from train.settings import from_tree, to_tree
 from train.shapes.tokens import save_processor, world_tokenizer
 
@@ -95,7 +96,13 @@ def load_parameters(
         return dict(flatten(loaded.params))
 
     def init() -> dict[str, jax.Array]:
-        return dict(flatten(Model(config=start.config).init(jax.random.key(config.seed))))
+        params = dict(flatten(Model(config=start.config).init(jax.random.key(config.seed))))
+        if model.from_scratch:
+            ids = [start.tokenizer.loc_id(place) for place in range(1000)]
+            grid = start.config.vision.grid(*start.image.size)
+            key = jax.random.fold_in(jax.random.key(config.seed), 2)
+            params = scratch_parameters(params, ids, grid, key)
+        return params
 
     if sharding is None:
         return init()

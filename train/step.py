@@ -29,9 +29,9 @@ class Batch(NamedTuple):
     A row whose labels are all -100 has no weight, whatever else is in it.
 
     Attributes:
-        images: uint8[A, B, H, W, 3]; or float[A, B, M, D] image features of a frozen tower.
-        input_ids: int32[A, B, P], the prompt.
-        labels: int32[A, B, L], the answer; -100 where there is none.
+        images: uint8[A, B, H, W, 3]; or float[A, B, h, w, C], what a frozen tower made of them.
+        input_ids: int32[A, B * Q, P], the prompts: Q in a row, mostly one, ask of each picture.
+        labels: int32[A, B * Q, L], the answers; -100 where there is none.
     """
 
     images: Any
@@ -83,6 +83,9 @@ class Objective:
         module = self.bind(params, key)
         text = self.model.config.text
         features = self.image_features(module, batch.images, fold_in(key, 0))
+        asked = batch.input_ids.shape[0] // features.shape[0]
+        if asked > 1:
+            features = jnp.repeat(features, asked, axis=0)
         prompt_mask = batch.input_ids != text.pad_token_id
         memory, mask = module.encode(features, batch.input_ids, prompt_mask, key=fold_in(key, 1))
         inputs = shift_right(
@@ -107,9 +110,9 @@ class Objective:
     def image_features(
         self, module: Florence2, images: jax.Array, key: jax.Array | None
     ) -> jax.Array:
-        """uint8[B, H, W, 3] -> float[B, M, D]; features pass through."""
+        """uint8[B, H, W, 3] pixels, or the tower's float[B, h, w, C] -> float[B, M, D]."""
         if images.dtype != jnp.uint8:
-            return images
+            return module.projector(images[:, None])
         return module.encode_image(self.pixels(images), key=key)
 
     def pixels(self, images: jax.Array) -> jax.Array:

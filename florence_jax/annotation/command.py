@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -16,13 +17,15 @@ from florence_jax.annotation.options import (
 )
 from florence_jax.annotation.schema import FILE
 from florence_jax.annotation.settings import AnnotateSettings
+from florence_jax.annotation.throughput import AnnotationCount, Throughput, save_throughput
 from florence_jax.batch.interruption import INTERRUPTED, ended_at_once
 from florence_jax.inference.command import decoding_settings, load_answering
 
 if TYPE_CHECKING:
     from florence_jax.annotation.analysis import Analyser
-    from florence_jax.annotation.statistics import Statistics
+    from florence_jax.batch.job import Source
     from florence_jax.batch.run import Summary
+    from florence_jax.inference.answering import Answering
 
 # Features of a block's pictures stay on the device: 1.2 MB each for base in bfloat16.
 _MOST_IN_BLOCK = 128
@@ -40,12 +43,15 @@ what is written into --output:
   block-*.jsonl     the annotations, one image a line (florence_jax/annotation/schema.py has the
                     schema), in blocks as of predict --output-dir: the same command goes on where
                     it was stopped, and florence-jax verify-output checks them
-  statistics.json   counts and averages in the manner of FLD-5B's tables, with what was rejected and
-                    why
+  statistics.json   counts and averages in the manner of FLD-5B's tables, what was rejected and
+                    why, and how fast it went (throughput/ has each call's figures)
   plots/            distributions of boxes and confidences
   instances.coco.json, captions.coco.json   with --export coco
   rows.jsonl        image, prefix, suffix for every task, with --export rows
   gallery/          with --gallery
+
+Several machines that see the same --output take a share each with --process-index and
+--process-count; process 0 makes everything but the blocks when the last of them is there.
 
 The trainer reads the directory as it is:
   python -m train.main --config train/recipes/lora.py \\
@@ -72,6 +78,12 @@ def add_annotate(commands: Any) -> None:
 
 def run_annotate(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    several = options.process_index is not None or options.process_count is not None
+    if several and (options.merge or options.refine):
+        raise ValueError(
+            "--merge and --refine are the work of one process: leave --process-index and "
+            "--process-count out"
+        )
     if options.merge is not None:
         return _merge(options)
     if not options.images:
@@ -84,14 +96,22 @@ def _annotate(options: argparse.Namespace) -> int:
     from florence_jax.annotation.parsed import find_analyser
     from florence_jax.annotation.pictures import find_pictures
     from florence_jax.batch.local_devices import over_local_devices
-    from florence_jax.batch.run import default_block_size, run_blocks
+    from florence_jax.batch.run import run_blocks
+    from florence_jax.batch.shares import find_share
 
     settings = annotate_settings(options)
     pictures = find_pictures(options.images, options.image_root)
     analyser = find_analyser(options.analyser)
-    block_size = options.block_size or min(_MOST_IN_BLOCK, default_block_size())
+    share = find_share(options.process_index, options.process_count)
+    blocks: dict[str, Any] = {
+        "block_size": options.block_size,
+        "default_size": functools.partial(_default_block_size, options.batch_size),
+        "row_format": "jsonl",
+        "workers": options.workers,
+        "share": share,
+    }
     if options.dry_run:
-        print(_plan(len(pictures), pictures.root, settings, analyser, options, block_size))
+        print(_plan(pictures, pictures.root, settings, analyser, options, blocks))
         return 0
     pipeline = over_local_devices(load_answering(options, progress=not options.quiet))
     job = AnnotateJob(
@@ -102,24 +122,25 @@ def _annotate(options: argparse.Namespace) -> int:
         constrained=not options.unconstrained,
         batch_size=options.batch_size,
     )
+    count = AnnotationCount()
     with ended_at_once(f"the same command goes on in {options.output}/"):
         summary = run_blocks(
             pictures,
             job,
             options.output,
-            block_size=block_size,
-            row_format="jsonl",
-            workers=options.workers,
+            **blocks,
+            after_block=count,
             progress=not options.quiet,
         )
+    told = "no block was finished" if summary.missing else "nothing was left to do"
+    if summary.rows:
+        told = _measured(summary, count.total, pipeline, options.output)
     if not options.quiet:
-        print(_told(summary, options.output), file=sys.stderr)
+        print(f"{told}\n{_state(summary, options.output)}", file=sys.stderr)
     if summary.missing:
         return INTERRUPTED
-    counted = _finish(options, pictures.root, analyser)
-    if not options.quiet and summary.rows == len(pictures):
-        rate = counted.annotations / summary.seconds
-        print(f"{rate:.1f} annotations/s, compilation included", file=sys.stderr)
+    if share.index == 0:
+        _finish(options, pictures.root, analyser)
     return 1 if summary.errors else 0
 
 
@@ -186,44 +207,65 @@ def _refine(options: argparse.Namespace) -> int:
     return 0 if refine(loop, say) else INTERRUPTED
 
 
-def _finish(options: argparse.Namespace, root: Path, analyser: Analyser) -> Statistics:
+def _finish(options: argparse.Namespace, root: Path, analyser: Analyser) -> None:
     from florence_jax.annotation.products import Products, make_products
 
     products = Products(exports=tuple(options.export), gallery=options.gallery)
     counted = make_products(options.output, options.output, root, analyser, products)
     if not options.quiet:
         print(counted.table())
-    return counted
 
 
 def _plan(
-    count: int,
+    source: Source,
     root: Path,
     settings: AnnotateSettings,
     analyser: Analyser,
     options: argparse.Namespace,
-    block_size: int,
+    blocks: dict[str, Any],
 ) -> str:
+    from florence_jax.batch.plan import describe_plan
+
     asked = [*settings.levels, *(name for name in ("regions", "ocr") if getattr(settings, name))]
-    done = sum(1 for _ in options.output.glob("block-*.jsonl"))
     return "\n".join(
         [
-            f"{count} images below {root}, by {options.model}",
+            f"{len(source)} images below {root}, by {options.model}",
             f"asked: {', '.join(asked)}; grounding: {settings.ground}; completion: "
             f"{settings.complete}; polygons: {settings.polygons}",
             f"noun phrases by: {analyser.name}",
-            f"{-(-count // block_size)} blocks of {block_size} in {options.output}/, {done} there",
+            describe_plan(source, options.output, **blocks),
         ]
     )
 
 
-def _told(summary: Summary, directory: Path) -> str:
-    where = f"{summary.blocks - summary.missing} of {summary.blocks} blocks are in {directory}/"
-    if summary.missing:
-        where += "; the same command goes on with the rest"
-    return (
-        f"{summary.rows} images in {summary.seconds:.1f} s ({summary.rows / summary.seconds:.2f} "
-        f"images/s, {summary.tokens / summary.seconds:.0f} tokens/s, compilation included), "
-        f"{summary.errors} with errors; the device had work for {summary.busy:.1%} of the time\n"
-        f"{where}"
+def _measured(summary: Summary, annotations: int, pipeline: Answering, directory: Path) -> str:
+    """Note how fast this call was, and say it."""
+    import jax
+
+    leaf = jax.tree.leaves(pipeline.programs.params)[0]
+    devices = list(leaf.devices()) if isinstance(leaf, jax.Array) else jax.local_devices()[:1]
+    measured = Throughput(
+        images=summary.rows,
+        annotations=annotations,
+        tokens=summary.tokens,
+        seconds=summary.seconds,
+        device_busy=summary.busy,
+        device=devices[0].device_kind,
+        devices=len(devices),
     )
+    save_throughput(measured, directory)
+    return f"{measured.describe()}; {summary.errors} with errors"
+
+
+def _state(summary: Summary, directory: Path) -> str:
+    where = f"{summary.blocks - summary.missing} of {summary.blocks} blocks are in {directory}/"
+    return f"{where}; the same command goes on with the rest" if summary.missing else where
+
+
+def _default_block_size(batch_size: int) -> int:
+    import jax
+
+    from florence_jax.batch.run import default_block_size
+
+    most = max(_MOST_IN_BLOCK, batch_size * jax.local_device_count())
+    return min(most, default_block_size(batch_size))

@@ -12,6 +12,7 @@ from typing import Any
 
 from florence_jax.annotation.schema import LEVELS
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
+from florence_jax.batch.command import add_process_options
 from florence_jax.inference.command import add_decoding_options, add_model_options
 from florence_jax.inference.malloc import add_malloc_option
 
@@ -28,9 +29,8 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="images are named by their path below it (default: the deepest that holds them all)",
     )
-    # The filters need the confidences that the references do not give, and a run is divided over
-    # this host's devices anyway.
-    add_model_options(annotate, compat=False, mesh=False)
+    # The filters need the confidences that the references do not give.
+    add_model_options(annotate, compat=False)
     asked = annotate.add_argument_group("what is asked")
     asked.add_argument(
         "--only",
@@ -77,6 +77,7 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
     annotate.add_argument(
         "--workers", type=int, metavar="N", help="processes that read pictures, 0 for none"
     )
+    add_process_options(annotate)
     annotate.add_argument(
         "--export",
         action="append",
@@ -155,12 +156,15 @@ def annotate_arguments(options: argparse.Namespace, model: str, output: Path) ->
     """The command line that annotates likewise, with another model into another directory."""
     arguments = ["annotate", *(os.path.abspath(image) for image in options.images)]
     arguments += ["--model", model, "--output", str(output)]
+    # Alone, whatever a launcher's environment says of the loop.
+    arguments += ["--process-index", "0", "--process-count", "1"]
     for name in (
         *("analyser", "polygons", "batch_size", "block_size", "workers", "gallery", "image_root"),
-        *("dtype", "quantize", "beams", "max_new_tokens"),
+        *("dtype", "quantize", "beams", "max_new_tokens", "mesh", "rules"),
     ):
         value = getattr(options, name)
-        if isinstance(value, Path):
+        # Rules are a preset's name or a file; the loop's processes run elsewhere.
+        if isinstance(value, Path) or (name == "rules" and value and Path(value).is_file()):
             value = os.path.abspath(value)
         if value is not None:
             arguments += [f"--{name.replace('_', '-')}", str(value)]

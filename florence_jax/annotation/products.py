@@ -14,6 +14,7 @@ from florence_jax.annotation.gallery import write_gallery
 from florence_jax.annotation.plots import save_plots
 from florence_jax.annotation.schema import read_annotations
 from florence_jax.annotation.statistics import Statistics, statistics
+from florence_jax.annotation.throughput import saved_throughput
 
 Export = Literal["coco", "rows"]
 STATISTICS, PLOTS, GALLERY = "statistics.json", "plots", "gallery"
@@ -43,7 +44,8 @@ def make_products(
         root: the directory that image names start from.
     """
     counted = statistics(read_annotations(annotations), analyser)
-    content = json.dumps(counted.record(), indent=1, ensure_ascii=False)
+    record = counted.record() | {"throughput": list(saved_throughput(directory))}
+    content = json.dumps(record, indent=1, ensure_ascii=False)
     (directory / STATISTICS).write_text(content + "\n", encoding="utf-8")
     save_plots(counted.distributions, directory / PLOTS)
     if "coco" in products.exports:

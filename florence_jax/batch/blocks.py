@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 _NAME = re.compile(r"block-(\d+)-of-(\d+)\.(\w+)")
 
@@ -39,6 +41,12 @@ class Blocks:
     def names(self, extension: str) -> Iterator[str]:
         """Every block's name, in order."""
         return (self.name(number, extension) for number in range(len(self)))
+
+    def finished(self, directory: Path, extension: str) -> list[int]:
+        """The blocks whose files are in `directory`, in order."""
+        # One listing: a question for each block takes minutes where the directory is far away.
+        there = set(os.listdir(directory)) if directory.exists() else set()
+        return [number for number, name in enumerate(self.names(extension)) if name in there]
 
 
 def is_block_name(name: str) -> bool:

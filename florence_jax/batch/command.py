@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,8 @@ def add_run_options(predict: argparse.ArgumentParser) -> None:
     options = predict.add_argument_group(
         "runs over many images",
         "With --output-dir, IMAGE may also be a .jsonl, .parquet or WebDataset .tar file, answers "
-        "are written in blocks, and the same command goes on where it was stopped.",
+        "are written in blocks, and the same command goes on where it was stopped. The exit "
+        "status is 1 where rows have errors, and 130 where the run was interrupted.",
     )
     options.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="write blocks of rows into this directory"
@@ -47,7 +49,10 @@ def add_run_options(predict: argparse.ArgumentParser) -> None:
         help="rows name pictures below this directory (default: that of their file)",
     )
     options.add_argument(
-        "--block-size", type=int, metavar="N", help="images in a block (default: 512, 32 on a CPU)"
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="images in a block (default: 512, 32 on a CPU, and at least four batches)",
     )
     options.add_argument(
         "--workers",
@@ -55,6 +60,14 @@ def add_run_options(predict: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that read pictures (default: one for each core but one, at most 16)",
     )
+    add_process_options(options)
+    options.add_argument(
+        "--dry-run", action="store_true", help="say what would run, and load no model"
+    )
+
+
+def add_process_options(options: Any) -> None:
+    """--process-index and --process-count, which `find_share` takes, to a parser or group."""
     options.add_argument(
         "--process-index",
         type=int,
@@ -63,9 +76,6 @@ def add_run_options(predict: argparse.ArgumentParser) -> None:
         "SLURM, Open MPI or Cloud TPU says)",
     )
     options.add_argument("--process-count", type=int, metavar="N", help="how many there are")
-    options.add_argument(
-        "--dry-run", action="store_true", help="say what would run, and load no model"
-    )
 
 
 def add_verify_output(commands: Any) -> None:
@@ -96,24 +106,34 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
     """Run `florence-jax predict --output-dir`; the exit status."""
     from florence_jax.batch.drawn_answers import DrawnAnswers
     from florence_jax.batch.local_devices import over_local_devices
-    from florence_jax.batch.predict_job import PredictJob
-    from florence_jax.batch.run import run_blocks
+    from florence_jax.batch.predict_job import PredictJob, check_prompts
+    from florence_jax.batch.run import default_block_size, run_blocks
     from florence_jax.batch.shares import find_share
     from florence_jax.batch.sources.open import open_source
 
     if options.output != "-":
         raise ValueError("--output and --output-dir are two ways to write the answers: give one")
+    if options.overwrite:
+        raise ValueError(
+            "--overwrite belongs to --output: a run goes on in its directory, and another one "
+            "needs another --output-dir"
+        )
     source = open_source(options.images, queries, image_root=options.image_root)
     share = find_share(options.process_index, options.process_count)
+    check_prompts(queries)
+    blocks: dict[str, Any] = {
+        "block_size": options.block_size,
+        "default_size": functools.partial(default_block_size, options.batch_size),
+        "row_format": options.format,
+        "workers": options.workers,
+        "share": share,
+    }
     if options.dry_run:
         from florence_jax.batch.plan import describe_plan
 
-        print(
-            describe_plan(
-                source, options.output_dir, options.block_size, options.format, options.workers,
-                share, queries,
-            )
-        )  # fmt: skip
+        tasks = ", ".join(query.prompt for query in queries) or "each row's own"
+        print(f"{len(source)} images; tasks: {tasks}")
+        print(describe_plan(source, options.output_dir, **blocks))
         return 0
     pipeline = over_local_devices(load_answering(options, progress=not options.quiet))
     job = PredictJob(
@@ -128,10 +148,7 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
             source,
             job,
             options.output_dir,
-            block_size=options.block_size,
-            row_format=options.format,
-            workers=options.workers,
-            share=share,
+            **blocks,
             after_block=DrawnAnswers(options.save_images) if options.save_images else None,
             progress=not options.quiet,
         )
@@ -143,6 +160,8 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
 
 
 def _summary(summary: Summary, directory: Path) -> str:
+    if not summary.rows and not summary.missing:
+        return f"there was nothing left to do: all {summary.blocks} blocks are in {directory}/"
     per_second = summary.rows / summary.seconds
     lines = [
         f"{summary.rows} images in {summary.seconds:.1f} s ({per_second:.2f} images/s, "

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 _INCOMPLETE = ".incomplete-"
@@ -52,11 +53,13 @@ def commit_with_digest(path: Path, content: bytes) -> bool:
     return made
 
 
-def ensure_digest(path: Path) -> None:
-    """Write the digest that a process killed after `path` had no time for."""
-    if not digest_path(path).exists():
-        with path.open("rb") as file:
-            _write_digest(path, hashlib.file_digest(file, "sha256").hexdigest())
+def ensure_digests(directory: Path, names: Iterable[str]) -> None:
+    """Write the digests that processes killed after these files had no time for."""
+    there = set(os.listdir(directory))
+    for path in (directory / name for name in names):
+        if digest_path(path).name not in there:
+            with path.open("rb") as file:
+                _write_digest(path, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def digest_path(path: Path) -> Path:

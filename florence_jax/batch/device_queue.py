@@ -26,6 +26,9 @@ class DeviceQueue:
     def __init__(self, activity: Activity, depth: int = DEPTH) -> None:
         self._activity = activity
         self._slots = threading.BoundedSemaphore(depth)
+        # Devices that speak with each other must all get their programs in one order, or they wait
+        # for each other for ever; and a new shape is compiled once.
+        self._order = threading.Lock()
         self._threads = ThreadPoolExecutor(depth, thread_name_prefix="fetch")
 
     def launch(
@@ -42,7 +45,8 @@ class DeviceQueue:
         """
         self._slots.acquire()
         try:
-            arrays = compute()
+            with self._order:
+                arrays = compute()
         except BaseException:
             self._slots.release()
             raise

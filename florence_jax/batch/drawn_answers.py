@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from florence_jax.batch.images import ImageSource, open_picture
 from florence_jax.batch.job import Item, Row
 from florence_jax.batch.workers import WorkerPool
 from florence_jax.inference.drawing import draw_result
+from florence_jax.processing.errors import ImageError
 
 
 class DrawnAnswers:
@@ -29,12 +31,16 @@ class DrawnAnswers:
 
     def __call__(self, items: Sequence[Item], rows: Sequence[Row], pool: WorkerPool) -> None:
         drawings = [
-            pool.submit(draw_answer, item.image, answer["result"], str(self._folder / name))
+            (name, pool.submit(draw_answer, item.image, answer["result"], str(self._folder / name)))
             for item, row in zip(items, rows, strict=True)
             for name, answer in _named(row)
         ]
-        for drawing in drawings:
-            drawing.result()
+        for name, drawing in drawings:
+            try:
+                drawing.result()
+            except ImageError as error:
+                # It could be read a moment ago, and its row says what was seen then.
+                print(f"{self._folder / name} is not drawn: {error}", file=sys.stderr)
 
 
 def draw_answer(source: ImageSource, result: dict[str, Any], path: str) -> None:

@@ -13,14 +13,16 @@ from florence_jax.inference.artifact import weights_sha256
 
 
 def pipeline_fingerprint(pipeline: Answering) -> dict[str, Any]:
-    """Weights, tokenizer, image settings, conventions, and the software and device at work.
+    """Weights, tokenizer, image settings, conventions, mesh, and the software and device at work.
 
-    The last two because another jax or another kind of device rounds otherwise: answers would still
-    be right, and not the same.
+    The last ones because another jax, another kind of device or another division of the weights
+    rounds otherwise: answers would still be right, and not the same.
     """
     params = pipeline.programs.params
     leaves = jax.tree.leaves(params)
-    return {
+    # Sums over divided parameters round otherwise too.
+    mesh = getattr(getattr(pipeline, "model", None), "mesh", None)
+    return ({} if mesh is None else {"mesh": dict(mesh.shape)}) | {
         "weights": {
             "sha256": weights_sha256(params),
             "dtypes": sorted({str(leaf.dtype) for leaf in leaves}),

@@ -41,8 +41,6 @@ def over_local_devices(pipeline: Answering, devices: Sequence[Any] | None = None
         return pipeline
     if pipeline.model.mesh is not None:
         return pipeline
-    if pipeline.model.mesh is not None:
-        return pipeline
     mesh = make_mesh("data=-1", devices)
     params = jax.device_put(pipeline.params, NamedSharding(mesh, _WHOLE))
     fields = {field.name: getattr(pipeline, field.name) for field in dataclasses.fields(pipeline)}

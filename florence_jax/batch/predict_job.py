@@ -112,8 +112,9 @@ class PredictJob:
         Raises:
             ValueError: a prompt, text, region or label that does not go together with its task.
         """
+        queries = list(queries)
+        check_prompts(queries)
         for query in queries:
-            build_prompt(query.prompt, text=query.text, region=query.region, image_size=(1e6, 1e6))
             self._constraint([query])
 
     def __call__(self, loaded: Iterable[LoadedItem]) -> Sequence[Row]:
@@ -235,6 +236,16 @@ class PredictJob:
     def _constraint(self, queries: Sequence[Query]) -> Any:
         requests = [Request(image=None, **vars(query)) for query in queries]
         return self._pipeline.constraint_of(requests, self._constrained)
+
+
+def check_prompts(queries: Iterable[Query]) -> None:
+    """Refuse prompts that suit no image; needs no model.
+
+    Raises:
+        ValueError: a prompt, text or region that does not go together with its task.
+    """
+    for query in queries:
+        build_prompt(query.prompt, text=query.text, region=query.region, image_size=(1e6, 1e6))
 
 
 def _chunks(loaded: Iterable[LoadedItem], pictures: int) -> Iterator[list[LoadedItem]]:

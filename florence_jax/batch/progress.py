@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -9,9 +10,11 @@ from tqdm import tqdm
 
 from florence_jax.batch.activity import Activity
 
+_LOG_SECONDS = 60.0
+
 
 class Progress:
-    """A bar on stderr, where that is a terminal, and the counts of this process behind it."""
+    """A bar on stderr, or a line a minute where that is a log, and this process's counts."""
 
     def __init__(self, activity: Activity, *, total: int, done: int, shown: bool) -> None:
         """
@@ -21,14 +24,20 @@ class Progress:
         """
         self._activity = activity
         self._lock = threading.Lock()
-        self._started = time.monotonic()
+        self._started = self._logged = time.monotonic()
         self._tokens_before = activity.tokens
         self._ended: float | None = None
+        self._total, self._before, self._done = total, done, done
         self.rows = 0
         self.errors = 0
-        # None: nothing to see on a dumb terminal but noise in the log.
+        is_terminal = sys.stderr.isatty()
+        self._is_logged = shown and not is_terminal
         self._bar = tqdm(
-            total=total, initial=done, unit="image", disable=None if shown else True, smoothing=0.05
+            total=total,
+            initial=done,
+            unit="image",
+            disable=not (shown and is_terminal),
+            smoothing=0.05,
         )
 
     def __enter__(self) -> Progress:
@@ -36,7 +45,7 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         self._ended = time.monotonic()
-        self.refresh()
+        self._show_bar()
         self._bar.close()
 
     @property
@@ -49,17 +58,34 @@ class Progress:
         with self._lock:
             self.rows += rows
             self.errors += errors
+        self.add_others(rows)
+
+    def add_others(self, rows: int) -> None:
+        """Other processes finished so many more."""
+        with self._lock:
+            self._done += rows
             self._bar.update(rows)
 
     def refresh(self) -> None:
         """Show the counts as they are now."""
-        if self._bar.disable:
-            return
+        self._show_bar()
+        now = time.monotonic()
+        if self._is_logged and now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            print(self._line(), file=sys.stderr, flush=True)
+
+    def _show_bar(self) -> None:
+        if not self._bar.disable:
+            with self._lock:
+                self._bar.set_postfix_str(self._state(), refresh=False)
+                self._bar.refresh()
+
+    def _state(self) -> str:
         tokens = (self._activity.tokens - self._tokens_before) / self.seconds
         busy = self._activity.busy_share
-        with self._lock:
-            self._bar.set_postfix_str(
-                f"{tokens:.0f} tokens/s, device {busy:.0%} busy, {self.errors} errors",
-                refresh=False,
-            )
-            self._bar.refresh()
+        return f"{tokens:.0f} tokens/s, device {busy:.0%} busy, {self.errors} errors"
+
+    def _line(self) -> str:
+        done, rate = self._done, (self._done - self._before) / self.seconds
+        left = tqdm.format_interval((self._total - done) / rate) if rate else "?"
+        return f"{done} of {self._total} images, {rate:.2f} images/s, {self._state()}, {left} left"

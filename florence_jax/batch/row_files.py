@@ -27,13 +27,22 @@ def encode_rows(rows: Sequence[Row], kind: RowFormat) -> bytes:
     """The file that holds `rows`; equal rows give equal bytes.
 
     Raises:
-        TypeError, ValueError: a row holds what JSON does not.
-        ImportError: Parquet without pyarrow.
+        TypeError, ValueError: a row holds what JSON does not, or Parquet without pyarrow.
     """
     plain = [result_to_json(row) for row in rows]
     if kind == "jsonl":
         return b"".join(_json(row).encode() + b"\n" for row in plain)
     return _parquet(plain)
+
+
+def check_format(kind: RowFormat) -> None:
+    """Find out now, and not when the first block is to be written.
+
+    Raises:
+        ValueError: Parquet without pyarrow.
+    """
+    if kind == "parquet":
+        _pyarrow()
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -88,7 +97,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError(
+        raise ValueError(
             "reading and writing Parquet needs pyarrow: pip install pyarrow, or write JSON lines "
             "(--format jsonl)"
         ) from error

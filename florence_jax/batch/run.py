@@ -12,11 +12,11 @@ from pathlib import Path
 from florence_jax.batch.block_runner import block_rows
 from florence_jax.batch.blocks import Blocks
 from florence_jax.batch.claims import Claims
-from florence_jax.batch.commit import commit_with_digest, ensure_digest, remove_leftovers
+from florence_jax.batch.commit import commit_with_digest, ensure_digests, remove_leftovers
 from florence_jax.batch.interruption import Interruption
 from florence_jax.batch.job import Item, Job, Row, Source
 from florence_jax.batch.progress import Progress
-from florence_jax.batch.row_files import RowFormat, encode_rows
+from florence_jax.batch.row_files import RowFormat, check_format, encode_rows
 from florence_jax.batch.run_manifest import adopt_manifest, listing, make_manifest, read_manifest
 from florence_jax.batch.shares import Share
 from florence_jax.batch.workers import WorkerPool
@@ -24,6 +24,7 @@ from florence_jax.batch.workers import WorkerPool
 # While one block's last answers are written down, the device works on the next one.
 BLOCKS_IN_HAND = 2
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 30.0  # between looks at what other processes have finished
 _LEFTOVER_SECONDS = 3600.0
 
 # Called with a block's items and rows before its file is there, such as to draw them.
@@ -57,6 +58,7 @@ def run_blocks(
     directory: str | Path,
     *,
     block_size: int | None = None,
+    default_size: Callable[[], int] | None = None,
     row_format: RowFormat | None = None,
     workers: int | None = None,
     share: Share = Share(),  # noqa: B008
@@ -75,25 +77,26 @@ def run_blocks(
 
     Args:
         source, job: what to do; both are pinned by `run.json` in the directory.
-        block_size: items in a block; by default the directory's own, and `default_block_size()` for
-            a new one.
+        block_size: items in a block; by default the directory's own, and for a new one what
+            `default_size` says, or else `default_block_size`.
         row_format: "jsonl" or "parquet"; by default the directory's own, and "jsonl" for a new one.
         workers: processes that read pictures, 0 for a thread of this process; by default one for
             each core but one, at most 16.
         share: which of several processes this one is; it begins with its own blocks.
         after_block: called for each block before its file is there.
         patience: seconds without a sign of life after which another process's block is taken over.
-        progress: show a bar on stderr.
+        progress: show a bar on stderr, or a line a minute where that is a log.
 
     Returns:
         A summary; the run is complete when nothing is `missing`.
 
     Raises:
         RunError: the inputs have equal ids, or `directory` is of a run of something else.
+        ValueError: a size below 1, workers below 0, or Parquet without pyarrow.
         OSError: a block cannot be written.
     """
     directory = Path(directory)
-    blocks, kind = blocks_of(source, directory, block_size, row_format)
+    blocks, kind = blocks_of(source, directory, block_size, row_format, default_size)
     manifest = make_manifest(listing(source), job.fingerprint, block_size=blocks.size, kind=kind)
     adopt_manifest(directory, manifest)
     run = _Run(source, job, directory, blocks, kind, share, patience)
@@ -102,21 +105,34 @@ def run_blocks(
 
 
 def blocks_of(
-    source: Source, directory: Path, block_size: int | None, row_format: RowFormat | None
+    source: Source,
+    directory: Path,
+    block_size: int | None,
+    row_format: RowFormat | None,
+    default_size: Callable[[], int] | None = None,
 ) -> tuple[Blocks, RowFormat]:
-    """The blocks of a run into `directory`, and their format: as asked, as begun, or by default."""
+    """The blocks of a run into `directory`, and their format: as asked, as begun, or by default.
+
+    Raises:
+        ValueError: a block of no items, or a format that cannot be written here.
+    """
     begun = read_manifest(directory)
     before = begun["blocks"] if begun else {}
-    own_size: int = before.get("size") or default_block_size()
     kind: RowFormat = row_format or before.get("format") or "jsonl"
-    return Blocks(total=len(source), size=own_size if block_size is None else block_size), kind
+    check_format(kind)
+    if block_size is not None:
+        return Blocks(total=len(source), size=block_size), kind
+    own_size: int = before.get("size") or (default_size or default_block_size)()
+    return Blocks(total=len(source), size=own_size), kind
 
 
-def default_block_size() -> int:
-    """Items in a block: enough for a device to fill its batches, few enough to finish soon."""
+def default_block_size(batch_size: int = 8) -> int:
+    """Items in a block: four full batches of this host's devices, so that few are filled up with
+    padding at its end, and at least 32 on a CPU, which takes minutes for that, or else 512."""
     import jax
 
-    return 32 if jax.default_backend() == "cpu" else 512
+    least = 32 if jax.default_backend() == "cpu" else 512
+    return max(least, 4 * batch_size * jax.local_device_count())
 
 
 def default_workers() -> int:
@@ -147,18 +163,18 @@ class _Run:
         self._claims = Claims(directory, patience=patience)
         self._order = share.order(len(blocks))
         self._lock = threading.Lock()
+        self._counted: set[int] = set()  # finished, and in the progress bar
         self._missing: list[int] = []  # by others, or not looked at yet
         self._failure: BaseException | None = None
         self._stop = threading.Event()
 
     def work(self, workers: int, progress: bool) -> Summary:
         remove_leftovers(self._directory, older_than=time.time() - _LEFTOVER_SECONDS)
-        there = [number for number in range(len(self._blocks)) if self._path(number).exists()]
-        for number in there:
-            ensure_digest(self._path(number))
+        there = self._finished()
+        ensure_digests(self._directory, map(self._name, there))
         done = sum(len(self._blocks[number]) for number in there)
-        finished = set(there)
-        self._missing = [number for number in self._order if number not in finished]
+        self._counted = set(there)
+        self._missing = [number for number in self._order if number not in self._counted]
         notice = (
             "finishing the blocks in hand; the same command goes on from there "
             "(Ctrl-C again to stop at once)"
@@ -173,9 +189,13 @@ class _Run:
                 ]
                 for lane in lanes:
                     lane.start()
+                looked = time.monotonic()
                 while any(lane.is_alive() for lane in lanes):
                     # Short waits: signals are handled between the main thread's instructions.
                     time.sleep(_POLL_SECONDS)
+                    if time.monotonic() - looked > _LOOK_SECONDS:
+                        self._count_others(bar)
+                        looked = time.monotonic()
                     bar.refresh()
         finally:
             self._stop.set()
@@ -183,7 +203,7 @@ class _Run:
             self._claims.close()
         if self._failure is not None:
             raise self._failure
-        missing = sum(not self._path(number).exists() for number in range(len(self._blocks)))
+        missing = len(self._blocks) - len(self._finished())
         if not missing:
             self._claims.clear()
         return Summary(
@@ -243,9 +263,25 @@ class _Run:
             raise RuntimeError(f"the source gave {len(rows)} items for {span}")
         if self.after_block is not None:
             self.after_block(kept, rows, pool)
+        with self._lock:
+            self._counted.add(number)
         commit_with_digest(self._path(number), encode_rows(rows, self._kind))
         self._claims.release(number)
         bar.add(len(rows), sum("error" in row for row in rows))
 
+    def _count_others(self, bar: Progress) -> None:
+        """Move the bar on by what other processes have finished."""
+        there = self._finished()
+        with self._lock:
+            new = set(there) - self._counted
+            self._counted |= new
+        bar.add_others(sum(len(self._blocks[number]) for number in new))
+
+    def _finished(self) -> list[int]:
+        return self._blocks.finished(self._directory, self._kind)
+
     def _path(self, number: int) -> Path:
-        return self._directory / self._blocks.name(number, self._kind)
+        return self._directory / self._name(number)
+
+    def _name(self, number: int) -> str:
+        return self._blocks.name(number, self._kind)

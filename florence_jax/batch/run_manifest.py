@@ -103,7 +103,7 @@ def adopt_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
         if commit(directory / MANIFEST, content):
             return
         there = read_manifest(directory)  # another host was first
-    differing = list(_differences(there, manifest))
+    differing = list(differences(there, manifest))
     if differing:
         raise RunError(
             f"{directory} is of another run; different are:\n"
@@ -128,10 +128,11 @@ def _check_unique(source: Source, keys: np.ndarray) -> None:
             seen.add(name)
 
 
-def _differences(there: Any, here: Any, place: str = "") -> Iterator[str]:
+def differences(there: Any, here: Any, place: str = "") -> Iterator[str]:
+    """The fields in which two manifests, or parts of them, differ, with both values."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for name in dict.fromkeys([*there, *here]):
-            yield from _differences(
+            yield from differences(
                 there.get(name, "nothing"), here.get(name, "nothing"), f"{place}.{name}"
             )
     elif there != here:

@@ -51,7 +51,12 @@ class WorkerPool:
         Args:
             count: worker processes.
             time_limit: seconds after which a task counts as hanging and its worker is killed.
+
+        Raises:
+            ValueError: fewer than no workers.
         """
+        if count < 0:
+            raise ValueError(f"{count} worker processes: expected 0, for none, or more")
         self._count, self._time_limit = count, time_limit
         self._own = threading.local()
         self._lock = threading.Lock()

@@ -22,13 +22,14 @@ class Sample:
     cpu: float
     others: float
 
+    def beyond(self, other: Sample) -> Sample:
+        """What this call took more than another."""
+        return Sample(wall=self.wall - other.wall, cpu=self.cpu - other.cpu, others=self.others)
+
     def per_token(self, start: Sample, tokens: int) -> Sample:
         """A token's share, where `self` generated `tokens` more of them than `start` did."""
-        return Sample(
-            wall=(self.wall - start.wall) / tokens,
-            cpu=(self.cpu - start.cpu) / tokens,
-            others=self.others,
-        )
+        more = self.beyond(start)
+        return Sample(wall=more.wall / tokens, cpu=more.cpu / tokens, others=more.others)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from florence_jax.bench.engines.engine import OURS, EngineInfo
 from florence_jax.bench.processes import Worker, WorkerError
@@ -27,9 +27,10 @@ def measure_starts(
     context: Mapping[str, Any],
     progress: Progress,
 ) -> Iterator[CaseResult]:
-    """For each call two tables: with an empty compilation cache, and with what that run left in it.
+    """For each call three tables: with an empty compilation cache, with what that run left in it,
+    and the latter less a later call of the same process, which is what starting costs.
 
-    The time is from having the weights to having the first result, one run included.
+    The time is from having the weights to having the first result.
     """
     for call, ours_alone in _CALLS.items():
         taking_part = {
@@ -42,21 +43,33 @@ def measure_starts(
         }
         cold: dict[str, Row] = {}
         warm: dict[str, Row] = {}
+        more: dict[str, Row] = {}
         for name, info in taking_part.items():
             try:
                 first, *rest = _starts(name, info, settings, variables, call, progress)
             except WorkerError as error:
-                cold[name] = warm[name] = Row(label=info.label, note=f"failed: {error}")
+                failed = Row(label=info.label, note=f"failed: {error}")
+                cold[name] = warm[name] = more[name] = failed
                 continue
-            cold[name] = Row(label=info.label, summary=summarise([first]))
-            warm[name] = Row(label=info.label, summary=summarise(rest))
-        for title, rows in (("cold: compilation cache empty", cold), ("warm: from it", warm)):
+            cold[name] = Row(label=info.label, summary=summarise([first.whole]))
+            warm[name] = Row(label=info.label, summary=summarise([one.whole for one in rest]))
+            more[name] = Row(label=info.label, summary=summarise([one.starting for one in rest]))
+        for title, rows in (
+            ("cold: compilation cache empty", cold),
+            ("warm: from it", warm),
+            ("warm, less a later call", more),
+        ):
             yield CaseResult(
                 case="start",
                 title=f"first {call} of a process with its weights loaded, {title}",
                 context=context,
                 rows=rows,
             )
+
+
+class _Start(NamedTuple):
+    whole: Sample  # the first call
+    starting: Sample  # its share that a later call does not take
 
 
 def _starts(
@@ -66,9 +79,9 @@ def _starts(
     variables: Mapping[str, str],
     call: str,
     progress: Progress,
-) -> list[Sample]:
+) -> list[_Start]:
     """One cold start and then the warm ones."""
-    samples = []
+    starts = []
     with tempfile.TemporaryDirectory() as folder:
         own = dict(variables) | {
             "FLORENCE_JAX_COMPILATION_CACHE": str(Path(folder) / "jax"),
@@ -81,6 +94,7 @@ def _starts(
             progress(name, f"start {call}")
             with Worker(info, own_settings, own) as worker:
                 output = str(Path(folder) / "output.npy")
-                answer = worker.ask(do="check", call=call, batch=1, output=output)
-                samples.append(Sample(**answer))
-    return samples
+                first = Sample(**worker.ask(do="check", call=call, batch=1, output=output))
+                later = Sample(**worker.ask(do="time", call=call, batch=1))
+                starts.append(_Start(first, first.beyond(later)))
+    return starts

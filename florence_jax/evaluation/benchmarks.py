@@ -14,15 +14,15 @@ from florence_jax.evaluation.layouts.files import Dataset
 # The prompts of questions and of expressions' boxes are in no publication. Questions are asked as
 # this project's own training writes them, boxes of an expression as of a phrase.
 _UNPUBLISHED = "not published; --prompt changes it"
-_CARD = "published with the model"
+_CARD = "a task of the model card"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """One data set as it is evaluated.
 
-    Decoding is the checkpoint's own (3 beams, no repeated run of three tokens), which is what was
-    published; `max_new_tokens` is more than its answers take.
+    The paper does not say how the answers of its tables were decoded. Used is what is published
+    with the checkpoints (3 beams, no run of three tokens twice), but for `max_new_tokens`.
 
     Attributes:
         title: for people.
@@ -33,7 +33,8 @@ class Benchmark:
         prompt: what is asked of each picture, `{input}` standing for the question, the sentence or
             the expression; `prompt_source`: who says so.
         files: what the folder holds.
-        max_new_tokens: limit of an answer's length.
+        max_new_tokens: limit of an answer's length, this project's choice: the model card has 1024
+            for everything. Answers that end before it are the same under any limit.
     """
 
     title: str

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from florence_jax.batch.command import add_process_options
 from florence_jax.batch.interruption import INTERRUPTED, ended_at_once
 from florence_jax.inference.command import (
     add_decoding_options,
@@ -19,17 +21,21 @@ from florence_jax.inference.malloc import add_malloc_option
 
 if TYPE_CHECKING:
     from florence_jax.batch.run import Summary
+    from florence_jax.evaluation.benchmarks import Benchmark
     from florence_jax.evaluation.report import Report
     from florence_jax.evaluation.run import Plan
 
 _DESCRIPTION = """\
-Ask a model all of a data set's questions and judge the answers as the published tables do. Prints
-each figure beside the published one of that model, with the difference, and writes into --output
+Ask a model all of a data set's questions and judge the answers by the metric of the published
+tables. Prints each figure beside the published one of that model, with the difference, and writes
+into --output
   report.json     the figures and what they were taken with
   examples.jsonl  every row with its answer, truth and score, for error analysis
   worst.html      the worst answers, drawn beside the truth
   rows/           the answers as they came; the same command goes on where it was stopped
-Decoding is the checkpoint's own, as published, unless an option says otherwise."""
+Decoding is the checkpoint's own (of those published: 3 beams, no run of three tokens twice), with
+at most as many new tokens as the list below has, unless --beams or --max-new-tokens says otherwise.
+The paper does not say how its tables were decoded."""
 
 _EXAMPLES = """\
 examples:
@@ -40,7 +46,7 @@ examples:
   florence-jax evaluate own --data rows.jsonl --model ./my-fine-tune
   florence-jax evaluate vqav2 --data vqa/ --split test-dev     # writes submission.json
 
-data sets, their splits and what --data holds:
+data sets, their splits, most new tokens, and what --data holds:
 """
 
 
@@ -101,10 +107,7 @@ def add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--constrained", action="store_true", help="only answers read whole")
     evaluate.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     evaluate.add_argument("--workers", type=int, metavar="N", help="processes that read pictures")
-    evaluate.add_argument(
-        "--process-index", type=int, metavar="I", help="this is process I of several that share DIR"
-    )
-    evaluate.add_argument("--process-count", type=int, metavar="N", help="how many there are")
+    add_process_options(evaluate)
     add_malloc_option(evaluate)
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     evaluate.set_defaults(run=run_evaluate)
@@ -155,7 +158,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
 def _answer(plan: Plan, options: argparse.Namespace, directory: Path) -> Summary:
     from florence_jax.batch.local_devices import over_local_devices
     from florence_jax.batch.predict_job import PredictJob
-    from florence_jax.batch.run import run_blocks
+    from florence_jax.batch.run import default_block_size, run_blocks
     from florence_jax.batch.shares import find_share
 
     if options.max_new_tokens is None and plan.known is not None:
@@ -173,6 +176,7 @@ def _answer(plan: Plan, options: argparse.Namespace, directory: Path) -> Summary
         source,
         job,
         directory,
+        default_size=functools.partial(default_block_size, options.batch_size),
         workers=options.workers,
         share=find_share(options.process_index, options.process_count),
         progress=not options.quiet,
@@ -216,6 +220,7 @@ def _describe(plan: Plan, options: argparse.Namespace, directory: Path) -> str:
         f"{plan.benchmark} {plan.split}: {found} of {', '.join(map(str, plan.dataset.files))}",
         f"asked: {plan.prompt}" + (f" ({known.prompt_source})" if known else ""),
         f"first: {plan.items[0].queries[0].prompt}, {image_name(plan.items[0].image)}",
+        f"decoding: {_decoding(options, known)}",
         f"{len(absent)} pictures are missing"
         + (f", such as {image_name(absent[0])}: those examples count as wrong" if absent else ""),
         f"model: {options.model}, output: {directory}/",
@@ -225,6 +230,12 @@ def _describe(plan: Plan, options: argparse.Namespace, directory: Path) -> str:
     if figure is not None:
         lines.append(f"published: {figure.column} {figure.value} ({figure.source})")
     return "\n".join(lines)
+
+
+def _decoding(options: argparse.Namespace, known: Benchmark | None) -> str:
+    limit = options.max_new_tokens or (known and known.max_new_tokens)
+    beams = "the checkpoint's" if options.beams is None else f"{options.beams} beams"
+    return f"{beams}, at most {limit or 'what the model can hold'} new tokens"
 
 
 def _default_output(model: str, plan: Plan) -> Path:
@@ -241,6 +252,7 @@ def _list_of_data_sets() -> str:
     from florence_jax.evaluation.benchmarks import BENCHMARKS
 
     lines = [
-        f"  {name:<16}{', '.join(one.splits):<20}{one.files}\n" for name, one in BENCHMARKS.items()
+        f"  {name:<16}{', '.join(one.splits):<20}{one.max_new_tokens:>4}  {one.files}\n"
+        for name, one in BENCHMARKS.items()
     ]
     return "".join(lines)

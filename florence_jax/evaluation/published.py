@@ -207,13 +207,28 @@ def published_figure(model: str, column: str) -> Figure | None:
         model: hub id or path, of which the last part decides: "microsoft/Florence-2-base-ft".
         column: as in `Table.columns`.
     """
-    name = model.rstrip("/").rsplit("/", 1)[-1].lower()
-    for suffix in _SUFFIXES:
-        name = name.removesuffix(suffix)
+    name = _name(model)
     for figure in figures():
         if figure.column == column and figure.model.lower() == name:
             return figure
     return None
+
+
+def figures_of_variants(model: str, column: str) -> list[Figure]:
+    """Numbers of other weights that go by the model's name, such as what a checkpoint on the hub
+    was replaced by after the paper; arguments as of `published_figure`."""
+    return [
+        figure
+        for figure in figures()
+        if figure.column == column and figure.model.lower().startswith(f"{_name(model)}, ")
+    ]
+
+
+def _name(model: str) -> str:
+    name = model.rstrip("/").rsplit("/", 1)[-1].lower()
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
 
 
 def format_tables(tables: Sequence[Table] = TABLES) -> str:

@@ -45,7 +45,8 @@ class Report:
         parts: the figures.
         examples, total: rows that were scored, and examples that the split has.
         failed: rows without an answer; they count as wrong.
-        figure: what is published of this model and column.
+        figure: what is published of this model and column, and `variants` what is published of
+            other weights under its name.
     """
 
     benchmark: str
@@ -57,6 +58,7 @@ class Report:
     total: int
     failed: int
     figure: Figure | None = None
+    variants: Sequence[Figure] = ()
 
     def describe(self) -> str:
         """The figures for a person."""
@@ -84,8 +86,9 @@ class Report:
                 main += ", of the whole split"
         elif len(self.parts) == 1:
             main += "   nothing is published of this model and split"
+        variants = (f"    {one.model}: {one.value} ({one.source})" for one in self.variants)
         others = (f"  {name:<{width}}  {value:8.2f}" for name, value in outcome.others.items())
-        return [main, *others]
+        return [main, *variants, *others]
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the rows."""

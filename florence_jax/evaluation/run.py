@@ -16,7 +16,7 @@ from florence_jax.evaluation.benchmarks import Benchmark, benchmark_named
 from florence_jax.evaluation.layouts.files import Dataset, LayoutError
 from florence_jax.evaluation.layouts.own import own_file
 from florence_jax.evaluation.own_scoring import score_own
-from florence_jax.evaluation.published import published_figure
+from florence_jax.evaluation.published import figures_of_variants, published_figure
 from florence_jax.evaluation.report import Part, Report
 from florence_jax.evaluation.scoring import score_detection
 from florence_jax.inference.requests import Query
@@ -148,9 +148,10 @@ def score_rows(
         EvaluationError: the truth of a row is nothing that can be compared with.
     """
     known = plan.known
-    figure = None
+    figure, variants = None, []
     if known is not None and plan.split in known.columns:
-        figure = published_figure(model, known.columns[plan.split])
+        column = known.columns[plan.split]
+        figure, variants = published_figure(model, column), figures_of_variants(model, column)
     return Report(
         benchmark=plan.benchmark,
         split=plan.split,
@@ -161,6 +162,7 @@ def score_rows(
         total=len(plan.dataset.items),
         failed=sum(not _is_answered(row) for row in rows),
         figure=figure,
+        variants=variants,
     )
 
 

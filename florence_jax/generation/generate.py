@@ -25,9 +25,12 @@ from florence_jax.generation.prompts import check_prompt, pad_prompt, prompt_buc
 from florence_jax.generation.sampling import sample
 from florence_jax.generation_config import GenerationConfig
 from florence_jax.quantization import quantized_modules, widened
+from florence_jax.sharding.activations import axis_size
 from florence_jax.sharding.arrays import using
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from florence_jax.model import Florence2, Model, Params
     from florence_jax.model.cache import DecoderCache
 
@@ -182,7 +185,9 @@ def generate_program(
         (beam_search, plan.num_beams) if plan.num_beams > 1 else (sample, plan.num_return_sequences)
     )
 
-    def decode(module: Florence2, unembedding: jax.Array | None) -> GenerateOutput:
+    def decode(
+        module: Florence2, unembedding: jax.Array | None, *, whole_rows: bool = False
+    ) -> GenerateOutput:
         cross_kv = module.decoder_cross_kv(memory)
 
         def step(
@@ -190,11 +195,8 @@ def generate_program(
         ) -> tuple[jax.Array, DecoderCache]:
             return module.decode_step(tokens, index, cache, cross_kv, memory_mask, unembedding)
 
-        cache = module.init_cache(batch, width, plan.buffers[0])
+        cache = module.init_cache(batch, width, plan.buffers[0], whole_rows=whole_rows)
         return search(step, cache, batch, plan, values, rng)
-
-    if not quantized_modules(params):
-        return decode(module, module.unembedding() if batch * width > 1 else None)
 
     def decode_wide() -> GenerateOutput:
         # XLA:CPU multiplies no floats by int8: at every step it would first write all weights out
@@ -202,7 +204,14 @@ def generate_program(
         wide = model.bind(widened(params, module.dtype))
         return decode(wide, wide.unembedding())
 
-    return lax.platform_dependent(cpu=decode_wide, default=lambda: decode(module, None))
+    is_quantized = bool(quantized_modules(params))
+    transposed = not is_quantized and batch * width > 1
+    plain = functools.partial(decode, module, module.unembedding() if transposed else None)
+    forms: dict[str, Callable[[], GenerateOutput]] = {"cpu": decode_wide} if is_quantized else {}
+    if axis_size("tensor") == 1:
+        # Rows hold all heads, which that axis would divide.
+        forms["tpu"] = functools.partial(plain, whole_rows=True)
+    return lax.platform_dependent(**forms, default=plain)
 
 
 def _array(value: Any) -> Any:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.export
 import numpy as np
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 import florence_jax
 from florence_jax.checkpoint.replace import replaced_directory
+from florence_jax.checkpoint.safetensors_writer import save_tensors
 from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.generation.generate import generate_program, prepare
 from florence_jax.generation.plan import DecodingPlan
@@ -179,7 +179,7 @@ def _write_weights(path: Path, params: Params) -> dict[str, Any]:
         name: np.ascontiguousarray(jax.device_get(leaf))
         for name, leaf in artifact.flat_parameters(params)
     }
-    save_file(arrays, path)
+    save_tensors(arrays, path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}

@@ -58,8 +58,10 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: a source does not exist.
-        ValueError: a directory or list holds no image, or a source is no list of images.
+        ValueError: a directory or list holds no image, or a source is no list of images, or a URL.
     """
+    sources = list(sources)
+    refuse_urls(sources)
     found: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
@@ -83,6 +85,20 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
         else:
             found.append(source)
     return found
+
+
+def refuse_urls(sources: Iterable[str | Path]) -> None:
+    """Say what to do where a source is a URL.
+
+    Raises:
+        ValueError: one is.
+    """
+    for source in sources:
+        if re.match(r"\w+://", str(source)):
+            raise ValueError(
+                f"{source} is a URL, and only files are read: mount the bucket (gcsfuse, s3fs) or "
+                "copy what is needed, and name the directory"
+            )
 
 
 def predict(

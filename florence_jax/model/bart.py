@@ -15,7 +15,13 @@ from flax import nnx
 from jax import lax
 
 from florence_jax.config import BartConfig
-from florence_jax.model.cache import DecoderCache, KeyValue, StoredKeyValue
+from florence_jax.model.cache import (
+    DecoderCache,
+    KeyValue,
+    StoredKeyValue,
+    StoredRows,
+    split_heads,
+)
 from florence_jax.model.layers import (
     LayerNorm,
     Linear,
@@ -132,11 +138,12 @@ class Decoder(nnx.Module):
         x = embeds_BKD + _positions(self.positions, index, embeds_BKD[:, :1])
         x = self.embedding_norm(x)
         cache = cache.begin(index)
-        seen = cache.visible_rows()[:, None]
-        known = memory_mask_BM[:, None, None]
+        seen = cache.visible_rows()
+        known = memory_mask_BM[:, None]
         filled = []
-        for layer, own, memory in zip(self.layers, cache.layers, cross, strict=True):
-            x, own = layer.step(x, index, own, seen, memory, known)
+        steps = (step for _, step in self.layers.calls("step"))
+        for step, own, memory in zip(steps, cache.layers, cross, strict=True):
+            x, own = step(x, index, own, seen, memory, known)
             filled.append(own)
         return x, cache._replace(layers=tuple(filled))
 
@@ -197,14 +204,16 @@ class DecoderLayer(nnx.Module):
         self,
         x_BKD: jax.Array,
         index: jax.Array,
-        own: StoredKeyValue,
+        own: StoredKeyValue | StoredRows,
         own_mask: jax.Array,
         memory: StoredKeyValue,
         memory_mask: jax.Array,
-    ) -> tuple[jax.Array, StoredKeyValue]:
+    ) -> tuple[jax.Array, StoredKeyValue | StoredRows]:
         # The beams of an image are the queries of one memory, its own cache as well as the
         # encoder's output: neither is ever copied for them.
-        own = own.write(self.self_attn.key_value(x_BKD), index * x_BKD.shape[1])
+        attention = self.self_attn
+        row = index * x_BKD.shape[1]
+        own = own.write(attention.k_proj(x_BKD), attention.v_proj(x_BKD), row)
         x_BKD = self.self_attn_norm(x_BKD + self.self_attn.step(x_BKD, own, own_mask))
         y = self.cross_attn.step(x_BKD, memory, memory_mask)
         x_BKD = self.cross_attn_norm(x_BKD + y)
@@ -240,22 +249,14 @@ class Attention(nnx.Module):
         )
         return self.out_proj(y.swapaxes(-3, -2).reshape(x.shape))
 
-    def step(self, x_BKD: jax.Array, memory: StoredKeyValue, mask: jax.Array) -> jax.Array:
-        """One query per beam of what decoding keeps; bool mask, broadcastable to [B, N, K, S]."""
-        y = attend_stored(self._split_heads(self.q_proj(x_BKD)), memory, mask)
-        return self.out_proj(y.swapaxes(-3, -2).reshape(x_BKD.shape))
+    def step(
+        self, x_BKD: jax.Array, memory: StoredKeyValue | StoredRows, mask: jax.Array
+    ) -> jax.Array:
+        """One query per beam of what decoding keeps; mask bool[B, 1 or K, S]."""
+        return self.out_proj(memory.attend(self.q_proj(x_BKD), mask, self.num_heads))
 
     def _split_heads(self, x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1).swapaxes(-3, -2)
-
-
-def attend_stored(q_BNKE: jax.Array, memory: StoredKeyValue, mask: jax.Array) -> jax.Array:
-    """`layers.attend` for the few queries of a decoding step: float[B, N, K, E]."""
-    q_BNKE = q_BNKE * q_BNKE.shape[-1] ** -0.5
-    scores = jnp.einsum("bnke,bnes->bnks", q_BNKE, memory.key, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(memory.value.dtype)
-    return jnp.einsum("bnks,bnse->bnke", weights, memory.value)
+        return split_heads(x, self.num_heads)
 
 
 def _feed_forward(

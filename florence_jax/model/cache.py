@@ -1,11 +1,12 @@
 """Keys and values that decoding keeps. Knows no model: generation loops move it as a pytree.
 
-Shapes: B batch, K beams, N heads, T tokens, S stored rows, E channels of a head.
+Shapes: B batch, K beams, N heads, T tokens, S stored rows, R new rows, E channels of a head,
+        D = N * E, Q = K * N.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +36,89 @@ class StoredKeyValue(NamedTuple):
         # Without the barrier XLA moves the transposition behind the loop's products again.
         return cls(lax.optimization_barrier(memory.key.swapaxes(-2, -1)), memory.value)
 
-    def write(self, new: KeyValue, row: jax.Array) -> StoredKeyValue:
-        """Fills rows from `row` on with those of `new`."""
-        key = new.key.swapaxes(-2, -1).astype(self.key.dtype)
-        value = new.value.astype(self.value.dtype)
+    @classmethod
+    def empty(cls, batch: int, rows: int, heads: int, dim: int, dtype: jnp.dtype) -> Self:
+        key = jnp.zeros((batch, heads, dim // heads, rows), dtype)
+        return cls(key, jnp.zeros((batch, heads, rows, dim // heads), dtype))
+
+    def write(self, key_BRD: jax.Array, value_BRD: jax.Array, row: jax.Array) -> StoredKeyValue:
+        """Fills the R rows from `row` on."""
+        heads = self.value.shape[1]
+        key = split_heads(key_BRD, heads).swapaxes(-2, -1).astype(self.key.dtype)
+        value = split_heads(value_BRD, heads).astype(self.value.dtype)
         return StoredKeyValue(
             lax.dynamic_update_slice_in_dim(self.key, key, row, axis=-1),
             lax.dynamic_update_slice_in_dim(self.value, value, row, axis=-2),
         )
+
+    def extended(self, rows: int) -> StoredKeyValue:
+        """The same with so many rows more."""
+        return StoredKeyValue(
+            jnp.pad(self.key, ((0, 0), (0, 0), (0, 0), (0, rows))),
+            jnp.pad(self.value, ((0, 0), (0, 0), (0, rows), (0, 0))),
+        )
+
+    def attend(self, q_BKD: jax.Array, mask: jax.Array, heads: int) -> jax.Array:
+        """`layers.attend` for a step's few queries, float[B, K, D]; mask bool[B, 1 or K, S]."""
+        q_BNKE = split_heads(q_BKD, heads)
+        q_BNKE = q_BNKE * q_BNKE.shape[-1] ** -0.5
+        scores = jnp.einsum("bnke,bnes->bnks", q_BNKE, self.key, preferred_element_type=jnp.float32)
+        weights = _softmax(scores, mask[:, None], self.value.dtype)
+        y_BNKE = jnp.einsum("bnks,bnse->bnke", weights, self.value)
+        return y_BNKE.swapaxes(-3, -2).reshape(q_BKD.shape)
+
+
+class StoredRows(NamedTuple):
+    """The same for XLA:TPU, where a row is written with all of its heads along the lanes.
+
+    `StoredKeyValue` has its rows along them, and to write one there goes through all of the cache.
+    A query of one head is asked of whole rows with zeros for the other heads: the matrix unit has
+    nothing else to do.
+    """
+
+    key: jax.Array  # float[B, S, D]
+    value: jax.Array  # float[B, S, D]
+
+    @classmethod
+    def empty(cls, batch: int, rows: int, heads: int, dim: int, dtype: jnp.dtype) -> Self:
+        zeros = jnp.zeros((batch, rows, dim), dtype)
+        return cls(zeros, zeros)
+
+    def write(self, key_BRD: jax.Array, value_BRD: jax.Array, row: jax.Array) -> StoredRows:
+        """Fills the R rows from `row` on."""
+        key, value = key_BRD.astype(self.key.dtype), value_BRD.astype(self.value.dtype)
+        return StoredRows(
+            lax.dynamic_update_slice_in_dim(self.key, key, row, axis=1),
+            lax.dynamic_update_slice_in_dim(self.value, value, row, axis=1),
+        )
+
+    def extended(self, rows: int) -> StoredRows:
+        """The same with so many rows more."""
+        more = ((0, 0), (0, rows), (0, 0))
+        return StoredRows(jnp.pad(self.key, more), jnp.pad(self.value, more))
+
+    def attend(self, q_BKD: jax.Array, mask: jax.Array, heads: int) -> jax.Array:
+        """As `StoredKeyValue.attend`."""
+        batch, queries, dim = q_BKD.shape
+        width = dim // heads
+        own_ND = jnp.arange(dim) // width == jnp.arange(heads)[:, None]
+        q_BKND = jnp.where(own_ND, (q_BKD * width**-0.5)[:, :, None], 0.0)
+        q_BQD = q_BKND.reshape(batch, queries * heads, dim)
+        scores = jnp.einsum("bqd,bsd->bqs", q_BQD, self.key, preferred_element_type=jnp.float32)
+        mask = jnp.broadcast_to(mask, (batch, queries, mask.shape[-1]))
+        weights = _softmax(scores, jnp.repeat(mask, heads, axis=1), self.value.dtype)
+        y_BQD = jnp.einsum("bqs,bsd->bqd", weights, self.value)
+        return jnp.where(own_ND, y_BQD.reshape(q_BKND.shape), 0.0).sum(2)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """float[..., S, D] -> float[..., N, S, E]."""
+    return x.reshape(*x.shape[:-1], heads, -1).swapaxes(-3, -2)
+
+
+def _softmax(scores: jax.Array, mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores, axis=-1).astype(dtype)
 
 
 class DecoderCache(NamedTuple):
@@ -53,7 +129,7 @@ class DecoderCache(NamedTuple):
     integers, where moving keys and values would copy all of the cache at every step.
     """
 
-    layers: tuple[StoredKeyValue, ...]  # of T * K rows each
+    layers: tuple[StoredKeyValue | StoredRows, ...]  # of T * K rows each
     ancestors: jax.Array  # int32[B, K, T]; -1 for tokens that are still to come
 
     def begin(self, index: jax.Array) -> DecoderCache:
@@ -84,24 +160,22 @@ class DecoderCache(NamedTuple):
         _, beams, held = self.ancestors.shape
         rows = (tokens - held) * beams
         return DecoderCache(
-            tuple(
-                StoredKeyValue(
-                    jnp.pad(layer.key, ((0, 0), (0, 0), (0, 0), (0, rows))),
-                    jnp.pad(layer.value, ((0, 0), (0, 0), (0, rows), (0, 0))),
-                )
-                for layer in self.layers
-            ),
+            tuple(layer.extended(rows) for layer in self.layers),
             jnp.pad(self.ancestors, ((0, 0), (0, 0), (0, tokens - held)), constant_values=-1),
         )
 
 
 def empty_cache(
-    *, layers: int, batch: int, beams: int, heads: int, tokens: int, head_dim: int, dtype: jnp.dtype
+    form: type[StoredKeyValue] | type[StoredRows],
+    *,
+    layers: int,
+    batch: int,
+    beams: int,
+    heads: int,
+    tokens: int,
+    dim: int,
+    dtype: jnp.dtype,
 ) -> DecoderCache:
     """A decoder's self-attention cache before its first token."""
-    rows = tokens * beams
-    empty = StoredKeyValue(
-        jnp.zeros((batch, heads, head_dim, rows), dtype),
-        jnp.zeros((batch, heads, rows, head_dim), dtype),
-    )
+    empty = form.empty(batch, tokens * beams, heads, dim, dtype)
     return DecoderCache((empty,) * layers, jnp.full((batch, beams, tokens), -1, jnp.int32))

@@ -7,6 +7,7 @@ Source: "DaViT: Dual Attention Vision Transformers", https://arxiv.org/abs/2204.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
@@ -27,7 +28,6 @@ from florence_jax.model.layers import (
     attend,
     drop_path,
     fold_in,
-    pick,
     split,
 )
 from florence_jax.sharding.activations import axis_size, constrain
@@ -70,22 +70,19 @@ class Stage(nnx.Module):
         *,
         rngs: nnx.Rngs | None,
     ):
+        # Of each block's two halves. The blocks themselves differ in nothing but their weights.
+        self.drop_path_rates = tuple(zip(drop_path_rates[::2], drop_path_rates[1::2], strict=True))
         self.embed = PatchEmbed(config, stage, rngs=rngs)
         self.blocks = Stack(
-            [
-                DualBlock(config, stage, spatial_rate, channel_rate, rngs=rngs)
-                for spatial_rate, channel_rate in zip(
-                    drop_path_rates[::2], drop_path_rates[1::2], strict=True
-                )
-            ]
+            [DualBlock(config, stage, rngs=rngs) for _ in range(config.depths[stage])]
         )
 
     def __call__(self, x_BHWC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         x_BHWC = self.embed(x_BHWC)
-        # Two branches in each of a block's two halves.
         keys = split(key, self.blocks.depth, 2, 2)
         for number, (_, block) in enumerate(self.blocks.calls()):
-            x_BHWC = block(x_BHWC, keys=pick(keys, number))
+            rates = self.drop_path_rates[number]
+            x_BHWC = block(x_BHWC, None if keys is None else DropPath(rates, keys[number]))
         return x_BHWC
 
 
@@ -112,31 +109,36 @@ class PatchEmbed(nnx.Module):
         return self.norm(self.conv(x_BHWC))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DropPath:
+    """What a block drops at random.
+
+    Attributes:
+        rates: of its two halves, known while it is traced.
+        keys: [2, 2], for two branches in each half.
+    """
+
+    rates: tuple[float, float] = dataclasses.field(metadata={"static": True})
+    keys: jax.Array
+
+
 class DualBlock(nnx.Module):
     """Attention over space within windows, then over channels within groups."""
 
-    def __init__(
-        self,
-        config: DaViTConfig,
-        stage: int,
-        spatial_rate: float,
-        channel_rate: float,
-        *,
-        rngs: nnx.Rngs | None,
-    ):
-        self.spatial = SpatialBlock(config, stage, spatial_rate, rngs=rngs)
-        self.channel = ChannelBlock(config, stage, channel_rate, rngs=rngs)
+    def __init__(self, config: DaViTConfig, stage: int, *, rngs: nnx.Rngs | None):
+        self.spatial = SpatialBlock(config, stage, rngs=rngs)
+        self.channel = ChannelBlock(config, stage, rngs=rngs)
 
-    def __call__(self, x_BHWC: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
-        x_BHWC = self.spatial(x_BHWC, keys=pick(keys, 0))
-        return self.channel(x_BHWC, keys=pick(keys, 1))
+    def __call__(self, x_BHWC: jax.Array, drop: DropPath | None = None) -> jax.Array:
+        x_BHWC = self.spatial(x_BHWC, drop, 0)
+        return self.channel(x_BHWC, drop, 1)
 
 
 class _Block(nnx.Module):
     """Depthwise convolution, attention, depthwise convolution, MLP: each added to its input."""
 
-    def __init__(self, dim: int, mlp_ratio: float, drop_path_rate: float, *, rngs: nnx.Rngs | None):
-        self.drop_path_rate = drop_path_rate
+    def __init__(self, dim: int, mlp_ratio: float, *, rngs: nnx.Rngs | None):
         self.conv1 = DepthwiseConv(dim, rngs=rngs)
         self.norm1 = LayerNorm(dim)
         self.conv2 = DepthwiseConv(dim, rngs=rngs)
@@ -146,9 +148,11 @@ class _Block(nnx.Module):
     def attention(self, x_BHWC: jax.Array) -> jax.Array:
         raise TypeError("a block is either spatial or channel")
 
-    def __call__(self, x_BHWC: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x_BHWC: jax.Array, drop: DropPath | None = None, half: int = 0) -> jax.Array:
         def add(x: jax.Array, branch: jax.Array, number: int) -> jax.Array:
-            return x + drop_path(branch, self.drop_path_rate, pick(keys, number))
+            if drop is not None:
+                branch = drop_path(branch, drop.rates[half], drop.keys[half, number])
+            return x + branch
 
         x_BHWC = self.conv1(x_BHWC)
         x_BHWC = add(x_BHWC, self.attention(_per_token(self.norm1, x_BHWC)), 0)
@@ -157,11 +161,9 @@ class _Block(nnx.Module):
 
 
 class SpatialBlock(_Block):
-    def __init__(
-        self, config: DaViTConfig, stage: int, drop_path_rate: float, *, rngs: nnx.Rngs | None
-    ):
+    def __init__(self, config: DaViTConfig, stage: int, *, rngs: nnx.Rngs | None):
         dim = config.embed_dims[stage]
-        super().__init__(dim, config.mlp_ratio, drop_path_rate, rngs=rngs)
+        super().__init__(dim, config.mlp_ratio, rngs=rngs)
         self.window_attn = WindowAttention(
             dim, config.num_heads[stage], config.window_size, config.qkv_bias, rngs=rngs
         )
@@ -171,11 +173,9 @@ class SpatialBlock(_Block):
 
 
 class ChannelBlock(_Block):
-    def __init__(
-        self, config: DaViTConfig, stage: int, drop_path_rate: float, *, rngs: nnx.Rngs | None
-    ):
+    def __init__(self, config: DaViTConfig, stage: int, *, rngs: nnx.Rngs | None):
         dim = config.embed_dims[stage]
-        super().__init__(dim, config.mlp_ratio, drop_path_rate, rngs=rngs)
+        super().__init__(dim, config.mlp_ratio, rngs=rngs)
         self.channel_attn = ChannelAttention(
             dim, config.num_groups[stage], config.qkv_bias, rngs=rngs
         )

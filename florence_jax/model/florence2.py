@@ -15,7 +15,7 @@ from jax import lax
 
 from florence_jax.config import Florence2Config
 from florence_jax.model.bart import Decoder, Encoder
-from florence_jax.model.cache import DecoderCache, StoredKeyValue, empty_cache
+from florence_jax.model.cache import DecoderCache, StoredKeyValue, StoredRows, empty_cache
 from florence_jax.model.davit import DaViT
 from florence_jax.model.layers import fold_in, normal
 from florence_jax.model.projector import Projector
@@ -146,16 +146,22 @@ class Florence2(nnx.Module):
         """Keys and values of encoder states float[B, M, D], once an image, for all beams."""
         return self.decoder.cross_key_values(memory)
 
-    def init_cache(self, batch: int, beams: int, tokens: int) -> DecoderCache:
-        """An empty self-attention cache for so many decoder tokens."""
+    def init_cache(
+        self, batch: int, beams: int, tokens: int, *, whole_rows: bool = False
+    ) -> DecoderCache:
+        """An empty self-attention cache for so many decoder tokens.
+
+        With `whole_rows` the heads lie side by side, which is what XLA:TPU writes fast.
+        """
         text = self.config.text
         return empty_cache(
+            StoredRows if whole_rows else StoredKeyValue,
             layers=text.decoder_layers,
             batch=batch,
             beams=beams,
             heads=text.decoder_attention_heads,
             tokens=tokens,
-            head_dim=text.d_model // text.decoder_attention_heads,
+            dim=text.d_model,
             dtype=self.dtype,
         )
 

@@ -23,6 +23,7 @@ from florence_jax.model.lane_forms import (
     gelu_by_exponential,
 )
 from florence_jax.model.pointwise import gelu_by_erf, layer_norm
+from florence_jax.model.softmax_attention import softmax_attention
 
 # The reference draws every linear, convolution and token embedding from N(0, 0.02).
 INIT_STD = 0.02
@@ -137,20 +138,30 @@ class Stack(nnx.Module):
     def __init__(self, modules: Sequence[nnx.Module]):
         self.depth = len(modules)
         # What the modules' calls are wrapped in: training sets it on a module that is being traced.
-        self.rematerialise: Callable[..., Callable[..., jax.Array]] = _as_it_is
+        self.wrap: Callable[..., Callable[..., Any]] = traced_once
         for number, module in enumerate(modules):
             setattr(self, str(number), module)
 
     def __iter__(self) -> Iterator:
         return (getattr(self, str(number)) for number in range(self.depth))
 
-    def calls(self) -> Iterator[tuple[Any, Callable[..., jax.Array]]]:
+    def calls(self, method: str = "__call__") -> Iterator[tuple[Any, Callable[..., Any]]]:
         """Each module, and how to call it."""
-        return ((module, self.rematerialise(module.__call__)) for module in self)
+        return ((module, self.wrap(getattr(module, method))) for module in self)
 
 
-def _as_it_is(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    return call
+def traced_once(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's method, traced and lowered once for all modules that differ in weights alone.
+
+    XLA inlines it everywhere: the compiled program is the same, the way to it shorter.
+    """
+    bound: Any = method
+    return functools.partial(_call, bound.__func__, bound.__self__)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _call(method: Callable[..., Any], module: nnx.Module, *arguments: Any, **options: Any) -> Any:
+    return method(module, *arguments, **options)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -213,17 +224,11 @@ def attend(
     Returns:
         float[..., Q, E], in q's dtype.
     """
-    q = q * q.shape[-1] ** -0.5
-    scores = jnp.einsum("...qe,...se->...qs", q, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    # Divided by its sum after the product with the values, the softmax passes once less over the
-    # scores. Its result does not depend on the maximum, so no gradient need flow through that.
-    weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
-    total = weights.sum(-1, keepdims=True)
-    weights = dropout(weights, dropout_rate, dropout_key).astype(v.dtype)
-    y = jnp.einsum("...qs,...se->...qe", weights, v, preferred_element_type=jnp.float32)
-    return (y / total).astype(v.dtype)
+    kept = None
+    if dropout_key is not None and dropout_rate > 0.0:
+        shape = (*q.shape[:-1], k.shape[-2])
+        kept = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, shape)
+    return softmax_attention(q * q.shape[-1] ** -0.5, k, v, mask, kept, dropout_rate)
 
 
 def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], std: float = INIT_STD) -> jax.Array:

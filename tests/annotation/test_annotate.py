@@ -157,6 +157,14 @@ class TestCommand:
                 "instances.coco.json", "captions.coco.json"} <= names  # fmt: skip
         counted = json.loads((out / "statistics.json").read_text())
         assert counted["images"] == 3
+        (call,) = counted["throughput"]
+        assert (call["images"], call["annotations"]) == (4, counted["annotations"])
+        assert call["annotations"] > 0
+        assert call["annotations_per_second"] == pytest.approx(
+            call["annotations"] / call["seconds"], rel=0.01
+        )
+        assert 0 < call["device_busy"] <= 1
+        assert (call["device"], call["devices"]) == ("cpu", 1)
         assert main(["verify-output", str(out), "--quiet"]) == 0
         merged = tmp_path / "merged"
         assert main(["annotate", "--merge", str(out), str(out), "--output", str(merged)]) == 0
@@ -171,11 +179,12 @@ class TestCommand:
                  "overlap=0.5", "--analyser", "rules", "--dtype", "bfloat16", "--quantize", "int8",
                  "--beams", "2", "--max-new-tokens", "9", "--unconstrained", "--batch-size", "3",
                  "--block-size", "5", "--workers", "1", "--export", "rows", "--gallery", "4",
+                 "--mesh", "data=-1", "--rules", "tp",
                  "--image-root", str(pictures), "--malloc", "default", "--quiet"]  # fmt: skip
         options = _parser().parse_args(given)
-        own = {"output", "model"}
+        own = {"output", "model", "process_index", "process_count"}
         loop = {"merge", "fusion", "captions", "refine", "rounds", "checkout", "also", "words"}
-        refused = {"revision", "processor", "compat", "mesh", "rules", "weights", "dry_run"}
+        refused = {"revision", "processor", "compat", "weights", "dry_run"}
         unset = [
             name
             for name, value in vars(options).items()
@@ -187,6 +196,33 @@ class TestCommand:
             name: value for name, value in vars(options).items() if name not in own
         }
         assert (passed.model, passed.output) == ("second", pictures / "out")
+        assert (passed.process_index, passed.process_count) == (0, 1)
+
+    def test_processes_share_the_blocks_and_one_counts(
+        self, pipeline, pictures, tmp_path, capsys, monkeypatch
+    ):
+        monkeypatch.setattr(command, "load_answering", lambda options, progress: pipeline)
+        out = tmp_path / "out"
+        words = ["annotate", str(pictures), "--output", str(out), "--model", "demo",
+                 "--only", "regions", "--no-completion", "--max-new-tokens", "24", "--beams", "1",
+                 "--workers", "0", "--batch-size", str(ROWS), "--analyser", "rules",
+                 "--block-size", "1", "--process-count", "2"]  # fmt: skip
+        assert main([*words, "--process-index", "1", "--dry-run"]) == 0
+        assert "process 1 of 2 begins with 1 blocks, 1 images" in capsys.readouterr().out
+        # Alone, it does what is its own, and then what nobody else is at work on.
+        assert main([*words, "--process-index", "1"]) == 0
+        assert "3 images in" in capsys.readouterr().err
+        assert sorted(file.name for file in out.glob("block-*.jsonl")) == [
+            f"block-{number:05}-of-00003.jsonl" for number in range(3)
+        ]
+        assert not (out / "statistics.json").exists()
+        assert main([*words, "--process-index", "0"]) == 0
+        said = capsys.readouterr()
+        assert "nothing was left to do\n3 of 3 blocks are in" in said.err
+        assert "of 3 images" in said.out
+        counted = json.loads((out / "statistics.json").read_text())
+        assert counted["images"] == 3
+        assert [call["images"] for call in counted["throughput"]] == [3]
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -198,6 +234,11 @@ class TestCommand:
             (["PICTURES", "--refine", "none.py"], "there is no recipe"),
             (["PICTURES", "--refine", "none.py", "--checkout", "/"], "is no checkout"),
             (["--merge", "PICTURES"], "holds no annotations"),
+            (["--merge", "PICTURES", "--process-index", "0"], "the work of one process"),
+            (["PICTURES", "--process-index", "1"], "belong together"),
+            (["PICTURES", "--process-index", "2", "--process-count", "2"], "process 2 of 2"),
+            (["PICTURES", "--rules", "tp"], "--rules belongs to --mesh"),
+            (["PICTURES", "--block-size", "0"], "a block of 0 items"),
         ],
     )
     def test_what_cannot_be_done_is_said(self, pictures, tmp_path, capsys, arguments, message):

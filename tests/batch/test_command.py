@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from florence_jax.batch.drawn_answers import DrawnAnswers
+from florence_jax.batch.job import Item
+from florence_jax.batch.workers import WorkerPool
 from florence_jax.cli import main
 from florence_jax.inference import demo
 from tests.batch.fakes import write_pictures
@@ -74,7 +77,12 @@ def test_a_run_and_its_check(pictures, tmp_path, capsys):
     assert main(["verify-output", str(output)]) == 1
     assert "missing: block-00001-of-00003.jsonl" in capsys.readouterr().out
     assert predict(*command[:-2], "--dry-run") == 0
-    assert "2 of them are there" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 of them are there" in said
+    assert "refused" not in said
+    assert predict(*command[:-2], "--dry-run", "--format", "parquet") == 0
+    said = capsys.readouterr().out
+    assert f'refused, for {output} is of another run: blocks.format: "jsonl" there' in said
     assert predict(*command, "--max-new-tokens", "7") == 2
     assert "job.decoding.max_new_tokens: 6 there, 7 here" in capsys.readouterr().err
     assert predict(*command) == 1
@@ -92,6 +100,12 @@ def test_a_run_and_its_check(pictures, tmp_path, capsys):
         (["PICTURES", "--task", "<OD>", "--output-dir", "OUT", "--process-index", "1"],
          "belong together"),
         (["PICTURES", "--task", "<OD>", "--text", "cat", "--output-dir", "OUT"], "takes no input"),
+        (["PICTURES", "--task", "<OD>", "--text", "cat", "--output-dir", "OUT", "--dry-run"],
+         "takes no input"),
+        (["PICTURES", "--task", "<OD>", "--output-dir", "OUT", "--overwrite"],
+         "belongs to --output"),
+        (["s3://photos", "--task", "<OD>", "--output-dir", "OUT"], "is a URL"),
+        (["s3://photos", "--task", "<OD>"], "is a URL"),
         (["PICTURES", "--task", "<OD>", "--output-dir", "OUT", "--block-size", "0"],
          "a block of 0 items"),
     ],
@@ -111,22 +125,28 @@ def test_wrong_calls_end_with_a_sentence(pictures, tmp_path, capsys, arguments, 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_process_that_is_interrupted_says_how_to_go_on(tmp_path, signals):
     """Ctrl-C once finishes the blocks in hand; twice, nothing is finished and nothing lost."""
-    write_pictures(tmp_path / "pictures", 60, (40, 30))
+    write_pictures(tmp_path / "pictures", 120, (40, 30))
     command = [
         sys.executable, "-m", "florence_jax", "predict", tmp_path / "pictures", "--task", "<OD>",
         "--output-dir", tmp_path / "out", "--model", "demo", "--max-new-tokens", "6",
-        "--block-size", "4", "--batch-size", "2", "--malloc", "default",
+        "--block-size", "10", "--batch-size", "2", "--malloc", "default",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while len(list((tmp_path / "out").glob("*.jsonl"))) < 2:
         assert process.poll() is None
         time.sleep(0.05)
-    for _ in range(signals):
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    error = ""
+    # The second one at once: a moment later the blocks in hand may be finished.
+    while "finishing the blocks in hand" not in error:
+        line = process.stderr.readline()
+        assert line, error
+        error += line
+    if signals == 2:
         process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-    _, error = process.communicate(timeout=60)
+    error += process.communicate(timeout=300)[1]
     assert process.returncode == 130
-    assert "finishing the blocks in hand" in error
     assert "the same command goes on" in error
     assert ("stopped at once" in error) == (signals == 2)
     assert main(["verify-output", "--quiet", str(tmp_path / "out")]) == 1
@@ -134,3 +154,18 @@ def test_a_process_that_is_interrupted_says_how_to_go_on(tmp_path, signals):
     assert again.returncode == 0, again.stderr
     assert main(["verify-output", "--quiet", str(tmp_path / "out")]) == 0
     assert not os.path.exists(tmp_path / "out/.claims")
+
+
+def test_a_picture_that_is_gone_is_not_drawn_and_stops_nothing(pictures, tmp_path, capsys):
+    answer = {"prompt": "<CAPTION>", "result": {"<CAPTION>": "a cat"}}
+    names = ["000.png", "gone.png", "002.png"]
+    items = [Item(id=name, image=str(pictures / name)) for name in names]
+    rows = [{"id": name, "answers": [answer, answer]} for name in names]
+    pool = WorkerPool(0)
+    DrawnAnswers(tmp_path / "drawn")(items, rows, pool)
+    pool.close()
+    drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert [(name[:4], name.partition(".")[2]) for name in drawn] == [
+        ("000-", "caption.2.png"), ("000-", "caption.png"),
+        ("002-", "caption.2.png"), ("002-", "caption.png")]  # fmt: skip
+    assert capsys.readouterr().err.count("is not drawn: ") == 2

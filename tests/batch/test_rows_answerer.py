@@ -98,3 +98,32 @@ def test_ray_data(contents, monkeypatch):
     made.sort(key=lambda row: row["number"])
     assert [row["number"] for row in made] == list(range(5))
     check({name: [row[name] for row in made] for name in made[0]}, contents, demo.demo_pipeline())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_small_demo")
+@pytest.mark.filterwarnings("ignore")  # Beam's own
+def test_beam(contents):
+    beam = pytest.importorskip("apache_beam", reason="needs apache-beam")
+    from apache_beam.testing.util import assert_that
+
+    rows = [{"image": content, "number": n} for n, content in enumerate(contents)]
+
+    def are_right(made):
+        made.sort(key=lambda row: row["number"])
+        assert [row["number"] for row in made] == list(range(5))
+        columns = {
+            "answers": [json.dumps(row.get("answers", [])) for row in made],
+            **{name: [row.get(name, 0) for row in made] for name in ("width", "height")},
+            "error": [row.get("error", "") for row in made],
+        }
+        check(columns, contents, small_pipeline())
+
+    with beam.Pipeline("DirectRunner") as pipeline:
+        made = (
+            pipeline
+            | beam.Create(rows)
+            | beam.BatchElements(max_batch_size=2)
+            | beam.FlatMap(answerer().rows)
+        )
+        assert_that(made, are_right)

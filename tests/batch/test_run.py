@@ -3,15 +3,18 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 
 import pytest
 
+from florence_jax.batch import progress
+from florence_jax.batch import run as run_module
 from florence_jax.batch.block_runner import JobError
 from florence_jax.batch.claims import FOLDER, Claims
 from florence_jax.batch.job import Item, Listed
-from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run import default_block_size, run_blocks
 from florence_jax.batch.run_manifest import RunError
 from florence_jax.batch.shares import Share
 from florence_jax.batch.verify import verify_output
@@ -222,10 +225,43 @@ def test_a_block_is_taken_over_when_its_process_gives_no_sign_of_life(source, tm
     assert not (tmp_path / FOLDER).exists()
 
 
+def test_a_log_has_what_others_finished_too(source, tmp_path, capsys, monkeypatch):
+    run(source, tmp_path)
+    block = tmp_path / "block-00002-of-00005.jsonl"
+    content = block.read_bytes()
+    block.unlink()
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "00002").write_text("another-host 17")
+    finish = threading.Timer(0.5, block.write_bytes, [content])
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(run_module, "_LOOK_SECONDS", 0.0)
+    finish.start()
+    summary = run(source, tmp_path, progress=True)
+    finish.join()
+    assert (summary.rows, summary.missing) == (0, 0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("18 of 23 images, 0.00 images/s, 0 tokens/s, device 0% busy, 0 err")
+    assert lines[0].endswith("? left")
+    assert any(line.startswith("23 of 23 images") and "00:00 left" in line for line in lines)
+
+
+def test_a_new_directory_has_blocks_of_several_batches():
+    assert default_block_size() == 32
+    assert default_block_size(100) == 400
+
+
+def test_what_cannot_be_done_is_said_before_anything_is(source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match="needs pyarrow"):
+        run(source, tmp_path / "out", row_format="parquet")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="-1 worker processes"):
+        run(source, tmp_path / "out", workers=-1)
+
+
 def test_a_claim_of_a_dead_process_of_this_host_is_void_at_once(tmp_path):
     import socket
     import subprocess
-    import sys
 
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
                           capture_output=True, text=True, check=True)  # fmt: skip

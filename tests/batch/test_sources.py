@@ -204,8 +204,10 @@ def test_several_sources_follow_each_other(folder):
 def test_places_that_hold_nothing_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_source([tmp_path / "nowhere"], [OD])
-    with pytest.raises(ValueError, match="holds no image"):
+    with pytest.raises(ValueError, match=r"holds no image.*as in .*/\*\.tar"):
         open_source([tmp_path], [OD])
+    with pytest.raises(ValueError, match=r"is a URL.*mount the bucket"):
+        open_source([tmp_path, "gs://bucket/photos"], [OD])
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="names no image"):
         open_source([tmp_path / "empty.txt"], [OD])

@@ -31,6 +31,7 @@ def test_a_token_is_the_difference_over_their_number():
     whole = Sample(wall=7.0, cpu=13.0, others=0.2)
     start = Sample(wall=1.0, cpu=1.0, others=0.9)
     assert whole.per_token(start, 60) == Sample(wall=0.1, cpu=0.2, others=0.2)
+    assert whole.beyond(start) == Sample(wall=6.0, cpu=12.0, others=0.2)
 
 
 def test_the_fastest_rival_is_the_denominator():

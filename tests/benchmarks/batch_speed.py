@@ -1,108 +1,149 @@
-"""What the runner keeps of the speed that the same batches have with pictures in memory.
+"""What the batch runner keeps of the speed of `florence-jax bench`, for the same batch.
 
-    python -m tests.benchmarks.batch_speed --preset base --dtype bfloat16 --batch 32 --batches 40
+    python -m tests.benchmarks.batch_speed --preset base
 
-End to end as in `florence-jax bench`, case "images": a batch's pictures resized, encoded and
-answered, one call after the other. The runner does the same with files, worker processes and rows
-on disk. Random weights; both in one process, in turns, their programs compiled before.
+The figure to keep is that of `florence-jax bench --cases images`: the benchmark's own call, which
+resizes, encodes and answers a batch of pictures in memory. The runner does the same with the same
+weights, with these pictures as JPEG files and answers of the same length; worker processes, reading
+and rows on disk come on top. Both take turns in one process, their programs compiled before; the
+runner's time is that of a whole run, from no worker process to the last file.
 """
 
 import argparse
 import dataclasses
+import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from florence_jax.inference.malloc import CHOICES, restart_with_tuned_malloc
 
-from florence_jax import config
-from florence_jax.batch.job import Item, Listed
-from florence_jax.batch.local_devices import over_local_devices
-from florence_jax.batch.predict_job import PredictJob
-from florence_jax.batch.run import run_blocks
-from florence_jax.generation import PUBLISHED
-from florence_jax.inference.pipeline import Florence2Pipeline
-from florence_jax.inference.requests import Query
-from florence_jax.model import Model, spread_params
-from florence_jax.processing import demo_tokenizer, load_image
-from tests.batch.fakes import write_pictures
-
-QUERY = Query(prompt="<CAPTION>")
+BLOCK_BATCHES = 4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="base", choices=sorted(config.PRESETS))
+    parser.add_argument("--preset", default="base", help="tiny, base or large (default: base)")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--image-size", type=int, default=768)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--batches", type=int, default=8, help="in each turn")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--beams", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batches", type=int, default=4, help="in each turn (default: 4)")
+    parser.add_argument("--turns", type=int, default=3, help="default: 3")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--malloc", choices=CHOICES, help="default: as the command line chooses")
     options = parser.parse_args()
-    pipeline = _pipeline(options)
+    restart_with_tuned_malloc(options.malloc)
     with tempfile.TemporaryDirectory() as folder:
-        count = options.batch * options.batches
-        paths = write_pictures(Path(folder) / "pictures", count, (640, 480))
-        loaded = [load_image(path) for path in paths[: options.batch]]
-        _in_memory(pipeline, loaded, options, 1)
-        _runner(pipeline, paths[: options.batch], Path(folder) / "first", options)
-        figures = []
-        for turn in range(options.turns):
-            memory = _in_memory(pipeline, loaded, options, options.batches)
-            summary = _runner(pipeline, paths, Path(folder) / str(turn), options)
-            runner = summary.rows / summary.seconds
-            figures.append((memory, runner, runner / memory, summary.busy))
-            print(
-                f"turn {turn}: in memory {memory:.3f} images/s, runner {runner:.3f} images/s, "
-                f"{runner / memory:.3f} of it; device busy {summary.busy:.1%}"
-            )
-    medians = [statistics.median(column) for column in zip(*figures, strict=True)]
+        measure(Path(folder), options)
+
+
+def measure(folder: Path, options: argparse.Namespace) -> None:
+    """Print each turn's figures and their medians."""
+    import jax
+
+    pipeline, bench_call, pictures = _both(folder, options)
+    paths = _written(pictures, folder / "pictures", options.batches)
+    bench_call()
+    _run(pipeline, paths[: options.batch], folder / "first", options)
+    seconds: list[float] = []
+    turns = []
+    for turn in range(options.turns):
+        calls = [_seconds(bench_call) for _ in range(options.batches)]
+        summary = _run(pipeline, paths, folder / str(turn), options)
+        bench = options.batch * options.batches / sum(calls)
+        runner = summary.rows / summary.seconds
+        assert summary.errors == summary.missing == 0
+        assert summary.tokens == summary.rows * options.new_tokens
+        seconds += calls
+        turns.append((bench, runner, runner / bench, summary.busy))
+        print(
+            f"turn {turn + 1}: bench {bench:.3f} images/s, runner {runner:.3f} images/s, "
+            f"{runner / bench:.1%} of it; device busy {summary.busy:.1%}",
+            flush=True,
+        )
+    bench, runner, share, busy = (statistics.median(column) for column in zip(*turns, strict=True))
+    ratios = sorted(turn[2] for turn in turns)
     print(
         f"{options.preset}, {options.dtype}, {options.image_size} px, batch {options.batch}, "
-        f"{options.beams} beams, {options.new_tokens} tokens, on {jax.devices()[0].device_kind}: "
-        f"medians {medians[0]:.3f} and {medians[1]:.3f} images/s, ratio {medians[2]:.3f}, "
-        f"device busy {medians[3]:.1%}"
+        f"3 beams, {options.new_tokens} tokens, {jax.local_device_count()} x "
+        f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores: bench {bench:.3f} images/s "
+        f"(a call takes {statistics.median(seconds):.2f} s, {min(seconds):.2f} to "
+        f"{max(seconds):.2f}), runner {runner:.3f} images/s; the runner keeps {share:.1%} "
+        f"({ratios[0]:.1%} to {ratios[-1]:.1%}), device busy {busy:.1%}"
     )
 
 
-def _pipeline(options: argparse.Namespace) -> Florence2Pipeline:
-    model = Model(config=config.PRESETS[options.preset](), dtype=options.dtype)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf, options.dtype), spread_params(model.config, 0)
-    )
-    pipeline = Florence2Pipeline(model=model, params=params, tokenizer=demo_tokenizer())
-    fields = {"size": (options.image_size, options.image_size)}
+def _both(folder: Path, options: argparse.Namespace):
+    """A pipeline, the benchmark's call with the same model, and the pictures that it is about."""
+    import jax
 
-    return dataclasses.replace(
-        pipeline,
-        image_config=dataclasses.replace(pipeline.image_config, **fields),
+    from florence_jax.bench.engines.ours import Ours
+    from florence_jax.bench.inputs import make_inputs
+    from florence_jax.bench.settings import Settings
+    from florence_jax.bench.weights import write_weights
+    from florence_jax.generation import PUBLISHED
+    from florence_jax.inference.pipeline import Florence2Pipeline
+    from florence_jax.processing import demo_tokenizer
+
+    settings = Settings(
+        weights=str(write_weights(options.preset, 0, folder)),
+        platform="cuda" if jax.default_backend() == "gpu" else jax.default_backend(),
+        dtype=options.dtype,
+        threads=os.cpu_count() or 1,
+        image_size=options.image_size,
+        new_tokens=options.new_tokens,
+        seed=0,
+        cache=str(folder),
+    )
+    engine = Ours(settings)
+    pipeline = Florence2Pipeline(
+        model=engine.model,
+        params=engine.params,
+        tokenizer=demo_tokenizer(),
         generation=dataclasses.replace(
-            PUBLISHED, num_beams=options.beams, max_new_tokens=options.new_tokens
+            PUBLISHED, min_new_tokens=options.new_tokens, max_new_tokens=options.new_tokens
         ),
     )
+    size = (options.image_size, options.image_size)
+    image_config = dataclasses.replace(pipeline.image_config, size=size)
+    inputs = make_inputs(engine.model.config, settings, options.batch)
+    pipeline = dataclasses.replace(pipeline, image_config=image_config)
+    return pipeline, engine.call("images", inputs), inputs.pictures
 
 
-def _in_memory(pipeline, pictures, options, batches) -> float:
-    """Images a second of calls about decoded pictures."""
+def _written(pictures, folder: Path, copies: int) -> list[Path]:
+    from PIL import Image
+
+    folder.mkdir()
+    paths = [folder / f"{number:05}.jpg" for number in range(copies * len(pictures))]
+    for number, path in enumerate(paths):
+        Image.fromarray(pictures[number % len(pictures)]).save(path, quality=90)
+    return paths
+
+
+def _seconds(call) -> float:
+    import jax
+
     began = time.monotonic()
-    for _ in range(batches):
-        # Copies: the pipeline would recognise the batch before.
-        pipeline([np.array(one) for one in pictures], QUERY.prompt, batch_size=options.batch)
-    return batches * len(pictures) / (time.monotonic() - began)
+    jax.block_until_ready(call())
+    return time.monotonic() - began
 
 
-def _runner(pipeline, paths, directory, options):
-    items = [Item(id=path.name, image=str(path), queries=(QUERY,)) for path in paths]
+def _run(pipeline, paths, directory, options):
+    from florence_jax.batch.job import Item, Listed
+    from florence_jax.batch.local_devices import over_local_devices
+    from florence_jax.batch.predict_job import PredictJob
+    from florence_jax.batch.run import run_blocks
+    from florence_jax.inference.requests import Query
+
+    query = Query(prompt="<CAPTION>")
+    items = [Item(id=path.name, image=str(path), queries=(query,)) for path in paths]
     job = PredictJob(over_local_devices(pipeline), batch_size=options.batch)
     return run_blocks(
-        Listed(items), job, directory, block_size=options.batch * 4, workers=options.workers,
-        progress=False,
+        Listed(items), job, directory, block_size=options.batch * BLOCK_BATCHES,
+        workers=options.workers, progress=False,
     )  # fmt: skip
 
 

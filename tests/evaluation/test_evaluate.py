@@ -25,7 +25,7 @@ def pipeline():
 def _small(monkeypatch):
     monkeypatch.setattr(command, "load_answering", lambda options, progress: pipeline())
     monkeypatch.setattr(scoring, "meteor_is_installed", lambda: False)
-    monkeypatch.setattr(run, "default_block_size", lambda: 2)
+    monkeypatch.setattr(run, "default_block_size", lambda *_: 2)
 
 
 def evaluate(name, data, output, *options):
@@ -146,6 +146,7 @@ def test_a_dry_run_says_what_is_published(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "refcoco val: 1 of 4 examples" in said
     assert "asked: <CAPTION_TO_PHRASE_GROUNDING>{input} (not published" in said
+    assert "decoding: the checkpoint's, at most 128 new tokens" in said
     assert "published: RefCOCO val accuracy 93.4 (arXiv:2311.06242, table 6)" in said
     assert "output: florence-jax-evaluation/Florence-2-large-ft/refcoco-val-first-1/" in said
 

@@ -3,7 +3,13 @@
 import pytest
 
 from florence_jax.evaluation.benchmarks import BENCHMARKS, benchmark_named
-from florence_jax.evaluation.published import TABLES, figures, format_tables, published_figure
+from florence_jax.evaluation.published import (
+    TABLES,
+    figures,
+    figures_of_variants,
+    format_tables,
+    published_figure,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +32,14 @@ def test_figures_are_found_by_checkpoint(model, column, value):
 def test_models_and_columns_without_a_figure():
     assert published_figure("my-fine-tune", "Flickr30k test R@1") is None
     assert published_figure("microsoft/Florence-2-base", "VQAv2 test-dev accuracy") is None
+
+
+def test_weights_that_took_a_name_over():
+    column = "COCO detection val2017 mAP"
+    (variant,) = figures_of_variants("microsoft/Florence-2-large", column)
+    assert (variant.value, variant.source) == (39.8, "model card of microsoft/Florence-2-large")
+    assert published_figure("microsoft/Florence-2-large", column).value == 37.5
+    assert figures_of_variants("microsoft/Florence-2-base", column) == []
 
 
 def test_every_column_of_a_data_set_is_published():

@@ -24,8 +24,9 @@ from transformers.modeling_outputs import CausalLMOutput
 from florence_jax.generation import GenerateOutput, GenerationConfig, beam_search, make_plan, sample
 from florence_jax.generation.constraints import Constraint
 from florence_jax.generation.stepping import grow_axis, take_beams
+from tests.generation.random_automata import BOS, EOS
 
-BOS, PAD, EOS = 0, 1, 2
+PAD = 1
 POSITIONS = 64
 
 

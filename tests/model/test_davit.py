@@ -71,12 +71,12 @@ def test_drop_path_rates_are_the_references():
     reference = native_model(config, spread_params(config, seed=0))
     tower = Model(config=config).bind(spread_params(config, seed=0)).vision_tower
     for stage, blocks in zip(tower.stages, reference.model.vision_tower.blocks, strict=True):
-        for ours, theirs in zip(stage.blocks, blocks, strict=True):
-            for side in ("spatial", "channel"):
+        for rates, theirs in zip(stage.drop_path_rates, blocks, strict=True):
+            for rate, side in zip(rates, ("spatial", "channel"), strict=True):
                 drop = getattr(theirs, f"{side}_block").drop_path1
                 # Identity stands for a rate of zero.
                 expected = getattr(drop, "drop_prob", 0.0)
-                assert getattr(ours, side).drop_path_rate == pytest.approx(expected, abs=1e-7)
+                assert rate == pytest.approx(expected, abs=1e-7)
 
 
 def test_drop_path_drops_whole_examples_and_keeps_the_mean():

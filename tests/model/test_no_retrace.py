@@ -1,10 +1,15 @@
-"""The same shapes never compile twice."""
+"""The same shapes never compile twice, and blocks that are alike are traced once."""
+
+import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 
 from florence_jax import config as configs
 from florence_jax.model import Model, handle
+from florence_jax.model.davit import DualBlock
+from florence_jax.model.handle import abstract_params
 
 
 def test_new_weights_and_images_reuse_the_program():
@@ -19,3 +24,26 @@ def test_new_weights_and_images_reuse_the_program():
     assert handle._encode_image._cache_size() == before + 1
     model.encode_image(params, jnp.zeros((2, 40, 40, 3)))
     assert handle._encode_image._cache_size() == before + 2
+
+
+def test_blocks_that_differ_in_weights_alone_are_traced_once(monkeypatch):
+    config = configs.tiny()
+    config = dataclasses.replace(
+        config, vision=dataclasses.replace(config.vision, depths=(1, 1, 4, 1), drop_path_rate=0.3)
+    )
+    traced, block = [], DualBlock.__call__
+
+    def watched(self, *arguments):
+        traced.append(arguments[0].shape)
+        return block(self, *arguments)
+
+    monkeypatch.setattr(DualBlock, "__call__", watched)
+    pixels = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    params = abstract_params(config)
+    lowered = handle._encode_image.lower(Model(config=config), params, pixels)
+    assert len(traced) == 4, "one for each stage's shape"
+    calls = re.findall(r"call @(_call\w*)\(", lowered.as_text())
+    assert len(calls) == 1 + 1 + 4 + 1
+    assert len(set(calls)) == 4
+    # XLA inlines them again: what runs is what seven different blocks would be.
+    assert not re.search(r"call\(.*jit__call", lowered.compile().as_text())

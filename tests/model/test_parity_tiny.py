@@ -132,7 +132,8 @@ def test_original_weights_in_native_class_every_stage(name):
     assert_stages_agree(model, params, inputs, bound)
 
 
-def test_cached_steps_equal_teacher_forcing():
+@pytest.mark.parametrize("whole_rows", [False, True])
+def test_cached_steps_equal_teacher_forcing(whole_rows):
     config = configs.tiny()
     model, params = Model(config=config), spread_params(config, seed=3)
     inputs = random_inputs(model, batch=2, size=(96, 96), text=6, target=9, seed=2)
@@ -145,7 +146,7 @@ def test_cached_steps_equal_teacher_forcing():
         memory, mask = module.encode(features, inputs.input_ids, inputs.attention_mask)
         full = module.decode(inputs.decoder_input_ids, memory, mask)
         cross = module.decoder_cross_kv(memory)
-        cache = module.init_cache(2, beams, 16)
+        cache = module.init_cache(2, beams, 16, whole_rows=whole_rows)
         steps = []
         for index in range(inputs.decoder_input_ids.shape[1]):
             tokens = jnp.repeat(inputs.decoder_input_ids[:, index, None], beams, axis=1)

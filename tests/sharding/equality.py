@@ -1,9 +1,12 @@
 """One device against a mesh: logits, loss, gradients, parameters after five steps.
 
-    python -m tests.sharding.equality SIZE MESH:RULES ...
+    python -m tests.sharding.equality SIZE float32|float64 TRUTH.npz MESH:RULES ...
 
 prints a JSON line a mesh. It needs 8 devices:
-XLA_FLAGS=--xla_force_host_platform_device_count=8.
+XLA_FLAGS=--xla_force_host_platform_device_count=8. In float64 every leaf is compared by itself, and
+one device's gradient is left in TRUTH.npz. In float32 the gradient is compared as a whole, and each
+of its leaves with the truth: the leaves of two float32 computations differ by more than 1e-6 where
+both are right, because each is so far from the truth.
 """
 
 import dataclasses
@@ -45,12 +48,14 @@ def without_dropout(config):
     return dataclasses.replace(config, text=text, vision=vision)
 
 
-def training_on(size: str, mesh: Mesh, rules: str, **changes: Any) -> Training:
+def training_on(
+    size: str, mesh: Mesh, rules: str, *, dtype: str = "float32", **changes: Any
+) -> Training:
     sizes = without_dropout(SIZES[size])
     config = TrainConfig(
         directory="unused",
         steps=STEPS,
-        model=ModelConfig(architecture=sizes, processor="bytes"),
+        model=ModelConfig(architecture=sizes, processor="bytes", dtype=dtype),
         data=DataConfig(train=(SourceConfig(kind="shapes"),)),
         rules=rules,
         # A key's bias has no gradient but rounding, which Adam's usual eps would make a full step.
@@ -71,11 +76,11 @@ def batches(size: str) -> list[Batch]:
     return [small_batch(rows=ROWS, seed=number) for number in range(STEPS)]
 
 
-def run(size: str, mesh: Mesh, rules: str) -> dict[str, Any]:
+def run(size: str, mesh: Mesh, rules: str, dtype: str) -> dict[str, Any]:
     """Everything that is compared, as numpy arrays of true shapes."""
-    training = training_on(size, mesh, rules)
+    training = training_on(size, mesh, rules, dtype=dtype)
     placement, sizes = training.placement, training.objective.model.config
-    params = dict(flatten(spread_params(sizes, seed=0)))
+    params = {path: np.asarray(leaf, dtype) for path, leaf in flatten(spread_params(sizes, seed=0))}
     state = placement.place(training.first_state(params))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, training.placed_state())
     step = jax.jit(training.placed_step, donate_argnums=0, out_shardings=(shardings, None))
@@ -132,15 +137,44 @@ def distance(ours: Any, theirs: Any) -> float:
     )
 
 
+def whole_distance(ours: Any, theirs: Any) -> float:
+    """Of two trees, each as one vector."""
+    flat = [
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).astype(np.float64)
+        for tree in (ours, theirs)
+    ]
+    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
+
+
+def compared(found: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]:
+    assert found.keys() == alone.keys()
+    return {name: distance(found[name], alone[name]) for name in alone}
+
+
 def main() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
-    size, *cases = sys.argv[1:]
-    alone = run(size, make_mesh(MeshShape(), jax.devices()[:1]), "dp")
+    size, dtype, truth, *cases = sys.argv[1:]
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+        # Wherever the code asks for float32, whatever the dtype of activations.
+        jnp.float32 = jnp.float64
+        # How fast it runs is of no interest here, how long XLA takes is.
+        jax.config.update("jax_disable_most_optimizations", True)
+    alone = run(size, make_mesh(MeshShape(), jax.devices()[:1]), "dp", dtype)
+    if dtype == "float64":
+        assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(alone["gradients"]))
+        np.savez(truth, **alone["gradients"])
+    else:
+        true = dict(np.load(truth))
     for case in cases:
         mesh, rules = case.split(":")
-        found = run(size, make_mesh(mesh), rules)
-        assert alone.keys() == found.keys()
-        print(json.dumps({"case": case, **{k: distance(found[k], alone[k]) for k in alone}}))
+        found = run(size, make_mesh(mesh), rules, dtype)
+        line = compared(found, alone)
+        if dtype == "float32":
+            line["gradients"] = whole_distance(found["gradients"], alone["gradients"])
+            line["leaves"] = distance(found["gradients"], true)
+            line["leaves_alone"] = distance(alone["gradients"], true)
+        print(json.dumps({"case": case, **line}))
         sys.stdout.flush()
 
 

@@ -1,24 +1,21 @@
 """A small model learns from scratch, and what it has learnt survives the way into PyTorch."""
 
-import dataclasses
 import json
-import warnings
 
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
 from PIL import Image
 
 from convert.to_torch import main as to_torch
 from florence_jax import Florence2Pipeline
 from florence_jax.checkpoint import load_checkpoint
 from florence_jax.checkpoint.tree import flatten
-from florence_jax.generation import generate
 from florence_jax.model import Model
-from florence_jax.processing import build_prompt, preprocess_image
+from tests.exported_tokens import tokens_of, tokens_of_torch
+from tests.train.faults import GRADIENTS, LABELS
 from tests.train.runs import lines
+from tests.train.slopes import slopes
 from tests.train.squares import squares_config, write_squares
 from train.loop import Outcome, train
 from train.start import read_start
@@ -35,11 +32,7 @@ def learnt(tmp_path_factory, compiled_on_disk):
 
 def test_a_small_model_learns_what_and_where(learnt):
     run, _ = learnt
-    (scores,) = lines(run, "evaluation")
-    # Who sees the colour but not the corner stays above 0.4, who sees neither above 0.9.
-    assert scores["loss"] < 0.3
-    assert scores["<CAPTION> exact"] > 0.9
-    assert scores["<OD> mAP@0.5"] > 0.4
+    assert shortfalls(run) == []
 
 
 def test_every_part_of_it_has_learnt(learnt):
@@ -49,6 +42,54 @@ def test_every_part_of_it_has_learnt(learnt):
     last = dict(flatten(load_checkpoint(run / "export").params))
     still = {path for path, leaf in first if np.array_equal(leaf, last[path])}
     assert still == {"projector/temporal_positions"}
+
+
+def test_every_gradient_is_the_slope_of_the_loss(learnt, tmp_path):
+    # With all attention of the tower learning in the wrong direction, the squares are learnt too.
+    _, data = learnt
+    assert wrong_slopes(squares_config(tmp_path, data), tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", LABELS)
+def test_labels_that_are_shifted_twice_do_not_pass(fault, tmp_path, monkeypatch, compiled_on_disk):
+    LABELS[fault](monkeypatch)
+    data = write_squares(tmp_path / "data", seed=0)
+    assert train(squares_config(tmp_path / "run", data)) is Outcome.DONE
+    assert shortfalls(tmp_path / "run") == ["<CAPTION> exact", "<OD> mAP@0.5"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", GRADIENTS)
+def test_no_broken_gradient_passes(fault, tmp_path, monkeypatch, compiled_on_disk):
+    GRADIENTS[fault](monkeypatch)
+    data = write_squares(tmp_path / "data", seed=0)
+    assert len(wrong_slopes(squares_config(tmp_path, data), tmp_path)) >= 10
+
+
+def shortfalls(run):
+    """The figures that say that a run has not learnt."""
+    (scores,) = lines(run, "evaluation")
+    passed = {
+        # Who sees the colour but not the corner stays above 0.4, who sees neither above 0.9.
+        "loss": scores["loss"] < 0.3,
+        "<CAPTION> exact": scores["<CAPTION> exact"] > 0.9,
+        "<OD> mAP@0.5": scores["<OD> mAP@0.5"] > 0.4,
+    }
+    return [name for name, good in passed.items() if not good]
+
+
+def wrong_slopes(config, files):
+    """Parameters whose gradient is not the slope of the loss."""
+    found = slopes(config, files / "processor")
+    return [
+        path
+        for path, (norm, slope) in found.items()
+        # A key's bias adds the same to all scores of a query, and a softmax takes it out again.
+        # Float32's rounding is a hundredth of the least slope, and mostly a thousandth.
+        if (norm > 1e-6 if path.endswith("k_proj/bias") else abs(slope - norm) > 0.1 * norm)
+        or (not norm and not path.endswith("k_proj/bias"))
+    ]
 
 
 def test_pytorch_gives_the_same_tokens(learnt, tmp_path):
@@ -61,35 +102,3 @@ def test_pytorch_gives_the_same_tokens(learnt, tmp_path):
     ours = tokens_of(Florence2Pipeline.from_pretrained(run / "export"), pictures, prefixes)
     assert len({tuple(row) for row in ours}) > 8
     assert ours == tokens_of_torch(exported, pictures, prefixes)
-
-
-def tokens_of(pipeline, pictures, prefixes):
-    """From `</s>` to `</s>`, decoded as the export says."""
-    prompts = pipeline.tokenizer.encode([build_prompt(prefix) for prefix in prefixes])
-    width = max(map(len, prompts))
-    pad = pipeline.tokenizer.pad_id
-    image = dataclasses.asdict(pipeline.image_config)
-    output = generate(
-        pipeline.model,
-        pipeline.params,
-        pixel_values=np.stack([preprocess_image(picture, **image) for picture in pictures]),
-        input_ids=np.array([ids + [pad] * (width - len(ids)) for ids in prompts], np.int32),
-        config=pipeline.generation,
-    )
-    lengths, sequences = np.asarray(output.lengths), np.asarray(output.sequences)
-    return [row[: length + 1].tolist() for row, length in zip(sequences, lengths, strict=True)]
-
-
-def tokens_of_torch(directory, pictures, prefixes):
-    """The same from nothing but transformers and the exported directory."""
-    with warnings.catch_warnings():
-        # transformers' imports, not ours, deprecate things at will.
-        warnings.simplefilter("ignore")
-        model = transformers.Florence2ForConditionalGeneration.from_pretrained(directory).eval()
-        processor = transformers.AutoProcessor.from_pretrained(directory)
-    rows = []
-    for picture, prefix in zip(pictures, prefixes, strict=True):
-        inputs = processor(text=prefix, images=picture, return_tensors="pt")
-        with torch.no_grad():
-            rows.append(model.generate(**inputs)[0].tolist())
-    return rows

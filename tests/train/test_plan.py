@@ -72,9 +72,7 @@ def test_a_wrong_machine_is_explained(text, message):
 def test_the_chips_agree_with_what_training_reports():
     """`train.flops` knows devices by jax's names, for the MFU of a real run."""
     for chip in CHIPS.values():
-        if chip.kind in PEAKS:
-            assert PEAKS[chip.kind] == chip.of_device(chip.flops)
-    assert {"TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "NVIDIA H100"} <= PEAKS.keys()
+        assert PEAKS[chip.kind] == chip.of_device(chip.flops)
 
 
 def test_bounds_are_the_figures_divided():

@@ -35,13 +35,14 @@ def test_a_dry_run_of_the_synthetic_world_shows_sizes_and_a_batch(tmp_path, caps
     status = main(["--config", "train/recipes/shapes.py", "--dry-run", "batch_size=3"])
     printed = capsys.readouterr().out
     assert status == 0
-    assert "learning_rate: 0.001" in printed
-    assert "trainable: 6,800,784 parameters" in printed
+    assert "learning_rate: 0.0005" in printed
+    assert "trainable: 7,480,704 parameters" in printed
     assert "frozen: 19,200 parameters (projector 19,200)" in printed
     assert "images uint8[1, 3, 192, 192, 3]" in printed
-    assert printed.count("    target <s>") == 3
+    # Three questions are asked of each.
+    assert printed.count("    target <s>") == 9
     folder = Path(printed.strip().splitlines()[-1].removeprefix("pictures: "))
-    assert len(list(folder.glob("*.png"))) == 3
+    assert len(list(folder.glob("*.png"))) == 8
 
 
 def test_a_dry_run_counts_what_is_frozen(tmp_path):
@@ -50,7 +51,7 @@ def test_a_dry_run_counts_what_is_frozen(tmp_path):
     optimizer = dataclasses.replace(config.optimizer, rules=rules)
     lines = list(dry_run(dataclasses.replace(config, optimizer=optimizer), tmp_path))
     (frozen,) = (line for line in lines if line.startswith("frozen:"))
-    assert "vision_tower 3,127,824" in frozen
+    assert "vision_tower 4,350,912" in frozen
 
 
 def test_help_prints_every_field(capsys):
@@ -70,9 +71,9 @@ def test_help_prints_every_field(capsys):
         (["optimizer.lr=1"], r"unknown settings: optimizer\.lr"),
         (["data.train=[{kind: jsonl, pth: a}]"], r"unknown settings: data\.train\[0\]\.pth"),
         (["data.train=[{kind: jsonl}]"], "a jsonl source needs a path"),
-        (["accumulation=3"], "batch_size 128 is no multiple of accumulation 3"),
+        (["accumulation=3"], "batch_size 16 is no multiple of accumulation 3"),
         (["model.start=x"], r"either model\.start or model\.architecture"),
-        (["data.max_prompt=500"], "padded to 512 tokens, with 145 of the picture"),
+        (["data.max_prompt=500"], "padded to 512 tokens, with 65 of the picture"),
         (["optimizer.rules=[[decoder, 1.0]]"], "match no rule"),
         (["data.train=[{kind: jsonl, path: nowhere.jsonl}]"], "there is no nowhere.jsonl"),
         (["lora.rank=2", "lora.targets=none"], "matches no parameter"),

@@ -70,16 +70,19 @@ def augment(
     return picture, _written(located, picture.size)
 
 
-def in_frame_of(picture: Image.Image, example: Example) -> Example:
-    """The example with its coordinates in the pixels of `picture`, a copy of another size.
+def in_frame_of(size: tuple[int, int], example: Example) -> Example:
+    """The example with its coordinates in the pixels of its picture as opened.
+
+    Args:
+        size: (width, height) of that.
 
     Raises:
         ValueError: the annotation speaks of a picture of another shape, such as one whose EXIF
             orientation was not applied.
     """
-    if example.size is None or example.size == picture.size:
+    if example.size is None or example.size == size:
         return example
-    (width, height), (declared_width, declared_height) = picture.size, example.size
+    (width, height), (declared_width, declared_height) = size, example.size
     if abs(width * declared_height / (height * declared_width) - 1.0) > 0.02:
         raise ValueError(
             f"the annotation is of a picture of {declared_width} x {declared_height} pixels, but "

@@ -1,5 +1,7 @@
 """One training example, before its picture is opened."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ class Example:
             shown (EXIF orientation applied).
         size: (width, height) of the picture in whose pixels the answer's coordinates are, where
             the data set says so; None for the picture as it is.
+        others: further examples of this very picture, which are learnt beside it: the image
+            encoder then runs once for all of them.
     """
 
     id: str
@@ -34,6 +38,7 @@ class Example:
     prompt: str
     answer: str | Mapping[str, Any]
     size: tuple[int, int] | None = None
+    others: tuple[Example, ...] = ()
 
     @property
     def prefix(self) -> str:

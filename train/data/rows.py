@@ -1,7 +1,9 @@
 """From an example to arrays. Never raises: what cannot be used becomes a row without weight."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -10,6 +12,7 @@ from florence_jax.processing import FlorenceTokenizer, build_prompt, load_image
 from florence_jax.processing.targets import target_text
 from train.data.augment import AugmentConfig, augment, in_frame_of
 from train.data.example import Example, Source
+from train.features.store import FeatureStore
 from train.losses import IGNORE
 from train.step import Batch
 
@@ -20,10 +23,11 @@ class Row:
 
     Attributes:
         id: the example's.
-        image: uint8[H, W, 3].
+        image: uint8[H, W, 3], or its cached features float[h, w, C].
         prompt: token ids, `<s>` and `</s>` included.
         target: token ids, `<s>` and `</s>` included; empty for a row without weight.
         problem: why the row has no weight, or None.
+        others: of the same image.
     """
 
     id: str
@@ -31,6 +35,7 @@ class Row:
     prompt: list[int]
     target: list[int]
     problem: str | None = None
+    others: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class RowMaker:
         least_prompt, least_target: tokens that batches are padded to, doubled until all fit.
         augmentation: what may be changed, differently in each epoch.
         resample: PIL's resampling filter; 3 is bicubic, the published processor's.
+        features: in place of pixels; pictures are neither opened nor changed then.
     """
 
     tokenizer: FlorenceTokenizer
@@ -54,8 +60,9 @@ class RowMaker:
     least_target: int = 32
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     resample: int = int(Image.Resampling.BICUBIC)
+    features: FeatureStore | None = None
 
-    def __call__(self, numbered: "Numbered", rng: np.random.Generator) -> Row:
+    def __call__(self, numbered: Numbered, rng: np.random.Generator) -> Row:
         """The row of an example; equal arguments give equal rows."""
         where = f"{numbered.name}:{numbered.index}"
         try:
@@ -65,22 +72,40 @@ class RowMaker:
         # Grain drops what follows a transform that raises, and one bad file must not end a run of
         # days: whatever went wrong is written down with the row's id.
         except Exception as error:
-            height, width = self.image_size
-            blank = np.zeros((height, width, 3), np.uint8)
+            blank = np.zeros((*self.image_size, 3), np.uint8)
+            if self.features is not None:
+                blank = self.features.blank()
             return Row(where, blank, [], [], f"{type(error).__name__}: {error}")
 
     def row(self, example: Example, rng: np.random.Generator) -> Row:
-        """The row of an example.
+        """The row of an example, with those of its others.
 
         Raises:
             ValueError: a picture that cannot be read, or a text that does not fit.
         """
-        picture = load_image(example.image)
-        example = in_frame_of(picture, example)
-        picture, example = augment(picture, example, self.augmentation, rng)
+        if self.features is not None:
+            size, image = self.features.look_up(example.image)
+            example = in_frame_of(size, example)
+        else:
+            picture = load_image(example.image)
+            example = in_frame_of(picture.size, example)
+            picture, example = augment(picture, example, self.augmentation, rng)
+            size, image = picture.size, self.pixels(picture)
+        others = tuple(self._other(other, size, image) for other in example.others)
+        return replace(self._asked(example, size, image), others=others)
+
+    def _other(self, example: Example, size: tuple[int, int], image: np.ndarray) -> Row:
+        # The picture is good, and so may be the rest of what is asked of it.
+        try:
+            return self._asked(example, size, image)
+        except ValueError as error:
+            return Row(example.id, image, [], [], f"{type(error).__name__}: {error}")
+
+    def _asked(self, example: Example, size: tuple[int, int], image: np.ndarray) -> Row:
+        """The row of an example whose picture is open, `size` = (width, height)."""
         answer = example.answer
         if not isinstance(answer, str):
-            answer = target_text(example.task, answer, picture.size)
+            answer = target_text(example.task, answer, size)
         prompt, target = self.tokenizer.encode([build_prompt(example.prefix), answer])
         for name, ids, limit in (
             ("prompt", prompt, self.max_prompt),
@@ -88,9 +113,12 @@ class RowMaker:
         ):
             if len(ids) > limit:
                 raise ValueError(f"the {name} has {len(ids)} tokens, more than max_{name}={limit}")
+        return Row(example.id, image, prompt, target)
+
+    def pixels(self, picture: Image.Image) -> np.ndarray:
+        """The picture resized, uint8[H, W, 3]."""
         height, width = self.image_size
-        resized = picture.resize((width, height), Image.Resampling(self.resample))
-        return Row(example.id, np.asarray(resized), prompt, target)
+        return np.asarray(picture.resize((width, height), Image.Resampling(self.resample)))
 
 
 @dataclass(frozen=True)
@@ -107,8 +135,8 @@ class HostBatch:
     """This host's share of one update, and what went wrong in it.
 
     Attributes:
-        arrays: with A micro-batches of B rows.
-        ids: of its rows in order, A * B.
+        arrays: with A micro-batches of B pictures and B * Q rows.
+        ids: of its rows in order, A * B * Q; "" for a row that fills up a picture's.
         problems: (id, reason) of rows without weight.
     """
 
@@ -120,6 +148,14 @@ class HostBatch:
 def collate(rows: Sequence[Row], *, make_row: RowMaker, micro: int = 1) -> HostBatch:
     """Rows as one padded batch of `micro` micro-batches."""
     height = len(rows) // micro
+    images = np.stack([row.image for row in rows])
+    most = 1 + max(len(row.others) for row in rows)
+    blank = Row("", images[0], [], [])
+    rows = [
+        asked
+        for row in rows
+        for asked in (row, *row.others, *[blank] * (most - 1 - len(row.others)))
+    ]
 
     def padded(sequences: list[list[int]], bucket: int, filler: int) -> np.ndarray:
         length = bucket
@@ -128,9 +164,8 @@ def collate(rows: Sequence[Row], *, make_row: RowMaker, micro: int = 1) -> HostB
         array = np.full((len(rows), length), filler, np.int32)
         for row, ids in enumerate(sequences):
             array[row, : len(ids)] = ids
-        return array.reshape(micro, height, length)
+        return array.reshape(micro, height * most, length)
 
-    images = np.stack([row.image for row in rows])
     return HostBatch(
         arrays=Batch(
             images=images.reshape(micro, height, *images.shape[1:]),

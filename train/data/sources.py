@@ -93,7 +93,7 @@ def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
         if unknown:
             raise DataError(f"shapes: no such task: {unknown}; there are {', '.join(TASKS)}")
         world = ShapesWorld(config=config.scene, seed=seed, split=config.split)
-        source = ShapesSource(world, config.scenes, config.tasks or tuple(TASKS))
+        source = ShapesSource(world, config.scenes, config.tasks or tuple(TASKS), config.questions)
         yield f"shapes-{config.split}", source, config.weight
         return
     if config.tasks:

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import grain
 import numpy as np
@@ -29,6 +30,7 @@ class Stream:
         batch_size: rows of one update over all hosts and micro-batches.
         micro: micro-batches of one update.
         seed: of the order and of the augmentation.
+        mix: whether each row or each whole batch is drawn from the mixture.
         host, hosts: whose share this is.
     """
 
@@ -39,6 +41,7 @@ class Stream:
     seed: int = 0
     host: int = 0
     hosts: int = 1
+    mix: Literal["rows", "batches"] = "rows"
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -82,11 +85,32 @@ class Stream:
             for place, (name, source, _) in enumerate(self.sources)
         ]
         weights = [weight for _, _, weight in self.sources]
-        rows = grain.MapDataset.mix(shuffled, weights) if len(shuffled) > 1 else shuffled[0]
-        rows = rows.seed(self.seed).random_map(self.make_row)
-        return rows.batch(
-            self.batch_size // self.hosts,
-            batch_fn=functools.partial(collate, make_row=self.make_row, micro=self.micro),
+        if len(shuffled) == 1:
+            return self._batched(shuffled[0], self.seed)
+        if self.mix == "rows":
+            return self._batched(grain.MapDataset.mix(shuffled, weights), self.seed)
+        batched = [
+            self._batched(rows, self.seed * 1000 + place) for place, rows in enumerate(shuffled)
+        ]
+        # Drawn for a step, so that every host takes its share of the same source.
+        steps = grain.MapDataset.mix(
+            [
+                _numbers(str(place), range(_ROWS // self.batch_size))
+                for place in range(len(batched))
+            ],
+            weights,
+        )
+        shares = grain.MapDataset.range(_ROWS // self.batch_size)
+        return shares.map(functools.partial(_share_of, batched, steps, self.hosts))
+
+    def _batched(self, rows: grain.MapDataset, seed: int) -> grain.MapDataset:
+        return (
+            rows.seed(seed)
+            .random_map(self.make_row)
+            .batch(
+                self.batch_size // self.hosts,
+                batch_fn=functools.partial(collate, make_row=self.make_row, micro=self.micro),
+            )
         )
 
 
@@ -113,6 +137,14 @@ def finite_batches(
         empty = type(rows[0])("", np.zeros_like(rows[0].image), [], [])
         rows += [empty] * (batch_size - len(rows))
         yield collate(rows, make_row=make_row)
+
+
+def _share_of(
+    batched: Sequence[grain.MapDataset], steps: grain.MapDataset, hosts: int, index: int
+) -> HostBatch:
+    step, host = divmod(index, hosts)
+    drawn: Numbered = steps[step]
+    return batched[int(drawn.name)][drawn.index * hosts + host]
 
 
 class _Numbers:

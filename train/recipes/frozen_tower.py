@@ -1,6 +1,11 @@
 """Fine-tuning with the vision tower frozen: less memory, and features that stay what they were.
 
 python -m train.main --config train/recipes/frozen_tower.py data.directory=my_data
+
+They need computing but once. With data.cached_features=my_features at the end of both commands:
+
+python -m train.features --config train/recipes/frozen_tower.py data.directory=my_data
+python -m train.main --config train/recipes/frozen_tower.py data.directory=my_data
 """
 
 from train.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
@@ -12,7 +17,10 @@ config = TrainConfig(
     batch_size=16,
     accumulation=2,
     model=ModelConfig(
-        start="microsoft/Florence-2-base-ft", dtype="bfloat16", frozen_dtype="bfloat16"
+        start="microsoft/Florence-2-base-ft",
+        dtype="bfloat16",
+        frozen_dtype="bfloat16",
+        drop_path=0.0,
     ),
     data=DataConfig(directory="my_data"),
     optimizer=OptimizerConfig(

@@ -25,8 +25,10 @@ from typing import Any
 
 from florence_jax.annotation.questions import questions as questions_of
 from florence_jax.annotation.schema import read_annotations
+from florence_jax.inference.pipeline import Florence2Pipeline
 from train.config import SourceConfig, TrainConfig
 from train.settings import load_settings
+from train.shapes.answers import answers
 from train.shapes.config import SceneConfig
 from train.shapes.drawing import draw
 from train.shapes.judge import Answered, judge
@@ -70,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         curve["models"].append(
             {
                 "model": name,
-                "held_out": _figures(_answers(model, held_out, options)),
+                "held_out": _figures(_held_out(model, held_out, options)),
                 "annotations_of_pool": _figures(_annotated(annotations, pool)),
             }
         )
@@ -177,28 +179,15 @@ def _run(out: Path, command: Sequence[str], result: Path | None) -> Path:
     return result or out
 
 
-def _answers(model: Path, world: ShapesWorld, options: argparse.Namespace) -> Iterator[Answered]:
-    from florence_jax.inference.pipeline import Florence2Pipeline
-
-    pipe = Florence2Pipeline.from_pretrained(model)
-    size = (world.config.side, world.config.side)
-    for first in range(0, options.held_out, options.batch_size):
-        asked = [
-            example
-            for index in range(first, min(first + options.batch_size, options.held_out))
-            for example in world.examples(index, _TASKS)
-        ]
-        results = pipe(
-            [example.image for example in asked],
-            [example.prefix for example in asked],
-            num_beams=1,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=options.batch_size,
-        )
-        for example, answer in zip(asked, results, strict=True):
-            yield Answered(
-                prefix=example.prefix, suffix=example.suffix, answer=answer, image_size=size
-            )
+def _held_out(model: Path, world: ShapesWorld, options: argparse.Namespace) -> Iterator[Answered]:
+    return answers(
+        Florence2Pipeline.from_pretrained(model),
+        world,
+        options.held_out,
+        _TASKS,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+    )
 
 
 def _annotated(annotations: Path, pool: ShapesWorld) -> Iterator[Answered]:

@@ -14,7 +14,7 @@ from florence_jax.batch.sources.jsonl import JsonLines
 from florence_jax.batch.sources.parquet import Parquet
 from florence_jax.batch.sources.rows import RowReader
 from florence_jax.batch.sources.webdataset import WebDataset
-from florence_jax.inference.predict import IMAGE_SUFFIXES
+from florence_jax.inference.predict import IMAGE_SUFFIXES, refuse_urls
 from florence_jax.inference.requests import Query
 
 DATA_FILES = {".jsonl": JsonLines, ".parquet": Parquet, ".tar": WebDataset}
@@ -38,6 +38,7 @@ def open_source(
         FileNotFoundError: there is no such place.
         ValueError: it holds nothing, or is not what its name says.
     """
+    refuse_urls(places)
     parts = [_source(Path(place), tuple(queries), image_root) for place in places]
     return _Joined(parts, tuple(queries))
 
@@ -47,10 +48,15 @@ def _source(place: Path, queries: tuple[Query, ...], image_root: str | Path | No
         paths = files_in(place)
         if not paths:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f"the directory {place} holds no image ({kinds})")
+            raise ValueError(
+                f"the directory {place} holds no image ({kinds}); files of rows are named "
+                f"themselves, as in {place}/*.tar"
+            )
         return _files(place, paths, queries)
     if not place.is_file():
-        raise FileNotFoundError(f"{place} does not exist: expected images, a directory or a list")
+        raise FileNotFoundError(
+            f"{place} does not exist: expected images, a directory, a list, or a file of rows"
+        )
     kind = DATA_FILES.get(place.suffix.lower())
     if kind is not None:
         root = str(place.parent if image_root is None else image_root)

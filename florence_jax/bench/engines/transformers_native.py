@@ -59,12 +59,16 @@ class Transformers:
         self.generation: dict[str, Any] = {}
 
     def compile(self) -> None:
+        from torch._inductor import config as inductor
         from transformers import CompileConfig
 
         core = self.model.model
-        options = {"freezing": True} if self.settings.platform == "cpu" else None
         for module in (core.vision_tower, core.multi_modal_projector, core.language_model.encoder):
-            module.compile(dynamic=False, options=options)
+            forward = self.torch.compile(module.forward, dynamic=False)
+            if self.settings.platform == "cpu":
+                # As `options=` of torch.compile it comes too late: dynamo looks at the global one.
+                forward = inductor.patch(freezing=True)(forward)
+            module.forward = forward
         # CUDA graphs, transformers' own choice on a GPU, do not exist on a CPU.
         mode = "default" if self.settings.platform == "cpu" else "reduce-overhead"
         config: Any = CompileConfig(mode=mode)

@@ -1,4 +1,4 @@
-"""Writing safetensors files, with the system's own error where the disk refuses."""
+"""Writing safetensors files: readable by whom the umask allows, with the system's own errors."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from safetensors.numpy import save_file
 
 
 def save_tensors(
-    tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]
+    tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file of contiguous arrays.
 
     Raises:
         OSError: the disk is full, or the system refuses for another reason.
     """
+    path.touch()
+    mode = path.stat().st_mode
     try:
-        save_file(dict(tensors), path, metadata=dict(metadata))
+        save_file(dict(tensors), path, metadata=dict(metadata or {}))
+        # The library's own file is its owner's alone.
+        path.chmod(mode)
     except SafetensorError as error:
         # The library wraps the system's error into its own and keeps the number in the text.
         number = re.search(r"os error (\d+)", str(error))

@@ -1,23 +1,23 @@
-"""Training rows and answers as pictures for a person to look at."""
+"""Results beside each other on one sheet: the truth and an answer, one model and another."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from florence_jax.inference.drawing import draw_result
 
-# Small training pictures are enlarged to this height, so that labels can be read on them.
+# Small pictures are enlarged to this height, so that labels can be read on them.
 _HEIGHT = 448
 _GAP = 12
 _PAPER, _INK = (255, 255, 255), (24, 24, 27)
 
 
-def enlarged(image: np.ndarray) -> Image.Image:
-    """uint8[H, W, 3] at least `_HEIGHT` pixels high."""
-    picture = Image.fromarray(image)
+def enlarged(picture: Image.Image) -> Image.Image:
+    """The picture, at least `_HEIGHT` pixels high."""
     factor = max(_HEIGHT / picture.height, 1.0)
     return picture.resize((round(picture.width * factor), round(picture.height * factor)))
 

@@ -1,0 +1,51 @@
+"""Both forms of the decoder's cache hold the same and answer the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from florence_jax.model.cache import StoredKeyValue, StoredRows, empty_cache
+
+BATCH, BEAMS, HEADS, DIM, TOKENS = 2, 3, 4, 32, 5
+
+
+def test_both_forms_answer_alike_after_reordering_and_growing():
+    caches = [
+        empty_cache(
+            form,
+            layers=1,
+            batch=BATCH,
+            beams=BEAMS,
+            heads=HEADS,
+            tokens=2,
+            dim=DIM,
+            dtype=jnp.dtype("float32"),
+        )
+        for form in (StoredKeyValue, StoredRows)
+    ]
+    generator = np.random.default_rng(0)
+    answers = []
+    for index in range(TOKENS):
+        key, value, query = generator.standard_normal((3, BATCH, BEAMS, DIM), np.float32)
+        parents = generator.integers(BEAMS, size=(BATCH, BEAMS))
+        for number, cache in enumerate(caches):
+            if index == 2:
+                cache = cache.grow(TOKENS)
+            cache = cache.begin(jnp.int32(index))
+            own = cache.layers[0].write(key, value, jnp.int32(index * BEAMS))
+            answers.append(own.attend(jnp.asarray(query), cache.visible_rows(), HEADS))
+            cache = cache._replace(layers=(own,)).reorder(jnp.asarray(parents))
+            caches[number] = cache
+    by_heads, by_rows = np.stack(answers[::2]), np.stack(answers[1::2])
+    np.testing.assert_allclose(by_rows, by_heads, rtol=0, atol=1e-6)
+    # The first token's queries see one row each: their own value.
+    assert np.abs(by_heads[-1]).max() > 0.01
+    key, value = caches[0].layers[0]
+    rows = caches[1].layers[0]
+    np.testing.assert_array_equal(_rows(key.swapaxes(-2, -1)), rows.key)
+    np.testing.assert_array_equal(_rows(value), rows.value)
+
+
+def _rows(by_heads: jax.Array) -> np.ndarray:
+    moved = np.moveaxis(np.asarray(by_heads), 1, 2)
+    return moved.reshape(*moved.shape[:2], DIM)
