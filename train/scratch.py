@@ -3,13 +3,15 @@
 The reference draws kernels from N(0, 0.02), which is made for a width of 768 and for weights that a
 checkpoint replaces. A narrow model that starts so learns its targets' frequencies first and, in
 doing so, turns its faint image tokens into a constant, which it does not come back from (seen at a
-width of 192: after 1,000 steps they differed by 2 % between pictures). Two things are drawn anew:
+width of 192: after 1,000 steps they differed by 2 % between pictures). Three things are drawn anew:
 
 - Kernels keep the variance of what passes through them, N(0, 1 / fan-in).
-- Location tokens and the image encoder's row and column positions start as the same waves over the
-  picture's side, half a period to 100 long. Drawn independently, a thousand location tokens have to
-  learn one by one that `<loc_500>` lies beside `<loc_501>`; now what is learnt of one place holds,
-  less and less, for those around it.
+- Location tokens, the image encoder's row and column positions and the text encoder's positions of
+  image tokens start as the same waves over the picture's side, half a period to 100 long. Drawn
+  independently, a thousand location tokens have to learn one by one that `<loc_500>` lies beside
+  `<loc_501>`; now what is learnt of one place holds, less and less, for those around it.
+- Keys of the text encoder and decoder start as their queries: like attends to like
+  (https://arxiv.org/abs/2305.09828), a location token to the cells of its row and column.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from florence_jax.model.bart import POSITION_OFFSET
 from florence_jax.model.layers import INIT_STD
 from train.state import Flat
 
 _TABLE = "shared/embedding"
 _AXES = ("projector/column_positions", "projector/row_positions")
+_SEQUENCE = "encoder/positions"
+_KEY = "/k_proj/"
 
 
 def scratch_parameters(
@@ -38,7 +43,9 @@ def scratch_parameters(
         grid: (rows, columns) of the image encoder's output at the size that is trained at.
         key: of the kernels.
     """
-    return {**params, **_kernels(params, key), **_places(params, location_ids, grid)}
+    drawn = _kernels(params, key)
+    alike = {path: drawn[path.replace("/k_proj/", "/q_proj/")] for path in drawn if _KEY in path}
+    return {**params, **drawn, **alike, **_places(params, location_ids, grid)}
 
 
 def _kernels(params: Flat, key: jax.Array) -> Flat:
@@ -66,6 +73,13 @@ def _places(params: Flat, location_ids: Sequence[int], grid: tuple[int, int]) ->
         places = (np.arange(positions) + 0.5) / cells
         # The positions' own scale is that of a standard normal.
         ordered[path] = jnp.asarray(np.sqrt(2) * _waves(places, width), jnp.float32)
+    columns, lines = (
+        np.sqrt(2) * _waves((np.arange(cells) + 0.5) / cells, dim // 2) for cells in reversed(grid)
+    )
+    cells = [[*x, *y, *x[: dim % 2]] for y in lines for x in columns]
+    # Behind BART's two unused rows and the mean of all cells.
+    first = POSITION_OFFSET + 1
+    ordered[_SEQUENCE] = params[_SEQUENCE].at[first : first + len(cells)].set(jnp.asarray(cells))
     return ordered
 
 

@@ -97,14 +97,14 @@ def a_square(draw: np.random.Generator) -> tuple[Image.Image, str, tuple[int, in
     return picture, str(colour), (x, y, x + side, y + side)
 
 
-def squares_config(directory: Path, data: Path, *, steps: int = 800, seed: int = 0) -> TrainConfig:
+def squares_config(directory: Path, data: Path, *, steps: int = 600, seed: int = 0) -> TrainConfig:
     """A run on `write_squares`' data that ends with an evaluation and an export."""
     return TrainConfig(
         directory=str(directory),
         steps=steps,
         batch_size=16,
         seed=seed,
-        model=ModelConfig(architecture=ARCHITECTURE, processor="shapes"),
+        model=ModelConfig(architecture=ARCHITECTURE, processor="shapes", from_scratch=True),
         data=DataConfig(
             directory=str(data),
             image_size=(SIDE, SIDE),
