@@ -135,7 +135,8 @@ class DataConfig:
         threads: that read and decode pictures...
         workers: ... in each of this many processes; 0 for threads of this process alone.
         quarantine_share: the run stops when more than this share of rows could not be used: of the
-            rows seen so far (of the first 1,000 at least, or of all where there are fewer).
+            rows seen so far (of the first 1,000 at least, or of all where there are fewer). A
+            picture that several questions share is seen as one row.
     """
 
     directory: str = ""
@@ -165,6 +166,10 @@ class DataConfig:
         if self.threads < 0 or self.workers < 0:
             raise ValueError(
                 f"data.threads={self.threads} and data.workers={self.workers} must not be negative"
+            )
+        if any(source.questions > 1 for source in self.valid):
+            raise ValueError(
+                "evaluation asks one question at a time: leave questions of data.valid at 1"
             )
         moved = [f"data.augment.{n}" for n in ("flip", "scale_jitter") if getattr(self.augment, n)]
         if moved and any(source.questions > 1 for source in self.train):

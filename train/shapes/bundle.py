@@ -1,4 +1,4 @@
-"""The demonstration that the wheel ships: a trained checkpoint, scenes it never saw, and its card.
+"""A demonstration that a wheel can ship: a trained checkpoint, scenes it never saw, and its card.
 
     python -m train.shapes.bundle RUN/export florence_jax/assets/shapes
 
@@ -12,6 +12,9 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
+
+from florence_jax.checkpoint.replace import replaced_directory
 from florence_jax.inference.pipeline import Florence2Pipeline
 from train.shapes.answers import answers, table
 from train.shapes.config import SceneConfig
@@ -55,29 +58,40 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--judged", type=int, default=200, help="held-out scenes (%(default)s)")
     parser.add_argument("--shown", type=int, default=3, help="scenes of the demo (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR, if it is a bundle")
     options = parser.parse_args(arguments)
+    try:
+        print(_bundle(options))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _bundle(options: argparse.Namespace) -> str:
+    """Writes it; the table of its card."""
     weights = options.checkpoint / "model.safetensors"
     if not weights.is_file() or weights.stat().st_size > _MOST_BYTES:
-        print(f"error: {weights} must be a file of at most {_MOST_BYTES:,} bytes", file=sys.stderr)
-        return 1
+        raise ValueError(
+            f"{weights} must be a file of at most {_MOST_BYTES:,} bytes: write one with `python -m "
+            "convert.to_torch RUN/export DIR --naming native --dtype bfloat16`"
+        )
     pipe = Florence2Pipeline.from_pretrained(options.checkpoint)
     world = ShapesWorld(config=SceneConfig(side=pipe.image_config.size[0]), split="held-out")
-    scores = judge(answers(pipe, world, options.judged))
-    shutil.rmtree(options.bundle, ignore_errors=True)
-    shutil.copytree(options.checkpoint, options.bundle)
-    # Scenes that the figures are not of.
-    write_dataset(world, options.bundle / _SCENES, options.shown, start=options.judged)
+    figures = table(judge(answers(pipe, world, options.judged)))
     card = _CARD.format(
-        # Two bytes each.
-        parameters=weights.stat().st_size / 2e6,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(pipe.params)) / 1e6,
         side=world.config.side,
         provenance=options.provenance,
         count=options.judged,
-        table=table(scores),
+        table=figures,
     )
-    (options.bundle / "README.md").write_text(card, encoding="utf-8")
-    print(table(scores))
-    return 0
+    with replaced_directory(options.bundle, overwrite=options.overwrite) as folder:
+        shutil.copytree(options.checkpoint, folder, dirs_exist_ok=True)
+        # Scenes that the figures are not of.
+        write_dataset(world, folder / _SCENES, options.shown, start=options.judged)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return figures
 
 
 if __name__ == "__main__":

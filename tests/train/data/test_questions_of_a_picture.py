@@ -24,7 +24,7 @@ SHORT = ("<OD>", "<CAPTION>", "<REGION_PROPOSAL>")
 LONG = ("<MORE_DETAILED_CAPTION>", "<DETAILED_CAPTION>")
 
 
-class Counted(ShapesSource):
+class Spoilt(ShapesSource):
     """Refuses its third scene, and of every other picture the second question."""
 
     def __getitem__(self, index):
@@ -61,7 +61,7 @@ def test_questions_of_one_picture_are_those_asked_one_by_one():
 
 
 def test_rows_of_a_picture_stand_together_and_a_bad_one_spoils_no_other():
-    source = Counted(WORLD, 4, SHORT, questions=3)
+    source = Spoilt(WORLD, 4, SHORT, questions=3)
     batch = stream(("shapes", source, 1.0)).batch(0)
     assert batch.arrays.images.shape == (1, 4, 64, 64, 3)
     assert batch.arrays.labels.shape[:2] == batch.arrays.input_ids.shape[:2] == (1, 12)
@@ -83,19 +83,12 @@ def test_loss_and_gradients_are_those_of_every_question_with_its_own_picture():
     one_by_one = small_batch(rows=6)
     pictures = one_by_one.images[:, ::3]
     one_by_one = one_by_one._replace(images=pictures.repeat(3, axis=1))
-    quiet = dataclasses.replace(
-        CONFIG,
-        vision=dataclasses.replace(CONFIG.vision, drop_path_rate=0.0),
-        text=dataclasses.replace(
-            CONFIG.text, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0
-        ),
-    )
-    objective = Objective(model=Model(config=quiet))
+    objective = Objective(model=Model(config=CONFIG))
 
     def loss(params, batch):
+        # Without a key there is no dropout.
         return objective(params, Batch(*(leaf[0] for leaf in batch)), None).loss
 
-    # By values, shared or not: the mesh of the comparison is one device.
     compare = jax.jit(jax.value_and_grad(loss))
     expected, gradients = compare(small_params(), one_by_one)
     value, shared = compare(small_params(), one_by_one._replace(images=pictures))
@@ -132,5 +125,7 @@ def test_what_would_move_a_picture_under_its_questions_is_refused():
         DataConfig(train=(source,), augment=AugmentConfig(flip=0.5, colour=0.1))
     with pytest.raises(ValueError, match="1 to 15 questions of a picture, got questions=16"):
         SourceConfig(kind="shapes", questions=16)
+    with pytest.raises(ValueError, match=r"leave questions of data\.valid at 1"):
+        DataConfig(train=(source,), valid=(source,))
     with pytest.raises(ValueError, match="1 to 1 questions"):
         SourceConfig(kind="jsonl", path="a.jsonl", questions=2)

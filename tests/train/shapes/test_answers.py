@@ -55,6 +55,14 @@ def test_the_bundle_holds_the_model_its_card_and_scenes_that_were_not_judged(
     assert (folder / "model.safetensors").read_bytes() == (
         checkpoint / "model.safetensors"
     ).read_bytes()
+    # What stands there is not lost by a slip of the keyboard.
+    assert bundle.main([str(checkpoint), str(folder), *words]) == 1
+    assert "exists already" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").touch()
+    assert bundle.main([str(checkpoint), str(tmp_path / "mine"), *words, "--overwrite"]) == 1
+    assert (tmp_path / "mine/thesis.tex").exists()
+    assert bundle.main([str(checkpoint), str(folder), *words, "--overwrite"]) == 0
     assert bundle.main([str(tmp_path), str(folder)]) == 1
     assert "must be a file of at most 16,000,000 bytes" in capsys.readouterr().err
 
