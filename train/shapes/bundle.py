@@ -1,6 +1,7 @@
 """A demonstration that a wheel can ship: a trained checkpoint, scenes it never saw, and its card.
 
-    python -m train.shapes.bundle RUN/export florence_jax/assets/shapes
+    python -m convert.to_torch RUN/export native --naming native
+    python -m train.shapes.bundle native bundle
 
 Figures on the card are of held-out scenes, `train.shapes.answers` with its defaults.
 """
