@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -20,7 +21,11 @@ def test_neighbouring_places_start_alike_and_everything_else_as_it_was():
     ids = list(range(50, 1050))
     ordered = scratch_parameters(random, ids, (4, 12), jax.random.key(1))
     changed = {path for path in random if not np.array_equal(random[path], ordered[path])}
-    kernels = {path for path in random if path.endswith("/kernel")}
+    depthwise = {path for path in random if re.search(r"/conv[12]/kernel", path)}
+    assert len(depthwise) == 4
+    kernels = {path for path in random if path.endswith("/kernel")} - depthwise
+    branches = {path for path in kernels if re.search(r"attn/proj|vision_tower/.*/fc2", path)}
+    assert len(branches) == 4
     places = {
         *("shared/embedding", "encoder/positions"),
         *("projector/row_positions", "projector/column_positions"),
@@ -28,6 +33,8 @@ def test_neighbouring_places_start_alike_and_everything_else_as_it_was():
     assert changed == kernels | places
     for path in kernels:
         scale = float(np.std(ordered[path])) * np.prod(ordered[path].shape[:-1]) ** 0.5
+        if path in branches:
+            scale *= len(branches) ** 0.5
         # Of 72 numbers at least, so three standard deviations of their own.
         assert abs(scale - 1) < 3 / (2 * ordered[path].size) ** 0.5, (path, scale)
     table, before = np.asarray(ordered["shared/embedding"]), np.asarray(random["shared/embedding"])
