@@ -78,7 +78,7 @@ class Checkpoints:
             report: told of damage and of saves that failed.
             writes: False only reads, and leaves alone what a writer may be saving right now.
         """
-        self.directory = Path(directory)
+        self.directory = Path(directory).absolute()
         self.config = config
         self._report = report
         self._saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())

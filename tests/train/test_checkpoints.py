@@ -37,8 +37,12 @@ def assert_same(actual, expected):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_state_comes_back_to_the_bit(tmp_path):
-    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_state_comes_back_to_the_bit(tmp_path, monkeypatch, relative):
+    # Orbax takes no relative path, and `directory=runs/mine` is one.
+    monkeypatch.chdir(tmp_path)
+    directory = "runs/mine" if relative else tmp_path / "runs" / "mine"
+    with Checkpoints(directory, CONFIG) as checkpoints:
         assert checkpoints.restore(abstract(a_state())) is None
         checkpoints.save(7, a_state(), {"epoch": 3})
         checkpoints.wait()
