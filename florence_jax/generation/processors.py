@@ -10,6 +10,8 @@ Shape suffixes: B batch, K beams, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -17,7 +19,7 @@ from jax.typing import ArrayLike
 
 from florence_jax.generation.constraints import keep_legal, legal_tokens
 from florence_jax.generation.plan import DecodingPlan, DecodingValues
-from florence_jax.generation.stepping import best
+from florence_jax.generation.stepping import LANES, best
 from florence_jax.sharding.activations import by_rows
 
 
@@ -163,13 +165,36 @@ def _mark_tokens(
     shape_BKV: tuple[int, ...], tokens_BKT: jax.Array, wanted_BKT: jax.Array
 ) -> jax.Array:
     """bool[B, K, V]: which tokens occur in `tokens_BKT` where `wanted_BKT` holds."""
-    _, beams, vocab = shape_BKV
+    vocab = shape_BKV[-1]
+    return lax.platform_dependent(
+        tokens_BKT,
+        wanted_BKT,
+        tpu=functools.partial(mark_by_products, vocab=vocab),
+        default=functools.partial(mark_by_scatter, vocab=vocab),
+    )
+
+
+def mark_by_scatter(tokens_BKT: jax.Array, wanted_BKT: jax.Array, vocab: int) -> jax.Array:
     tokens_BKT = jnp.where(wanted_BKT, tokens_BKT, vocab)  # outside the vocabulary: dropped
 
     def mark(tokens_BKT: jax.Array) -> jax.Array:
-        row_B11 = jnp.arange(len(tokens_BKT))[:, None, None]
+        rows, beams, _ = tokens_BKT.shape
+        row_B11 = jnp.arange(rows)[:, None, None]
         beam_1K1 = jnp.arange(beams)[None, :, None]
-        marks_BKV = jnp.zeros((len(tokens_BKT), beams, vocab), jnp.bool_)
+        marks_BKV = jnp.zeros((rows, beams, vocab), jnp.bool_)
         return marks_BKV.at[row_B11, beam_1K1, tokens_BKT].set(True, mode="drop")
 
     return by_rows(mark, tokens_BKT)
+
+
+def mark_by_products(tokens_BKT: jax.Array, wanted_BKT: jax.Array, vocab: int) -> jax.Array:
+    """For XLA:TPU, which scatters one token after the other: how often each token occurs is a
+    product of which 128 neighbours it is among (G) and which of them it is (L)."""
+    groups = -(-vocab // LANES)
+    group_BKT = jnp.where(wanted_BKT, tokens_BKT // LANES, groups)
+    group_BKGT = group_BKT[..., None, :] == jnp.arange(groups)[:, None]
+    place_BKTL = (tokens_BKT % LANES)[..., None] == jnp.arange(LANES)
+    counts_BKGL = jnp.einsum(
+        "bkgt,bktl->bkgl", group_BKGT.astype(jnp.bfloat16), place_BKTL.astype(jnp.bfloat16)
+    )
+    return (counts_BKGL > 0).reshape(*tokens_BKT.shape[:-1], groups * LANES)[..., :vocab]

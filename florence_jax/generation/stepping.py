@@ -8,6 +8,7 @@ Shape suffixes: B batch, K beams (or parallel samples), N candidates, V vocabula
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, Self, TypeVar
 
@@ -23,8 +24,12 @@ class _Counted(Protocol):
     def index(self) -> jax.Array: ...
 
 
-# Neighbouring tokens whose maximum `best` looks at first.
-GROUP = 64
+# Neighbouring tokens whose maximum `best` looks at first; on a TPU, those that share a register.
+GROUP, LANES = 64, 128
+# Beyond so many, one maximum after the other takes longer than sorting on a TPU too.
+MOST_PASSES = 16
+
+Search = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
 
 State = TypeVar("State", bound=_Counted)
 Result = TypeVar("Result")
@@ -65,25 +70,38 @@ def best(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
     Equal scores come lowest index first; torch leaves their order open.
     """
-    groups = -(-scores.shape[-1] // GROUP)
+    if count > MOST_PASSES:
+        return best_of_groups(scores, count, GROUP, _top_k)
+    return lax.platform_dependent(
+        scores,
+        tpu=functools.partial(best_of_groups, count=count, group=LANES, search=top_by_passes),
+        default=functools.partial(best_of_groups, count=count, group=GROUP, search=_top_k),
+    )
+
+
+def best_of_groups(
+    scores: jax.Array, count: int, group: int, search: Search
+) -> tuple[jax.Array, jax.Array]:
+    """`best`, looking first at the maxima of so many neighbours, and with a search for the rest."""
+    groups = -(-scores.shape[-1] // group)
     if groups <= count:
-        return _top_k(scores, count)
+        return search(scores, count)
     # A score among the best lies in one of the `count` groups of neighbours with the best maxima,
     # equal maxima taken lowest group first: each group ahead of its own holds a score that comes
     # before it. One pass over the vocabulary finds these groups, and what is searched is small.
-    missing = groups * GROUP - scores.shape[-1]
+    missing = groups * group - scores.shape[-1]
     padding = [(0, 0)] * (scores.ndim - 1) + [(0, missing)]
     grouped = jnp.pad(scores, padding, constant_values=-jnp.inf)
-    grouped = grouped.reshape(*scores.shape[:-1], groups, GROUP)
-    _, chosen = _top_k(grouped.max(-1), count)
+    grouped = grouped.reshape(*scores.shape[:-1], groups, group)
+    _, chosen = search(grouped.max(-1), count)
     # In the order of the vocabulary, so that equal scores keep theirs.
     chosen = jnp.sort(chosen, axis=-1)
     candidates = jnp.take_along_axis(
         grouped, chosen[..., None], axis=-2, mode="promise_in_bounds"
-    ).reshape(*scores.shape[:-1], count * GROUP)
-    values, places = _top_k(candidates, count)
-    group = jnp.take_along_axis(chosen, places // GROUP, axis=-1, mode="promise_in_bounds")
-    return values, group * GROUP + places % GROUP
+    ).reshape(*scores.shape[:-1], count * group)
+    values, places = search(candidates, count)
+    chosen = jnp.take_along_axis(chosen, places // group, axis=-1, mode="promise_in_bounds")
+    return values, chosen * group + places % group
 
 
 def _top_k(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -92,6 +110,22 @@ def _top_k(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     # One for each: XLA:CPU fails at a barrier around both on several devices.
     values, indices = by_rows(lambda rows: lax.top_k(rows, count), scores)
     return lax.optimization_barrier(values), lax.optimization_barrier(indices)
+
+
+def top_by_passes(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k` for XLA:TPU, which sorts whole rows for it: one maximum after the other."""
+    size = scores.shape[-1]
+    place = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+    taken = jnp.zeros(scores.shape, jnp.bool_)
+    values, places = [], []
+    for _ in range(count):
+        value = jnp.where(taken, -jnp.inf, scores).max(-1, keepdims=True)
+        # Where only -inf is left, the maximum alone would find places that are taken already.
+        found = jnp.where((scores == value) & ~taken, place, size - 1).min(-1, keepdims=True)
+        taken |= place == found
+        values.append(value)
+        places.append(found)
+    return jnp.concatenate(values, axis=-1), jnp.concatenate(places, axis=-1)
 
 
 def loop_through_buffers(

@@ -1,4 +1,4 @@
-"""The loop as it is compiled for a TPU: another cache, the same tokens."""
+"""The loop as it is compiled for a TPU: another cache, another search, the same tokens."""
 
 import importlib
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from florence_jax.config import tiny
-from florence_jax.generation import GenerationConfig
+from florence_jax.generation import GenerationConfig, beam, processors, stepping
 from florence_jax.model import Model
 from florence_jax.model.spread import spread_params
 
@@ -39,8 +39,60 @@ def arguments(settings):
     )
 
 
+def best_on_tpu(scores, count):
+    return stepping.best_of_groups(scores, count, stepping.LANES, stepping.top_by_passes)
+
+
+@pytest.mark.parametrize("vocab", [3, 100, 4001])
+def test_the_best_do_not_depend_on_the_platform(vocab):
+    """Equal scores, rows of which little or nothing is possible, and a last group cut short."""
+    generator = np.random.default_rng(vocab)
+    scores = generator.integers(0, 9, (4, 3, vocab)).astype(np.float32)
+    scores[1][generator.random((3, vocab)) < 0.999] = -np.inf
+    scores[2] = -np.inf
+    scores[3] = generator.standard_normal((3, vocab))
+    count = min(6, vocab)
+    order = np.argsort(-scores, axis=-1, kind="stable")[..., :count]
+    for search in (stepping.best, best_on_tpu):
+        values, places = jax.jit(search, static_argnums=1)(scores, count)
+        np.testing.assert_array_equal(places, order)
+        np.testing.assert_array_equal(values, np.take_along_axis(scores, order, -1))
+
+
+@pytest.mark.parametrize("vocab", [100, 4001])
+def test_marks_do_not_depend_on_the_platform(vocab):
+    generator = np.random.default_rng(vocab)
+    tokens = generator.integers(0, vocab, (2, 3, 300))
+    wanted = generator.random(tokens.shape) < 0.3
+    tokens[1], wanted[1] = vocab - 1, True
+    wanted[0, 1] = False
+    expected = np.zeros((2, 3, vocab), bool)
+    for row, beam_ in np.ndindex(2, 3):
+        expected[row, beam_, tokens[row, beam_][wanted[row, beam_]]] = True
+    for mark in (processors.mark_by_products, processors.mark_by_scatter):
+        np.testing.assert_array_equal(mark(tokens, wanted, vocab), expected)
+
+
+def test_each_platform_searches_in_its_form():
+    scores = jax.ShapeDtypeStruct((2, 3, 4001), jnp.float32)
+    traced = jax.jit(stepping.best, static_argnums=1).trace(scores, 6)
+    for platform, searched in (("cpu", True), ("cuda", True), ("tpu", False)):
+        assert ("top_k" in traced.lower(lowering_platforms=(platform,)).as_text()) == searched
+
+
+def test_each_platform_marks_in_its_form():
+    def ban(scores, sequences, index):
+        return processors.ban_repeated_ngrams(scores, sequences, index, 3)
+
+    arguments = np.zeros((2, 3, 4001), np.float32), np.zeros((2, 3, 65), np.int32), 7
+    traced = jax.jit(ban).trace(*arguments)
+    for platform, scattered in (("cpu", True), ("cuda", True), ("tpu", False)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.scatter" in text) == scattered
+
+
 @pytest.mark.parametrize("name", SETTINGS)
-def test_tokens_do_not_depend_on_the_form_of_the_cache(monkeypatch, name):
+def test_tokens_do_not_depend_on_the_platform(monkeypatch, name):
     prepared = arguments(SETTINGS[name])
     expected = room.generate_program(*prepared).trimmed()
 
@@ -50,6 +102,8 @@ def test_tokens_do_not_depend_on_the_form_of_the_cache(monkeypatch, name):
             return forms["tpu"](*operands)
 
     monkeypatch.setattr(room, "lax", OnTpu)
+    monkeypatch.setattr(beam, "best", best_on_tpu)
+    monkeypatch.setattr(processors, "mark_by_scatter", processors.mark_by_products)
     program = jax.jit(room.generate_program.__wrapped__, static_argnums=(0, 1, 2))
     found = program(*prepared).trimmed()
     np.testing.assert_array_equal(found.sequences, expected.sequences)

@@ -1,0 +1,151 @@
+"""The TPU's kernel for window attention against the plain form, interpreted.
+
+`tests/benchmarks/test_tpu_estimate.py` compiles it for a TPU.
+"""
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from florence_jax.model import davit, window_strips, windows
+
+DIM = 256
+
+
+def attention(dim=DIM):
+    return davit.WindowAttention(dim, dim // 32, 12, True, rngs=nnx.Rngs(0))
+
+
+def draw(height, width, dim=DIM):
+    """A map and the weights, for scores of which some are large."""
+    shapes = [(1, height, width, dim), (dim, 3 * dim), (3 * dim,), (dim, dim), (dim,)]
+    scales = [1.0, 1.5 * dim**-0.5, 0.3, dim**-0.5, 0.1]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [
+        (scale * jax.random.normal(key, shape)).astype(jnp.bfloat16)
+        for key, shape, scale in zip(keys, shapes, scales, strict=True)
+    ]
+
+
+def wide(arrays):
+    return [array.astype(jnp.float32) for array in arrays]
+
+
+def error(ours, true):
+    return float(jnp.sqrt(jnp.mean((ours.astype(jnp.float32) - true) ** 2)))
+
+
+@pytest.fixture
+def narrow_strips(monkeypatch):
+    monkeypatch.setattr(windows, "_MOST_OF_A_ROW", 24 * DIM)
+
+
+def test_kernel(narrow_strips):
+    """Strips above and beside each other, two blocks of channels: no farther from float32's answer
+    than the plain form in bfloat16, and wrong nowhere."""
+    arguments = draw(24, 48)
+    assert windows.strip_columns(48, DIM) == 24
+    true = window_strips.plain_form(*wide(arguments))
+    ours = window_strips.strip_kernel(*arguments, interpret=True)
+    plain = window_strips.plain_form(*arguments)
+    assert error(ours, true) <= error(plain, true)
+    np.testing.assert_allclose(ours.astype(np.float32), true, rtol=0.02, atol=0.03)
+    assert ours.dtype == plain.dtype == jnp.bfloat16
+
+
+def test_plain_form_is_the_layers():
+    """What the kernel is compared with is what every other backend computes."""
+    x, qkv_kernel, qkv_bias, proj_kernel, proj_bias = wide(draw(12, 24))
+    layer = attention()
+    layer.qkv.kernel[...], layer.qkv.bias[...] = qkv_kernel, qkv_bias
+    layer.proj.kernel[...], layer.proj.bias[...] = proj_kernel, proj_bias
+    plain = window_strips.plain_form(x, qkv_kernel, qkv_bias, proj_kernel, proj_bias)
+    np.testing.assert_allclose(plain, layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_the_plain_forms():
+    arguments = draw(12, 24)
+
+    def gradients(form):
+        def loss(*arguments):
+            return jnp.sum(jnp.sin(form(*arguments).astype(jnp.float32)))
+
+        return jax.grad(loss, tuple(range(5)))(*arguments)
+
+    for ours, plain in zip(
+        gradients(window_strips.attend_by_strips),
+        gradients(window_strips.plain_form),
+        strict=True,
+    ):
+        assert float(jnp.abs(plain.astype(jnp.float32)).max()) > 0
+        np.testing.assert_array_equal(ours, plain)
+
+
+def test_it_is_mapped_and_differentiated_forward_as_the_plain_form():
+    arguments = draw(12, 24)
+    maps = jnp.stack([arguments[0], -arguments[0]])
+    for transform in (
+        lambda form: jax.vmap(form, (0, *[None] * 4))(maps, *arguments[1:]),
+        lambda form: jax.jvp(lambda x: form(x, *arguments[1:]), arguments[:1], arguments[:1])[1],
+    ):
+        ours = transform(window_strips.attend_by_strips)
+        np.testing.assert_array_equal(ours, transform(window_strips.plain_form))
+
+
+def test_one_program_for_several_platforms():
+    layer = attention()
+    x_BHWC = draw(12, 24)[0]
+    program = jax.export.export(jax.jit(layer), platforms=["cpu", "cuda", "tpu"])(x_BHWC)
+    assert "tpu_custom_call" in program.mlir_module()
+    again = jax.export.deserialize(program.serialize())
+    np.testing.assert_array_equal(again.call(x_BHWC), jax.jit(layer)(x_BHWC))
+
+
+def lowered(layer, platform, *, shape=(1, 12, 24, DIM), dtype=jnp.bfloat16, grad=False):
+    def run(x):
+        return jnp.sum(layer(x).astype(jnp.float32))
+
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    traced = jax.jit(jax.grad(run) if grad else run).trace(x)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_only_tpu_is_given_the_kernel():
+    for platform, given in (("tpu", True), ("cpu", False), ("cuda", False)):
+        assert ("tpu_custom_call" in lowered(attention(), platform)) == given
+
+
+def test_what_the_kernel_cannot_take_goes_without():
+    adapted = attention()
+    adapted.proj.adapter = lambda x: x
+    assert "tpu_custom_call" not in lowered(adapted, "tpu")
+    for other in (
+        {"dtype": jnp.float32},
+        {"shape": (1, 12, 36, DIM)},  # three windows are no pairs
+        {"grad": True},
+    ):
+        assert "tpu_custom_call" not in lowered(attention(), "tpu", **other)
+    wide = lowered(attention(1024), "tpu", shape=(1, 12, 24, 1024))
+    assert "tpu_custom_call" not in wide, "its weights do not fit"
+
+
+def test_several_devices_go_without(monkeypatch):
+    """The compiler would refuse to divide the kernel."""
+    x = jax.ShapeDtypeStruct((2, 12, 24, DIM), jnp.bfloat16)
+    for devices, fits in ((1, True), (2, False)):
+        mesh = jax.sharding.AbstractMesh((devices,), ("data",))
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert windows.strips_fit(x, side=12, num_heads=DIM // 32) == fits
+        # Without a mesh, what lies on several devices is not told apart from what does not.
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        assert windows.strips_fit(x, side=12, num_heads=DIM // 32) == fits
+
+
+def test_a_map_with_padding_is_padded_first():
+    """47 columns are padded to 48 behind the norm, and cut off again."""
+    text = lowered(attention(), "tpu", shape=(1, 11, 47, DIM))
+    assert "tpu_custom_call" in text
+    assert "1x12x48x256" in text
