@@ -8,6 +8,7 @@ from florence_jax.processing import TASKS
 from florence_jax.sharding import parse_mesh
 from train.checkpoints import CheckpointConfig
 from train.data.augment import AugmentConfig
+from train.data.place import is_url
 from train.lora import LoraConfig
 from train.losses import LossConfig
 from train.optimizer import OptimizerConfig
@@ -70,7 +71,8 @@ class SourceConfig:
         kind: its layout. jsonl, parquet and array_record hold rows `image, prefix, suffix`; coco is
             a COCO JSON file; vqa and docvqa are questions; annotations are what florence-jax
             annotate wrote; shapes is the synthetic world.
-        path: the file, or the directory of Parquet or ArrayRecord files or of annotations.
+        path: the file, or the directory of Parquet or ArrayRecord files or of annotations; a path,
+            or (all but array_record) a URL gs://, s3://, az:// or hf://, as of all that data name.
         weight: its share of the mixture, relative to the others'.
         tasks: of a coco file (default <OD>), of annotations (default all that they answer) or of
             the world (default all 15); each has an equal part of the weight.
@@ -182,6 +184,11 @@ class DataConfig:
         if self.cached_features is not None:
             if not self.cached_features:
                 raise ValueError("data.cached_features must name a directory, or be null for none")
+            if is_url(self.cached_features):
+                raise ValueError(
+                    f"data.cached_features={self.cached_features} is a URL, and features are read "
+                    "in place: name a directory of a file system"
+                )
             changed = [f"data.augment.{n}={v:g}" for n, v in vars(self.augment).items() if v]
             if changed:
                 raise ValueError(
@@ -294,6 +301,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.directory:
             raise ValueError("directory must name the run's own, for example directory=runs/mine")
+        if is_url(self.directory):
+            raise ValueError(
+                f"directory={self.directory} is a URL, and a run needs a file system: its logs are "
+                "appended to, and its checkpoints become whole by a rename. Name a directory that "
+                "every process sees (train/launch/README.md has the ways), and copy what is "
+                "finished to the bucket, for example with `gcloud storage rsync`"
+            )
         if self.mesh:
             parse_mesh(self.mesh)
         for name in ("steps", "batch_size", "accumulation"):

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 from train.config import TrainConfig
+from train.data.place import discard_copies
 from train.settings import describe, load_settings
 
 _EPILOG = """
@@ -110,6 +111,7 @@ def _settings() -> str:
 
 if __name__ == "__main__":
     status = main()
+    discard_copies()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

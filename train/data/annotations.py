@@ -9,7 +9,8 @@ from pathlib import Path
 from florence_jax.annotation.questions import questions
 from florence_jax.annotation.schema import AnnotationError, annotation_files, from_row, parse_line
 from florence_jax.processing import TASKS
-from train.data.example import DataError, Example, contained
+from train.data.example import DataError, Example
+from train.data.place import Place, contained, local_copy, place
 
 
 class Annotations:
@@ -25,19 +26,19 @@ class Annotations:
         DataError: it is no set of annotations, or answers nothing of the task.
     """
 
-    def __init__(self, path: str | Path, task: str, image_root: str | Path | None = None):
-        self.path, self.task = Path(path), task
+    def __init__(self, path: str | Place, task: str, image_root: str | Place | None = None):
+        self.path, self.task = place(path), task
         if task not in TASKS:
             raise DataError(f"{path}: no such task: {task}; there are {', '.join(TASKS)}")
         folder = self.path if self.path.is_dir() else self.path.parent
-        self.image_root = Path(image_root) if image_root else folder
+        self.image_root = place(image_root) if image_root else folder
         self._files: list[Path] = []
         # Of each image with questions: its file, its line's offset, and the number of its first.
         self._places = array.array("q")
         self._firsts = array.array("q")
         count = 0
         try:
-            self._files = annotation_files(self.path)
+            self._files = _files(self.path)
             for number, offset, line in _lines(self._files):
                 found = _count(line, task, f"{self._files[number].name} at byte {offset}")
                 if found:
@@ -51,7 +52,7 @@ class Annotations:
         self._count = count
 
     @staticmethod
-    def tasks_of(path: str | Path) -> tuple[str, ...]:
+    def tasks_of(path: str | Place) -> tuple[str, ...]:
         """The tasks that the annotations of `path` have answers to.
 
         Raises:
@@ -59,7 +60,7 @@ class Annotations:
         """
         found: Counter[str] = Counter()
         try:
-            files = annotation_files(path)
+            files = _files(place(path))
             for number, offset, line in _lines(files):
                 row = parse_line(line, f"{files[number].name} at byte {offset}")
                 if "error" not in row:
@@ -92,6 +93,10 @@ class Annotations:
             answer=question.answer,
             size=annotation.size,
         )
+
+
+def _files(path: Place) -> list[Path]:
+    return annotation_files(local_copy(path, ".jsonl" if path.is_dir() else ""))
 
 
 def _lines(files: list[Path]) -> Iterator[tuple[int, int, bytes]]:

@@ -3,14 +3,14 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from florence_jax.processing import box_to_text
-from train.data.example import DataError, Example, contained
+from train.data.example import DataError, Example
 from train.data.json_file import read_object
+from train.data.place import Place, contained, place
 
 CocoTask = Literal[
     "<OD>",
@@ -42,9 +42,9 @@ class Coco:
         DataError: the file is not COCO's layout, or has nothing for the task.
     """
 
-    def __init__(self, path: str | Path, task: CocoTask, image_root: str | Path | None = None):
-        self.path, self.task = Path(path), task
-        self.image_root = Path(image_root) if image_root else self.path.parent
+    def __init__(self, path: str | Place, task: CocoTask, image_root: str | Place | None = None):
+        self.path, self.task = place(path), task
+        self.image_root = place(image_root) if image_root else self.path.parent
         content = read_object(self.path, all_of=("images", "annotations"))
         images = self._parts(content, "images", "id", "file_name")
         self._images = {image["id"]: image for image in images}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from etils import epath
 from PIL import Image
 
 
@@ -20,7 +21,7 @@ class Example:
 
     Attributes:
         id: says where it comes from, for example "train/annotations.jsonl:17".
-        image: a file, encoded bytes, or a picture.
+        image: a file or an object behind a URL, encoded bytes, or a picture.
         task: "<OD>" and so on; "" for a prompt of one's own.
         prompt: what follows the task token: a caption, a region's <loc_N> text, a question.
         answer: text as generated; or, where coordinates may have to move with the picture, what
@@ -33,7 +34,7 @@ class Example:
     """
 
     id: str
-    image: Path | bytes | Image.Image
+    image: Path | epath.Path | bytes | Image.Image
     task: str
     prompt: str
     answer: str | Mapping[str, Any]
@@ -51,19 +52,3 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
-
-
-def contained(root: Path, name: str, where: str) -> Path:
-    """The file `name` below the directory `root`.
-
-    Raises:
-        DataError: it lies outside of `root`, by "..", an absolute path or a link.
-    """
-    resolved = root.resolve()
-    path = (resolved / name).resolve()
-    if not path.is_relative_to(resolved):
-        raise DataError(
-            f"{where}: the image {name!r} lies outside of {root}; move it there, or name the "
-            "directory that holds all images as the data set's image_root"
-        )
-    return path

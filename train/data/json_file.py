@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from train.data.example import DataError
+from train.data.place import Place, local_copy
 
 
-def read_object(path: Path, *, all_of: Collection[str] = ()) -> dict[str, Any]:
+def read_object(path: Place, *, all_of: Collection[str] = ()) -> dict[str, Any]:
     """The object of a file.
 
     Args:
@@ -18,7 +18,7 @@ def read_object(path: Path, *, all_of: Collection[str] = ()) -> dict[str, Any]:
         DataError: no such file, no JSON, no object, or a key is missing.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(local_copy(path).read_bytes())
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except ValueError as error:

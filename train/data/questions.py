@@ -1,11 +1,11 @@
 """Questions about pictures: VQAv2's two files, and DocVQA's one."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from train.data.example import DataError, Example, contained
+from train.data.example import DataError, Example
 from train.data.json_file import read_object
+from train.data.place import Place, contained, place
 
 
 class Vqa:
@@ -22,13 +22,13 @@ class Vqa:
 
     def __init__(
         self,
-        questions: str | Path,
-        image_root: str | Path | None = None,
-        annotations: str | Path | None = None,
+        questions: str | Place,
+        image_root: str | Place | None = None,
+        annotations: str | Place | None = None,
         image_pattern: str = "",
     ):
-        self.path = Path(questions)
-        self.image_root = Path(image_root) if image_root else self.path.parent
+        self.path = place(questions)
+        self.image_root = place(image_root) if image_root else self.path.parent
         self.image_pattern = image_pattern
         content = read_object(self.path)
         self._questions = content.get("questions") or content.get("data")
@@ -39,7 +39,7 @@ class Vqa:
             )
         self._answers: dict[Any, str] = {}
         if annotations is not None:
-            path = Path(annotations)
+            path = place(annotations)
             for number, found in enumerate(
                 read_object(path, all_of=("annotations",))["annotations"]
             ):

@@ -12,6 +12,7 @@ from florence_jax.processing import FlorenceTokenizer, build_prompt, load_image
 from florence_jax.processing.targets import target_text
 from train.data.augment import AugmentConfig, augment, in_frame_of
 from train.data.example import Example, Source
+from train.data.place import readable_image
 from train.features.store import FeatureStore
 from train.losses import IGNORE
 from train.step import Batch
@@ -83,11 +84,12 @@ class RowMaker:
         Raises:
             ValueError: a picture that cannot be read, or a text that does not fit.
         """
+        source = readable_image(example.image)
         if self.features is not None:
-            size, image = self.features.look_up(example.image)
+            size, image = self.features.look_up(source)
             example = in_frame_of(size, example)
         else:
-            picture = load_image(example.image)
+            picture = load_image(source)
             example = in_frame_of(picture.size, example)
             picture, example = augment(picture, example, self.augmentation, rng)
             size, image = picture.size, self.pixels(picture)

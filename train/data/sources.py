@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import get_args
 
 from florence_jax.processing import TASKS
@@ -10,6 +9,7 @@ from train.config import DataConfig, SourceConfig
 from train.data.annotations import Annotations
 from train.data.coco import Coco, CocoTask
 from train.data.example import DataError, Source
+from train.data.place import Place, existing, place
 from train.data.questions import DocVqa, Vqa
 from train.data.tables import ArrayRecord, Jsonl, Parquet
 from train.shapes.source import ShapesSource
@@ -26,7 +26,7 @@ def training_sources(config: DataConfig, seed: int) -> list[Named]:
     """
     found = list(config.train)
     if config.directory:
-        found.append(_in_directory(Path(config.directory), "train"))
+        found.append(_in_directory(place(config.directory), "train"))
     return _named_apart(named for one in found for named in _open(one, seed))
 
 
@@ -37,7 +37,7 @@ def valid_sources(config: DataConfig, seed: int) -> dict[str, Source]:
         DataError: a data set that cannot be read.
     """
     found = list(config.valid)
-    directory = Path(config.directory)
+    directory = place(config.directory)
     if config.directory and (directory / "valid").is_dir():
         found.append(_in_directory(directory, "valid"))
     opened = _named_apart(named for one in found for named in _open(one, seed))
@@ -54,11 +54,9 @@ def _named_apart(opened: Iterable[Named]) -> list[Named]:
     return apart
 
 
-def _in_directory(directory: Path, split: str) -> SourceConfig:
+def _in_directory(directory: Place, split: str) -> SourceConfig:
     """The one data set of DIRECTORY/SPLIT."""
-    if not directory.is_dir():
-        raise DataError(f"there is no directory {directory}, named as data.directory")
-    folder = directory / split
+    folder = existing(str(directory), "data.directory", "directory") / split
     files = sorted(folder.glob("*.jsonl")) or sorted(folder.glob("*coco.json"))
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "neither"
@@ -71,9 +69,10 @@ def _in_directory(directory: Path, split: str) -> SourceConfig:
 
 
 def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
-    path, root = Path(config.path).expanduser(), config.image_root or None
-    if path and config.kind != "shapes" and not path.exists():
-        raise DataError(f"there is no {path}, named as {config.kind} data")
+    root = config.image_root or None
+    path = place(config.path)
+    if config.kind != "shapes":
+        path = existing(config.path, f"{config.kind} data")
     if config.kind == "coco":
         tasks = config.tasks or ("<OD>",)
         for task in tasks:

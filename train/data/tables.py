@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.processing import task_of
-from train.data.example import DataError, Example, contained
+from train.data.example import DataError, Example
+from train.data.place import Place, contained, local_copy, place
 
 _COLUMNS = ("image", "prefix", "suffix")
 
@@ -20,10 +21,11 @@ class Jsonl:
     Lines are read when asked for: only their offsets are held, 8 bytes a line.
     """
 
-    def __init__(self, path: str | Path, image_root: str | Path | None = None):
-        self.path = Path(path)
-        self.image_root = Path(image_root) if image_root else self.path.parent
-        self._offsets = array.array("q", _line_offsets(self.path))
+    def __init__(self, path: str | Place, image_root: str | Place | None = None):
+        self.path = place(path)
+        self.image_root = place(image_root) if image_root else self.path.parent
+        self._file = local_copy(self.path)
+        self._offsets = array.array("q", _line_offsets(self._file))
         if not self._offsets:
             raise DataError(f"{self.path} holds no rows")
 
@@ -32,7 +34,7 @@ class Jsonl:
 
     def __getitem__(self, index: int) -> Example:
         where = f"{self.path}:{index}"
-        with self.path.open("rb") as stream:
+        with self._file.open("rb") as stream:
             stream.seek(self._offsets[index])
             line = stream.readline()
         try:
@@ -49,19 +51,19 @@ class Parquet:
     the name of a file below `image_root`. A row group is decoded once and kept.
     """
 
-    def __init__(self, path: str | Path, image_root: str | Path | None = None):
+    def __init__(self, path: str | Place, image_root: str | Place | None = None):
         import pyarrow.parquet as parquet
 
-        self.path = Path(path)
-        self.image_root = Path(image_root) if image_root else self.path.parent
+        self.path = place(path)
+        self.image_root = place(image_root) if image_root else self.path.parent
         files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         if not files:
             raise DataError(f"{self.path} holds no .parquet files")
-        self._groups: list[tuple[int, Path, int]] = []
+        self._groups: list[tuple[int, Place, int]] = []
         count = 0
         for file in files:
             try:
-                metadata = parquet.read_metadata(file)
+                metadata = parquet.read_metadata(_opened(file))
             except (OSError, ValueError) as error:
                 raise DataError(f"{file} cannot be read as Parquet: {error}") from None
             names = metadata.schema.to_arrow_schema().names
@@ -92,7 +94,9 @@ class Parquet:
         kept = self._kept
         if kept is None or kept[0] != number:
             _, file, group = self._groups[number]
-            kept = (number, parquet.ParquetFile(file).read_row_group(group, columns=_COLUMNS))
+            # Of an object the columns' pieces are fetched together, not one after another.
+            content = parquet.ParquetFile(_opened(file), pre_buffer=not isinstance(file, Path))
+            kept = (number, content.read_row_group(group, columns=_COLUMNS))
             self._kept = kept
         return kept[1]
 
@@ -106,7 +110,13 @@ class ArrayRecord:
     def __init__(self, path: str | Path):
         import grain
 
-        self.path = Path(path)
+        found = place(path)
+        if not isinstance(found, Path):
+            raise DataError(
+                f"{path}: ArrayRecord files are read from file systems alone: copy them to this "
+                "machine, or mount the bucket (Cloud Storage FUSE)"
+            )
+        self.path = found
         files = sorted(self.path.glob("*.array_record")) if self.path.is_dir() else [self.path]
         if not files:
             raise DataError(f"{self.path} holds no .array_record files")
@@ -128,7 +138,7 @@ class ArrayRecord:
         return row_example(where, row, self.path)
 
 
-def row_example(where: str, row: Any, image_root: Path) -> Example:
+def row_example(where: str, row: Any, image_root: Place) -> Example:
     """A row `image, prefix, suffix` as an example; the prefix's task token is split off.
 
     Raises:
@@ -144,7 +154,7 @@ def row_example(where: str, row: Any, image_root: Path) -> Example:
     for name, value in (("prefix", row.get("prefix")), ("suffix", row.get("suffix"))):
         if not isinstance(value, str):
             raise DataError(f"{where}: {name} must be text, got {value!r}")
-    if not isinstance(image, Path | bytes):
+    if not isinstance(image, Place | bytes):
         raise DataError(f"{where}: image must be a file name or bytes, got {image!r}")
     prefix = row["prefix"]
     task = task_of(prefix)
@@ -152,6 +162,11 @@ def row_example(where: str, row: Any, image_root: Path) -> Example:
     return Example(
         id=where, image=image, task=task, prompt=prefix[len(task) :], answer=row["suffix"]
     )
+
+
+def _opened(file: Place) -> Any:
+    """What pyarrow opens: a file's name, or a stream of an object's bytes."""
+    return file if isinstance(file, Path) else file.open("rb")
 
 
 def _line_offsets(path: Path) -> list[int]:

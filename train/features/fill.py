@@ -14,6 +14,7 @@ from tqdm import tqdm
 from florence_jax.processing import load_image
 from florence_jax.sharding import pad_rows
 from train.data.example import Source
+from train.data.place import readable_image
 from train.data.rows import RowMaker
 from train.features.store import key_of
 from train.features.writer import FeatureWriter
@@ -107,10 +108,11 @@ def _prepared(
         try:
             example = source[index]
             row = example.id
-            key = key_of(example.image)
+            image = readable_image(example.image)
+            key = key_of(image)
             if key in writer:
                 return Picture(row=row, key=key)
-            picture = load_image(example.image)
+            picture = load_image(image)
             return Picture(row=row, key=key, size=picture.size, pixels=make_row.pixels(picture))
         # As in `RowMaker`: whatever is wrong with one row must not end the work on all others.
         except Exception as error:

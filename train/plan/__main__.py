@@ -11,6 +11,7 @@ from typing import get_args
 
 from florence_jax.config import PRESETS
 from florence_jax.sharding.mesh import AXES
+from train.data.place import is_url
 from train.plan.chips import CHIPS
 from train.plan.compiled import Compiled
 from train.plan.records import Records
@@ -147,6 +148,12 @@ def _requests(options: argparse.Namespace) -> list[PlanRequest]:
     ]
 
 
+def _directory(text: str) -> Path:
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text} is a URL; plans are written to a directory here")
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train.plan",
@@ -200,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--remats", nargs="+", choices=get_args(Remat), help="of the sweep")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=_directory,
         metavar="DIR",
         help="write plans.jsonl, plans.csv and plans.png; what is in DIR already is not compiled "
         "again",
