@@ -14,20 +14,19 @@ import dataclasses
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from florence_jax.sharding.hlo_text import HloModule, Instruction, parse_hlo
+from florence_jax.sharding.hlo_text import parse_hlo
 from tests.benchmarks.tpu_bundles import read_kernels
-from train.plan.schedule import endless, kernel_bytes, kernels_of, memory_bytes
+from train.plan.schedule import endless, kernel_bytes, kernels_of
 
 # 197 TFLOP/s is four matrix units of 128 x 128 multiply-adds in each cycle.
 HERTZ = 197e12 / (4 * 128**2 * 2)
@@ -209,7 +208,7 @@ def _read(name: str, directory: Path) -> dict[str, Any]:
     total: dict[str, float] = dict.fromkeys(("cycles", "bundles", "matmul", "memory", "xla"), 0.0)
     slowest: Counter[str] = Counter()
     for one, operands, times in kernels_of(module, root):
-        waiting = _moved(module, one, operands) / BYTES_PER_CYCLE
+        waiting = kernel_bytes(module, one, operands) / BYTES_PER_CYCLE
         kernel = kernels.get(one.name)
         said = one.integer("estimated_cycles") or 0
         # XLA's own kernels have no file but a count of bundles; Pallas's have a file, and XLA says
@@ -230,15 +229,6 @@ def _read(name: str, directory: Path) -> dict[str, Any]:
         "slowest": dict(slowest.most_common(12)),
         **json.loads((directory / "facts.json").read_text()),
     }
-
-
-def _moved(module: HloModule, one: Instruction, operands: Sequence[str]) -> int:
-    """Bytes that an instruction reads and writes; what moves in the background counts once."""
-    if one.opcode == "copy-done":
-        return memory_bytes(operands[0])  # of `copy-start`: both sides
-    if one.opcode == "slice-done":
-        return memory_bytes(re.sub(r"S\(\d+\)", "", one.shape))
-    return kernel_bytes(module, one, operands)
 
 
 def main() -> int:

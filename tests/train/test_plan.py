@@ -214,6 +214,26 @@ def test_a_kernel_moves_the_slices_that_it_takes():
     assert schedule.traffic(parse_hlo(SLICES)) == 4 * 128 * 4 + 4
 
 
+BACKGROUND = """HloModule jit_step, is_scheduled=true, num_partitions=4
+
+ENTRY %main (a: f32[64,128]) -> f32[64,128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %slice-start = ((f32[64,128]{1,0}), f32[8,128]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:8], [0:128]}
+  %part = f32[8,128]{1,0:S(1)} slice-done(%slice-start)
+  %copy-start = (f32[64,128]{1,0:S(1)}, f32[64,128]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  %near = f32[64,128]{1,0:S(1)} copy-done(%copy-start)
+  %all-gather-start = (f32[16,128]{1,0}, f32[64,128]{1,0}) all-gather-start(%a), dimensions={0}
+  ROOT %all = f32[64,128]{1,0} all-gather-done(%all-gather-start)
+}
+"""  # noqa: E501
+
+
+def test_what_moves_in_the_background_counts_once_on_each_side():
+    """Eight rows are read, then 64, into the chip; 16 are read to be sent, and 64 arrive."""
+    row = 128 * 4
+    assert schedule.traffic(parse_hlo(BACKGROUND)) == (8 + 64 + 16 + 64) * row
+
+
 def test_a_loop_that_ends_on_data_turns_as_often_as_it_is_told():
     module = parse_hlo(STEP.replace("direction=LT", "direction=EQ"))
     assert [loop.name for loop in schedule.endless(module)] == ["loop"]

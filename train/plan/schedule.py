@@ -124,6 +124,12 @@ def traffic(module: HloModule, turns: Mapping[str, int] | None = None) -> float:
 
 def kernel_bytes(module: HloModule, kernel: Instruction, operands: Sequence[str]) -> int:
     """Bytes that an instruction reads and writes, from the shapes of its operands."""
+    if kernel.opcode == "slice-done":
+        # Its operand names the whole source, and the slice may come to the chip itself.
+        return memory_bytes(re.sub(r"S\(\d+\)", "", kernel.shape))
+    if kernel.opcode.endswith("-done") and operands[0].startswith("("):
+        # What moves in the background: its operand names both sides, the result among them.
+        return memory_bytes(operands[0])
     sizes = [memory_bytes(shape) for shape in operands]
     result = memory_bytes(kernel.shape)
     if kernel.opcode in ("dynamic-slice", "gather"):
