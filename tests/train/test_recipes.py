@@ -75,7 +75,10 @@ def test_help_prints_every_field(capsys):
         (["model.start=x"], r"either model\.start or model\.architecture"),
         (["data.max_prompt=500"], "padded to 512 tokens, with 65 of the picture"),
         (["optimizer.rules=[[decoder, 1.0]]"], "match no rule"),
-        (["data.train=[{kind: jsonl, path: nowhere.jsonl}]"], "there is no file or directory nowhere.jsonl"),
+        (
+            ["data.train=[{kind: jsonl, path: nowhere.jsonl}]"],
+            "there is no file or directory nowhere.jsonl",
+        ),
         (["lora.rank=2", "lora.targets=none"], "matches no parameter"),
         (["lora.targets=("], r"lora\.targets '\(' is no regex"),
         (["data.directory=nowhere"], "there is no directory nowhere, named as data.directory"),
