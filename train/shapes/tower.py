@@ -123,7 +123,12 @@ def pretrained(
         config: sizes, batch size, seed, and the scenes of its first source.
         files: a directory for the processor's files.
         learning_rate: at its highest, after a twentieth of the steps; a tenth of it at the end.
+
+    Raises:
+        ValueError: no steps, or a recipe that is not of the synthetic world.
     """
+    if steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
     start = prepare_start(config, files)
     params = load_parameters(config, start)
     objective = build_training(config, start).objective
@@ -161,7 +166,13 @@ def pretrained(
 
 
 def _batches(config: TrainConfig, count: int) -> Iterator[PointBatch]:
-    scene = config.data.train[0].scene or SceneConfig()
+    source = config.data.train[0]
+    scene = source.scene or SceneConfig()
+    if source.kind != "shapes" or config.data.image_size != (scene.side, scene.side):
+        raise ValueError(
+            "the recipe's first source must be shapes, drawn at the size that is trained at: "
+            f"it is {source.kind}, {scene.side} px, and data.image_size={config.data.image_size}"
+        )
     world = ShapesWorld(config=scene, seed=config.seed)
 
     def example(index: int) -> PointBatch:
@@ -189,6 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
     use_compilation_cache()
     try:
         config = load_settings(TrainConfig, options.config, options.settings)
+        # Where nothing can be written, that is said before the steps and not after them.
+        options.directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="florence-tower-") as folder:
             files = Path(folder) / "processor"
             params, shown = pretrained(

@@ -78,3 +78,16 @@ def test_a_run_starts_from_what_the_command_wrote(tmp_path, monkeypatch, capsys,
         np.testing.assert_array_equal(leaf, started[path])
     train(config)
     assert (tmp_path / "run" / "export").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["data.image_size=[96,96]"], "drawn at the size that is trained at"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_first_step(words, says, tmp_path, capsys):
+    assert main([str(tmp_path / "tower"), *words]) == 1
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "tower").exists()
