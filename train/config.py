@@ -137,8 +137,8 @@ class DataConfig:
         threads: that read and decode pictures...
         workers: ... in each of this many processes; 0 for threads of this process alone.
         quarantine_share: the run stops when more than this share of rows could not be used: of the
-            rows seen so far (of the first 1,000 at least, or of all where there are fewer). A
-            picture that several questions share is seen as one row.
+            rows that a process has seen since it started (of 1,000 at least, or of all where there
+            are fewer). A picture that several questions share is seen as one row.
     """
 
     directory: str = ""
@@ -238,7 +238,8 @@ class LoggingConfig:
     """What is written down while training.
 
     Attributes:
-        every: steps between two lines of metrics.jsonl; the device is asked for numbers only then.
+        every: steps between two lines of metrics.jsonl, which hold means over those steps' tokens;
+            the device is asked for numbers only then.
         tensorboard: whether the same goes to RUN/tensorboard.
         peak_flops: FLOP/s that one device can do at most, for the MFU; 0 for the published figure
             where the device is a known one, else no MFU is shown.

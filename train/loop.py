@@ -29,6 +29,7 @@ from train.resume import RunError, first_or_restored, start_of
 from train.run_log import RunLog, say
 from train.start import Start
 from train.state import TrainState
+from train.step import together
 from train.training import Training, build_training, parameters_in_use, row_maker
 
 
@@ -147,13 +148,15 @@ class Run:
         )
         batches = stream.batches(first, threads=data.threads, workers=data.workers)
         profile = Profile(self.directory / "profile", first, profile_steps)
-        before = None
+        before = since_line = None
+        and_one_more = jax.jit(together)
         if first:
             log.say(f"going on at step {first} of {config.steps}")
             log.write("resumed", first, {})
         try:
             for step in itertools.count(first):
-                done = step == config.steps
+                # More than were asked for, where a constant rate's run goes on with fewer.
+                done = step >= config.steps
                 if self._due(config.evaluation.every, step, done) and keeping.evaluated != step:
                     self._check_finite(state)
                     if self._evaluate(evaluation, state, step):
@@ -171,15 +174,18 @@ class Run:
                 # answered within two steps.
                 jax.block_until_ready(before)
                 before = metrics
+                since_line = and_one_more(since_line, metrics) if since_line else metrics
                 log.leave_out(update.seconds_compiling - compiling)
                 self._count(batch)
                 with log.reporting():
                     self.quarantine.add(batch.problems)
                 if (step + 1) % config.logging.every == 0 or step + 1 == config.steps:
-                    self.last = {k: float(v) for k, v in jax.device_get(metrics._asdict()).items()}
+                    numbers = jax.device_get(since_line._asdict())
+                    self.last = {name: float(number) for name, number in numbers.items()}
+                    since_line = None
                     self._check_finite(state)
                     log.training(step + 1, self.last)
-                self._check((step + 1) * config.batch_size)
+                self._check((step + 1 - first) * config.batch_size // placement.share[1])
         except Interrupted:
             return self.ending.interrupted(state)
         except _NotFinite:
@@ -200,7 +206,7 @@ class Run:
         """End the run between two steps, in all processes at once, if any has a reason to.
 
         Args:
-            seen: rows that the run has drawn so far.
+            seen: rows that this process has drawn since it started.
         """
         try:
             self.quarantine.check(seen)

@@ -73,7 +73,7 @@ class RunLog:
         self._since += seconds
 
     def training(self, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of one step, and the rates since the last such line."""
+        """Metrics of the steps since the last such line, and their rates."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         rates = {
             "tokens_per_second": self._tokens / seconds,

@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What one step saw, float32[] each, on the device until somebody asks.
+    """What one step, or several in a row, saw: float32[] each, on the device until somebody asks.
 
     Attributes:
         loss: mean over the global batch's target tokens of what is minimised.
@@ -48,8 +48,8 @@ class Metrics(NamedTuple):
         accuracy: share of target tokens that were the most likely one, under teacher forcing.
         tokens: target tokens.
         examples: rows with at least one target token.
-        grad_norm: global norm of the gradient before clipping.
-        learning_rate: of this update.
+        grad_norm: global norm of the gradient before clipping; of several steps the largest.
+        learning_rate: of the last update.
     """
 
     loss: jax.Array
@@ -59,6 +59,27 @@ class Metrics(NamedTuple):
     examples: jax.Array
     grad_norm: jax.Array
     learning_rate: jax.Array
+
+
+def together(before: Metrics, step: Metrics) -> Metrics:
+    """Of several steps and one more. A mixture's batches are so unlike each other that the loss of
+    every tenth, say, may be that of one source alone.
+    """
+    tokens = before.tokens + step.tokens
+    share = step.tokens / jnp.maximum(tokens, 1.0)
+
+    def mean(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old + (new - old) * share
+
+    return Metrics(
+        loss=mean(before.loss, step.loss),
+        nll=mean(before.nll, step.nll),
+        accuracy=mean(before.accuracy, step.accuracy),
+        tokens=tokens,
+        examples=before.examples + step.examples,
+        grad_norm=jnp.maximum(before.grad_norm, step.grad_norm),
+        learning_rate=step.learning_rate,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

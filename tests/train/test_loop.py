@@ -110,12 +110,31 @@ def test_what_a_run_leaves_behind(whole):
     assert best["value"] == min(row["loss"] for row in evaluations)
 
 
+def test_a_line_is_about_all_steps_since_the_last(whole, tmp_path):
+    assert train(a_config(tmp_path, logging=LoggingConfig(every=3))) is Outcome.DONE
+    each = lines(whole, "train")
+    for row, some in zip(lines(tmp_path, "train"), (each[:3], each[3:]), strict=True):
+        tokens = [one["tokens"] for one in some]
+        assert (row["step"], row["tokens"]) == (some[-1]["step"], sum(tokens))
+        assert row["examples"] == 2 * len(some)
+        assert row["grad_norm"] == max(one["grad_norm"] for one in some)
+        for name in ("loss", "nll", "accuracy"):
+            mean = np.average([one[name] for one in some], weights=tokens)
+            assert row[name] == pytest.approx(mean, rel=1e-6)
+            assert row[name] != pytest.approx(some[-1][name], rel=1e-3)
+
+
 def test_nothing_is_left_to_do_after_the_last_step(whole, tmp_path):
     directory = tmp_path / "again"
     shutil.copytree(whole, directory)
     assert train(a_config(directory)) is Outcome.DONE
     assert len(lines(directory, "train")) == 5
     assert final_state(directory) == final_state(whole)
+
+
+def test_fewer_steps_than_were_done_are_done(stopped):
+    assert train(a_config(stopped, steps=2)) is Outcome.DONE
+    assert len(lines(stopped, "train")) == 3
 
 
 def test_another_config_is_refused_by_name(whole):
