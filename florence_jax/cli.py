@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from florence_jax.inference.command import (
     load_answering,
 )
 from florence_jax.inference.export_command import add_export
+from florence_jax.inference.json_text import json_text
 from florence_jax.inference.malloc import add_malloc_option, restart_with_tuned_malloc
 from florence_jax.processing import TASKS
 
@@ -198,7 +198,7 @@ def _predict(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
         )
         for prediction in _progress(predictions, len(paths) * len(queries), options.quiet):
-            print(json.dumps(result_to_json(prediction.record()), ensure_ascii=False), file=output)
+            print(json_text(result_to_json(prediction.record())), file=output)
             # Each line is out before the next is begun: an interrupted run keeps what it has.
             output.flush()
             if prediction.image is None or prediction.result is None:
@@ -228,7 +228,7 @@ def _demo(options: argparse.Namespace) -> int:
     with (options.output / "results.jsonl").open("w", encoding="utf-8") as output:
         for request, result in _progress(run_demo(pipeline, settings), len(TASKS), False):
             row = {"prompt": request.prompt, "result": result}
-            print(json.dumps(result_to_json(row), ensure_ascii=False), file=output)
+            print(json_text(result_to_json(row)), file=output)
             name = request.prompt.strip("<>").lower()
             draw_result(request.image, result).save(options.output / f"{name}.png")
             answer = " ".join(str(result[request.prompt]).split())

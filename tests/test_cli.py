@@ -1,6 +1,7 @@
 """The command line, run as a user runs it but for the process."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -79,6 +80,15 @@ def test_a_list_goes_to_standard_output(pictures, tmp_path, capsys):
     assert "does not exist" in missing["error"]
 
 
+def test_a_file_name_that_is_no_utf8_gives_a_line_too(pictures, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / name)
+    assert run(tmp_path / name, "--task", "<CAPTION>", "--output", tmp_path / "out.jsonl") == 0
+    (line,) = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["image"] == str(tmp_path / name)
+
+
 def test_constrained_answers_use_the_labels_that_were_given(pictures, capsys):
     status = run(pictures / "b.png", "--task", "<REGION_TO_CATEGORY>", "--region", "1,2,30,40",
                  "--constrained", "--label", "cat", "--label", "dog")  # fmt: skip
@@ -107,6 +117,10 @@ def test_an_existing_output_is_kept(pictures, tmp_path, capsys):
         (["IMAGE", "--task", "<OD>", "--beams", "0"], "num_beams must be"),
         (["IMAGE", "--task", "<OD>", "--label", "cat"], "--constrained"),
         (["IMAGE", "--task", "<OD>", "--model", "./nowhere"], "./nowhere"),
+        (
+            ["IMAGE", "--task", "<OD>", "--quantize", "int8", "--mesh", "data=-1"],
+            "leave out the mesh",
+        ),
     ],
 )
 def test_wrong_calls_end_with_a_sentence(pictures, tmp_path, capsys, arguments, message):

@@ -180,6 +180,7 @@ def _refine(options: argparse.Namespace) -> int:
             "tokenizer into the directory, and leave --revision and --processor out"
         )
     pictures = find_pictures(options.images, options.image_root)
+    _check_lists(options)
     model = options.model
     loop = Refine(
         directory=Path(os.path.abspath(options.output)),
@@ -205,6 +206,23 @@ def _refine(options: argparse.Namespace) -> int:
             print(f"florence-jax: {line}", file=sys.stderr, flush=True)
 
     return 0 if refine(loop, say) else INTERRUPTED
+
+
+def _check_lists(options: argparse.Namespace) -> None:
+    """Refuse lists that name other files in the checkout, where the loop's processes run."""
+    from florence_jax.batch.sources.files import files_listed
+
+    if options.checkout.resolve() == Path.cwd():
+        return
+    for source in map(Path, options.images):
+        if source.suffix.lower() != ".txt":
+            continue
+        relative = next((name for name in files_listed(source) if not os.path.isabs(name)), None)
+        if relative is not None:
+            raise ValueError(
+                f"{source} names {relative}, which is another file in {options.checkout}, where "
+                "the loop runs: write absolute paths, or run this in the checkout"
+            )
 
 
 def _finish(options: argparse.Namespace, root: Path, analyser: Analyser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from florence_jax.annotation.boxes import enclosed_area
 from florence_jax.annotation.questions import questions
 from florence_jax.annotation.schema import Annotation, Region
+from florence_jax.inference.json_text import json_text
 from florence_jax.processing import TASKS
 
 
@@ -31,7 +31,7 @@ def write_rows(
                     "prefix": question.task + question.prompt,
                     "suffix": question.suffix(annotation.size),
                 }
-                output.write(json.dumps(row, ensure_ascii=False) + "\n")
+                output.write(json_text(row) + "\n")
                 count += 1
     unfinished.replace(path)
     return count
@@ -94,5 +94,5 @@ def _instance(region: Region) -> dict[str, Any]:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    unfinished.write_text(json_text(content), encoding="utf-8")
     unfinished.replace(path)

@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from florence_jax.inference.json_text import json_text
+
 SCHEMA = 1
 Level = Literal["brief", "detailed", "more_detailed"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -237,7 +239,7 @@ def write_annotations(annotations: Iterable[Annotation], path: Path) -> int:
     count, unfinished = 0, path.with_suffix(".unfinished")
     with unfinished.open("w", encoding="utf-8") as output:
         for annotation in annotations:
-            output.write(json.dumps(to_row(annotation), ensure_ascii=False) + "\n")
+            output.write(json_text(to_row(annotation)) + "\n")
             count += 1
     unfinished.replace(path)
     return count

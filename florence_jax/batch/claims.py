@@ -8,6 +8,7 @@ block all the same lose time and nothing else: the first result stays.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -50,8 +51,13 @@ class Claims:
 
     def take(self, number: int) -> None:
         """Say that this process works on the block."""
-        self._folder.mkdir(exist_ok=True)
-        self._path(number).write_text(f"{socket.gethostname()} {os.getpid()}")
+        claim = f"{socket.gethostname()} {os.getpid()}"
+        written = False
+        while not written:
+            self._folder.mkdir(exist_ok=True)
+            # A process that sees every block there removes the folder under us.
+            with contextlib.suppress(FileNotFoundError):
+                written = bool(self._path(number).write_text(claim))
         with self._lock:
             self._mine.add(number)
 

@@ -49,6 +49,8 @@ def commit_with_digest(path: Path, content: bytes) -> bool:
     """`commit`, and beside the file PATH.sha256, which `sha256sum -c` reads."""
     made = commit(path, content)
     if made:
+        # Of an earlier file of this name, which somebody removed to have it made again.
+        digest_path(path).unlink(missing_ok=True)
         _write_digest(path, hashlib.sha256(content).hexdigest())
     return made
 

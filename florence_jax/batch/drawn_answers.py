@@ -53,7 +53,7 @@ def draw_answer(source: ImageSource, result: dict[str, Any], path: str) -> None:
 
 def _named(row: Row) -> list[tuple[str, dict[str, Any]]]:
     """A file name for each answer of a row that has a result."""
-    digest = hashlib.blake2b(row["id"].encode("utf-8", "surrogateescape"), digest_size=4)
+    digest = hashlib.blake2b(row["id"].encode("utf-8", "surrogatepass"), digest_size=4)
     stem = re.sub(r"[^\w.-]+", "_", Path(row["id"]).stem)[:60]
     named: dict[str, dict[str, Any]] = {}
     for answer in row.get("answers", ()):

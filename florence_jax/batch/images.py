@@ -73,7 +73,10 @@ def image_name(source: ImageSource) -> str | None:
 
 def _contained(source: FileBelow) -> Path:
     root = Path(os.path.realpath(source.root))
-    path = Path(os.path.realpath(root / source.name))
+    try:
+        path = Path(os.path.realpath(root / source.name))
+    except ValueError as error:  # a null byte, or half of a surrogate pair
+        raise ImageError(f"image {source.name!r} is no file name ({error})") from error
     if not path.is_relative_to(root):
         raise ImageError(
             f"image {source.name!r} leads out of {source.root}: rows name files below it alone "

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from florence_jax.batch.job import Row
+from florence_jax.batch.job import Item, Row
 from florence_jax.inference.export import result_to_json
+from florence_jax.inference.json_text import json_text
 
 RowFormat = Literal["jsonl", "parquet"]
 FORMATS: tuple[RowFormat, ...] = ("jsonl", "parquet")
@@ -31,8 +32,19 @@ def encode_rows(rows: Sequence[Row], kind: RowFormat) -> bytes:
     """
     plain = [result_to_json(row) for row in rows]
     if kind == "jsonl":
-        return b"".join(_json(row).encode() + b"\n" for row in plain)
+        return b"".join(f"{json_text(row)}\n".encode() for row in plain)
     return _parquet(plain)
+
+
+def writable(item: Item) -> Item:
+    """The item, or one with an error where its row would hold what no file can: found before it is
+    asked about, and without a block being lost for it."""
+    try:
+        result_to_json(item.extra)
+        result_to_json([query.record() for query in item.queries])
+    except (TypeError, ValueError, RecursionError) as error:
+        return Item(id=item.id, error=f"its row cannot be written: {error}; leave that out")
+    return item
 
 
 def check_format(kind: RowFormat) -> None:
@@ -65,20 +77,18 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path} is no Parquet file: {error}") from error
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _parquet(rows: Sequence[Row]) -> bytes:
     pyarrow, parquet = _pyarrow()
     columns: dict[str, Any] = {}
     for name in (*_TEXT, *_NUMBERS):
         kind = pyarrow.int32() if name in _NUMBERS else pyarrow.string()
         columns[name] = pyarrow.array([row.get(name) for row in rows], kind)
-    packed = [_json(row[_ANSWERS]) if _ANSWERS in row else None for row in rows]
+    packed = [json_text(row[_ANSWERS]) if _ANSWERS in row else None for row in rows]
     columns[_ANSWERS] = pyarrow.array(packed, pyarrow.string())
     rest = [{key: row[key] for key in row if key not in columns} for row in rows]
-    columns[_EXTRA] = pyarrow.array([_json(one) if one else None for one in rest], pyarrow.string())
+    columns[_EXTRA] = pyarrow.array(
+        [json_text(one) if one else None for one in rest], pyarrow.string()
+    )
     buffer = io.BytesIO()
     parquet.write_table(pyarrow.table(columns), buffer)
     return buffer.getvalue()

@@ -63,7 +63,8 @@ class RowsAnswerer:
 
         Returns:
             The batch's columns without the pictures, and `answers` (JSON text), `width`, `height`
-            and `error` (text). Where there is an error, answers are "[]" and the sizes 0.
+            and `error` (text). Where the picture or the row cannot be read, answers are "[]" and
+            the sizes 0; where no question could be asked, each answer has an error too.
         """
         names = list(batch)
         rows = self.rows(

@@ -16,7 +16,7 @@ from florence_jax.batch.commit import commit_with_digest, ensure_digests, remove
 from florence_jax.batch.interruption import Interruption
 from florence_jax.batch.job import Item, Job, Row, Source
 from florence_jax.batch.progress import Progress
-from florence_jax.batch.row_files import RowFormat, check_format, encode_rows
+from florence_jax.batch.row_files import RowFormat, check_format, encode_rows, writable
 from florence_jax.batch.run_manifest import adopt_manifest, listing, make_manifest, read_manifest
 from florence_jax.batch.shares import Share
 from florence_jax.batch.workers import WorkerPool
@@ -253,7 +253,7 @@ class _Run:
 
     def _do(self, number: int, pool: WorkerPool, bar: Progress) -> None:
         span = self._blocks[number]
-        items = self._source.read(span.start, span.stop)
+        items: Iterator[Item] = map(writable, self._source.read(span.start, span.stop))
         kept: list[Item] = []
         if self.after_block is not None:
             kept = list(items)

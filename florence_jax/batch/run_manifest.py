@@ -17,6 +17,7 @@ import numpy as np
 from florence_jax.batch.blocks import is_block_name
 from florence_jax.batch.commit import commit
 from florence_jax.batch.job import Source
+from florence_jax.inference.json_text import json_text
 
 MANIFEST = "run.json"
 FORMAT = "florence-jax run"
@@ -36,7 +37,7 @@ def listing(source: Source) -> dict[str, Any]:
     """
     digest, keys = hashlib.sha256(), np.empty(len(source), np.uint64)
     for number, name in enumerate(source.ids()):
-        encoded = name.encode("utf-8", "surrogateescape")
+        encoded = name.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
         short = hashlib.blake2b(encoded, digest_size=8).digest()
         keys[number] = int.from_bytes(short, "little")
@@ -99,7 +100,7 @@ def adopt_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     there = read_manifest(directory)
     if there is None:
-        content = json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n"
+        content = f"{json_text(manifest, indent=1)}\n".encode()
         if commit(directory / MANIFEST, content):
             return
         there = read_manifest(directory)  # another host was first

@@ -84,7 +84,7 @@ def verify_output(directory: str | Path, *, progress: bool = False) -> Report:
             report.problems.append(f"{name} has {len(own)} rows, not {len(span)}")
             continue
         for place, one in zip(span, own, strict=True):
-            encoded = one.encode("utf-8", "surrogateescape")
+            encoded = one.encode("utf-8", "surrogatepass")
             ids.update(len(encoded).to_bytes(8, "little") + encoded)
             short = hashlib.blake2b(encoded, digest_size=8).digest()
             keys[place] = int.from_bytes(short, "little")

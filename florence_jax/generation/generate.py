@@ -81,7 +81,7 @@ def generate(
         constraint=constraint,
         rng=rng,
     )
-    return generate_program(*prepared).trimmed()
+    return run(prepared).trimmed()
 
 
 class Prepared(NamedTuple):

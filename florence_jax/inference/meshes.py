@@ -14,6 +14,7 @@ from florence_jax.checkpoint.shapes import parameter_shapes
 from florence_jax.checkpoint.tree import flatten, insert
 from florence_jax.config import Florence2Config
 from florence_jax.model import Model, Params
+from florence_jax.quantization import quantized_modules
 from florence_jax.sharding import Layout, Rules, load_rules, make_layout, make_mesh
 
 if TYPE_CHECKING:
@@ -46,7 +47,13 @@ def load_on_mesh(
 
 
 def on_mesh(pipeline: Pipeline, mesh: MeshLike, rules: RulesLike = DEFAULT_RULES) -> Pipeline:
-    """A pipeline with its parameters on a mesh."""
+    """A pipeline with its parameters on a mesh.
+
+    Raises:
+        RuleError, ValueError: a mesh or rules that do not fit, or weights that are quantised.
+    """
+    if quantized_modules(pipeline.params):
+        raise ValueError("quantized weights are kept on one device: leave out the mesh")
     layout = _layout(pipeline.model.config, mesh, rules)
     return dataclasses.replace(
         pipeline,

@@ -72,7 +72,8 @@ def requests_of(
     counts = [len(images), len(prompts), len(text) if several[2] else 1, len(regions), len(lists)]
     count = max(counts)
     # A list of strings is the classes of one request, or the texts of as many requests.
-    texts = list(text) if several[2] or (count > 1 and _is_list(text)) else [text]
+    is_one_each = count > 1 or (any(several) and len(text or "") == 1)
+    texts = list(text) if several[2] or (is_one_each and _is_list(text)) else [text]
 
     def repeat(name: str, values: list[Any]) -> list[Any]:
         if len(values) not in (1, count):
@@ -124,4 +125,6 @@ def _is_several_texts(text: Any) -> bool:
 def _is_one_region(region: Any) -> bool:
     if region is None or isinstance(region, str):
         return True
-    return len(region) == 4 and all(np.isscalar(number) for number in region)
+    return len(region) == 4 and all(
+        np.ndim(number) == 0 and not isinstance(number, str | None) for number in region
+    )

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from florence_jax.annotation.rounds import STATE, Phase, Refine, RefineError, refine
+from florence_jax.cli import main
+from tests.batch.fakes import write_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = {"images": 1, "kinds": [{"kind": "ocr", "annotations": 2}], "rejected": {"ocr: tiny": 1}}
@@ -184,6 +186,19 @@ def test_what_a_loop_needs(tmp_path):
         loop(tmp_path / "out", recipe=tmp_path / "none.py")
     with pytest.raises(RefineError, match="0 rounds"):
         loop(tmp_path / "out", rounds=0)
+
+
+def test_relative_paths_of_a_list_mean_nothing_in_another_checkout(tmp_path, monkeypatch, capsys):
+    """A loop's processes run in the checkout, where they would name other files or none."""
+    write_pictures(tmp_path / "photos", 1)
+    (tmp_path / "list.txt").write_text("photos/000.png\n")
+    (tmp_path / "recipe.yaml").write_text("steps: 1\n")
+    words = ["annotate", "list.txt", "--output", "out", "--refine", "recipe.yaml", "--dry-run"]
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--checkout", str(ROOT)]) == 2
+    assert "list.txt names photos/000.png" in capsys.readouterr().err
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/photos/000.png\n")
+    assert main([*words, "--checkout", str(ROOT)]) == 0
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -116,6 +117,19 @@ def test_files(tmp_path):
         + json.dumps(to_row(EXAMPLE))
     )
     assert list(read_annotations(blocks)) == [EXAMPLE, other]
+
+
+def test_image_names_that_are_no_utf8(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    named = dataclasses.replace(EXAMPLE, id=name, image=name)
+    write_annotations([named], tmp_path / "annotations.jsonl")
+    assert [one.id for one in read_annotations(tmp_path)] == [name]
+    write_coco([named], tmp_path / "instances.json", tmp_path / "captions.json")
+    written = json.loads((tmp_path / "captions.json").read_text(encoding="utf-8"))
+    assert written["images"][0]["file_name"] == name
+    write_rows([named], tmp_path / "rows.jsonl")
+    lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["image"] for line in lines} == {name}
 
 
 def test_the_trainer_reads_a_directory(tmp_path):

@@ -1,11 +1,15 @@
 """Nothing lost, nothing twice: the runner with a job that costs nothing."""
 
+import dataclasses
+import datetime
+import functools
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +22,7 @@ from florence_jax.batch.run import default_block_size, run_blocks
 from florence_jax.batch.run_manifest import RunError
 from florence_jax.batch.shares import Share
 from florence_jax.batch.verify import verify_output
+from florence_jax.inference.requests import Query
 from tests.batch.fakes import SumOfPixels, items_of, write_pictures
 
 COUNT, BROKEN = 23, (4, 17)
@@ -79,6 +84,53 @@ def test_what_is_there_is_not_done_again(source, tmp_path):
     assert sorted(job.seen) == [f"{n:03}.png" for n in (15, 16, 18, 19)]
     assert (summary.rows, summary.missing) == (5, 0)
     assert contents(tmp_path) == whole
+
+
+def test_a_block_that_was_removed_gets_the_digest_of_its_new_content(tmp_path):
+    # As one does to have errors mended: the pictures come back, the block goes.
+    (path,) = write_pictures(tmp_path / "pictures", 1, broken=(0,))
+    source, output = Listed(items_of([path])), tmp_path / "out"
+    assert run(source, output).errors == 1
+    write_pictures(tmp_path / "pictures", 1)
+    (output / "block-00000-of-00001.jsonl").unlink()
+    assert run(source, output).errors == 0
+    assert verify_output(output).describe().startswith("1 rows, 0 of them errors\ncomplete")
+
+
+def test_a_row_that_no_file_can_hold_is_an_error_of_its_own(tmp_path):
+    first, *others = items_of(write_pictures(tmp_path / "pictures", 7))
+    extras = [
+        {"score": float("nan")},
+        {"when": datetime.date(2024, 1, 2)},
+        {"deep": functools.reduce(lambda inner, _: [inner], range(900), 0)},
+    ]
+    bad = [
+        dataclasses.replace(item, extra=extra) for item, extra in zip(others, extras, strict=False)
+    ]
+    bad.append(
+        dataclasses.replace(
+            others[3], queries=(Query(prompt="<OD>", region=(float("inf"), 0, 1, 1)),)
+        )
+    )
+    torn = dataclasses.replace(others[4], extra={"caption": "cut off \ud83d"})
+    summary = run(Listed([first, *bad, torn]), tmp_path / "out")
+    assert (summary.rows, summary.errors, summary.missing) == (6, 4, 0)
+    rows = rows_in(tmp_path / "out")
+    assert "['score'] is nan" in rows[1]["error"]
+    assert "['when'] is a date" in rows[2]["error"]
+    assert rows[5]["caption"] == "cut off \ud83d"
+    assert verify_output(tmp_path / "out").is_complete
+
+
+def test_ids_that_are_no_utf8_are_ids_too(tmp_path):
+    paths = write_pictures(tmp_path / "pictures", 2)
+    names = ["cut \ud83d", os.fsdecode(b"caf\xe9.png")]
+    source = Listed(
+        [Item(id=name, image=str(path)) for name, path in zip(names, paths, strict=True)]
+    )
+    run(source, tmp_path / "out")
+    assert [row["id"] for row in rows_in(tmp_path / "out")] == names
+    assert verify_output(tmp_path / "out").is_complete
 
 
 def test_another_run_is_refused_by_the_names_of_what_differs(source, tmp_path):
@@ -274,6 +326,22 @@ def test_a_claim_of_a_dead_process_of_this_host_is_void_at_once(tmp_path):
     claim.write_text(f"{socket.gethostname()} {os.getppid()}")
     assert claims.is_held(7)
     claims.close()
+
+
+def test_a_claim_is_made_though_another_process_ends_the_run_meanwhile(tmp_path, monkeypatch):
+    ours, others = Claims(tmp_path), Claims(tmp_path)
+    mkdir = Path.mkdir
+
+    def too_late(path, **options):
+        mkdir(path, **options)
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        others.clear()
+
+    monkeypatch.setattr(Path, "mkdir", too_late)
+    ours.take(3)
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["00003"]
+    ours.close()
+    others.close()
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_half_block(source, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from PIL import Image
 from florence_jax.batch.images import FileBelow, open_picture
 from florence_jax.batch.sources.open import open_source
 from florence_jax.inference.requests import Query
+from florence_jax.processing import ImageError
 
 OD = Query(prompt="<OD>")
 ROWS = [
@@ -108,6 +109,7 @@ def test_a_changed_file_is_another_input(folder):
     [
         ("{not json", "no JSON"),
         ("[1]", "no row"),
+        (100_000 * "[", "no JSON"),
         ('{"image": "0.png"}', "no `task`"),
         ('{"image": 3, "task": "<OD>"}', "`image` must be"),
         ('{"image_base64": "?", "task": "<OD>"}', "not base64"),
@@ -129,6 +131,15 @@ def test_a_row_without_sense_is_an_error_of_its_own(folder, line, error):
     assert good.error is None
     assert re.search(error, bad.error)
     assert f"{path}:1" in bad.error
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "cut \ud83d.png", "../0.png", "nowhere.png"])
+def test_a_row_without_such_a_file_is_an_image_error(folder, name):
+    path = folder / "rows.jsonl"
+    path.write_text(json.dumps({"image": name, "task": "<OD>"}))
+    (item,) = open_source([path]).read(0, 1)
+    with pytest.raises(ImageError):
+        open_picture(item.image)
 
 
 def test_base64_pictures(folder):

@@ -47,6 +47,7 @@ def check_tokens(found, cases, kinds):
     assert len(found) == len(cases) * len(kinds)
     for line in found:
         assert line["same"], line
+        assert line["parts"] == line["batch_parts"], line
         assert line["scores"] < 1e-5, line
     # Rows that end early beside rows that do not.
     assert any(len(line["lengths"]) > 1 for line in found)

@@ -5,6 +5,7 @@
 prints a JSON line a mesh and kind of decoding. It needs 8 devices.
 """
 
+import importlib
 import json
 import sys
 
@@ -16,6 +17,7 @@ from florence_jax.checkpoint.tree import flatten, insert
 from florence_jax.generation import GenerationConfig, generate, make_constraint
 from florence_jax.model import Model, spread_params
 from florence_jax.sharding import load_rules, make_layout, make_mesh
+from florence_jax.sharding.mesh import batch_parts
 from tests.generation.random_automata import random_automaton
 from tests.sharding.equality import ROWS, SIZES
 
@@ -61,6 +63,16 @@ def main():
             rng=jax.random.key(7),
         )
 
+    parts = []
+    module = importlib.import_module(generate.__module__)
+    program = module.generate_program
+
+    def spied(*prepared):
+        shards = getattr(prepared[5], "addressable_shards", ())  # of the prompts
+        parts.append(len({str(shard.index) for shard in shards}))
+        return program(*prepared)
+
+    module.generate_program = spied
     alone = {kind: answers(Model(config=sizes), nested(flat), kind) for kind in kinds.split(",")}
     for case in cases:
         mesh, rules = case.split(":")
@@ -74,6 +86,8 @@ def main():
                 "rows": len(ours.sequences),
                 "lengths": sorted(set(theirs.lengths.tolist())),
                 "same": np.array_equal(ours.sequences, theirs.sequences),
+                "parts": parts[-1],
+                "batch_parts": batch_parts(layout.mesh),
                 "scores": float(np.abs(ours.sequence_scores - theirs.sequence_scores).max()),
             }
             print(json.dumps(line))

@@ -69,3 +69,5 @@ def _parsed(line: bytes) -> Any:
         return json.loads(line)
     except ValueError as error:
         return error
+    except RecursionError as error:
+        return ValueError(str(error))
