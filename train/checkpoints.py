@@ -84,6 +84,8 @@ class Checkpoints:
         self._saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._finishing: threading.Thread | None = None
         self._failure: Exception | None = None
+        # Found so by `restore`: they make room for the next good one.
+        self._damaged: set[int] = set()
         self.best: int | None = None
         if not writes:
             return
@@ -124,7 +126,7 @@ class Checkpoints:
             best: this is the best so far by the run's metric, kept until a better one.
         """
         self.wait()
-        if agreed(self.path(step).exists()):
+        if agreed(self.path(step).exists()) and step not in self._damaged:
             if best:
                 self.best = step
             return
@@ -172,7 +174,7 @@ class Checkpoints:
             RestoreError: it holds other arrays, shapes or dtypes than `abstract`; or all that
                 there are, are damaged.
         """
-        damaged = []
+        damaged: list[int] = []
         for candidate in reversed(self.steps()):
             if step not in (None, candidate):
                 continue
@@ -180,8 +182,9 @@ class Checkpoints:
             problem = damage(path) if is_first() else None
             if agreed(problem is not None):
                 self._report(f"{path} is damaged ({problem}): trying the one before it")
-                damaged.append(path)
+                damaged.append(candidate)
                 continue
+            self._damaged = set(damaged)
             return self._read(path, abstract)
         if damaged:
             raise RestoreError(
@@ -219,8 +222,11 @@ class Checkpoints:
                 (aside / _META).write_text(json.dumps(meta, indent=1))
                 write_manifest(aside, arrays)
                 make_durable(aside)
+                if self.path(step).exists():
+                    self._remove(step)
                 aside.rename(self.path(step))
                 sync(self.directory)
+            self._damaged.discard(step)
         except Exception as error:
             self._failed(step, aside, error)
             return
@@ -245,19 +251,23 @@ class Checkpoints:
     def _prune(self) -> None:
         if jax.process_index() != 0:
             return
-        steps, config = self.steps(), self.config
+        config = self.config
+        steps = [step for step in self.steps() if step not in self._damaged]
         kept = set(steps[-config.keep_last :])
         if config.keep_every:
             kept |= {step for step in steps if step % config.keep_every == 0}
         if config.keep_best and self.best is not None:
             kept.add(self.best)
-        for step in steps:
+        for step in self.steps():
             if step not in kept:
-                # Renamed first: a kill halfway leaves no directory that looks like a checkpoint.
-                doomed = self.directory / f"step_{step:08d}.saving-old"
-                shutil.rmtree(doomed, ignore_errors=True)
-                self.path(step).rename(doomed)
-                shutil.rmtree(doomed)
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        # Renamed first: a kill halfway leaves no directory that looks like a checkpoint.
+        doomed = self.directory / f"step_{step:08d}.saving-old"
+        shutil.rmtree(doomed, ignore_errors=True)
+        self.path(step).rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Ending:
         return Outcome.FAILED
 
     def refused(self, state: TrainState) -> None:
-        """By too many rows that cannot be used: with mended data, or a larger share, it goes on."""
+        """By rows or an evaluation that cannot be used: once that is mended it goes on."""
         if int(state.failed_at) < 0:
             self._save(state, int(state.step))
 

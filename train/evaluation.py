@@ -168,11 +168,11 @@ class Evaluation:
         save_side_by_side(path, picture, results)
 
 
-def merged(params: Flat, training: Training) -> Flat:
-    """The flat parameters with the adapters, if any, added to their kernels."""
+def merged(params: Flat, training: Training, dtype: str | None = None) -> Flat:
+    """The flat parameters with the adapters, if any, added to their kernels as `merge` does."""
     factors = {path: leaf for path, leaf in params.items() if is_factor(path)}
     base = {path: leaf for path, leaf in params.items() if not is_factor(path)}
-    return merge(base, factors, training.config.lora) if factors else base
+    return merge(base, factors, training.config.lora, dtype) if factors else base
 
 
 def nested(params: Flat) -> Params:

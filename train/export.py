@@ -72,7 +72,7 @@ def export_run(
         written.append(file)
     base = {
         path: np.asarray(jax.device_get(leaf)).astype(jax.numpy.dtype(config.export.dtype))
-        for path, leaf in merged(params, training).items()
+        for path, leaf in merged(params, training, config.export.dtype).items()
     }
     save_checkpoint(directory, start.config, nested(base), files=start.files, overwrite=True)
     return [*written, directory]

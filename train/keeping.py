@@ -1,5 +1,6 @@
 """What a run under way keeps: its checkpoints, and which of them is the best."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,9 @@ class Keeping:
         self._forget_a_best_that_failed(step)
         self.evaluated = step
         value, sign = scores[metric], -1.0 if metric == "loss" else 1.0
-        if self.best is not None and not sign * value > sign * self.best["value"]:
+        # Of another metric, before the run went on with this one, it says nothing.
+        known = self.best is not None and self.best["metric"] == metric
+        if math.isnan(value) or (known and not sign * value > sign * self.best["value"]):
             return False
         self._best_before = self.best
         self.best = {"step": step, "metric": metric, "value": value}

@@ -12,7 +12,9 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         OSError: the file cannot be written; it is as it was.
     """
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # Half a surrogate pair, as of a file name that is no UTF-8, is JSON's own escape then.
+    text = text.encode(errors="backslashreplace")
     append(path, text if _ends_with_a_line(path) else b"\n" + text)
 
 

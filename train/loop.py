@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
+from train.data.example import DataError
 from train.data.rows import HostBatch
 from train.data.sources import training_sources, valid_sources
 from train.data.stream import Stream
@@ -190,7 +191,7 @@ class Run:
             return self.ending.interrupted(state)
         except _NotFinite:
             return self.ending.not_finite(state)
-        except TooManyProblems:
+        except (TooManyProblems, RunError, DataError):
             self.ending.refused(state)
             raise
         finally:

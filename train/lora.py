@@ -107,14 +107,22 @@ def adapt(
 
 
 def merge(
-    params: Mapping[str, jax.Array], factors: Mapping[str, jax.Array], config: LoraConfig
+    params: Mapping[str, jax.Array],
+    factors: Mapping[str, jax.Array],
+    config: LoraConfig,
+    dtype: str | None = None,
 ) -> dict[str, jax.Array]:
-    """The flat parameters with every adapter added to its kernel, in the kernel's dtype."""
+    """The flat parameters with every adapter added to its kernel.
+
+    Args:
+        dtype: of these sums, which are rounded once; None for each kernel's own.
+    """
     merged = dict(params)
     for path in sorted({path.rpartition("/")[0] for path in factors}):
         a, b = factors[f"{path}/a"], factors[f"{path}/b"]
         delta = config.scale * jnp.matmul(a, b, precision="highest")
-        merged[path] = (params[path].astype(jnp.float32) + delta).astype(params[path].dtype)
+        total = params[path].astype(jnp.float32) + delta
+        merged[path] = total.astype(dtype or params[path].dtype)
     return merged
 
 

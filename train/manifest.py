@@ -45,7 +45,11 @@ def damage(directory: Path) -> str | None:
     for name, expected in files.items():
         if name not in present:
             return f"{name} is missing"
-        if digest(directory / name) != expected:
+        try:
+            found = digest(directory / name)
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
+        if found != expected:
             return f"{name} has other bytes than when it was written"
     extra = sorted(present - files.keys())
     return f"{extra[0]} was not written with it" if extra else None

@@ -24,6 +24,8 @@ class Quarantine:
         """
         self.path, self._share, self._total = path, share, total
         self._training: dict[str, str] = {}
+        # Since now: steps are taken again after a kill, and data may have been mended.
+        self._met: dict[str, str] = {}
         self._known: set[tuple[str, str]] = set()
         self._unwritten: list[dict[str, str]] = []
         for row in read_lines(path):
@@ -40,6 +42,8 @@ class Quarantine:
             OSError: the file cannot be written; the next call tries again.
         """
         for row, reason in problems:
+            if split == "train":
+                self._met.setdefault(row, reason)
             if (split, row) not in self._known:
                 self._note(split, row, reason)
                 self._unwritten.append({"id": row, "reason": reason, "split": split})
@@ -50,18 +54,18 @@ class Quarantine:
     def check(self, seen: int) -> None:
         """
         Args:
-            seen: rows that the run has drawn so far.
+            seen: rows that were drawn since this was made, by whoever adds to it.
 
         Raises:
             TooManyProblems: the share is exceeded.
         """
         allowed = self._share * min(self._total, max(seen, _LEAST_SEEN))
-        if len(self) > allowed:
-            row, reason = next(iter(self._training.items()))
+        if len(self._met) > allowed:
+            row, reason = next(iter(self._met.items()))
             raise TooManyProblems(
-                f"{len(self)} rows of {min(seen, self._total)} seen could not be used, more than "
-                f"data.quarantine_share={self._share:g} allows; the first is {row}: {reason}. All "
-                f"are in {self.path}: mend the data, or raise data.quarantine_share"
+                f"{len(self._met)} rows of {min(seen, self._total)} seen could not be used, more "
+                f"than data.quarantine_share={self._share:g} allows; the first is {row}: {reason}. "
+                f"All are in {self.path}: mend the data, or raise data.quarantine_share"
             )
 
     def _note(self, split: str, row: str, reason: str) -> None:

@@ -1,7 +1,7 @@
 """Settings of a program: frozen dataclasses, filled from a recipe file and `key=value` words.
 
 A recipe is YAML (nested like the dataclasses) or Python (a module-level `config`). Words override
-it: `optimizer.learning_rate=1e-4`, `data.train=[a.jsonl,b.jsonl]`; values are written as in YAML.
+it: `optimizer.learning_rate=1e-4`, `data.image_size=[384,384]`; values are written as in YAML.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ import pytest
 
 from tests.train.small import small_params
 from train.checkpoints import CheckpointConfig, Checkpoints, RestoreError
-from train.manifest import damage
+from train.manifest import damage, digest
 from train.state import new_state
 
 OPTIMIZER = optax.adam(1e-3)
@@ -111,6 +111,43 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path, way):
         state, _ = checkpoints.restore(abstract(a_state()))
         assert "is damaged" in said[0]
         assert_same(state, a_state(1))
+
+
+def test_what_the_disk_no_longer_gives_is_damage(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, CONFIG, report=lambda line: None) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(())}, {})
+        checkpoints.save(2, {"x": jnp.zeros(())}, {})
+        checkpoints.wait()
+        victim = checkpoints.path(2) / "meta.json"
+
+        def bad_sector(file):
+            if file == victim:
+                raise OSError(5, "Input/output error")
+            return digest(file)
+
+        monkeypatch.setattr("train.manifest.digest", bad_sector)
+        assert "meta.json cannot be read: [Errno 5]" in damage(checkpoints.path(2))
+        assert checkpoints.restore(abstract({"x": jnp.ones(())}))[0] == {"x": 1.0}
+
+
+@pytest.mark.parametrize(("step", "kept"), [(2, [2]), (3, [3])])
+def test_a_damaged_one_is_written_again_and_takes_no_other_s_place(tmp_path, step, kept):
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.save(1, a_state(1), {})
+        checkpoints.save(3, a_state(3), {})
+        checkpoints.wait()
+        (checkpoints.path(3) / "meta.json").write_text("{ }")
+    config = CheckpointConfig(every=1, keep_last=1)
+    with Checkpoints(tmp_path, config, report=lambda line: None) as checkpoints:
+        assert_same(checkpoints.restore(abstract(a_state()))[0], a_state(1))
+        # Interrupted on the way back to step 3, or there again.
+        checkpoints.save(step, a_state(step), {})
+        checkpoints.wait()
+        assert checkpoints.steps() == kept
+        assert_same(checkpoints.restore(abstract(a_state()))[0], a_state(step))
+        checkpoints.save(3, a_state(3), {})
+        checkpoints.wait()
+        assert_same(checkpoints.restore(abstract(a_state()))[0], a_state(3))
 
 
 def test_when_all_are_damaged_nothing_is_guessed(tmp_path):

@@ -70,6 +70,25 @@ def test_adapters_are_merged_and_written_by_themselves(tmp_path):
         np.testing.assert_allclose(leaf, theirs[name], rtol=0, atol=1e-5, err_msg=name)
 
 
+def test_adapters_are_not_rounded_as_the_frozen_base_is_kept(tmp_path):
+    lora = LoraConfig(rank=2, alpha=4.0)
+    model = dataclasses.replace(a_config(tmp_path).model, frozen_dtype="bfloat16")
+    training, start, state = prepared(tmp_path / "run", lora=lora, model=model)
+    draw = np.random.default_rng(0)
+    moved = {
+        path: jax.numpy.asarray(draw.normal(size=leaf.shape, scale=0.01), "float32")
+        for path, leaf in state.ema.items()
+    }
+    _, directory = export_run(training, start, dataclasses.replace(state, ema=moved))
+    path = "encoder/layers/0/fc1/kernel"
+    kept = np.asarray(state.frozen[path])
+    assert kept.dtype == "bfloat16"
+    exact = kept.astype(np.float64) + 2.0 * (
+        np.asarray(moved[f"{path}/a"], np.float64) @ np.asarray(moved[f"{path}/b"], np.float64)
+    )
+    np.testing.assert_allclose(loaded(directory)[path], exact, rtol=1e-6, atol=1e-9)
+
+
 def test_on_request_by_step_and_by_best(tmp_path, capsys):
     import json
 

@@ -261,3 +261,5 @@ def test_the_metric_that_means_best_must_be_measured(tmp_path):
     evaluation = dataclasses.replace(config.evaluation, every=1, metric="<OCR> exact")
     with pytest.raises(RunError, match="'<OCR> exact' is not among what is measured: loss"):
         train(dataclasses.replace(config, evaluation=evaluation))
+    # It costs no step: settings of the evaluation may change.
+    assert steps(tmp_path / "run") == [1]

@@ -1,5 +1,6 @@
 """Plans: figures against hand arithmetic, errors as they are read, and one real step lowered."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -12,7 +13,8 @@ from florence_jax.checkpoint.shapes import parameter_shapes
 from florence_jax.config import PRESETS
 from florence_jax.sharding import make_mesh
 from florence_jax.sharding.hlo_text import parse_hlo
-from train.flops import PEAKS
+from train.flops import PEAKS, update_flops
+from train.parameters import treatments
 from train.plan import program, schedule, topology, worker
 from train.plan.__main__ import main
 from train.plan.bounds import bounds
@@ -257,6 +259,8 @@ def test_wrong_arguments_are_explained(capsys):
     assert "the shape of v5e is AxB" in capsys.readouterr().err
     assert main(["--global-batch", "7", "--accumulation", "2"]) == 2
     assert "no multiple of 2 micro-batches" in capsys.readouterr().err
+    assert main(["--mesh", "fsdp=16", "batch_size=512"]) == 2
+    assert "batch_size=512: of a plan that is said by --global-batch" in capsys.readouterr().err
     assert main(["--image-size", "1536"]) == 2
     assert "more than the model's 1024 positions" in capsys.readouterr().err
 
@@ -336,6 +340,16 @@ def test_plans_are_kept_and_not_compiled_again(tmp_path, monkeypatch, capsys):
     assert again.paper_flops == COMPILED.paper_flops
 
 
+def test_a_plan_of_a_recipe_that_was_edited_is_another(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("steps: 10\n")
+    request = PlanRequest(config=str(recipe))
+    Records(tmp_path / "plans").add(request, Compiled(outcome="failed"))
+    assert Records(tmp_path / "plans").find(request) is not None
+    recipe.write_text("steps: 10\nloss: {chunk: 128}\n")
+    assert Records(tmp_path / "plans").find(request) is None
+
+
 def test_a_plan_lowers_the_step_of_the_run(monkeypatch):
     """The program is training's own, with its optimizer; on a device of this machine here."""
     monkeypatch.setattr(program, "load_devices", lambda machine: jax.devices()[:1])
@@ -359,6 +373,37 @@ def test_a_plan_lowers_the_step_of_the_run(monkeypatch):
     assert lowered.inputs == 4 * (64 * 64 * 3 + 4 * 16 + 4 * 8)
     assert set(lowered.paper_flops) == {384, 768}
     assert "stablehlo" in lowered.lowered.as_text()[:20000]
+
+
+ASKED_THRICE = "data.train=[{kind: shapes, questions: 3}]"
+
+
+def test_a_plan_of_cached_features_runs_no_tower(monkeypatch):
+    monkeypatch.setattr(program, "load_devices", lambda machine: jax.devices()[:1])
+    frozen = ("optimizer.rules=[['vision_tower/.*', 0.0], ['.*', 1.0]]", "model.drop_path=0")
+    request = PlanRequest(
+        model="tiny",
+        topology="v5e:1x1",
+        mesh="data=1",
+        global_batch=4,
+        image_size=64,
+        target_length=8,
+        settings=("data.cached_features=features", *frozen, ASKED_THRICE),
+    )
+    lowered = program.lower(request)
+    vision = PRESETS["tiny"]().vision
+    features = math.prod(vision.grid(64, 64)) * vision.embed_dims[-1]
+    assert lowered.inputs == 4 * (2 * features + 3 * (4 * 16 + 4 * 8))  # bfloat16
+    # Nothing is convolved, and nothing is counted as if it were.
+    assert "stablehlo.convolution" not in lowered.lowered.as_text()
+    config = PRESETS["tiny"]()
+    treated = treatments(parameter_shapes(config), (("vision_tower/.*", 0.0), (".*", 1.0)), config)
+    sizes = {"image_size": (64, 64), "prompt": 16, "target": 8, "rows": 12, "questions": 3}
+    assert lowered.flops == update_flops(config, treated, cached_features=True, **sizes)
+
+    learns = dataclasses.replace(request, settings=request.settings[:1])
+    with pytest.raises(ValueError, match="needs a vision tower that stays as it is"):
+        program.lower(learns)
 
 
 needs_libtpu = pytest.mark.skipif(

@@ -49,6 +49,21 @@ def test_the_threshold(tmp_path, bad, seen, total, stops):
         quarantine.check(seen)
 
 
+def test_a_run_that_goes_on_is_judged_by_what_it_meets_again(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    bad = [(f"row {number}", "torn") for number in range(60)]
+    killed = Quarantine(path, share=0.01, total=10_000)
+    killed.add(bad)
+    killed.check(8_000)  # 0.75 %
+    # It goes on from an early checkpoint, or with data that were mended.
+    again = Quarantine(path, share=0.01, total=10_000)
+    again.check(8)
+    again.add(bad[:11])
+    with pytest.raises(TooManyProblems, match="11 rows of 8 seen"):
+        again.check(8)
+    assert len(again) == len(path.read_text().splitlines()) == 60
+
+
 def test_a_line_that_a_kill_cut_short_costs_no_other(tmp_path):
     path = tmp_path / "lines.jsonl"
     append_lines(path, [{"step": 1}])
@@ -57,3 +72,9 @@ def test_a_line_that_a_kill_cut_short_costs_no_other(tmp_path):
     append_lines(path, [{"step": 3}, {"step": 4}])
     assert [row["step"] for row in read_lines(path)] == [1, 3, 4]
     assert list(read_lines(tmp_path / "none")) == []
+
+
+def test_a_name_that_is_no_unicode_is_written_down(tmp_path):
+    rows = [{"id": "caf\xe9/\udce9.png", "reason": "torn"}]
+    append_lines(tmp_path / "lines.jsonl", rows)
+    assert list(read_lines(tmp_path / "lines.jsonl")) == rows

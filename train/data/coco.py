@@ -35,8 +35,8 @@ class Coco:
       or its box.
 
     Boxes are pixels, or shares of the picture's sides where no number of the file exceeds 1 (as
-    Azure exports them). Crowd regions (`iscrowd`) are left out, and boxes without area. Pictures
-    without annotations are examples of an empty answer for the tasks by picture.
+    Azure exports them). Crowd regions (`iscrowd`) are left out, and boxes without area in the
+    picture. Pictures without annotations are examples of an empty answer for the tasks by picture.
 
     Raises:
         DataError: the file is not COCO's layout, or has nothing for the task.
@@ -67,6 +67,12 @@ class Coco:
                 self._annotations[annotation["image_id"]].append(annotation)
         boxes = [a["bbox"] for found in self._annotations.values() for a in found if a.get("bbox")]
         self._shares = bool(boxes) and max(map(max, boxes)) <= 1.0
+        for image_id, found in self._annotations.items():
+            if self._shares and found and _size(self._images[image_id]) is None:
+                raise DataError(
+                    f"{self.path}: its boxes are shares of the pictures' sides, and image "
+                    f"{image_id!r} has no `width` and `height`: add them"
+                )
         self._items = list(self._numbered())
         if not self._items:
             raise DataError(f"{self.path} has no annotations for {task}")
@@ -104,10 +110,18 @@ class Coco:
     def _numbered(self) -> Any:
         """(image id, what of it is asked about) of every example."""
         for image_id in self._images:
-            boxes = [a for a in self._annotations[image_id] if _has_area(a)]
+            boxes = [
+                annotation
+                for annotation in self._annotations[image_id]
+                if self._has_area(annotation, self._images[image_id])
+            ]
             if self.task in ("<OD>", "<REGION_PROPOSAL>"):
                 yield image_id, boxes
             elif self.task == "<OPEN_VOCABULARY_DETECTION>":
+                if any("category_id" not in a for a in boxes):
+                    raise DataError(
+                        f"{self.path}: an annotation of image_id {image_id!r} has no `category_id`"
+                    )
                 for category in sorted({a["category_id"] for a in boxes}):
                     yield image_id, [a for a in boxes if a["category_id"] == category]
             elif self.task == "<REGION_TO_CATEGORY>":
@@ -154,6 +168,13 @@ class Coco:
             corners = np.clip(corners * edges if self._shares else corners, 0, edges)
         return corners.tolist()
 
+    def _has_area(self, annotation: Mapping[str, Any], image: Mapping[str, Any]) -> bool:
+        # Without numpy: a file has a million boxes.
+        x, y, width, height = annotation.get("bbox") or (0, 0, 0, 0)
+        right, lower = (1, 1) if self._shares else _size(image) or (math.inf, math.inf)
+        inside = x < right and y < lower and x + width > 0 and y + height > 0
+        return width > 0 and height > 0 and inside
+
     def _name(self, annotation: Mapping[str, Any], where: str) -> str:
         category = annotation.get("category_id")
         if category not in self._categories:
@@ -162,15 +183,9 @@ class Coco:
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    if "width" in image and "height" in image:
-        return image["width"], image["height"]
-    return None
+    size = image.get("width"), image.get("height")
+    return size if all(_is_number(side) and side > 0 for side in size) else None
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _has_area(annotation: Mapping[str, Any]) -> bool:
-    box = annotation.get("bbox")
-    return bool(box) and box[2] > 0 and box[3] > 0

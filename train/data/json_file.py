@@ -1,4 +1,4 @@
-"""Annotation files that are one JSON object."""
+"""Annotation files that are one JSON value."""
 
 import json
 from collections.abc import Collection
@@ -6,6 +6,20 @@ from typing import Any
 
 from train.data.example import DataError
 from train.data.place import Place, local_copy
+
+
+def read_value(path: Place) -> Any:
+    """Whatever a file holds.
+
+    Raises:
+        DataError: no such file, or no JSON.
+    """
+    try:
+        return json.loads(local_copy(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
 
 
 def read_object(path: Place, *, all_of: Collection[str] = ()) -> dict[str, Any]:
@@ -17,12 +31,7 @@ def read_object(path: Place, *, all_of: Collection[str] = ()) -> dict[str, Any]:
     Raises:
         DataError: no such file, no JSON, no object, or a key is missing.
     """
-    try:
-        content = json.loads(local_copy(path).read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
+    content = read_value(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, expected a JSON object")
     missing = [key for key in all_of if key not in content]

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from train.data.example import DataError, Example
-from train.data.json_file import read_object
+from train.data.json_file import read_object, read_value
 from train.data.place import Place, contained, place
 
 
@@ -30,12 +30,16 @@ class Vqa:
         self.path = place(questions)
         self.image_root = place(image_root) if image_root else self.path.parent
         self.image_pattern = image_pattern
-        content = read_object(self.path)
-        self._questions = content.get("questions") or content.get("data")
+        content = read_value(self.path)
+        # VizWiz's file is the list itself.
+        self._questions = content
+        if isinstance(content, dict):
+            self._questions = content.get("questions") or content.get("data")
         if not isinstance(self._questions, list) or not self._questions:
+            has = ", ".join(list(content)[:8]) if isinstance(content, dict) else repr(content)[:80]
             raise DataError(
-                f"{self.path} has no list of `questions` (VQAv2, TextVQA) or `data` (DocVQA); it "
-                f"has {', '.join(list(content)[:8]) or 'nothing'}"
+                f"{self.path} has no list of `questions` (VQAv2, TextVQA) or `data` (DocVQA), and "
+                f"is none (VizWiz); it has {has or 'nothing'}"
             )
         self._answers: dict[Any, str] = {}
         if annotations is not None:
@@ -85,7 +89,7 @@ class Vqa:
 
 
 class DocVqa(Vqa):
-    """DocVQA's `data` of `question`, `image`, `answers`: `<DocVQA>question` -> the first answer."""
+    """DocVQA's `data` of `question`, `image`, `answers`, the most frequent of which is learnt."""
 
     task = "<DocVQA>"
 

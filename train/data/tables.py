@@ -55,8 +55,10 @@ class Parquet:
         import pyarrow.parquet as parquet
 
         self.path = place(path)
-        self.image_root = place(image_root) if image_root else self.path.parent
-        files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+        is_folder = self.path.is_dir()
+        folder = self.path if is_folder else self.path.parent
+        self.image_root = place(image_root) if image_root else folder
+        files = sorted(self.path.glob("*.parquet")) if is_folder else [self.path]
         if not files:
             raise DataError(f"{self.path} holds no .parquet files")
         self._groups: list[tuple[int, Place, int]] = []

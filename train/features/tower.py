@@ -59,7 +59,8 @@ def origin_of(training: Training, tower: Mapping[str, Any]) -> Origin:
     check_constant(training)
     mesh = training.placement.mesh
     hashed = hashlib.sha256()
-    for path in sorted(path for path in tower if path.startswith(TOWER)):
+    # Adapters of it, which are frozen then, add nothing: b is zero.
+    for path in sorted(p for p in tower if p.startswith(TOWER) and not is_factor(p)):
         leaf = tower[path]
         if mesh.is_multi_process:
             leaf = whole_everywhere(mesh, leaf)

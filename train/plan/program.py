@@ -26,6 +26,7 @@ from florence_jax.sharding import (
     using,
 )
 from train.config import TrainConfig
+from train.features.tower import origin_of
 from train.flops import update_flops
 from train.plan.bounds import PAPER_SAMPLES, generation_flops
 from train.plan.request import PlanRequest
@@ -65,7 +66,8 @@ def lower(request: PlanRequest) -> Lowered:
 
     Raises:
         CompilerMissing: of the machine's platform.
-        ValueError: settings, rules or a mesh that do not fit.
+        ValueError: settings, rules or a mesh that do not fit, or cached features of a tower that
+            trains.
     """
     mesh = make_mesh(request.mesh, load_devices(request.machine))
     parts = batch_parts(mesh)
@@ -88,16 +90,22 @@ def _training_step(request: PlanRequest, mesh: Mesh) -> Lowered:
     )
     training = build_training(config, start, mesh)
     state = training.placed_state()
-    rows = (request.accumulation, request.global_batch // request.accumulation)
-    divided = batch_sharding(mesh, axis=1)
+    micro, divided = request.accumulation, batch_sharding(mesh, axis=1)
+    pictures = request.global_batch // micro
+    questions = max((source.questions for source in config.data.train), default=1)
 
-    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((*rows, *shape), dtype, sharding=divided)
+    def array(rows: int, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((micro, rows, *shape), dtype, sharding=divided)
 
+    images = array(pictures, (*side, 3), jnp.uint8)
+    if config.data.cached_features is not None:
+        # Of no weights: the tower is not run, whatever they are.
+        features = origin_of(training, {})
+        images = array(pictures, features.shape, features.dtype)
     batch = Batch(
-        images=array((*side, 3), jnp.uint8),
-        input_ids=array((request.prompt_length,), jnp.int32),
-        labels=array((request.target_length,), jnp.int32),
+        images=images,
+        input_ids=array(pictures * questions, (request.prompt_length,), jnp.int32),
+        labels=array(pictures * questions, (request.target_length,), jnp.int32),
     )
     with using(mesh):
         lowered = jax.jit(training.placed_step, donate_argnums=0).lower(state, batch)
@@ -107,7 +115,7 @@ def _training_step(request: PlanRequest, mesh: Mesh) -> Lowered:
         optimizer=_bytes((state.opt_state, state.ema)),
         frozen=_bytes(state.frozen),
         inputs=_bytes(batch),
-        flops=_flops(request, training, request.global_batch, request.image_size),
+        flops=_flops(request, training, request.global_batch, request.image_size, questions),
         paper_flops={side: _flops(request, training, 1, side) for side in PAPER_SAMPLES},
         notes=_notes(training.placement.layout),
     )
@@ -176,14 +184,18 @@ def _generation(request: PlanRequest, mesh: Mesh) -> Lowered:
     )
 
 
-def _flops(request: PlanRequest, training: Training, rows: int, side: int) -> float:
+def _flops(
+    request: PlanRequest, training: Training, pictures: int, side: int, questions: int = 1
+) -> float:
     return update_flops(
         request.sizes,
         training.treated,
-        rows=rows,
+        rows=pictures * questions,
+        questions=questions,
         image_size=(side, side),
         prompt=request.prompt_length,
         target=request.target_length,
+        cached_features=training.config.data.cached_features is not None,
     )
 
 

@@ -1,6 +1,7 @@
 """Plans on disk: every answer as a line of JSON, the ranking as CSV and as a picture."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -35,7 +36,7 @@ class Records:
                 self._known[_key(tree)] = Compiled.from_tree(tree["compiled"])
 
     def find(self, request: PlanRequest) -> Compiled | None:
-        """What the same compiler answered to the same request before."""
+        """What was answered to the same request before, of the same recipe, rules and jax."""
         return self._known.get(_key(_tree(request)))
 
     def add(self, request: PlanRequest, compiled: Compiled) -> None:
@@ -57,11 +58,14 @@ class Records:
 
 
 def _tree(request: PlanRequest) -> dict[str, Any]:
-    return {"request": json.loads(json.dumps(request.to_tree())), "jax": version("jax")}
+    files = [Path(name) for name in (request.config, request.rules)]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+    asked = json.loads(json.dumps(request.to_tree()))
+    return {"request": asked, "jax": version("jax"), "files": digests}
 
 
 def _key(tree: dict[str, Any]) -> str:
-    return json.dumps([tree["request"], tree["jax"]], sort_keys=True)
+    return json.dumps([tree["request"], tree["jax"], tree.get("files", [])], sort_keys=True)
 
 
 def _row(request: PlanRequest, compiled: Compiled) -> dict[str, Any]:

@@ -8,6 +8,17 @@ from train.plan.topology import Topology, parse_topology
 
 Program = Literal["train", "generate"]
 
+# Settings of `train.main` that a plan has options of its own for.
+_OPTIONS = {
+    "accumulation": "--accumulation",
+    "batch_size": "--global-batch",
+    "data.image_size": "--image-size",
+    "mesh": "--mesh",
+    "model.architecture": "--model",
+    "model.dtype": "--dtype",
+    "rules": "--rules",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
@@ -59,6 +70,10 @@ class PlanRequest:
                 f"a global batch of {self.global_batch} rows is no multiple of "
                 f"{self.accumulation} micro-batches"
             )
+        for word in self.settings:
+            option = _OPTIONS.get(word.partition("=")[0])
+            if option is not None:
+                raise ValueError(f"{word}: of a plan that is said by {option}")
         positions = self.sizes.text.max_position_embeddings
         memory = self.memory_length
         for what, length in (("picture and prompt", memory), ("target", self.target_length)):

@@ -76,6 +76,27 @@ def test_detection_has_all_boxes_of_a_picture_but_crowds(coco):
     )
 
 
+def test_a_box_beside_its_picture_is_left_out(coco):
+    content = json.loads(coco.read_text())
+    content["annotations"][1]["bbox"] = [45, 2, 8, 4]
+    coco.write_text(json.dumps(content))
+    assert read(Coco(coco, "<OD>"))[1] == "cat<loc_100><loc_100><loc_300><loc_300>"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_shares_of_sides_need_the_sides(coco, known):
+    content = json.loads(coco.read_text())
+    content["annotations"] = [{"image_id": 7, "category_id": 3, "bbox": [0.1, 0.1, 0.5, 0.5]}]
+    if not known:
+        content["images"][0] |= {"width": None}
+    coco.write_text(json.dumps(content))
+    if known:
+        assert read(Coco(coco, "<OD>"))[1] == "cat<loc_100><loc_100><loc_600><loc_600>"
+        return
+    with pytest.raises(DataError, match="image 7 has no `width` and `height`"):
+        Coco(coco, "<OD>")
+
+
 def test_coordinates_of_a_larger_original_are_scaled(coco):
     # b.png is stored at half the size that the annotation speaks of.
     _, answer, _ = read(Coco(coco, "<OD>"), 1)
@@ -178,6 +199,15 @@ def test_questions_learn_the_most_frequent_answer(tmp_path):
     assert read(source)[:2] == ("<VQA>What colour?", "blue")
 
 
+def test_questions_may_be_the_file_itself(tmp_path):
+    # As VizWiz has them.
+    (tmp_path / "a.png").write_bytes(png())
+    answers = [{"answer": "a mug", "answer_confidence": "yes"}]
+    rows = [{"image": "a.png", "question": "What is it?", "answers": answers, "answerable": 1}]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    assert read(Vqa(tmp_path / "train.json"))[:2] == ("<VQA>What is it?", "a mug")
+
+
 def test_document_questions(tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "a.png").write_bytes(png())
@@ -210,6 +240,17 @@ def test_parquet_with_pictures_inside(tmp_path, nested):
         prompt, answer, image = read(source, index)
         assert (prompt, answer) == ("What does the image describe?", f"number {index}")
         assert image[0, 0].tolist() == [0, 0, 60 * index]
+
+
+@pytest.mark.parametrize("named", [".", "a.parquet"])
+def test_parquet_with_pictures_beside_it(tmp_path, named):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    (tmp_path / "a.png").write_bytes(png((0, 0, 60)))
+    row = {"image": "a.png", "prefix": "<CAPTION>", "suffix": "blue"}
+    parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    assert read(Parquet(tmp_path / named))[2][0, 0].tolist() == [0, 0, 60]
 
 
 def test_array_records(tmp_path):
@@ -277,18 +318,19 @@ def test_rows_of_files_with_one_name_have_ids_and_places_of_their_own(coco, tmp_
         ({"annotations": [{"bbox": [0, 0, 1, 1]}]}, r"annotations\[0\] has no `image_id`"),
         ({"annotations": [{"image_id": 9}]}, "of image_id 9, which is not among the images"),
         ({"categories": [{"id": 3}]}, r"categories\[0\] has no `name`"),
+        ({"annotations": [{"image_id": 7, "bbox": [0, 0, 1, 2]}]}, "has no `category_id`"),
     ],
 )
 def test_a_coco_file_with_a_part_missing_is_named(coco, change, message):
     coco.write_text(json.dumps(json.loads(coco.read_text()) | change))
     with pytest.raises(DataError, match=rf"instances.json.*{message}"):
-        Coco(coco, "<OD>")
+        Coco(coco, "<OPEN_VOCABULARY_DETECTION>")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "holds a list, expected a JSON object"),
+        ([], "no list of `questions` .* and is none"),
         ({"rows": []}, "no list of `questions` .* or `data` .*; it has rows"),
     ],
 )

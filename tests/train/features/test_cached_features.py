@@ -25,13 +25,16 @@ from train.data.tables import Jsonl
 from train.dry_run import dry_run
 from train.features.__main__ import main
 from train.features.origin import FeaturesError
+from train.features.tower import origin_of
 from train.flops import update_flops
 from train.lines import read_lines
 from train.loop import Outcome, train
-from train.lora import LoraConfig
+from train.lora import LoraConfig, is_factor
 from train.parameters import treatments
 from train.settings import to_tree
+from train.start import load_parameters, prepare_start
 from train.step import Objective
+from train.training import build_training
 
 pytestmark = pytest.mark.usefixtures("compiled_on_disk")
 
@@ -231,6 +234,16 @@ def test_a_tower_that_learns_is_refused(source, tmp_path, change, message):
     config = dataclasses.replace(config, optimizer=rules)
     with pytest.raises(FeaturesError, match=message):
         list(dry_run(config, tmp_path))
+
+
+def test_frozen_adapters_of_the_tower_make_no_other_features(source, tmp_path):
+    config = frozen_config(tmp_path, source, tmp_path / "features", lora=LoraConfig(rank=2))
+    start = prepare_start(config, tmp_path / "processor")
+    training = build_training(config, start)
+    params = load_parameters(config, start)
+    frozen = training.first_state(params).frozen
+    assert any(path.startswith("vision_tower/") and is_factor(path) for path in frozen)
+    assert origin_of(training, frozen) == origin_of(training, params)
 
 
 @pytest.mark.parametrize("name", ["flip", "scale_jitter", "colour"])
