@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from florence_jax.evaluation.published import Figure
 from florence_jax.evaluation.scoring import Outcome, Row
+from florence_jax.inference.json_text import json_text
 
 REPORT, EXAMPLES, WORST, SUBMISSION = (
     "report.json",
@@ -151,11 +151,11 @@ def worst(report: Report, count: int) -> list[Worst]:
 def save_report(report: Report, directory: Path) -> None:
     """Write `report.json`, `examples.jsonl` and, where the truth is not public, the answers in the
     form that the challenges take."""
-    write(directory / REPORT, json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n")
-    lines = (json.dumps(row, ensure_ascii=False) for row in report.examples_as_json())
+    write(directory / REPORT, json_text(report.as_json(), indent=1) + "\n")
+    lines = (json_text(row) for row in report.examples_as_json())
     write(directory / EXAMPLES, "".join(f"{line}\n" for line in lines))
     if any(part.outcome is None for part in report.parts):
-        write(directory / SUBMISSION, json.dumps(_submission(report), ensure_ascii=False) + "\n")
+        write(directory / SUBMISSION, json_text(_submission(report)) + "\n")
 
 
 def write(path: Path, content: str) -> None:
