@@ -45,8 +45,8 @@ ROOMS = {
     "evaluation/metrics": set(),
     "evaluation": {"batch", "inference", "processing", "evaluation/metrics"},
     "bench": {"config", "model", "generation", "processing", "checkpoint", "inference"},
-    "inference": {"config", "model", "checkpoint", "generation", "processing", "quantization",
-                  "sharding"},
+    "inference": {"config", "model", "checkpoint", "evaluation/metrics", "generation", "processing",
+                  "quantization", "sharding"},
     # A worker process and what it runs load neither jax nor the model.
     "batch": {"config", "generation", "inference", "model", "processing", "sharding"},
     "annotation": {"batch", "generation", "inference", "processing"},

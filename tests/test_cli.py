@@ -147,16 +147,6 @@ def test_help_teaches_every_task(capsys):
         assert re.search(re.escape(token) + takes, text), token
 
 
-def test_demo_shows_every_task_and_says_that_the_weights_are_random(tmp_path, capsys):
-    assert main(["demo", "--output", str(tmp_path / "demo"), "--max-new-tokens", "12"]) == 0
-    text = capsys.readouterr().out
-    assert text.count("weights are random") == 2
-    assert all(token in text for token in TASKS)
-    rows = [json.loads(line) for line in (tmp_path / "demo/results.jsonl").read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == list(TASKS)
-    assert len(list((tmp_path / "demo").glob("*.png"))) == len(TASKS)
-
-
 def test_exported_programs_answer_as_the_model_does(pictures, tmp_path, capsys):
     exported, outputs = tmp_path / "exported", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     decoding = ["--max-new-tokens", "6", "--beams", "1"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from florence_jax.inference.demo_scene import demo_scene
+from florence_jax.inference.shapes import held_out_scenes
 from tests.shared_data import needs_shared
 from tests.small_checkpoint import write_small_checkpoint
 
@@ -64,6 +65,17 @@ def test_predicts_without_torch(bare, tmp_path):
     )
     row = json.loads(done.stdout)
     assert set(row["result"]["<OD>"]) == {"bboxes", "labels", "scores"}
+
+
+def test_the_wheel_carries_the_demonstration(bare, tmp_path):
+    picture = ROOT / "florence_jax/assets/shapes/scenes/test/000200.png"
+    words = next(row["suffix"] for row in held_out_scenes() if row["prefix"] == "<OCR>")
+    done = run(
+        bare / "florence-jax",
+        *("predict", picture, "--task", "<OCR>", "--model", "shapes", "--beams", "1", "--quiet"),
+        cwd=tmp_path,
+    )
+    assert json.loads(done.stdout)["result"]["<OCR>"] == words
 
 
 @needs_shared

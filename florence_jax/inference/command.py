@@ -24,7 +24,8 @@ def add_model_options(
     parser.add_argument(
         "--model",
         default=_DEFAULT_MODEL,
-        help="checkpoint directory or hub id; 'demo' is a tiny model with random weights "
+        help="checkpoint directory or hub id; 'shapes' is the small trained model of "
+        "`florence-jax demo`, 'demo' a tiny one with random weights "
         "(default: %(default)s)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the hub id")
@@ -83,11 +84,14 @@ def load_pipeline(options: argparse.Namespace, *, progress: bool) -> Florence2Pi
     from florence_jax.inference.demo import WEIGHTS_NOTICE, demo_pipeline
     from florence_jax.inference.meshes import DEFAULT_RULES, on_mesh
     from florence_jax.inference.pipeline import Florence2Pipeline
+    from florence_jax.inference.shapes import SHAPES
 
     dtype = options.dtype or "float32"
     if options.rules is not None and options.mesh is None:
         raise ValueError("--rules belongs to --mesh: name the mesh too, for example --mesh data=-1")
     rules = options.rules or DEFAULT_RULES
+    if options.model == "shapes":
+        options.model = SHAPES
     if options.model == "demo":
         print(WEIGHTS_NOTICE, file=sys.stderr)
         pipeline = demo_pipeline(dtype, quantize=options.quantize, compat=options.compat)

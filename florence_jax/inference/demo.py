@@ -1,4 +1,4 @@
-"""The offline demonstration: every task on one picture, with random weights.
+"""A tiny Florence-2 with random weights, and every task on one picture: `--model demo`.
 
 Nothing is downloaded. The architecture, the compiled generation loop and the parsers are the real
 ones; only the weights are not trained, so the answers are noise in the right grammar.
@@ -6,16 +6,14 @@ ones; only the weights are not trained, so the answers are noise in the right gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 from PIL import Image
 
 from florence_jax import config as configs
-from florence_jax.generation import PUBLISHED, GenerationConfig
+from florence_jax.generation import PUBLISHED
 from florence_jax.inference.demo_scene import demo_scene
-from florence_jax.inference.pipeline import Florence2Pipeline, Request, Result
+from florence_jax.inference.pipeline import Florence2Pipeline, Request
 from florence_jax.model import Model, spread_params
 from florence_jax.processing import TASKS, demo_tokenizer
 from florence_jax.processing.tasks import Compat
@@ -58,11 +56,3 @@ def demo_requests() -> tuple[Image.Image, list[Request]]:
         given = {"region": region} if task.takes == "region" else inputs.get(token, {})
         requests.append(Request(image=image, prompt=token, **given))
     return image, requests
-
-
-def run_demo(
-    pipeline: Florence2Pipeline, generation: GenerationConfig
-) -> Iterator[tuple[Request, Result]]:
-    """Each task's request and the pipeline's answer to it."""
-    _, requests = demo_requests()
-    yield from zip(requests, pipeline.answer(requests, generation), strict=True)

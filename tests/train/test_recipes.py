@@ -35,7 +35,7 @@ def test_a_dry_run_of_the_synthetic_world_shows_sizes_and_a_batch(tmp_path, caps
     status = main(["--config", "train/recipes/shapes.py", "--dry-run", "batch_size=3"])
     printed = capsys.readouterr().out
     assert status == 0
-    assert "learning_rate: 0.0005" in printed
+    assert "learning_rate: 0.001" in printed
     assert "trainable: 7,480,704 parameters" in printed
     assert "frozen: 19,200 parameters (projector 19,200)" in printed
     assert "images uint8[1, 3, 192, 192, 3]" in printed

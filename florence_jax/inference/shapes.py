@@ -1,0 +1,157 @@
+"""The offline demonstration: a small trained Florence-2, and scenes that it never saw.
+
+The library carries both, with their card: `florence_jax/assets/shapes`. The model knows a synthetic
+world of coloured shapes and drawn words, made by `train/shapes`, and nothing of photographs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import florence_jax
+from florence_jax.evaluation.metrics.boxes import Found, box_iou, matched
+from florence_jax.evaluation.metrics.masks import mask_iou
+from florence_jax.generation import GenerationConfig
+from florence_jax.inference.pipeline import Florence2Pipeline
+from florence_jax.inference.requests import Request
+from florence_jax.processing import parse, task_of
+from florence_jax.quantization import Quantization
+
+SHAPES = Path(florence_jax.__file__).parent / "assets" / "shapes"
+_SCENES = SHAPES / "scenes" / "test"
+_LOCATIONS = re.compile(r"(<loc_\d+>)+")
+_LEAST_OVERLAP = 0.5
+_COLUMNS = (
+    ("bboxes", "labels"),
+    ("bboxes", "bboxes_labels"),
+    ("quad_boxes", "labels"),
+    ("polygons", "labels"),
+    ("polygons", "polygons_labels"),
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A question about a held-out scene, its true answer and the model's, in the form of `parse`.
+
+    Attributes:
+        scene: file name of the picture, without its ending.
+        picture: the scene.
+        task: "<OD>" and so on.
+        prompt: the task with its input.
+        truth, answer: text, or coordinates in the picture's pixels.
+    """
+
+    scene: str
+    picture: Image.Image
+    task: str
+    prompt: str
+    truth: Any
+    answer: Any
+
+    @property
+    def right(self) -> bool:
+        """Whether it holds: text to the letter, and every shape, no more, with an overlap (IoU) of
+        at least one half with the true one of its label; outlines as one area.
+        """
+        if isinstance(self.truth, str):
+            return _without_region(self.truth) == _without_region(self.answer)
+        if "labels" in self.truth and "polygons" in self.truth:
+            areas = (_parts(self.truth), _parts(self.answer))
+            return mask_iou(*areas, self.picture.size) >= _LEAST_OVERLAP
+        truth, answer = _found(self.truth), _found(self.answer)
+        overlap = self._quads_overlap if "quad_boxes" in self.truth else box_iou
+        matches = matched(truth, answer, overlap, _LEAST_OVERLAP)
+        return len(truth) == len(answer) and all(matches)
+
+    def _quads_overlap(self, a: Sequence[float], b: Sequence[float]) -> float:
+        return mask_iou([a], [b], self.picture.size)
+
+
+def shapes_pipeline(
+    dtype: str = "float32", *, quantize: Quantization | None = None
+) -> Florence2Pipeline:
+    """The bundled model."""
+    return Florence2Pipeline.from_pretrained(SHAPES, dtype=dtype, quantize=quantize)
+
+
+def held_out_scenes() -> list[dict[str, str]]:
+    """The rows `image, prefix, suffix` of the bundled scenes: every task for each of them."""
+    lines = (_SCENES / "annotations.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def show(pipeline: Florence2Pipeline, generation: GenerationConfig) -> Iterator[Shown]:
+    """The pipeline's answers to every task on every bundled scene, beside the truth."""
+    rows = held_out_scenes()
+    pictures = {name: Image.open(_SCENES / name) for name in {row["image"] for row in rows}}
+    requests = [Request(image=pictures[row["image"]], prompt=row["prefix"]) for row in rows]
+    for row, result in zip(rows, pipeline.answer(requests, generation), strict=True):
+        task, picture = task_of(row["prefix"]), pictures[row["image"]]
+        yield Shown(
+            scene=Path(row["image"]).stem,
+            picture=picture,
+            task=task,
+            prompt=row["prefix"],
+            truth=parse(row["suffix"], task, picture.size)[task],
+            answer=result[task],
+        )
+
+
+def brief(answer: Any) -> str:
+    """An answer in a line: labels with whole pixels, outlines as their number of corners, text
+    without the region that was asked about."""
+    if isinstance(answer, str):
+        return " / ".join(_without_region(answer).splitlines())
+    parts = []
+    for shapes, labels in _COLUMNS:
+        if labels not in answer or shapes not in answer:
+            continue
+        for shape, label in zip(answer[shapes], answer[labels], strict=True):
+            if shapes == "polygons":
+                where = " + ".join(f"{len(part) // 2} corners" for part in shape)
+            else:
+                where = ",".join(f"{number:.0f}" for number in shape)
+            parts.append(f"{label} {where}".strip())
+    return "; ".join(parts) or "nothing"
+
+
+def enlarged_answer(answer: Any, factor: float) -> Any:
+    """The same in a picture so many times as large."""
+    if isinstance(answer, str):
+        return answer
+    columns = {shapes for shapes, _ in _COLUMNS}
+    return {
+        name: _multiplied(value, factor) if name in columns else value
+        for name, value in answer.items()
+    }
+
+
+def _without_region(text: str) -> str:
+    return _LOCATIONS.sub("", text).strip()
+
+
+def _parts(answer: Mapping[str, Any]) -> list[Sequence[float]]:
+    return [part for outline in answer["polygons"] for part in outline]
+
+
+def _found(answer: Mapping[str, Any]) -> list[Found]:
+    """Boxes or quads with their labels."""
+    for shapes, labels in _COLUMNS:
+        if shapes in answer and labels in answer:
+            rows = zip(answer[shapes], answer[labels], strict=True)
+            return [Found(label=label, shape=shape) for shape, label in rows]
+    raise ValueError(f"an answer of {sorted(answer)} holds no labelled shapes")
+
+
+def _multiplied(value: Any, factor: float) -> Any:
+    if isinstance(value, list | tuple):
+        return [_multiplied(one, factor) for one in value]
+    return value * factor
