@@ -3,7 +3,8 @@
 What it writes is what `florence_jax.checkpoint.save_checkpoint` writes: `Florence2Pipeline` loads
 it, `python -m convert.to_torch` gives it to PyTorch, and `model.start` of another run takes it. The
 parameters are the moving average where the run keeps one, and adapters are added to their kernels;
-they are also written by themselves, in the file that `python -m convert.export_lora` takes.
+they are also written by themselves, to RUN/adapter.safetensors or beside --out DIRECTORY to
+DIRECTORY.adapter.safetensors, the file that `python -m convert.export_lora` takes.
 """
 
 import argparse
@@ -56,7 +57,9 @@ def export_run(
     written = []
     factors = {path: np.asarray(leaf) for path, leaf in params.items() if is_factor(path)}
     if factors:
-        file = directory.parent / "adapter.safetensors"
+        # Exports beside each other keep their adapters apart.
+        name = "adapter" if directory.name == "export" else f"{directory.name}.adapter"
+        file = directory.parent / f"{name}.safetensors"
         directory.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".saving")
         save_tensors(

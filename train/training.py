@@ -147,7 +147,8 @@ def row_maker(
     """From examples to arrays; without augmentation where it is not for training.
 
     Args:
-        longest: pad every batch to `max_prompt` and `max_target`, and not to its longest row.
+        longest: pad every batch to `max_prompt` and `max_target`, and each picture's questions to
+            those of the source that asks most, and not to what the batch itself holds.
     """
     return RowMaker(
         tokenizer=start.tokenizer,
@@ -156,6 +157,7 @@ def row_maker(
         max_target=config.max_target,
         least_prompt=config.max_prompt if longest else config.least_prompt,
         least_target=config.max_target if longest else config.least_target,
+        least_questions=max(source.questions for source in config.train) if longest else 1,
         augmentation=config.augment if training else AugmentConfig(),
         resample=start.image.resample,
     )

@@ -64,6 +64,9 @@ def test_adapters_are_merged_and_written_by_themselves(tmp_path):
     base, _, plain = prepared(tmp_path / "base")
     (base_directory,) = export_run(base, start, plain)
     assert merge_lora([str(file), str(base_directory), str(tmp_path / "merged")]) == 0
+    elsewhere, _ = export_run(training, start, state, tmp_path / "run" / "again")
+    assert elsewhere.name == "again.adapter.safetensors"
+    np.testing.assert_array_equal(read_lora(elsewhere).modules[path].a, moved[f"{path}/a"])
     ours, theirs = loaded(directory), loaded(tmp_path / "merged")
     assert np.abs(ours[path] - loaded(base_directory)[path]).max() > 0.1
     for name, leaf in ours.items():

@@ -261,6 +261,8 @@ def test_wrong_arguments_are_explained(capsys):
     assert "no multiple of 2 micro-batches" in capsys.readouterr().err
     assert main(["--mesh", "fsdp=16", "batch_size=512"]) == 2
     assert "batch_size=512: of a plan that is said by --global-batch" in capsys.readouterr().err
+    assert main(["--generate", "--config", "train/recipes/lora.py"]) == 2
+    assert "lora.py: the generation loop takes no recipe" in capsys.readouterr().err
     assert main(["--image-size", "1536"]) == 2
     assert "more than the model's 1024 positions" in capsys.readouterr().err
 

@@ -48,6 +48,7 @@ class RowMaker:
         image_size: (height, width) in pixels that every picture is resized to.
         max_prompt, max_target: tokens; a longer one is a problem, nothing is cut.
         least_prompt, least_target: tokens that batches are padded to, doubled until all fit.
+        least_questions: rows of every picture at least.
         augmentation: what may be changed, differently in each epoch.
         resample: PIL's resampling filter; 3 is bicubic, the published processor's.
         features: in place of pixels; pictures are neither opened nor changed then.
@@ -59,6 +60,7 @@ class RowMaker:
     max_target: int = 1024
     least_prompt: int = 16
     least_target: int = 32
+    least_questions: int = 1
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     resample: int = int(Image.Resampling.BICUBIC)
     features: FeatureStore | None = None
@@ -151,7 +153,7 @@ def collate(rows: Sequence[Row], *, make_row: RowMaker, micro: int = 1) -> HostB
     """Rows as one padded batch of `micro` micro-batches."""
     height = len(rows) // micro
     images = np.stack([row.image for row in rows])
-    most = 1 + max(len(row.others) for row in rows)
+    most = max(make_row.least_questions, *(1 + len(row.others) for row in rows))
     blank = Row("", images[0], [], [])
     rows = [
         asked

@@ -74,6 +74,11 @@ class PlanRequest:
             option = _OPTIONS.get(word.partition("=")[0])
             if option is not None:
                 raise ValueError(f"{word}: of a plan that is said by {option}")
+        if self.program == "generate" and (self.config or self.settings):
+            raise ValueError(
+                f"{self.config or self.settings[0]}: the generation loop takes no recipe; its "
+                "sizes are --model's, its batch is --global-batch"
+            )
         positions = self.sizes.text.max_position_embeddings
         memory = self.memory_length
         for what, length in (("picture and prompt", memory), ("target", self.target_length)):

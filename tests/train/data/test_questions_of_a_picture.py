@@ -1,12 +1,14 @@
 """Several questions of one picture: the same as asking them one by one, and the tower runs once."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from florence_jax.model import Model
+from florence_jax.processing import ImageConfig
 from tests.train.small import CONFIG, small_batch, small_params
 from train.config import DataConfig, SourceConfig
 from train.data.augment import AugmentConfig
@@ -17,7 +19,9 @@ from train.shapes import SceneConfig
 from train.shapes.source import ShapesSource
 from train.shapes.tokens import world_tokenizer
 from train.shapes.world import ShapesWorld
+from train.start import Start
 from train.step import Batch, Objective
+from train.training import row_maker
 
 WORLD = ShapesWorld(config=SceneConfig(side=64), seed=0, split="train")
 SHORT = ("<OD>", "<CAPTION>", "<REGION_PROPOSAL>")
@@ -117,6 +121,40 @@ def test_batches_of_a_mixture_are_each_of_one_source():
     assert sum(drawn) == 12
     ahead = whole.batches(3, threads=2)
     assert [next(ahead).ids for _ in range(4)] == [whole.batch(step).ids for step in range(3, 7)]
+
+
+def test_shares_of_several_hosts_have_one_shape():
+    start = Start(
+        config=CONFIG,
+        files=Path(),
+        tokenizer=world_tokenizer(),
+        image=ImageConfig(size=(64, 64)),
+    )
+    config = DataConfig(
+        train=tuple(
+            SourceConfig(kind="shapes", scene=WORLD.config, tasks=tasks, questions=questions)
+            for tasks, questions in ((SHORT, 3), (LONG, 1))
+        ),
+        max_target=256,
+    )
+    sources = [
+        ("short", ShapesSource(WORLD, 50, SHORT, questions=3), 1.0),
+        ("long", ShapesSource(WORLD, 50, LONG), 1.0),
+    ]
+
+    def shapes(longest):
+        make_row = row_maker(config, start, training=True, longest=longest)
+        shares = [
+            Stream(sources=sources, make_row=make_row, batch_size=4, host=host, hosts=4)
+            for host in range(4)
+        ]
+        batches = [share.batch(step) for step in range(3) for share in shares]
+        assert not any(batch.problems for batch in batches)
+        return {jax.tree.map(np.shape, batch.arrays) for batch in batches}
+
+    assert len(shapes(longest=False)) > 1
+    (shape,) = shapes(longest=True)
+    assert shape.labels == (1, 3, 256)
 
 
 def test_what_would_move_a_picture_under_its_questions_is_refused():
