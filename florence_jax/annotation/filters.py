@@ -27,9 +27,10 @@ def text_fault(text: Text, analysis: Analysis, settings: FilterSettings) -> str 
     """Why a caption goes: "empty", "score", "too many objects" or "too simple"; None: it stays."""
     if not text.text.strip():
         return "empty"
-    if text.score < settings.text_score:
+    level = LEVELS.index(text.level)
+    if text.score < settings.text_score[level]:
         return "score"
-    if analysis.objects > settings.most_objects[LEVELS.index(text.level)]:
+    if analysis.objects > settings.most_objects[level]:
         return "too many objects"
     return "too simple" if analysis.complexity < settings.least_complexity else None
 

@@ -185,14 +185,16 @@ def _threshold(text: str) -> tuple[str, Any]:
     defaults = dataclasses.asdict(FilterSettings())
     if name not in defaults:
         raise ValueError(f"no threshold {name!r}; there are {', '.join(defaults)}")
-    kind = type(defaults[name])
+    default = defaults[name]
     try:
-        if kind is tuple:
-            return name, tuple(int(part) for part in value.split(","))
-        return name, kind(value)
+        if isinstance(default, tuple):
+            parts = [type(default[0])(part) for part in value.split(",")]
+            # One number is of every level.
+            return name, tuple(parts * len(default) if len(parts) == 1 else parts)
+        return name, type(default)(value)
     except ValueError:
         raise ValueError(
-            f"--threshold {text}: expected a value like {name}={_written(defaults[name])}"
+            f"--threshold {text}: expected a value like {name}={_written(default)}"
         ) from None
 
 

@@ -19,6 +19,9 @@ CAPTION_TASKS: dict[Level, str] = {
     "more_detailed": "<MORE_DETAILED_CAPTION>",
 }
 _UNREADABLE = re.compile(r"[<\n]")
+# Something is there, and the filters doubted only what it is called.
+_UNNAMED = ("regions: label", "regions: label score")
+_UNREAD = ("ocr: empty", "ocr: text score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,9 @@ def questions(annotation: Annotation, tasks: Sequence[str] = tuple(TASKS)) -> li
     """Every question of `tasks` that the annotation answers, in the order of `tasks`.
 
     Boxes come by their upper, then their left edge, as the reading order of the published answers;
-    a phrase's in the order of the text. What a task cannot write (a label with markup) is left out.
+    a phrase's in the order of the text. What a task cannot write (a label with markup) is left out,
+    and an image that lost a thing to a doubtful name is not asked for all its things: an answer
+    with holes teaches to leave out.
 
     Raises:
         ValueError: an unknown task.
@@ -72,11 +77,11 @@ def _captions(level: Level) -> Callable[[Annotation], _Asked]:
 
 
 def _detection(annotation: Annotation) -> _Asked:
-    yield from _all_boxes([(one, one.label) for one in _regions(annotation)])
+    yield from _all_boxes([(one, one.label) for one in _all_regions(annotation)])
 
 
 def _dense_captions(annotation: Annotation) -> _Asked:
-    yield from _all_boxes([(one, one.description) for one in _regions(annotation)])
+    yield from _all_boxes([(one, one.description) for one in _all_regions(annotation)])
 
 
 def _all_boxes(named: Sequence[tuple[Region, str | None]]) -> _Asked:
@@ -92,14 +97,14 @@ def _all_boxes(named: Sequence[tuple[Region, str | None]]) -> _Asked:
 
 
 def _proposals(annotation: Annotation) -> _Asked:
-    found = _regions(annotation)
+    found = _all_regions(annotation)
     if found:
         yield "", {"bboxes": [list(region.box) for region in found]}
 
 
 def _open_vocabulary(annotation: Annotation) -> _Asked:
     by_label: dict[str, list[Region]] = {}
-    for region in _regions(annotation):
+    for region in _all_regions(annotation):
         if _is_label(region.label):
             by_label.setdefault(str(region.label), []).append(region)
     for label, regions in by_label.items():
@@ -169,13 +174,13 @@ def _polygons(shapes: Sequence[Sequence[Coordinates]]) -> dict[str, Any]:
 
 
 def _read_text(annotation: Annotation) -> _Asked:
-    lines = _lines(annotation)
+    lines = _all_lines(annotation)
     if lines:
         yield "", "\n".join(line.text for line in lines)
 
 
 def _read_lines(annotation: Annotation) -> _Asked:
-    lines = _lines(annotation)
+    lines = _all_lines(annotation)
     if lines:
         yield (
             "",
@@ -210,6 +215,20 @@ _ASK: dict[str, Callable[[Annotation], _Asked]] = {
 
 def _regions(annotation: Annotation) -> list[Region]:
     return sorted(annotation.regions, key=lambda region: _reading(region.box))
+
+
+def _all_regions(annotation: Annotation) -> list[Region]:
+    """None where the filters left a hole."""
+    return [] if _lost(annotation, _UNNAMED) else _regions(annotation)
+
+
+def _all_lines(annotation: Annotation) -> list[Any]:
+    """None where the filters left a hole."""
+    return [] if _lost(annotation, _UNREAD) else _lines(annotation)
+
+
+def _lost(annotation: Annotation, reasons: Sequence[str]) -> bool:
+    return any(annotation.rejected.get(reason, 0) for reason in reasons)
 
 
 def _lines(annotation: Annotation) -> list[Any]:

@@ -23,8 +23,9 @@ class FilterSettings:
     Scores are exp of mean log-probabilities, so 0.5 says that a token was as likely as not.
 
     Attributes:
-        text_score: least of a caption. Low on purpose: many wordings are right, so a good caption
-            shares its probability with others.
+        text_score: least of a brief, a detailed and a more detailed text. Low on purpose: many
+            wordings are right, so a good caption shares its probability with others. What makes
+            texts doubtful is a few words, so the longer ones score higher.
         box_score: least of a box or a quad. Each of the four coordinates may be a few bins off
             without harm, which alone takes a good box to about 0.2; half of that is doubt. Models
             of few pixels are a bin's neighbours unsure of: less for them.
@@ -46,7 +47,7 @@ class FilterSettings:
         joined: a described box tells about a labelled one where they share this much.
     """
 
-    text_score: float = 0.1
+    text_score: tuple[float, float, float] = (0.1, 0.1, 0.1)
     box_score: float = 0.1
     label_score: float = 0.33
     line_score: float = 0.33
@@ -58,15 +59,20 @@ class FilterSettings:
     joined: float = 0.7
 
     def __post_init__(self) -> None:
-        for name in ("text_score", "box_score", "label_score", "line_score", "least_side"):
+        for name in ("text_score", "most_objects"):
+            if len(getattr(self, name)) != len(LEVELS):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected three numbers, one for each of "
+                    f"{LEVELS}"
+                )
+        for score in self.text_score:
+            _check_share("text_score", score, zero=True)
+        for name in ("box_score", "label_score", "line_score", "least_side"):
             _check_share(name, getattr(self, name), zero=True)
         for name in ("overlap", "overlap_any", "joined"):
             _check_share(name, getattr(self, name), zero=False)
-        if len(self.most_objects) != len(LEVELS) or min(self.most_objects) < 1:
-            raise ValueError(
-                f"most_objects is {self.most_objects}, expected three numbers of at least 1, one "
-                f"for each of {LEVELS}"
-            )
+        if min(self.most_objects) < 1:
+            raise ValueError(f"most_objects is {self.most_objects}, expected at least 1 of each")
 
 
 @dataclass(frozen=True, kw_only=True)

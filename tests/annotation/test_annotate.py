@@ -25,7 +25,7 @@ from tests.inference.counting import counted_images
 
 # Random weights are sure of nothing: everything passes that is not broken.
 OPEN = FilterSettings(
-    text_score=0.0, box_score=0.0, label_score=0.0, line_score=0.0, least_complexity=0
+    text_score=(0.0, 0.0, 0.0), box_score=0.0, label_score=0.0, line_score=0.0, least_complexity=0
 )
 ROWS = 4
 

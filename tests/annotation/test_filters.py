@@ -1,5 +1,6 @@
 """Each filter against cases written by hand, and what holds for any input."""
 
+import argparse
 from collections import Counter
 
 import pytest
@@ -16,7 +17,8 @@ from florence_jax.annotation.filters import (
     sound_polygons,
     text_fault,
 )
-from florence_jax.annotation.schema import Line, Phrase, Region, Text
+from florence_jax.annotation.options import add_options, annotate_settings
+from florence_jax.annotation.schema import LEVELS, Line, Phrase, Region, Text
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
 from florence_jax.annotation.shallow import ShallowAnalyser
 from tests.annotation.generated import SIZE, lines, regions
@@ -45,6 +47,24 @@ def region(box, score=0.9, label="dog", label_score=0.9, **more):
 def test_a_text_goes_for_one_reason(text, score, level, fault):
     found = text_fault(Text(level=level, text=text, score=score), analyse(text), SETTINGS)
     assert found == fault
+
+
+def test_each_level_of_texts_has_its_own_least_score():
+    chosen = FilterSettings(text_score=(0.2, 0.6, 0.8))
+    for level, least in zip(LEVELS, chosen.text_score, strict=True):
+        for score, fault in ((least, None), (least - 0.01, "score")):
+            text = Text(level=level, text="A brown dog.", score=score)
+            assert text_fault(text, analyse(text.text), chosen) == fault
+
+
+def test_one_number_on_the_command_line_is_of_every_level():
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    thresholds = ("text_score=0.5", "most_objects=1,2,3")
+    words = [word for one in thresholds for word in ("--threshold", one)]
+    chosen = annotate_settings(parser.parse_args(["x", "--output", "out", *words]))
+    assert chosen.filters.text_score == (0.5, 0.5, 0.5)
+    assert chosen.filters.most_objects == (1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +196,10 @@ def test_filters_only_take_away_and_count_what_they_take(found, written, least):
     [
         (FilterSettings, {"box_score": 1.5}, "box_score is 1.5, expected 0 to 1"),
         (FilterSettings, {"overlap": 0.0}, "overlap is 0.0, expected more than 0 to 1"),
-        (FilterSettings, {"most_objects": (1, 2)}, "three numbers of at least 1"),
+        (FilterSettings, {"most_objects": (1, 2)}, "most_objects is .* expected three numbers"),
+        (FilterSettings, {"most_objects": (1, 0, 2)}, "expected at least 1 of each"),
+        (FilterSettings, {"text_score": (0.1, 0.1)}, "text_score is .* expected three numbers"),
+        (FilterSettings, {"text_score": (0.1, 1.1, 0.1)}, "text_score is 1.1, expected 0 to 1"),
         (AnnotateSettings, {"levels": ("short",)}, "expected some of"),
         (AnnotateSettings, {"levels": (), "regions": False, "ocr": False}, "nothing is asked"),
     ],

@@ -86,6 +86,26 @@ def test_labels_that_no_answer_holds_teach_nothing():
 
 
 @pytest.mark.parametrize(
+    ("reason", "lost"),
+    [
+        (
+            "regions: label score",
+            {"<OD>", "<DENSE_REGION_CAPTION>", "<REGION_PROPOSAL>", "<OPEN_VOCABULARY_DETECTION>"},
+        ),
+        ("ocr: text score", {"<OCR>", "<OCR_WITH_REGION>"}),
+        ("regions: score", set()),
+    ],
+)
+def test_an_image_that_lost_a_thing_to_a_doubtful_name_is_not_asked_for_all(reason, lost):
+    """A doubtful box may have been nothing; a sure box without a name was something."""
+    holed = dataclasses.replace(EXAMPLE, rejected={reason: 1})
+    whole = {question.task for question in questions(EXAMPLE)}
+    assert whole - {question.task for question in questions(holed)} == lost
+    named = ("<REGION_TO_CATEGORY>", "<REGION_TO_OCR>", "<CAPTION>")
+    assert questions(holed, named) == questions(EXAMPLE, named)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"schema": 2}, "schema 2, this release reads 1"),

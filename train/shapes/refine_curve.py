@@ -1,6 +1,6 @@
 """Does the loop of annotate and refine mend label noise? The curve, measured on shapes.
 
-    python -m train.shapes.refine_curve OUT [--model CHECKPOINT]
+    python -m train.shapes.refine_curve OUT [--model CHECKPOINT] [-- OPTIONS OF ANNOTATE]
 
 1. A model learns from scenes of which the share `--noise` of the shapes is called by a wrong name:
    from scratch by the recipe, or (`--model`) as a fine-tune of a model that is there.
@@ -42,7 +42,10 @@ _POOL_SEED, _HELD_OUT_SEED = 101, 102
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    cut = words.index("--") if "--" in words else len(words)
+    options = _parser().parse_args(words[:cut])
+    options.annotate = words[cut + 1 :]
     out = options.out.absolute()
     try:
         config = load_settings(TrainConfig, options.recipe, [])
@@ -108,11 +111,14 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of the filters; by default label_score=0.5, as a wrong name is what is to be found, "
-        "and box_score=0.02, as pictures of 192 pixels have five bins a pixel",
+        help="of the filters; by default box_score=0.02, as pictures of 192 pixels have five bins "
+        "a pixel",
     )
     parser.add_argument(
         "--set", action="append", default=[], dest="words", help="key=value of every training"
+    )
+    parser.add_argument(
+        "--refine-set", action="append", default=[], help="key=value of the fine-tunes alone"
     )
     return parser
 
@@ -159,7 +165,7 @@ def _first(options: argparse.Namespace, scene: SceneConfig, out: Path) -> list[s
 
 
 def _loop(options: argparse.Namespace, first: Path, pool: Path, out: Path) -> list[str]:
-    thresholds = ["label_score=0.5", "box_score=0.02", *options.threshold]
+    thresholds = ["box_score=0.02", *options.threshold]
     return [
         *(sys.executable, "-m", "florence_jax", "annotate", str(pool)),
         *("--output", str(out / "loop"), "--model", str(first)),
@@ -167,10 +173,11 @@ def _loop(options: argparse.Namespace, first: Path, pool: Path, out: Path) -> li
         *("--set", 'model.processor=""', "--set", f"steps={options.refine_steps}"),
         # Grounding asks with a whole caption, and answers with its phrases and their boxes.
         *("--set", "data.max_prompt=128", "--set", "data.max_target=192"),
-        *(word for given in options.words for word in ("--set", given)),
+        *(word for given in options.words + options.refine_set for word in ("--set", given)),
         *("--beams", "1", "--max-new-tokens", str(options.max_new_tokens)),
         *("--batch-size", str(options.batch_size), "--analyser", "rules"),
         *(word for given in thresholds for word in ("--threshold", given)),
+        *options.annotate,
     ]
 
 
