@@ -80,7 +80,8 @@ class SourceConfig:
         annotations: of vqa, VQAv2's second file.
         image_pattern: of vqa, such as "COCO_train2014_{image_id:012d}.jpg".
         scenes: of shapes, how many.
-        questions: of shapes, asked of each picture of a batch: the tower runs once for all.
+        questions: of annotations and shapes, asked of each picture of a batch at most: the tower
+            runs once for all. Of annotations, tasks then take turns as each image has questions.
         split: of shapes: train, valid or held-out.
         scene: of shapes, how hard they are.
     """
@@ -104,7 +105,7 @@ class SourceConfig:
             raise ValueError(
                 f"a {self.kind} source " + ("has no" if self.path else "needs a") + " path"
             )
-        most = 1 if self.kind != "shapes" else len(self.tasks) or len(TASKS)
+        most = {"annotations": 64, "shapes": len(self.tasks) or len(TASKS)}.get(self.kind, 1)
         if not 1 <= self.questions <= most:
             raise ValueError(
                 f"a {self.kind} source asks 1 to {most} questions of a picture, got questions="

@@ -192,6 +192,7 @@ def _refine(options: argparse.Namespace) -> int:
         image_root=pictures.root,
         annotate=lambda chosen, output: annotate_arguments(options, chosen, output),
         also=options.also,
+        questions=options.questions,
         words=options.words,
     )
     if options.dry_run:

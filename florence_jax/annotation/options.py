@@ -122,6 +122,14 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
         help="train on this too, such as '{kind: jsonl, path: /data/by_hand.jsonl, weight: 2}'",
     )
     loop.add_argument(
+        "--questions",
+        type=int,
+        default=1,
+        metavar="N",
+        help="learn up to N answers of one image together, as the image encoder then runs once for "
+        "them (default: %(default)s)",
+    )
+    loop.add_argument(
         "--set",
         action="append",
         default=[],

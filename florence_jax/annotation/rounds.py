@@ -50,6 +50,7 @@ class Refine:
         checkout: the directory that holds `train/`.
         image_root: the directory that image names start from.
         also: further sources of `data.train`, as YAML, such as labels made by hand.
+        questions: of one image that a fine-tune asks together, at most.
         words: further key=value settings of the fine-tune.
         annotate: the command line of an annotation.
     """
@@ -62,11 +63,14 @@ class Refine:
     image_root: Path
     annotate: AnnotateArguments
     also: Sequence[str] = ()
+    questions: int = 1
     words: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise RefineError(f"{self.rounds} rounds: expected at least 1")
+        if self.questions < 1:
+            raise RefineError(f"{self.questions} questions of an image: expected at least 1")
         if not (self.checkout / "train" / "main.py").is_file():
             raise RefineError(
                 f"{self.checkout} is no checkout of florence-jax (it has no train/main.py), and "
@@ -84,6 +88,7 @@ class Refine:
             "recipe": self.recipe.read_text(encoding="utf-8"),
             "annotate": list(arguments),
             "also": list(self.also),
+            "questions": self.questions,
             "words": list(self.words),
         }
 
@@ -111,7 +116,12 @@ class Refine:
 
     def _fine_tune(self, model: str, annotations: Path, training: Path) -> list[str]:
         first = json.dumps(
-            {"kind": "annotations", "path": str(annotations), "image_root": str(self.image_root)}
+            {
+                "kind": "annotations",
+                "path": str(annotations),
+                "image_root": str(self.image_root),
+                "questions": self.questions,
+            }
         )
         return [
             *(sys.executable, "-m", "train.main", "--config", str(self.recipe)),

@@ -81,7 +81,9 @@ def begun(directory):
 
 def test_the_commands_of_a_loop(tmp_path):
     out = tmp_path / "out"
-    given = loop(out, also=["{kind: jsonl, path: /a.jsonl}"], words=["steps=9"], rounds=1)
+    given = loop(
+        out, also=["{kind: jsonl, path: /a.jsonl}"], questions=3, words=["steps=9"], rounds=1
+    )
     first, training, last = given.phases()
     assert first.command[1:4] == ["-m", "florence_jax", "annotate"]
     assert first.command[4:] == ["--model", "first", "--output", str(out / "round-0/annotations")]

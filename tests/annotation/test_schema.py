@@ -183,6 +183,16 @@ def test_the_trainer_reads_a_directory(tmp_path):
             learnt.append((prefix, tokenizer.decode(row.target[1:-1])))
     lines = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
     assert sorted(learnt) == sorted((line["prefix"], line["suffix"]) for line in lines)
+    # Together, as many of an image as there may be: each task's first question before any second.
+    config = dataclasses.replace(config, questions=5)
+    ((_, source, _),) = training_sources(DataConfig(train=(config,)), 0)
+    examples = [source[index] for index in range(len(source))]
+    assert [1 + len(one.others) for one in examples] == [5, 5, 5, 2, 5, 5, 2]
+    asked = [(one.prefix, one.image.name) for head in examples for one in (head, *head.others)]
+    assert sorted(prefix for prefix, _ in asked) == sorted(prefix for prefix, _ in learnt)
+    assert {name for _, name in asked} == {"a.png"}
+    heads = [one.task for head in examples[:4] for one in (head, *head.others)]
+    assert len(set(heads[:14])) == 14
     one = SourceConfig(kind="annotations", path=str(tmp_path), tasks=("<DETAILED_CAPTION>",))
     with pytest.raises(ValueError, match="answers nothing of <DETAILED_CAPTION>"):
         training_sources(DataConfig(train=(one,)), 0)

@@ -1,12 +1,13 @@
-"""What `florence-jax annotate` wrote, as examples of one task."""
+"""What `florence-jax annotate` wrote, as examples."""
 
 import array
 import bisect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from florence_jax.annotation.questions import questions
+from florence_jax.annotation.questions import Question, questions
 from florence_jax.annotation.schema import AnnotationError, annotation_files, from_row, parse_line
 from florence_jax.processing import TASKS
 from train.data.example import DataError, Example
@@ -14,41 +15,52 @@ from train.data.place import Place, contained, local_copy, place
 
 
 class Annotations:
-    """One task's questions that annotated images answer: none, one or several an image.
+    """Questions that annotated images answer: of each image none, one or several.
 
-    Lines are read when asked for: only their offsets and counts are held, 16 bytes an image.
+    Lines are read when asked for: only their offsets and counts are held, 24 bytes an image.
 
     Args:
         path: a JSON-lines file, or a directory with blocks of them.
+        tasks: whose questions.
         image_root: the directory that image names start from; by default that of the file.
+        questions: of one image that an example asks together, at most.
 
     Raises:
-        DataError: it is no set of annotations, or answers nothing of the task.
+        DataError: it is no set of annotations, or answers nothing of the tasks.
     """
 
-    def __init__(self, path: str | Place, task: str, image_root: str | Place | None = None):
-        self.path, self.task = place(path), task
-        if task not in TASKS:
-            raise DataError(f"{path}: no such task: {task}; there are {', '.join(TASKS)}")
+    def __init__(
+        self,
+        path: str | Place,
+        tasks: Sequence[str],
+        image_root: str | Place | None = None,
+        *,
+        questions: int = 1,
+    ):
+        self.path, self.tasks, self.questions = place(path), tuple(tasks), questions
+        unknown = [task for task in self.tasks if task not in TASKS]
+        if unknown:
+            raise DataError(f"{path}: no such task: {unknown}; there are {', '.join(TASKS)}")
         folder = self.path if self.path.is_dir() else self.path.parent
         self.image_root = place(image_root) if image_root else folder
         self._files: list[Path] = []
-        # Of each image with questions: its file, its line's offset, and the number of its first.
+        # Of each image with questions: its file, its line's offset, and the number of its first
+        # example.
         self._places = array.array("q")
         self._firsts = array.array("q")
         count = 0
         try:
             self._files = _files(self.path)
             for number, offset, line in _lines(self._files):
-                found = _count(line, task, f"{self._files[number].name} at byte {offset}")
+                found = _count(line, self.tasks, f"{self._files[number].name} at byte {offset}")
                 if found:
                     self._places.extend((number, offset))
                     self._firsts.append(count)
-                    count += found
+                    count += -(-found // questions)
         except (AnnotationError, OSError) as error:
             raise DataError(f"{self.path}: {error}") from error
         if not count:
-            raise DataError(f"{self.path} answers nothing of {task}")
+            raise DataError(f"{self.path} answers nothing of {', '.join(self.tasks)}")
         self._count = count
 
     @staticmethod
@@ -82,17 +94,33 @@ class Annotations:
         with file.open("rb") as stream:
             stream.seek(self._places[2 * image + 1])
             line = stream.readline()
-        where = f"{file.name}:{self.task}:{index}"
+        where = f"{file.name}:{index}"
         annotation = from_row(parse_line(line, where), where)
-        question = questions(annotation, (self.task,))[index - self._firsts[image]]
-        return Example(
-            id=f"{annotation.id}:{self.task}:{index - self._firsts[image]}",
-            image=contained(self.image_root, annotation.image, where),
-            task=self.task,
-            prompt=question.prompt,
-            answer=question.answer,
-            size=annotation.size,
+        first = (index - self._firsts[image]) * self.questions
+        asked = _in_turns(questions(annotation, self.tasks))[first : first + self.questions]
+        picture = contained(self.image_root, annotation.image, where)
+        example, *others = (
+            Example(
+                id=f"{annotation.id}:{question.task}:{number}",
+                image=picture,
+                task=question.task,
+                prompt=question.prompt,
+                answer=question.answer,
+                size=annotation.size,
+            )
+            for number, question in asked
         )
+        return replace(example, others=tuple(others))
+
+
+def _in_turns(asked: Sequence[Question]) -> list[tuple[int, Question]]:
+    """Each task's first question, then each one's second..., each with its number of its task."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for question in asked:
+        numbered.append((seen[question.task], question))
+        seen[question.task] += 1
+    return sorted(numbered, key=lambda one: one[0])
 
 
 def _files(path: Place) -> list[Path]:
@@ -110,6 +138,6 @@ def _lines(files: list[Path]) -> Iterator[tuple[int, int, bytes]]:
                 offset += len(line)
 
 
-def _count(line: bytes, task: str, where: str) -> int:
+def _count(line: bytes, tasks: Sequence[str], where: str) -> int:
     row = parse_line(line, where)
-    return 0 if "error" in row else len(questions(from_row(row, where), (task,)))
+    return 0 if "error" in row else len(questions(from_row(row, where), tasks))

@@ -83,9 +83,12 @@ def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
         return
     if config.kind == "annotations":
         tasks = config.tasks or Annotations.tasks_of(path)
+        name = f"{path.parent.name}/{path.name}"
+        if config.questions > 1:
+            yield name, Annotations(path, tasks, root, questions=config.questions), config.weight
+            return
         for task in tasks:
-            name = f"{path.parent.name}/{path.name} {task}"
-            yield name, Annotations(path, task, root), config.weight / len(tasks)
+            yield f"{name} {task}", Annotations(path, (task,), root), config.weight / len(tasks)
         return
     if config.kind == "shapes":
         unknown = [task for task in config.tasks if task not in TASKS]

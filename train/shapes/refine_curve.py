@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         ("refine-steps", 5_000, "updates of each fine-tune"),
         ("max-new-tokens", 128, "of answers"),
         ("batch-size", 64, "of answers"),
+        ("questions", 8, "of a picture learnt together in a fine-tune, at most"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (%(default)s)")
     parser.add_argument("--noise", type=float, default=0.3, help="share of shapes (%(default)s)")
@@ -170,6 +171,7 @@ def _loop(options: argparse.Namespace, first: Path, pool: Path, out: Path) -> li
         *(sys.executable, "-m", "florence_jax", "annotate", str(pool)),
         *("--output", str(out / "loop"), "--model", str(first)),
         *("--refine", str(options.recipe.absolute()), "--rounds", str(options.rounds)),
+        *("--questions", str(options.questions)),
         *("--set", 'model.processor=""', "--set", f"steps={options.refine_steps}"),
         # Grounding asks with a whole caption, and answers with its phrases and their boxes.
         *("--set", "data.max_prompt=128", "--set", "data.max_target=192"),
