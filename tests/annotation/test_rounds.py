@@ -102,6 +102,7 @@ def test_the_commands_of_a_loop(tmp_path):
             "kind": "annotations",
             "path": str(out / "round-0/annotations"),
             "image_root": str(tmp_path),
+            "questions": 3,
         },
         {"kind": "jsonl", "path": "/a.jsonl"},
     ]
