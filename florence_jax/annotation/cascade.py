@@ -19,13 +19,17 @@ import jax
 
 from florence_jax.annotation.analysis import Analyser, Analysis, find_phrase
 from florence_jax.annotation.asking import Answer, Asked
+from florence_jax.annotation.boxes import bounds
 from florence_jax.annotation.filters import (
+    box_fault,
+    contradicts,
     filter_lines,
     filter_phrases,
     filter_regions,
     join_descriptions,
     sound_polygons,
     text_fault,
+    uncovered,
     without_overlaps,
 )
 from florence_jax.annotation.questions import CAPTION_TASKS
@@ -61,6 +65,10 @@ class Picture:
     phrases: list[Phrase] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     _described: list[Region] = field(default_factory=list)
+    # Sure boxes, whatever they were called.
+    _sure: dict[str, list[tuple[float, ...]]] = field(
+        default_factory=lambda: {"regions": [], "ocr": []}
+    )
     _analyses: list[Analysis] = field(default_factory=list)
 
     def stages(self) -> tuple[Callable[[], Step], ...]:
@@ -69,6 +77,14 @@ class Picture:
 
     def annotation(self) -> Annotation:
         """What was found, when every stage is done."""
+        kept = {
+            "regions": [region.box for region in self.regions],
+            "ocr": [bounds(line.quad) for line in self.lines],
+        }
+        lost = {
+            kind: uncovered(boxes, kept[kind], self.settings.filters.joined)
+            for kind, boxes in self._sure.items()
+        }
         return Annotation(
             id=self.id,
             image=self.image,
@@ -79,6 +95,7 @@ class Picture:
             ocr=tuple(self.lines),
             phrases=tuple(self.phrases),
             rejected={reason: count for reason, count in self.rejected.items() if count},
+            lost={kind: count for kind, count in lost.items() if count},
         )
 
     def _first(self) -> Step:
@@ -113,6 +130,9 @@ class Picture:
             unnamed = [region for region in self.regions if region.label is None]
             self.rejected["regions: label"] += len(unnamed)
             self.regions = [region for region in self.regions if region.label is not None]
+        told = len(self.regions)
+        self.regions = [one for one in self.regions if not contradicts(one, self.settings.filters)]
+        self.rejected["regions: label against description"] += told - len(self.regions)
         self.regions = without_overlaps(
             "regions: overlap of another label",
             self.regions,
@@ -175,7 +195,15 @@ class Picture:
         self._described = self._filtered(found)
 
     def _filtered(self, regions: Sequence[Region]) -> list[Region]:
+        self._remember("regions", [(region.box, region.score) for region in regions])
         return filter_regions(regions, self.size, self.settings.filters, self.rejected)
+
+    def _remember(self, kind: str, boxes: Sequence[tuple[Sequence[float], float]]) -> None:
+        self._sure[kind] += [
+            tuple(box)
+            for box, score in boxes
+            if box_fault(box, score, self.size, self.settings.filters) is None
+        ]
 
     def _read_lines(self, answer: Answer) -> None:
         value = answer.value
@@ -185,6 +213,7 @@ class Picture:
                 value["quad_boxes"], value["labels"], value["scores"], strict=True
             )
         ]
+        self._remember("ocr", [(bounds(line.quad), line.score) for line in lines])
         self.lines = filter_lines(
             lines, value["label_scores"], self.size, self.settings.filters, self.rejected
         )

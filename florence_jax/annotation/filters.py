@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -71,6 +72,25 @@ def filter_regions(
     return without_overlaps(
         "regions: overlap of another label", kept, settings.overlap_any, rejected
     )
+
+
+def contradicts(region: Region, settings: FilterSettings) -> bool:
+    """Whether label and description of one box have too few words in common."""
+    if not settings.agreement or not region.label or not region.description:
+        return False
+    label, description = _words(region.label), _words(region.description)
+    return len(label & description) < settings.agreement * len(label)
+
+
+def uncovered(
+    found: Sequence[Sequence[float]], kept: Sequence[Sequence[float]], least: float
+) -> int:
+    """How many of the boxes share less than `least` with every box that was kept; doubles once."""
+    lost: list[Sequence[float]] = []
+    for box in found:
+        if not (overlaps([box], [*kept, *lost]) >= least).any():
+            lost.append(box)
+    return len(lost)
 
 
 def filter_lines(
@@ -218,6 +238,10 @@ def _without_doubles(
 
 def _box(part: Region | Phrase | Line) -> Sequence[float]:
     return bounds(part.quad) if isinstance(part, Line) else part.box
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
 
 
 def _folded(label: str | None) -> str:

@@ -115,9 +115,16 @@ def merge(
         ocr=tuple(fused(_numbered(annotations, "ocr"), lambda line: line.text.casefold())),
         phrases=tuple(fused(phrases, lambda phrase: (phrase.text, phrase.start, phrase.end))),
         rejected={},
+        # What one annotator could not name, another may have found.
+        lost=_least([one.lost for one in annotations]),
     )
     # Rounded as a file has it, so that merging what was read back gives the same again.
     return from_row(to_row(merged))
+
+
+def _least(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    least = {kind: min(one.get(kind, 0) for one in counts) for kind in counts[0]}
+    return {kind: count for kind, count in least.items() if count}
 
 
 def _texts(annotations: Sequence[Annotation], captions: Captions) -> list[Text]:

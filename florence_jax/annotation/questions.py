@@ -19,9 +19,6 @@ CAPTION_TASKS: dict[Level, str] = {
     "more_detailed": "<MORE_DETAILED_CAPTION>",
 }
 _UNREADABLE = re.compile(r"[<\n]")
-# Something is there, and the filters doubted only what it is called.
-_UNNAMED = ("regions: label", "regions: label score")
-_UNREAD = ("ocr: empty", "ocr: text score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,17 +215,13 @@ def _regions(annotation: Annotation) -> list[Region]:
 
 
 def _all_regions(annotation: Annotation) -> list[Region]:
-    """None where the filters left a hole."""
-    return [] if _lost(annotation, _UNNAMED) else _regions(annotation)
+    """None where one is lost."""
+    return [] if annotation.lost.get("regions") else _regions(annotation)
 
 
 def _all_lines(annotation: Annotation) -> list[Any]:
-    """None where the filters left a hole."""
-    return [] if _lost(annotation, _UNREAD) else _lines(annotation)
-
-
-def _lost(annotation: Annotation, reasons: Sequence[str]) -> bool:
-    return any(annotation.rejected.get(reason, 0) for reason in reasons)
+    """None where one is lost."""
+    return [] if annotation.lost.get("ocr") else _lines(annotation)
 
 
 def _lines(annotation: Annotation) -> list[Any]:

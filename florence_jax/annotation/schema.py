@@ -7,14 +7,15 @@
      "ocr": [{"quad": [1.0, 2.0, 9.0, 2.0, 9.0, 5.0, 1.0, 5.0], "text": "STOP", "score": 0.9}],
      "phrases": [{"text": 0, "start": 0, "end": 5, "phrase": "A dog", "score": 0.7,
                   "box": [12.5, 40.0, 200.3, 390.1], "polygons": [[12.5, 41.0, 30.0, 55.1, ...]]}],
-     "rejected": {"regions: score": 3}}
+     "rejected": {"regions: score": 3}, "lost": {"regions": 1}}
 
 Coordinates are pixels of the upright image (EXIF orientation applied), x and y alternating, to a
 thousandth; scores are in 0..1. `image` is a path below the directory of the images. A phrase is
 `texts[text].text[start:end]`, up to the case of letters; with its box (and polygons, where they
 were asked for) it is one of the text-phrase-region triplets of Florence-2's data engine
-(arXiv 2311.06242, section 4). `label`, `description`, their scores and `polygons` may be absent. A
-row with an `error` is of an image that could not be read, and has no annotation.
+(arXiv 2311.06242, section 4). `label`, `description`, their scores, `polygons`
+and `lost` may be absent. A row with an `error` is of an image that could not be read, and has no
+annotation.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ class Annotation:
         image: its path below the directory of the images.
         width, height: of the upright image, in pixels.
         rejected: what the filters took out, by "kind: reason".
+        lost: "regions" and "ocr" whose boxes were sure, that the filters took out for their words,
+            and that nothing kept covers: with them, the rest is not all that the image shows.
     """
 
     id: str
@@ -127,6 +130,7 @@ class Annotation:
     ocr: tuple[Line, ...] = ()
     phrases: tuple[Phrase, ...] = ()
     rejected: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -146,6 +150,7 @@ def to_row(annotation: Annotation) -> dict[str, Any]:
         "ocr": [_record(line) for line in annotation.ocr],
         "phrases": [_record(phrase) for phrase in annotation.phrases],
         "rejected": dict(sorted(annotation.rejected.items())),
+        **({"lost": dict(sorted(annotation.lost.items()))} if annotation.lost else {}),
     }
 
 
@@ -172,6 +177,7 @@ def from_row(row: Mapping[str, Any], where: str = "a row") -> Annotation:
             ocr=tuple(Line(**_shaped(line, "quad", 8)) for line in row["ocr"]),
             phrases=tuple(Phrase(**_shaped(phrase, "box", 4)) for phrase in row["phrases"]),
             rejected=row.get("rejected", {}),
+            lost=row.get("lost", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AnnotationError(

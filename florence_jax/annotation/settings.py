@@ -32,6 +32,9 @@ class FilterSettings:
         label_score: least of a label, a description or a grounded phrase's wording. A category is
             one or two tokens with few rivals: below a third the model names something else as
             readily.
+        agreement: share of a label's words that the description of its box must have, where it has
+            one; 0 asks for none. 1 is for closed vocabularies: elsewhere a "person" is described as
+            "a man in red".
         line_score: least of the words of a line of written text.
         overlap: of two boxes with one label, the less certain goes where they share this much
             (intersection over union). 0.7 keeps neighbours in a crowd apart.
@@ -50,6 +53,7 @@ class FilterSettings:
     text_score: tuple[float, float, float] = (0.1, 0.1, 0.1)
     box_score: float = 0.1
     label_score: float = 0.33
+    agreement: float = 0.0
     line_score: float = 0.33
     overlap: float = 0.7
     overlap_any: float = 0.95
@@ -67,7 +71,7 @@ class FilterSettings:
                 )
         for score in self.text_score:
             _check_share("text_score", score, zero=True)
-        for name in ("box_score", "label_score", "line_score", "least_side"):
+        for name in ("box_score", "label_score", "agreement", "line_score", "least_side"):
             _check_share(name, getattr(self, name), zero=True)
         for name in ("overlap", "overlap_any", "joined"):
             _check_share(name, getattr(self, name), zero=False)

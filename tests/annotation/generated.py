@@ -97,4 +97,5 @@ def annotations(draw, name="a/1.jpg"):
         phrases=tuple(phrases),
         rejected=draw(st.dictionaries(st.sampled_from(("regions: score", "ocr: tiny")),
                                       st.integers(1, 9))),
+        lost=draw(st.dictionaries(st.sampled_from(("regions", "ocr")), st.integers(1, 9))),
     )  # fmt: skip

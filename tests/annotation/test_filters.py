@@ -1,6 +1,7 @@
 """Each filter against cases written by hand, and what holds for any input."""
 
 import argparse
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 from florence_jax.annotation.boxes import overlaps
 from florence_jax.annotation.filters import (
     box_fault,
+    contradicts,
     filter_lines,
     filter_phrases,
     filter_regions,
     join_descriptions,
     sound_polygons,
     text_fault,
+    uncovered,
 )
 from florence_jax.annotation.options import add_options, annotate_settings
 from florence_jax.annotation.schema import LEVELS, Line, Phrase, Region, Text
@@ -47,6 +50,31 @@ def region(box, score=0.9, label="dog", label_score=0.9, **more):
 def test_a_text_goes_for_one_reason(text, score, level, fault):
     found = text_fault(Text(level=level, text=text, score=score), analyse(text), SETTINGS)
     assert found == fault
+
+
+@pytest.mark.parametrize(
+    ("label", "description", "agreement", "against"),
+    [
+        ("heart", "a small pink Heart", 1.0, False),
+        ("heart", "a small pink square", 1.0, True),
+        ("heart", "a small pink square", 0.0, False),
+        ("traffic light", "a red light", 0.5, False),
+        ("traffic light", "a red light", 1.0, True),
+        ("heart", None, 1.0, False),
+        (None, "a heart", 1.0, False),
+    ],
+)
+def test_a_label_and_a_description_that_contradict(label, description, agreement, against):
+    one = dataclasses.replace(region((0, 0, 9, 9), label=label), description=description)
+    assert contradicts(one, FilterSettings(agreement=agreement)) == against
+
+
+def test_what_nothing_kept_covers_is_counted_once():
+    kept = [(0, 0, 10, 10)]
+    found = [(0, 0, 10, 9), (50, 50, 60, 60), (50, 50, 60, 59), (80, 80, 90, 90)]
+    assert uncovered(found, kept, 0.7) == 2
+    assert uncovered(found[:1], [], 0.7) == 1
+    assert uncovered([], kept, 0.7) == 0
 
 
 def test_each_level_of_texts_has_its_own_least_score():

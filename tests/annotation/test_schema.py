@@ -86,21 +86,20 @@ def test_labels_that_no_answer_holds_teach_nothing():
 
 
 @pytest.mark.parametrize(
-    ("reason", "lost"),
+    ("kind", "unasked"),
     [
         (
-            "regions: label score",
+            "regions",
             {"<OD>", "<DENSE_REGION_CAPTION>", "<REGION_PROPOSAL>", "<OPEN_VOCABULARY_DETECTION>"},
         ),
-        ("ocr: text score", {"<OCR>", "<OCR_WITH_REGION>"}),
-        ("regions: score", set()),
+        ("ocr", {"<OCR>", "<OCR_WITH_REGION>"}),
     ],
 )
-def test_an_image_that_lost_a_thing_to_a_doubtful_name_is_not_asked_for_all(reason, lost):
-    """A doubtful box may have been nothing; a sure box without a name was something."""
-    holed = dataclasses.replace(EXAMPLE, rejected={reason: 1})
+def test_an_image_that_lost_a_thing_is_not_asked_for_all(kind, unasked):
+    holed = dataclasses.replace(EXAMPLE, lost={kind: 1})
+    assert from_row(to_row(holed)) == holed
     whole = {question.task for question in questions(EXAMPLE)}
-    assert whole - {question.task for question in questions(holed)} == lost
+    assert whole - {question.task for question in questions(holed)} == unasked
     named = ("<REGION_TO_CATEGORY>", "<REGION_TO_OCR>", "<CAPTION>")
     assert questions(holed, named) == questions(EXAMPLE, named)
 

@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="of the filters; by default box_score=0.02, as pictures of 192 pixels have five bins "
-        "a pixel",
+        "a pixel, and agreement=1, as this world has one word for each thing",
     )
     parser.add_argument(
         "--set", action="append", default=[], dest="words", help="key=value of every training"
@@ -166,7 +166,7 @@ def _first(options: argparse.Namespace, scene: SceneConfig, out: Path) -> list[s
 
 
 def _loop(options: argparse.Namespace, first: Path, pool: Path, out: Path) -> list[str]:
-    thresholds = ["box_score=0.02", *options.threshold]
+    thresholds = ["box_score=0.02", "agreement=1", *options.threshold]
     return [
         *(sys.executable, "-m", "florence_jax", "annotate", str(pool)),
         *("--output", str(out / "loop"), "--model", str(first)),
