@@ -11,6 +11,7 @@ reduce-scatter, and overlap a collective with the work around it; the CPU compil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -33,6 +34,7 @@ _KINDS: Mapping[str, Kind] = {
     "ragged-all-to-all": "all-to-all",
     "collective-broadcast": "collective-permute",
 }
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +181,9 @@ def _collective(
     began = instruction.opcode.endswith("-start")
     caller = place.caller.opcode if place.caller else ""
     shape = instruction.shape
-    if began and kind != "all-reduce":
+    if instruction.opcode == "send":
+        began, shape = True, elements(shape)[0]
+    elif began and kind != "all-reduce":
         # Of a start, (operands, results, context...); the all-reduce's alone has results only.
         shape = elements(shape)[1]
     size = bytes_of(shape)
@@ -201,6 +205,10 @@ def _collective(
 
 
 def _kind(instruction: Instruction) -> Kind | None:
+    if instruction.opcode == "send":
+        # Between TPU slices the hosts exchange what each device hands them.
+        exchange = _BETWEEN_SLICES.search(instruction.attributes)
+        return _KINDS[exchange[1].lower().replace("_", "-")] if exchange else None
     return _KINDS.get(instruction.opcode.removesuffix("-start"))
 
 

@@ -5,6 +5,7 @@ replica_groups=[2,2]<=[2,2]T(1,0)                                             ro
 replica_groups=mesh['axis_0'=2,'axis_1'=2], device_ids=([2,2]T(1,0)) {'axis_1'}   axes of a mesh
 replica_groups={}                                                             everybody
 source_target_pairs={{0,1},{1,0}}                                             of a permutation
+_xla_megascale_target="{1,2}x{0:3}"            each device of a slice with its like in the others
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)")
 _MESH = re.compile(
     r"replica_groups=@?mesh\[([^\]]*)\](?:, device_ids=\(((?:[^()]|\([^()]*\))*)\))? \{([^}]*)\}"
 )
+# TPU slices: the program is compiled for one of them, and the devices of the others count on.
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}x')
 _AXIS = re.compile(r"'?([\w.-]+)'?(?::\((\d+)\)(\d+))?")
 
 
@@ -31,6 +34,12 @@ def replica_groups(attributes: str, devices: int) -> Groups:
         ValueError: a notation that is not among those above.
     """
     listed, iota, mesh = (form.search(attributes) for form in (_LISTED, _IOTA, _MESH))
+    slices = _SLICES.search(attributes)
+    if slices:
+        count = sum(map(_length, slices[1].split(",")))
+        return tuple(
+            tuple(device + devices * number for number in range(count)) for device in range(devices)
+        )
     if listed:
         return tuple(_integers(one) for one in re.findall(r"\{([\d, ]*)\}", listed[1]))
     if iota:
@@ -75,6 +84,12 @@ def _ordered(text: str) -> np.ndarray:
     shape = _integers(iota[1])
     ids = np.arange(math.prod(shape)).reshape(shape)
     return (ids.transpose(_integers(iota[2])) if iota[2] else ids).reshape(-1)
+
+
+def _length(numbers: str) -> int:
+    """Of "3" or of "0:3", which has four."""
+    first, _, last = numbers.partition(":")
+    return int(last or first) - int(first) + 1
 
 
 def _rows(table: np.ndarray) -> Groups:

@@ -137,6 +137,32 @@ def test_pairs_count_once_and_groups_of_one_not_at_all():
     ]
 
 
+def test_what_crosses_tpu_slices_goes_through_the_hosts():
+    """As libtpu 0.0.42 prints it for 2*v5e:2x2: the program of one slice."""
+    handler = (
+        'is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    text = f"""HloModule m, num_partitions=4
+
+ENTRY %main (p: f32[9,8,128]) -> f32[9,8,128] {{
+  %p = f32[9,8,128]{{2,1,0:T(8,128)}} parameter(0)
+  %t = token[] after-all()
+  %send = (f32[9,8,128]{{2,1,0:T(8,128)}}, u32[], token[]) send(%p, %t), channel_id=5, {handler}
+  %recv = (f32[9,8,128]{{2,1,0:T(8,128)}}, u32[], token[]) recv(%t), channel_id=4, {handler}
+  %sent = token[] send-done(%send), channel_id=5, is_host_transfer=true
+  %came = (f32[9,8,128]{{2,1,0:T(8,128)}}, token[]) recv-done(%recv), channel_id=4
+  ROOT %out = f32[9,8,128]{{2,1,0:T(8,128)}} get-tuple-element(%came), index=0
+}}
+"""
+    (found,) = collectives(text)
+    assert (found.kind, found.bytes, found.overlapped) == ("all-reduce", 9 * 8 * 128 * 4, True)
+    assert found.groups == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert found.sent_bytes == found.bytes
+    assert found.crosses(4)
+    assert not found.crosses(8)
+
+
 @pytest.mark.parametrize(
     ("printed", "groups"),
     [
