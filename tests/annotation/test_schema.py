@@ -13,6 +13,7 @@ from florence_jax.annotation.exports import write_coco, write_rows
 from florence_jax.annotation.questions import questions
 from florence_jax.annotation.schema import (
     AnnotationError,
+    Text,
     from_row,
     read_annotations,
     to_row,
@@ -182,9 +183,10 @@ def test_the_trainer_reads_a_directory(tmp_path):
             learnt.append((prefix, tokenizer.decode(row.target[1:-1])))
     lines = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
     assert sorted(learnt) == sorted((line["prefix"], line["suffix"]) for line in lines)
-    # Together, as many of an image as there may be: each task's first question before any second.
+    # Together, as many of an image as there may be, each task's first question before any second.
     config = dataclasses.replace(config, questions=5)
-    ((_, source, _),) = training_sources(DataConfig(train=(config,)), 0)
+    ((_, source, weight),) = training_sources(DataConfig(train=(config,)), 0)
+    assert weight == pytest.approx(1.0)
     examples = [source[index] for index in range(len(source))]
     assert [1 + len(one.others) for one in examples] == [5, 5, 5, 2, 5, 5, 2]
     asked = [(one.prefix, one.image.name) for head in examples for one in (head, *head.others)]
@@ -195,6 +197,29 @@ def test_the_trainer_reads_a_directory(tmp_path):
     one = SourceConfig(kind="annotations", path=str(tmp_path), tasks=("<DETAILED_CAPTION>",))
     with pytest.raises(ValueError, match="answers nothing of <DETAILED_CAPTION>"):
         training_sources(DataConfig(train=(one,)), 0)
+
+
+def test_long_answers_are_asked_apart_from_short_ones(tmp_path):
+    from train.config import DataConfig, SourceConfig
+    from train.data.sources import training_sources
+
+    wordy = Text(level="detailed", text="A brown dog sees a ball. " * 9, score=0.9)
+    second = dataclasses.replace(EXAMPLE, id="b", texts=(*EXAMPLE.texts, wordy))
+    write_annotations([EXAMPLE, second], tmp_path / "annotations.jsonl")
+    config = SourceConfig(
+        kind="annotations",
+        path=str(tmp_path),
+        tasks=("<CAPTION>", "<DETAILED_CAPTION>", "<OD>"),
+        questions=2,
+        weight=3.0,
+    )
+    found = training_sources(DataConfig(train=(config,)), 0)
+    assert [name.partition(" ")[2] for name, _, _ in found] == [
+        "<CAPTION> <OD>",
+        "<DETAILED_CAPTION>",
+    ]
+    assert [weight for _, _, weight in found] == pytest.approx([2.0, 1.0])
+    assert [len(source) for _, source, _ in found] == [2, 1]
 
 
 def test_coco_is_read_by_pycocotools(tmp_path):

@@ -2,6 +2,9 @@
 
 import array
 import bisect
+import itertools
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +15,8 @@ from florence_jax.annotation.schema import AnnotationError, annotation_files, fr
 from florence_jax.processing import TASKS
 from train.data.example import DataError, Example
 from train.data.place import Place, contained, local_copy, place
+
+_WORDS = re.compile(r"<loc_\d+>|\w+|[^\w\s]")
 
 
 class Annotations:
@@ -82,6 +87,31 @@ class Annotations:
         if not found:
             raise DataError(f"{path} answers none of the tasks: nothing is left to learn from")
         return tuple(task for task in TASKS if task in found)
+
+    @staticmethod
+    def alike(path: str | Place, tasks: Sequence[str]) -> list[tuple[str, ...]]:
+        """Tasks in groups whose questions and answers are equally long to a factor of two.
+
+        A batch is padded to its longest row: a group's batches hold little else than words. By the
+        first 256 annotations; what these do not ask is of the first group.
+        """
+        files, words, asked = _files(place(path)), Counter[str](), Counter[str]()
+        for number, offset, line in itertools.islice(_lines(files), 256):
+            where = f"{files[number].name} at byte {offset}"
+            row = parse_line(line, where)
+            if "error" in row:
+                continue
+            annotation = from_row(row, where)
+            for question in questions(annotation, tasks):
+                longer = max(question.prompt, question.suffix(annotation.size), key=len)
+                words[question.task] += len(_WORDS.findall(longer))
+                asked[question.task] += 1
+        groups: dict[int, list[str]] = {}
+        for task in tasks:
+            # Below 16 tokens nothing is padded shorter.
+            length = max(words[task] / max(asked[task], 1), 15.0)
+            groups.setdefault(math.frexp(length)[1], []).append(task)
+        return [tuple(groups[exponent]) for exponent in sorted(groups)]
 
     def __len__(self) -> int:
         return self._count

@@ -84,11 +84,11 @@ def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
     if config.kind == "annotations":
         tasks = config.tasks or Annotations.tasks_of(path)
         name = f"{path.parent.name}/{path.name}"
-        if config.questions > 1:
-            yield name, Annotations(path, tasks, root, questions=config.questions), config.weight
-            return
-        for task in tasks:
-            yield f"{name} {task}", Annotations(path, (task,), root), config.weight / len(tasks)
+        together = config.questions
+        groups = Annotations.alike(path, tasks) if together > 1 else [(task,) for task in tasks]
+        for group in groups:
+            source = Annotations(path, group, root, questions=together)
+            yield f"{name} {' '.join(group)}", source, config.weight * len(group) / len(tasks)
         return
     if config.kind == "shapes":
         unknown = [task for task in config.tasks if task not in TASKS]
