@@ -81,10 +81,9 @@ class Picture:
             "regions": [region.box for region in self.regions],
             "ocr": [bounds(line.quad) for line in self.lines],
         }
-        lost = {
-            kind: uncovered(boxes, kept[kind], self.settings.filters.joined)
-            for kind, boxes in self._sure.items()
-        }
+        # What suppression took for a double is covered too.
+        same = min(self.settings.filters.joined, self.settings.filters.overlap)
+        lost = {kind: uncovered(boxes, kept[kind], same) for kind, boxes in self._sure.items()}
         return Annotation(
             id=self.id,
             image=self.image,

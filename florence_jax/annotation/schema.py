@@ -13,8 +13,8 @@ Coordinates are pixels of the upright image (EXIF orientation applied), x and y 
 thousandth; scores are in 0..1. `image` is a path below the directory of the images. A phrase is
 `texts[text].text[start:end]`, up to the case of letters; with its box (and polygons, where they
 were asked for) it is one of the text-phrase-region triplets of Florence-2's data engine
-(arXiv 2311.06242, section 4). `label`, `description`, their scores, `polygons`
-and `lost` may be absent. A row with an `error` is of an image that could not be read, and has no
+(arXiv 2311.06242, section 4). `label`, `description`, their scores, `polygons` and
+`lost` may be absent. A row with an `error` is of an image that could not be read, and has no
 annotation.
 """
 
