@@ -467,7 +467,8 @@ def test_tiny_generates_on_every_kind_of_tpu(name):
         rules="dp",
         image_size=64,
         target_length=16,
-        global_batch=16,
+        # libtpu 0.0.42 crashes for tpu7x on bfloat16 of two or four rows a device.
+        global_batch=64,
         program="generate",
     )
     assert found.outcome == "fits", found.message
