@@ -47,6 +47,8 @@ def export_run(
         What was written.
     """
     config = training.config
+    # Exports beside each other keep their adapters apart.
+    prefix = f"{directory.name}." if directory else ""
     directory = directory or Path(config.directory) / "export"
     params = parameters_in_use(state)
     mesh = training.placement.mesh
@@ -57,9 +59,7 @@ def export_run(
     written = []
     factors = {path: np.asarray(leaf) for path, leaf in params.items() if is_factor(path)}
     if factors:
-        # Exports beside each other keep their adapters apart.
-        name = "adapter" if directory.name == "export" else f"{directory.name}.adapter"
-        file = directory.parent / f"{name}.safetensors"
+        file = directory.parent / f"{prefix}adapter.safetensors"
         directory.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".saving")
         save_tensors(

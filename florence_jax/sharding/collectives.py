@@ -107,7 +107,8 @@ def collectives(hlo: str | HloModule) -> tuple[Collective, ...]:
     single device are left out.
 
     Raises:
-        ValueError: not the text of a compiled module.
+        ValueError: not the text of a compiled module, or an exchange between slices of no known
+            class.
     """
     module = parse_hlo(hlo) if isinstance(hlo, str) else hlo
     found = _found(module, module.entry, _Place(), _started(module))
@@ -208,7 +209,12 @@ def _kind(instruction: Instruction) -> Kind | None:
     if instruction.opcode == "send":
         # Between TPU slices the hosts exchange what each device hands them.
         exchange = _BETWEEN_SLICES.search(instruction.attributes)
-        return _KINDS[exchange[1].lower().replace("_", "-")] if exchange else None
+        if exchange is None:
+            return None
+        kind = _KINDS.get(exchange[1].lower().replace("_", "-"))
+        if kind is None:
+            raise ValueError(f"{instruction.name}: {exchange[1]} between slices is none of {KINDS}")
+        return kind
     return _KINDS.get(instruction.opcode.removesuffix("-start"))
 
 

@@ -103,8 +103,8 @@ class Annotations:
                 continue
             annotation = from_row(row, where)
             for question in questions(annotation, tasks):
-                longer = max(question.prompt, question.suffix(annotation.size), key=len)
-                words[question.task] += len(_WORDS.findall(longer))
+                texts = question.prompt, question.suffix(annotation.size)
+                words[question.task] += max(len(_WORDS.findall(text)) for text in texts)
                 asked[question.task] += 1
         groups: dict[int, list[str]] = {}
         for task in tasks:
