@@ -1,7 +1,8 @@
 """What is asked of a picture: first on its own, then about what the answers before were.
 
-    captions, boxes, descriptions, written text  ->  grounding of each caption, and the label or
-    description that a box lacks  ->  polygons of what is left
+    captions, boxes, descriptions, proposals, written text  ->  grounding of each caption, the label
+    or description that a box lacks, and a second label where the two contradict  ->  polygons of
+    what is left
 
 Filters work between the stages, so that nothing is asked about what would go anyway.
 """
@@ -25,8 +26,10 @@ from florence_jax.annotation.filters import (
     contradicts,
     filter_lines,
     filter_phrases,
+    filter_proposals,
     filter_regions,
     join_descriptions,
+    join_proposals,
     sound_polygons,
     text_fault,
     uncovered,
@@ -65,6 +68,7 @@ class Picture:
     phrases: list[Phrase] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     _described: list[Region] = field(default_factory=list)
+    _proposed: list[Region] = field(default_factory=list)
     # Sure boxes, whatever they were called.
     _sure: dict[str, list[tuple[float, ...]]] = field(
         default_factory=lambda: {"regions": [], "ocr": []}
@@ -104,12 +108,15 @@ class Picture:
         if self.settings.regions:
             step.append(self._ask("<OD>", self._read_regions))
             step.append(self._ask("<DENSE_REGION_CAPTION>", self._read_descriptions))
+            if self.settings.proposals:
+                step.append(self._ask("<REGION_PROPOSAL>", self._read_proposals))
         if self.settings.ocr:
             step.append(self._ask("<OCR_WITH_REGION>", self._read_lines))
         return step
 
     def _second(self) -> Step:
         self.regions = join_descriptions(self.regions, self._described, self.settings.filters)
+        self.regions = join_proposals(self.regions, self._proposed, self.settings.filters)
         step: Step = []
         if self.settings.ground:
             step += [
@@ -122,6 +129,9 @@ class Picture:
                     if getattr(region, name) is None:
                         read = self._completer(number, name)
                         step.append(self._ask(task, read, region=region.box))
+                if contradicts(region, self.settings.filters):
+                    read = self._arbiter(number)
+                    step.append(self._ask(_REGION_TASKS["label"], read, region=region.box))
         return step
 
     def _third(self) -> Step:
@@ -193,6 +203,11 @@ class Picture:
         ]
         self._described = self._filtered(found)
 
+    def _read_proposals(self, answer: Answer) -> None:
+        found = [Region(box=box, score=score) for box, score, _, _ in _boxes(answer.value)]
+        self._remember("regions", [(region.box, region.score) for region in found])
+        self._proposed = filter_proposals(found, self.size, self.settings.filters, self.rejected)
+
     def _filtered(self, regions: Sequence[Region]) -> list[Region]:
         self._remember("regions", [(region.box, region.score) for region in regions])
         return filter_regions(regions, self.size, self.settings.filters, self.rejected)
@@ -238,6 +253,24 @@ class Picture:
                         )
                     )
             self.phrases += filter_phrases(found, self.size, self.settings.filters, self.rejected)
+
+        return read
+
+    def _arbiter(self, number: int) -> Read:
+        """Of a label and a description that contradict, the one that a second label bears out."""
+
+        def read(answer: Answer) -> None:
+            words = _LOCATION.sub("", answer.value).strip()
+            if not words or answer.score < self.settings.filters.label_score:
+                return
+            region = self.regions[number]
+            second = dataclasses.replace(region, label=words, label_score=answer.score)
+            if words == region.label:
+                self.regions[number] = dataclasses.replace(
+                    region, description=None, description_score=None
+                )
+            elif not contradicts(second, self.settings.filters):
+                self.regions[number] = second
 
         return read
 

@@ -250,7 +250,7 @@ def _plan(
         [
             f"{len(source)} images below {root}, by {options.model}",
             f"asked: {', '.join(asked)}; grounding: {settings.ground}; completion: "
-            f"{settings.complete}; polygons: {settings.polygons}",
+            f"{settings.complete}; proposals: {settings.proposals}; polygons: {settings.polygons}",
             f"noun phrases by: {analyser.name}",
             describe_plan(source, options.output, **blocks),
         ]

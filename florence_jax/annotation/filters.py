@@ -74,6 +74,16 @@ def filter_regions(
     )
 
 
+def filter_proposals(
+    regions: Sequence[Region], size: Size, settings: FilterSettings, rejected: Counter[str]
+) -> list[Region]:
+    """Boxes without a name, less the faulty ones and doubles; reasons as of regions."""
+    kept = _without_faults(
+        "regions", regions, lambda one: box_fault(one.box, one.score, size, settings), rejected
+    )
+    return without_overlaps("regions: overlap", kept, settings.overlap, rejected)
+
+
 def contradicts(region: Region, settings: FilterSettings) -> bool:
     """Whether label and description of one box have too few words in common."""
     if not settings.agreement or not region.label or not region.description:
@@ -182,6 +192,15 @@ def join_descriptions(
             used.add(a)
             free.remove(b)
     return joined + [described[b] for b in sorted(free)]
+
+
+def join_proposals(
+    regions: Sequence[Region], proposed: Sequence[Region], settings: FilterSettings
+) -> list[Region]:
+    """The regions, and the proposals that are none of them."""
+    shared = overlaps([one.box for one in proposed], [one.box for one in regions])
+    known = shared >= settings.joined
+    return [*regions, *(one for number, one in enumerate(proposed) if not known[number].any())]
 
 
 def named(region: Region) -> tuple[str | None, float]:

@@ -47,6 +47,11 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
         help="do not ask for labels and descriptions that boxes lack",
     )
     asked.add_argument(
+        "--proposals",
+        action="store_true",
+        help="ask for region proposals too, and what those are that neither list of objects has",
+    )
+    asked.add_argument(
         "--polygons",
         choices=("none", "phrases", "all"),
         default="none",
@@ -152,6 +157,7 @@ def annotate_settings(options: argparse.Namespace) -> AnnotateSettings:
     return AnnotateSettings(
         levels=tuple(level for level in LEVELS if level in wanted),
         regions="regions" in wanted,
+        proposals=options.proposals,
         ocr="ocr" in wanted,
         ground=not options.no_grounding,
         complete=not options.no_completion,
@@ -181,7 +187,7 @@ def annotate_arguments(options: argparse.Namespace, model: str, output: Path) ->
     for name in ("only", "threshold", "export"):
         for value in getattr(options, name) or ():
             arguments += [f"--{name}", value]
-    for name in ("no_grounding", "no_completion", "unconstrained", "quiet"):
+    for name in ("no_grounding", "no_completion", "proposals", "unconstrained", "quiet"):
         if getattr(options, name):
             arguments.append(f"--{name.replace('_', '-')}")
     return arguments

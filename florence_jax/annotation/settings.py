@@ -33,8 +33,8 @@ class FilterSettings:
             one or two tokens with few rivals: below a third the model names something else as
             readily.
         agreement: share of a label's words that the description of its box must have, where it has
-            one; 0 asks for none. 1 is for closed vocabularies: elsewhere a "person" is described as
-            "a man in red".
+            one; 0 asks for none. Where they contradict, a second label decides which stays. 1 is
+            for closed vocabularies: elsewhere a "person" is described as "a man in red".
         line_score: least of the words of a line of written text.
         overlap: of two boxes with one label, the less certain goes where they share this much
             (intersection over union). 0.7 keeps neighbours in a crowd apart.
@@ -86,15 +86,19 @@ class AnnotateSettings:
     Attributes:
         levels: of captions; each is grounded too.
         regions: find objects, with a label and a description each.
+        proposals: of boxes too, which are asked for their names where neither list has them: a
+            model leaves things out of one list that it has in another.
         ocr: read written text.
         ground: find the regions that the noun phrases of the captions speak of.
-        complete: ask for the label or the description of each box that has only the other.
+        complete: ask for the label or the description of each box that lacks one, and for the
+            label again where the two contradict.
         polygons: outline the boxes of "phrases", "all" boxes, or "none": one question a box.
         filters: what stays.
     """
 
     levels: tuple[Level, ...] = LEVELS
     regions: bool = True
+    proposals: bool = False
     ocr: bool = True
     ground: bool = True
     complete: bool = True

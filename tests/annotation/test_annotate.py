@@ -178,8 +178,9 @@ class TestCommand:
     def test_a_round_of_a_loop_is_asked_alike(self, pictures):
         """Every option of an annotation reaches the processes of a loop."""
         given = ["annotate", str(pictures), "--output", "x", "--model", "first", "--only", "ocr",
-                 "--no-grounding", "--no-completion", "--polygons", "all", "--threshold",
-                 "overlap=0.5", "--analyser", "rules", "--dtype", "bfloat16", "--quantize", "int8",
+                 "--no-grounding", "--no-completion", "--proposals", "--polygons", "all",
+                 "--threshold", "overlap=0.5", "--analyser", "rules", "--dtype", "bfloat16",
+                 "--quantize", "int8",
                  "--beams", "2", "--max-new-tokens", "9", "--unconstrained", "--batch-size", "3",
                  "--block-size", "5", "--workers", "1", "--export", "rows", "--gallery", "4",
                  "--mesh", "data=-1", "--rules", "tp",
