@@ -215,7 +215,8 @@ def test_two_rounds_of_a_tiny_world(tmp_path):
     command = [str(tmp_path / "out"), "--recipe", str(ROOT / "tests/annotation/tiny_recipe.py"),
                "--model", str(tmp_path / "random"), "--set", "optimizer.learning_rate=1e-7",
                "--labelled", "8", "--pool", "6", "--held-out", "4", "--steps", "2",
-               "--refine-steps", "2", "--threshold", "box_score=0", "--threshold", "label_score=0",
+               "--refine-steps", "2", "--refine-set", "optimizer.warmup_steps=0",
+               "--threshold", "box_score=0", "--threshold", "label_score=0",
                "--threshold", "text_score=0", "--threshold", "least_complexity=0",
                "--max-new-tokens", "16", "--batch-size", "4"]  # fmt: skip
     assert main(command) == 0

@@ -1,9 +1,9 @@
 """Does the loop of annotate and refine mend label noise? The curve, measured on shapes.
 
-    python -m train.shapes.refine_curve OUT [--model CHECKPOINT] [-- OPTIONS OF ANNOTATE]
+    python -m train.shapes.refine_curve OUT [-- OPTIONS OF ANNOTATE]
 
-1. A model learns from scenes of which the share `--noise` of the shapes is called by a wrong name:
-   from scratch by the recipe, or (`--model`) as a fine-tune of a model that is there.
+1. A model (`--model`, the demonstration's) is spoilt: fine-tuned on few scenes, of which the share
+   `--noise` of the shapes is called by a wrong name.
 2. `florence-jax annotate --refine` runs on a pool of pictures without labels: that model annotates
    them, is fine-tuned on what the filters leave, annotates again.
 3. The model of each round answers clean scenes that none of them has seen, and its annotations of
@@ -36,6 +36,19 @@ from train.shapes.world import ShapesWorld
 
 _ROOT = Path(__file__).resolve().parents[2]
 _TASKS = ("<OD>", "<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
+# What `--set`, `--refine-set` and `--threshold` are added to.
+_WORDS = (
+    "evaluation.every=0",
+    "checkpoint.every=200",
+    "optimizer.ema_decay=0.98",
+    "optimizer.learning_rate=1e-3",
+)
+_REFINE_WORDS = ("optimizer.learning_rate=8e-4", "optimizer.warmup_steps=40")
+_THRESHOLDS = (
+    *("box_score=0.02", "agreement=1", "label_score=0.5", "joined=0.5"),
+    "text_score=0.8,0.89,0.9",
+)
+_ASKED = ("brief", "detailed", "more_detailed", "regions")
 # Scenes of their own for the pool and the held-out figures, whatever the training saw.
 _POOL_SEED, _HELD_OUT_SEED = 101, 102
 
@@ -92,18 +105,22 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--model", help="weaken this checkpoint instead of training from scratch")
+    parser.add_argument(
+        "--model",
+        default=str(_ROOT / "florence_jax" / "assets" / "shapes"),
+        help="what is spoilt (default: the demonstration's checkpoint)",
+    )
     parser.add_argument("--recipe", type=Path, default=_ROOT / "train" / "recipes" / "shapes.py")
     for name, default, meaning in (
-        ("labelled", 4_000, "scenes with noisy labels"),
-        ("pool", 16_000, "pictures without labels"),
-        ("held-out", 500, "clean scenes to measure on"),
+        ("labelled", 200, "scenes with noisy labels"),
+        ("pool", 3_000, "pictures without labels"),
+        ("held-out", 2_000, "clean scenes to measure on"),
         ("rounds", 2, "fine-tunes on annotations"),
-        ("steps", 15_000, "updates of the first model"),
-        ("refine-steps", 5_000, "updates of each fine-tune"),
+        ("steps", 400, "updates on noisy labels"),
+        ("refine-steps", 900, "updates of each fine-tune on annotations"),
         ("max-new-tokens", 128, "of answers"),
         ("batch-size", 64, "of answers"),
-        ("questions", 8, "of a picture learnt together in a fine-tune, at most"),
+        ("questions", 24, "of a picture learnt together in a fine-tune, at most"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (%(default)s)")
     parser.add_argument("--noise", type=float, default=0.3, help="share of shapes (%(default)s)")
@@ -112,14 +129,21 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of the filters; by default box_score=0.02, as pictures of 192 pixels have five bins "
-        "a pixel, and agreement=1, as this world has one word for each thing",
+        help=f"of the filters, beside {' '.join(_THRESHOLDS)}: pictures of 192 pixels have five "
+        "bins a pixel, and this world has one word for each thing",
     )
     parser.add_argument(
-        "--set", action="append", default=[], dest="words", help="key=value of every training"
+        "--set",
+        action="append",
+        default=[],
+        dest="words",
+        help=f"key=value of every training, beside {' '.join(_WORDS)}",
     )
     parser.add_argument(
-        "--refine-set", action="append", default=[], help="key=value of the fine-tunes alone"
+        "--refine-set",
+        action="append",
+        default=[],
+        help=f"key=value of the fine-tunes on annotations, beside {' '.join(_REFINE_WORDS)}",
     )
     return parser
 
@@ -152,21 +176,19 @@ def _noisy(options: argparse.Namespace, scene: SceneConfig) -> str:
 
 
 def _first(options: argparse.Namespace, scene: SceneConfig, out: Path) -> list[str]:
-    start = []
-    if options.model:
-        # A checkpoint brings its sizes and its processor.
-        start = [f"model.start={json.dumps(options.model)}", "model.architecture=null",
-                 'model.processor=""']  # fmt: skip
     return [
-        *(sys.executable, "-m", "train.main", "--config", str(options.recipe.absolute()), *start),
-        *(f"directory={json.dumps(str(out / 'first'))}", f"steps={options.steps}"),
-        f"data.train=[{_noisy(options, scene)}]",
-        *options.words,
+        *(sys.executable, "-m", "train.main", "--config", str(options.recipe.absolute())),
+        # A checkpoint brings its sizes and its processor.
+        *(f"model.start={json.dumps(options.model)}", "model.architecture=null"),
+        *('model.processor=""', f"directory={json.dumps(str(out / 'first'))}"),
+        *(f"steps={options.steps}", f"data.train=[{_noisy(options, scene)}]"),
+        *(*_WORDS, *options.words),
     ]
 
 
 def _loop(options: argparse.Namespace, first: Path, pool: Path, out: Path) -> list[str]:
-    thresholds = ["box_score=0.02", "agreement=1", *options.threshold]
+    thresholds = [*_THRESHOLDS, *options.threshold]
+    words = [*_WORDS, *_REFINE_WORDS, *options.words, *options.refine_set]
     return [
         *(sys.executable, "-m", "florence_jax", "annotate", str(pool)),
         *("--output", str(out / "loop"), "--model", str(first)),
@@ -175,10 +197,12 @@ def _loop(options: argparse.Namespace, first: Path, pool: Path, out: Path) -> li
         *("--set", 'model.processor=""', "--set", f"steps={options.refine_steps}"),
         # Grounding asks with a whole caption, and answers with its phrases and their boxes.
         *("--set", "data.max_prompt=128", "--set", "data.max_target=192"),
-        *(word for given in options.words + options.refine_set for word in ("--set", given)),
+        *(word for given in words for word in ("--set", given)),
         *("--beams", "1", "--max-new-tokens", str(options.max_new_tokens)),
         *("--batch-size", str(options.batch_size), "--analyser", "rules"),
         *(word for given in thresholds for word in ("--threshold", given)),
+        *("--proposals", "--no-grounding"),
+        *(word for kind in _ASKED for word in ("--only", kind)),
         *options.annotate,
     ]
 
