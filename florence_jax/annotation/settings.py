@@ -86,12 +86,12 @@ class AnnotateSettings:
     Attributes:
         levels: of captions; each is grounded too.
         regions: find objects, with a label and a description each.
-        proposals: of boxes too, which are asked for their names where neither list has them: a
-            model leaves things out of one list that it has in another.
+        proposals: of boxes too, whose names are asked for where neither list has them: a model
+            leaves things out of one list that it has in another.
         ocr: read written text.
         ground: find the regions that the noun phrases of the captions speak of.
-        complete: ask for the label or the description of each box that lacks one, and for the
-            label again where the two contradict.
+        complete: ask for the label or the description of each box that lacks one, and for a second
+            label where the two contradict.
         polygons: outline the boxes of "phrases", "all" boxes, or "none": one question a box.
         filters: what stays.
     """
@@ -111,6 +111,11 @@ class AnnotateSettings:
             raise ValueError(f"levels are {self.levels}, expected some of {LEVELS}, each once")
         if not (self.levels or self.regions or self.ocr):
             raise ValueError("nothing is asked: choose a level of text, regions or ocr")
+        if self.proposals and not (self.regions and self.complete):
+            raise ValueError(
+                "proposals (--proposals) have no names and are of use where regions are asked for "
+                "and completed: leave out --no-completion, and let --only have regions"
+            )
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -230,6 +230,8 @@ def test_filters_only_take_away_and_count_what_they_take(found, written, least):
         (FilterSettings, {"text_score": (0.1, 1.1, 0.1)}, "text_score is 1.1, expected 0 to 1"),
         (AnnotateSettings, {"levels": ("short",)}, "expected some of"),
         (AnnotateSettings, {"levels": (), "regions": False, "ocr": False}, "nothing is asked"),
+        (AnnotateSettings, {"proposals": True, "complete": False}, "leave out --no-completion"),
+        (AnnotateSettings, {"proposals": True, "regions": False}, "let --only have regions"),
     ],
 )
 def test_settings_that_make_no_sense(kind, wrong, message):
