@@ -260,7 +260,7 @@ class Picture:
         """Of a label and a description that contradict, the one that a second label bears out."""
 
         def read(answer: Answer) -> None:
-            words = _LOCATION.sub("", answer.value).strip()
+            words = _without_region(answer.value)
             if not words or answer.score < self.settings.filters.label_score:
                 return
             region = self.regions[number]
@@ -276,7 +276,7 @@ class Picture:
 
     def _completer(self, number: int, name: str) -> Read:
         def read(answer: Answer) -> None:
-            words = _LOCATION.sub("", answer.value).strip()
+            words = _without_region(answer.value)
             if not words:
                 self.rejected[f"regions: no {name}"] += 1
             elif answer.score < self.settings.filters.label_score:
@@ -299,6 +299,11 @@ class Picture:
 
 
 _REGION_TASKS = {"label": "<REGION_TO_CATEGORY>", "description": "<REGION_TO_DESCRIPTION>"}
+
+
+def _without_region(text: str) -> str:
+    """The words of an answer about a region, which repeats it."""
+    return _LOCATION.sub("", text).strip()
 
 
 def _boxes(value: Any) -> list[tuple[tuple[float, ...], float, str, float]]:

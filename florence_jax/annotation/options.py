@@ -44,7 +44,8 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
     asked.add_argument(
         "--no-completion",
         action="store_true",
-        help="do not ask for labels and descriptions that boxes lack",
+        help="do not ask for labels and descriptions that boxes lack, nor for a second label where "
+        "the two contradict",
     )
     asked.add_argument(
         "--proposals",

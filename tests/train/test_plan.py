@@ -450,13 +450,7 @@ def test_tiny_is_compiled_for_a_tpu():
     small = {"model": "tiny", "image_size": 64, "target_length": 16, "global_batch": 16}
     fits = planned(topology="v5e:2x2", mesh="data=4", rules="dp", **small)
     assert fits.outcome == "fits", fits.message
-    # The compiler adds up the token table's gradients of encoder and decoder in one scatter, and
-    # moves so small a model's few tokens for it; it does not with base and large.
-    assert set(fits.collectives) <= {"all-reduce", "all-to-all"}
-    # Every gradient once, some as bfloat16.
-    assert fits.collectives["all-reduce"].bytes >= fits.parameters / 2
-    moved = fits.collectives.get("all-to-all")
-    assert moved is None or moved.bytes < 0.05 * fits.collectives["all-reduce"].bytes
+    assert set(fits.collectives) == {"all-reduce"}
     assert 0 < fits.activations < fits.peak < fits.limit
     assert fits.traffic > fits.parameters
 
@@ -474,7 +468,7 @@ def test_tiny_generates_on_every_kind_of_tpu(name):
         image_size=64,
         target_length=16,
         # libtpu 0.0.42 crashes for tpu7x on bfloat16 of two or four rows a device.
-        global_batch=64,
+        global_batch=64 if name.startswith("tpu7x") else 16,
         program="generate",
     )
     assert found.outcome == "fits", found.message
