@@ -38,10 +38,13 @@ class TokenTable(nnx.Module):
 
     def look_up(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """int[...] -> float[..., D]."""
+        # Length first: XLA makes one scatter of the gradients of two look-ups of the same shape,
+        # joined along their first axis. Joined along the batch, they would change devices for it.
+        tokens = jnp.moveaxis(tokens, -1, 0)
         rows = self.embedding[...][tokens]
         if self.scale is not None:
             rows = rows * self.scale[...][tokens][..., None]
-        return rows.astype(dtype)
+        return jnp.moveaxis(rows, 0, -2).astype(dtype)
 
 
 class Florence2(nnx.Module):

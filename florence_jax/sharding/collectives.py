@@ -34,6 +34,15 @@ _KINDS: Mapping[str, Kind] = {
     "ragged-all-to-all": "all-to-all",
     "collective-broadcast": "collective-permute",
 }
+# Opcodes that run other computations, and their attributes that name them.
+_CALLS: Mapping[str, tuple[str, ...]] = {
+    "call": ("to_apply",),
+    "fusion": ("calls",),
+    "async-start": ("calls",),
+    # What the TPU v7x compiler hands to the sparse cores.
+    "call-start": ("to_apply",),
+    "conditional": ("branch_computations", "true_computation", "false_computation"),
+}
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
@@ -107,11 +116,19 @@ def collectives(hlo: str | HloModule) -> tuple[Collective, ...]:
     single device are left out.
 
     Raises:
-        ValueError: not the text of a compiled module, or an exchange between slices of no known
-            class.
+        ValueError: not the text of a compiled module, an exchange between slices of no known
+            class, or a collective that is reached by no known kind of call.
     """
     module = parse_hlo(hlo) if isinstance(hlo, str) else hlo
-    found = _found(module, module.entry, _Place(), _started(module))
+    reached: set[str] = set()
+    found = tuple(_found(module, module.entry, _Place(), _started(module), reached))
+    for name, computation in module.computations.items():
+        missed = [one.name for one in computation.instructions.values() if _kind(one)]
+        if missed and name not in reached:
+            raise ValueError(
+                f"{missed[0]} is in computation {name}, and how that is called is not known here: "
+                "add the opcode that calls it to _CALLS"
+            )
     return tuple(one for one in found if one.group_size > 1)
 
 
@@ -143,8 +160,9 @@ class _Place:
 
 
 def _found(
-    module: HloModule, name: str, place: _Place, started: frozenset[int | None]
+    module: HloModule, name: str, place: _Place, started: frozenset[int | None], reached: set[str]
 ) -> Iterator[Collective]:
+    reached.add(name)
     computation = module.computations[name]
     for instruction in computation.instructions.values():
         kind = _kind(instruction)
@@ -153,7 +171,7 @@ def _found(
         if kind and not repeated:
             yield _collective(module, computation, instruction, kind, place)
         for called, where in _called(module, instruction, place):
-            yield from _found(module, called, where, started)
+            yield from _found(module, called, where, started, reached)
 
 
 def _called(
@@ -165,12 +183,7 @@ def _called(
         yield from ((name, inside) for name in instruction.calls("condition"))
         yield from ((name, inside) for name in instruction.calls("body"))
         return
-    attributes = {
-        "call": ("to_apply",),
-        "fusion": ("calls",),
-        "async-start": ("calls",),
-        "conditional": ("branch_computations", "true_computation", "false_computation"),
-    }.get(instruction.opcode, ("called_computations",))
+    attributes = _CALLS.get(instruction.opcode, ("called_computations",))
     where = replace(place, caller=instruction)
     yield from ((name, where) for key in attributes for name in instruction.calls(key))
 
@@ -200,7 +213,7 @@ def _collective(
         groups=groups,
         loops=place.loops,
         trips=place.trips,
-        overlapped=began or caller == "async-start" or _starts(computation),
+        overlapped=began or caller.endswith("-start") or _starts(computation),
         operation=operation,
     )
 

@@ -163,6 +163,42 @@ ENTRY %main (p: f32[9,8,128]) -> f32[9,8,128] {{
     assert not found.crosses(8)
 
 
+SPARSE_CORES = """HloModule m, num_partitions=4
+
+%called_computation.30 (param_0: f32[1,2,100], param_1: token[]) -> f32[4,2,100] {
+  %param_1 = token[] parameter(1)
+  %param_0 = f32[1,2,100]{2,1,0:T(2,128)} parameter(0)
+  ROOT %all-gather.172 = f32[4,2,100]{2,1,0:T(2,128)} all-gather(%param_0), channel_id=41, replica_groups=mesh['axis_0'=1,'axis_1'=4] {'axis_1'}, dimensions={0}, use_global_device_ids=true
+}, execution_thread="sparsecore"
+
+ENTRY %main (p: f32[1,2,100]) -> f32[4,2,100] {
+  %p = f32[1,2,100]{2,1,0:T(2,128)} parameter(0)
+  %prepare_start = s32[]{:S(2)} custom-call(), custom_call_target="PrepareAsyncCallStart"
+  %prepare_done = token[] custom-call(%prepare_start), custom_call_target="PrepareAsyncCallDone"
+  %call-start = ((f32[1,2,100]{2,1,0:T(2,128)}, token[]), f32[4,2,100]{2,1,0:T(2,128)}) call-start(%p, %prepare_done), async_execution_thread="sparsecore", to_apply=%called_computation.30, metadata={op_name="jit(step)/jvp()/sharding_constraint"}
+  ROOT %call-done = f32[4,2,100]{2,1,0:T(2,128)} call-done(%call-start)
+}
+"""  # noqa: E501
+
+
+def test_what_a_tpu7x_hands_to_its_sparse_cores():
+    """As libtpu 0.0.42 prints it for tpu7x:2x2x1."""
+    (found,) = collectives(SPARSE_CORES)
+    assert (found.kind, found.bytes, found.groups) == (
+        "all-gather",
+        4 * 2 * 100 * 4,
+        ((0, 1, 2, 3),),
+    )
+    assert found.overlapped
+    assert found.operation == "jit(step)/jvp()/sharding_constraint"
+
+
+def test_a_collective_that_nothing_known_calls_is_named():
+    """Left out in silence, it would make every figure of a plan too good."""
+    with pytest.raises(ValueError, match=r"all-gather.172 is in computation called_computation.30"):
+        collectives(SPARSE_CORES.replace(" call-start(", " other-start("))
+
+
 @pytest.mark.parametrize(
     ("printed", "groups"),
     [
