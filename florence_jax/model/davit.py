@@ -11,11 +11,14 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 
 from florence_jax.config import DaViTConfig
 from florence_jax.model.davit_attention import ChannelAttention, WindowAttention, per_token
+from florence_jax.model.lane_forms import LANES
 from florence_jax.model.layers import (
     MLP,
     Conv,
@@ -26,6 +29,10 @@ from florence_jax.model.layers import (
     fold_in,
     split,
 )
+from florence_jax.sharding.activations import rows_are_local
+
+# Of rows of the MLP's kernel, with its weights what fits on the chip.
+_MOST_CHANNELS = 1024
 
 
 class DaViT(nnx.Module):
@@ -152,7 +159,31 @@ class _Block(nnx.Module):
         x_BHWC = self.conv1(x_BHWC)
         x_BHWC = add(x_BHWC, self.attention(per_token(self.norm1, x_BHWC)), 0)
         x_BHWC = self.conv2(x_BHWC)
-        return add(x_BHWC, per_token(lambda x: self.mlp(self.norm2(x)), x_BHWC), 1)
+        if drop is None and _rows_fit(self.mlp, x_BHWC):
+            return lax.platform_dependent(
+                x_BHWC, tpu=self.mlp_by_rows, default=lambda x: x + self.mlp_branch(x)
+            )
+        return add(x_BHWC, self.mlp_branch(x_BHWC), 1)
+
+    def mlp_branch(self, x_BHWC: jax.Array) -> jax.Array:
+        return per_token(lambda x: self.mlp(self.norm2(x)), x_BHWC)
+
+    def mlp_by_rows(self, x_BHWC: jax.Array) -> jax.Array:
+        """The branch and its residual for XLA:TPU, where a kernel can take them."""
+        # Not with the module: Pallas takes a quarter of a second to import.
+        from florence_jax.model.mlp_rows import mlp_by_rows
+
+        norm = self.norm2.scale[...], self.norm2.bias[...]
+        fc1, fc2 = (one.kernel_and_bias(x_BHWC.dtype) for one in (self.mlp.fc1, self.mlp.fc2))
+        return mlp_by_rows(x_BHWC, *norm, *fc1, *fc2)
+
+
+def _rows_fit(mlp: MLP, x_BHWC: jax.Array) -> bool:
+    """Whether `mlp_rows` can take a map."""
+    plain = all(one.adapter is None and one.scale is None for one in (mlp.fc1, mlp.fc2))
+    dim, hidden = mlp.fc1.kernel.shape
+    whole = dim % LANES == 0 and hidden % LANES == 0 and dim <= _MOST_CHANNELS
+    return plain and whole and x_BHWC.dtype == jnp.bfloat16 and rows_are_local(x_BHWC.shape[0])
 
 
 class SpatialBlock(_Block):

@@ -133,14 +133,7 @@ def _is_adapted(layer: WindowAttention | ChannelAttention) -> bool:
 def _qkv_and_proj(
     layer: WindowAttention | ChannelAttention, dtype: jnp.dtype
 ) -> tuple[jax.Array, ...]:
-    """The kernel and bias of qkv, then of proj; a missing bias is zero."""
-
-    def weights(linear: Linear) -> tuple[jax.Array, jax.Array]:
-        kernel, bias = linear.kernel[...].astype(dtype), linear.bias
-        zero = jnp.zeros(kernel.shape[1:], dtype)
-        return kernel, zero if bias is None else bias[...].astype(dtype)
-
-    return *weights(layer.qkv), *weights(layer.proj)
+    return *layer.qkv.kernel_and_bias(dtype), *layer.proj.kernel_and_bias(dtype)
 
 
 def per_token(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:

@@ -15,6 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from florence_jax.model.lane_forms import LANES
+from florence_jax.sharding.activations import rows_are_local
+
+# Of a strip: fewer rows would be read again too often, more pixels and channels leave no room.
+_LEAST_ROWS, _MOST_OF_A_STRIP = 4, 24 * 192 * 128
 _TAPS = tuple((row, column) for row in range(3) for column in range(3))
 
 
@@ -24,13 +29,13 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
 
     Has a reverse-mode derivative of its own, and therefore none in forward mode (`jax.jvp`).
     """
-    return lax.platform_dependent(
-        x,
-        kernel,
-        bias,
-        cpu=compiled_apart(depthwise_conv_by_shifts),
-        default=depthwise_conv_by_convolution,
-    )
+    forms: dict[str, Callable[..., jax.Array]] = {"cpu": compiled_apart(depthwise_conv_by_shifts)}
+    if x.dtype == jnp.bfloat16 and strip_rows(*x.shape[1:]) and rows_are_local(x.shape[0]):
+        # Not with the module: Pallas takes a quarter of a second to import.
+        from florence_jax.model.depthwise_strips import depthwise_conv_by_strips
+
+        forms["tpu"] = depthwise_conv_by_strips
+    return lax.platform_dependent(x, kernel, bias, **forms, default=depthwise_conv_by_convolution)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple]:
@@ -65,6 +70,16 @@ def depthwise_conv_by_shifts(x: jax.Array, kernel: jax.Array, bias: jax.Array) -
         window = padded[:, row : row + height, column : column + width]
         total = total + window * taps[row, column, 0]
     return total.astype(x.dtype)
+
+
+def strip_rows(height: int, width: int, dim: int) -> int:
+    """Rows of a strip for `depthwise_strips`; 0 where a map does not fit."""
+    fitting = [
+        rows
+        for rows in range(_LEAST_ROWS, height + 1)
+        if height % rows == 0 and rows * width * dim <= _MOST_OF_A_STRIP
+    ]
+    return max(fitting, default=0) if width % 8 == 0 and dim % LANES == 0 else 0
 
 
 def taps_by_convolution(x: jax.Array, g: jax.Array) -> jax.Array:

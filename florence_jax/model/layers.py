@@ -52,6 +52,13 @@ class Linear(nnx.Module):
             y = y + self.bias[...].astype(x.dtype)
         return y if self.adapter is None else y + self.adapter(x)
 
+    def kernel_and_bias(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        """Both in `dtype`, a missing bias as zeros: for what computes the layer otherwise."""
+        kernel, bias = self.kernel[...].astype(dtype), self.bias
+        return kernel, jnp.zeros(kernel.shape[1:], dtype) if bias is None else bias[...].astype(
+            dtype
+        )
+
 
 class LayerNorm(nnx.Module):
     """Normalises the last axis, with the two-pass variance and in float32."""

@@ -10,7 +10,6 @@ Shapes: B images, H W grid, C channels, M blocks of 128 channels, S tokens of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,10 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from florence_jax.model.lane_forms import LANES, window_attention
+from florence_jax.model.tpu_kernel import tpu_operation
 from florence_jax.model.windows import (
     HEAD_DIM,
     SIDE,
@@ -37,14 +35,6 @@ TAIL = TOKENS - LANES
 KEYS = (HEADS + 1) * LANES
 # Two rows of bfloat16 share a register's row, 16 a register.
 PACKED, ROWS = 2, 16
-
-
-def attend_by_strips(x_BHWC: jax.Array, *weights: jax.Array) -> jax.Array:
-    """`lane_forms.window_attention` of a map's windows, for maps that fit, bfloat16 throughout.
-
-    Where it is differentiated or mapped over, and on other platforms, it is that plain form.
-    """
-    return _window_strips.bind(x_BHWC, *weights)
 
 
 def plain_form(x_BHWC: jax.Array, *weights: jax.Array) -> jax.Array:
@@ -226,22 +216,5 @@ def _attend(qkv_ref: Any, mixed_ref: Any, *buffers: Any) -> None:
     mix(jnp.int32(count - 1), 1)
 
 
-def _derivative(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[jax.Array, jax.Array]:
-    return jax.jvp(plain_form, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
-
-
-def _batched(arguments: Sequence[Any], axes: Sequence[int | None]) -> tuple[jax.Array, int]:
-    return jax.vmap(plain_form, tuple(axes))(*arguments), 0
-
-
-# A primitive of our own, and not the kernel alone: a program for several platforms (`jax.export`)
-# holds every branch for each of them, and Pallas refuses to be written down for a CPU.
-_window_strips = Primitive("window_strips")
-_window_strips.def_impl(jax.jit(lambda *arguments: _window_strips.bind(*arguments)))
-_window_strips.def_abstract_eval(lambda x_BHWC, *weights: x_BHWC)
-mlir.register_lowering(_window_strips, mlir.lower_fun(plain_form, multiple_results=False))
-mlir.register_lowering(
-    _window_strips, mlir.lower_fun(strip_kernel, multiple_results=False), platform="tpu"
-)
-ad.primitive_jvps[_window_strips] = _derivative
-batching.primitive_batchers[_window_strips] = _batched
+# `lane_forms.window_attention` of a map's windows, for maps that fit, bfloat16 throughout.
+attend_by_strips = tpu_operation("window_strips", plain_form, strip_kernel)

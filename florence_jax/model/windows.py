@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import get_abstract_mesh
 
 from florence_jax.model.lane_forms import LANES
+from florence_jax.sharding.activations import rows_are_local
 
 # The published models' windows and heads, which the kernel is written for.
 SIDE, HEAD_DIM = 12, 32
@@ -36,12 +36,7 @@ def strips_fit(x_BHWC: jax.Array | jax.ShapeDtypeStruct, *, side: int, num_heads
     height, width, dim = x_BHWC.shape[1:]
     published = side == SIDE and dim == num_heads * HEAD_DIM and x_BHWC.dtype == jnp.bfloat16
     whole = height % SIDE == 0 and dim % LANES == 0 and strip_columns(width, dim) > 0
-    mesh = get_abstract_mesh()
-    # The compiler divides no kernel among devices. Where axes are manual, the map is one device's;
-    # where there is no mesh, inputs may lie on all devices that there are.
-    manual = not mesh.empty and set(mesh.manual_axes) == set(mesh.axis_names)
-    alone = manual or (jax.device_count() if mesh.empty else mesh.size) == 1
-    return published and whole and alone and dim <= _MOST_CHANNELS
+    return published and whole and dim <= _MOST_CHANNELS and rows_are_local(x_BHWC.shape[0])
 
 
 def strip_columns(width: int, dim: int) -> int:

@@ -132,18 +132,6 @@ def test_what_the_kernel_cannot_take_goes_without():
     assert "tpu_custom_call" not in wide, "its weights do not fit"
 
 
-def test_several_devices_go_without(monkeypatch):
-    """The compiler would refuse to divide the kernel."""
-    x = jax.ShapeDtypeStruct((2, 12, 24, DIM), jnp.bfloat16)
-    for devices, fits in ((1, True), (2, False)):
-        mesh = jax.sharding.AbstractMesh((devices,), ("data",))
-        with jax.sharding.use_abstract_mesh(mesh):
-            assert windows.strips_fit(x, side=12, num_heads=DIM // 32) == fits
-        # Without a mesh, what lies on several devices is not told apart from what does not.
-        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
-        assert windows.strips_fit(x, side=12, num_heads=DIM // 32) == fits
-
-
 def test_a_map_with_padding_is_padded_first():
     """47 columns are padded to 48 behind the norm, and cut off again."""
     text = lowered(attention(), "tpu", shape=(1, 11, 47, DIM))

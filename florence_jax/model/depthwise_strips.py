@@ -1,0 +1,84 @@
+"""The depthwise convolution and its residual on XLA:TPU as one Pallas kernel, over strips of rows.
+
+XLA:TPU puts the batch beside the channels for its own convolution and moves the map there and back
+for it; the kernel reads the map once and writes it once, which is also what bounds it.
+
+Shapes: B images, H W grid, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from florence_jax.model.depthwise import depthwise_conv_by_convolution, strip_rows
+from florence_jax.model.lane_forms import LANES
+from florence_jax.model.tpu_kernel import tpu_operation
+
+
+def strip_kernel(
+    x_BHWC: jax.Array, kernel: jax.Array, bias: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """The kernel; with `interpret` on any backend, slowly."""
+    batch, height, width, dim = x_BHWC.shape
+    rows = strip_rows(height, width, dim)
+    strip = pl.BlockSpec((1, rows, width, dim), lambda b, i: (b, i, 0, 0))
+    # The rows beside a strip; at the map's edges any row, as the kernel takes zeros there.
+    one = (1, 1, width, dim)
+    above = pl.BlockSpec(one, lambda b, i: (b, jnp.maximum(i * rows - 1, 0), 0, 0))
+    below = pl.BlockSpec(one, lambda b, i: (b, jnp.minimum((i + 1) * rows, height - 1), 0, 0))
+    weights = kernel.astype(jnp.float32).reshape(9, dim), bias.astype(jnp.float32)[None]
+    whole = [pl.BlockSpec(leaf.shape, lambda b, i: (0, 0)) for leaf in weights]
+    return pl.pallas_call(
+        _kernel,
+        grid=(batch, height // rows),
+        in_specs=[above, strip, below, *whole],
+        out_specs=strip,
+        out_shape=jax.ShapeDtypeStruct(x_BHWC.shape, x_BHWC.dtype),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 2),
+        interpret=interpret,
+        name="depthwise",
+    )(x_BHWC, x_BHWC, x_BHWC, *weights)
+
+
+def _kernel(
+    above_ref: Any, x_ref: Any, below_ref: Any, taps_ref: Any, bias_ref: Any, out_ref: Any
+) -> None:
+    """In float32, 128 channels of a row at a time."""
+    rows, width, dim = x_ref.shape[1:]
+    is_first, is_last = pl.program_id(1) == 0, pl.program_id(1) == pl.num_programs(1) - 1
+    column = lax.broadcasted_iota(jnp.int32, (width, LANES), 0)
+
+    for block in range(dim // LANES):
+        lanes = slice(block * LANES, (block + 1) * LANES)
+        taps = [[taps_ref[3 * row + col, lanes] for col in range(3)] for row in range(3)]
+
+        def read(row: int, lanes: slice = lanes) -> jax.Array:
+            if row < 0:
+                return jnp.where(is_first, 0.0, above_ref[0, 0, :, lanes].astype(jnp.float32))
+            if row == rows:
+                return jnp.where(is_last, 0.0, below_ref[0, 0, :, lanes].astype(jnp.float32))
+            return x_ref[0, row, :, lanes].astype(jnp.float32)
+
+        for row in range(rows):
+            seen = [read(row + step) for step in (-1, 0, 1)]
+            # Each column of taps is summed where it lies: two sums are moved, not six products.
+            left, centre, right = (
+                seen[0] * taps[0][col] + seen[1] * taps[1][col] + seen[2] * taps[2][col]
+                for col in range(3)
+            )
+            left = jnp.where(column == 0, 0.0, pltpu.roll(left, 1, 0))
+            right = jnp.where(column == width - 1, 0.0, pltpu.roll(right, width - 1, 0))
+            total = seen[1] + (centre + left + right + bias_ref[0, lanes])
+            out_ref[0, row, :, lanes] = total.astype(out_ref.dtype)
+
+
+# `depthwise_conv_by_convolution` of bfloat16, rounded once.
+depthwise_conv_by_strips = tpu_operation(
+    "depthwise_strips", depthwise_conv_by_convolution, strip_kernel
+)
