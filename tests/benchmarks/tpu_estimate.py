@@ -212,11 +212,11 @@ def _read(name: str, directory: Path) -> dict[str, Any]:
         kernel = kernels.get(one.name)
         said = one.integer("estimated_cycles") or 0
         # XLA's own kernels have no file but a count of bundles; Pallas's have a file, and XLA says
-        # nothing of them.
+        # nothing of them: they count there as they do here.
         own = said if "bundle_analysis_data" in one.attributes else 0
         busy = kernel.cycles if kernel else own
         if one.opcode == "custom-call" and kernel:
-            said = said or busy
+            said = said or max(busy, waiting)
         slowest[f"{one.name} {one.operation[-60:]}"] += round(times * max(busy, waiting))
         total["cycles"] += times * max(busy, waiting)
         total["bundles"] += times * busy
