@@ -54,10 +54,9 @@ class Linear(nnx.Module):
 
     def kernel_and_bias(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         """Both in `dtype`, a missing bias as zeros: for what computes the layer otherwise."""
-        kernel, bias = self.kernel[...].astype(dtype), self.bias
-        return kernel, jnp.zeros(kernel.shape[1:], dtype) if bias is None else bias[...].astype(
-            dtype
-        )
+        kernel = self.kernel[...].astype(dtype)
+        bias = jnp.zeros(kernel.shape[1:]) if self.bias is None else self.bias[...]
+        return kernel, bias.astype(dtype)
 
 
 class LayerNorm(nnx.Module):

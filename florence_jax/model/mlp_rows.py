@@ -16,14 +16,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.model.lane_forms import gelu_by_exponential
+from florence_jax.model.lane_forms import LANES, gelu_by_exponential
 from florence_jax.model.layers import gelu
 from florence_jax.model.pointwise import LAYER_NORM_EPSILON, layer_norm
 from florence_jax.model.tpu_kernel import tpu_operation
 
 # Rows of a step, and hidden channels of which the products are made at a time.
 ROWS, CHUNK = 512, 512
-# Of the 16 MiB that every generation of TPUs has on the chip, what temporaries leave.
+# Of the 16 MiB that a kernel may use on every generation of TPUs, what temporaries leave.
 _ROOM = 12 * 2**20
 
 
@@ -40,9 +40,8 @@ def row_kernel(x: jax.Array, *weights: jax.Array, interpret: bool = False) -> ja
     scale, shift, kernel1, bias1, kernel2, bias2 = weights
     hidden = kernel1.shape[1]
     rows = min(ROWS, tokens)
-    part = hidden
-    while _bytes(rows, dim, part) > _ROOM and part % (2 * CHUNK) == 0:
-        part //= 2
+    parts = (n for n in range(1, hidden // LANES + 1) if hidden % (n * LANES) == 0)
+    part = next(hidden // n for n in parts if _bytes(rows, dim, hidden // n) <= _ROOM)
     some = pl.BlockSpec((rows, dim), lambda i, j: (i, 0))
     vector = pl.BlockSpec((1, dim), lambda i, j: (0, 0))
 
@@ -90,7 +89,6 @@ def _kernel(
 ) -> None:
     """In float32 but for the products."""
     part = kernel1_ref.shape[1]
-    chunk = min(part, CHUNK)
 
     @pl.when(pl.program_id(1) == 0)
     def _begin() -> None:
@@ -101,8 +99,8 @@ def _kernel(
         total_ref[...] = x_SC + bias2_ref[...]
 
     total = total_ref[...]
-    for start in range(0, part, chunk):
-        own = slice(start, start + chunk)
+    for start in range(0, part, CHUNK):
+        own = slice(start, min(start + CHUNK, part))
         hidden = _product(normed_ref[...], kernel1_ref[:, own]) + bias1_ref[:, own]
         total += _product(gelu_by_exponential(hidden).astype(x_ref.dtype), kernel2_ref[own])
     total_ref[...] = total

@@ -162,12 +162,18 @@ def test_each_platform_is_given_its_own_forms():
 
 
 @pytest.mark.parametrize(
-    ("platform", "side", "folded"),
-    [("tpu", 8, True), ("cpu", 32, True), ("cpu", 8, False), ("cuda", 32, False)],
+    ("platform", "side", "dtype", "folded"),
+    [
+        ("tpu", 8, "bfloat16", True),
+        ("cpu", 32, "float32", True),
+        ("cpu", 8, "float32", False),
+        ("cpu", 32, "bfloat16", False),
+        ("cuda", 32, "float32", False),
+    ],
 )
-def test_channel_attention_is_folded_where_that_wins(platform, side, folded):
+def test_channel_attention_is_folded_where_that_wins(platform, side, dtype, folded):
     """On a CPU where a map has many tokens. Unfolded, q, k and v are one array of 3 x 8 groups."""
     layer = davit.ChannelAttention(256, 8, True, rngs=nnx.Rngs(0))
-    x = jax.ShapeDtypeStruct((1, side, side, 256), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, side, side, 256), jnp.dtype(dtype))
     text = jax.jit(lambda x: layer(x)).trace(x).lower(lowering_platforms=(platform,)).as_text()
-    assert ("x3x8x32xf32" not in text) == folded
+    assert ("x3x8x32x" not in text) == folded

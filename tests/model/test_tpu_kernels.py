@@ -31,14 +31,14 @@ def draw_depthwise(height=24, width=16):
     return draw(((2, height, width, DIM), 1.0), ((3, 3, 1, DIM), 0.3), ((DIM,), 0.2))
 
 
-def draw_mlp(tokens, dim=DIM):
+def draw_mlp(tokens, dim=DIM, hidden=4 * DIM):
     return draw(
         ((tokens, dim), 2.0),
         ((dim,), 1.0),
         ((dim,), 0.3),
-        ((dim, 4 * dim), 1.5 * dim**-0.5),
-        ((4 * dim,), 0.3),
-        ((4 * dim, dim), dim**-0.5),
+        ((dim, hidden), 1.5 * dim**-0.5),
+        ((hidden,), 0.3),
+        ((hidden, dim), dim**-0.5),
         ((dim,), 0.2),
     )
 
@@ -75,12 +75,16 @@ def test_depthwise(rows, monkeypatch):
     np.testing.assert_allclose(ours.astype(np.float32), true, rtol=2**-8, atol=1e-6)
 
 
-@pytest.mark.parametrize(("tokens", "parts"), [(512, 1), (700, 1), (40, 1), (512, 2)])
-def test_mlp(tokens, parts, monkeypatch):
-    """Rows that fill the steps and that do not; hidden channels at once and in turns."""
-    if parts == 2:
-        monkeypatch.setattr(mlp_rows, "_ROOM", mlp_rows._bytes(512, DIM, 2 * DIM))
-    ours, true = check_against_float32(*MLP[:2], draw_mlp(tokens))
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "parts"),
+    [(512, 1024, 1), (700, 1024, 1), (40, 1024, 1), (512, 1024, 2), (40, 640, 1), (40, 640, 5)],
+)
+def test_mlp(tokens, hidden, parts, monkeypatch):
+    """Rows that fill the steps and that do not; hidden channels at once, in chunks, in turns."""
+    if parts > 1:
+        room = mlp_rows._bytes(min(512, tokens), DIM, hidden // parts)
+        monkeypatch.setattr(mlp_rows, "_ROOM", room)
+    ours, true = check_against_float32(*MLP[:2], draw_mlp(tokens, hidden=hidden))
     np.testing.assert_allclose(ours.astype(np.float32), true, rtol=0.02, atol=0.05)
 
 
