@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.model.depthwise import depthwise_conv_by_convolution, strip_rows
+from florence_jax.model.depthwise_forms import depthwise_conv_by_convolution, strip_rows
 from florence_jax.model.lane_forms import LANES
 from florence_jax.model.tpu_kernel import tpu_operation
 

@@ -10,7 +10,7 @@ import pytest
 from convert.reference import native_model, spread_params
 from florence_jax import config as configs
 from florence_jax.model import Model
-from florence_jax.model.depthwise import (
+from florence_jax.model.depthwise_forms import (
     compiled_apart,
     depthwise_conv_by_convolution,
     depthwise_conv_by_shifts,

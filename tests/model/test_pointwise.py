@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from florence_jax.model.depthwise import (
-    depthwise_conv,
+from florence_jax.model.depthwise import depthwise_conv
+from florence_jax.model.depthwise_forms import (
     depthwise_conv_by_convolution,
     taps_by_convolution,
     taps_by_rows,

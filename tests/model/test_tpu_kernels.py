@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from florence_jax.config import base
-from florence_jax.model import davit, depthwise, depthwise_strips, layers, mlp_rows
+from florence_jax.model import davit, depthwise_forms, depthwise_strips, layers, mlp_rows
 from florence_jax.sharding.activations import rows_are_local
 
 DIM = 256
@@ -44,7 +44,7 @@ def draw_mlp(tokens, dim=DIM, hidden=4 * DIM):
 
 
 DEPTHWISE = (
-    depthwise.depthwise_conv_by_convolution,
+    depthwise_forms.depthwise_conv_by_convolution,
     depthwise_strips.strip_kernel,
     depthwise_strips.depthwise_conv_by_strips,
 )
@@ -67,9 +67,9 @@ def check_against_float32(plain, kernel, arguments):
 @pytest.mark.parametrize("rows", [24, 8, 4])
 def test_depthwise(rows, monkeypatch):
     """Strips that reach both edges of the map, one edge, none."""
-    monkeypatch.setattr(depthwise, "_MOST_OF_A_STRIP", rows * 16 * DIM)
+    monkeypatch.setattr(depthwise_forms, "_MOST_OF_A_STRIP", rows * 16 * DIM)
     arguments = draw_depthwise()
-    assert depthwise.strip_rows(24, 16, DIM) == rows
+    assert depthwise_forms.strip_rows(24, 16, DIM) == rows
     ours, true = check_against_float32(*DEPTHWISE[:2], arguments)
     # Summed in float32 and rounded once.
     np.testing.assert_allclose(ours.astype(np.float32), true, rtol=2**-8, atol=1e-6)
@@ -148,10 +148,13 @@ def lowered(block, platform, *, shape=(1, 24, 24, DIM), dtype=jnp.bfloat16, drop
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
-def kernels(block, platform, **options):
-    """How many of each kernel are in it."""
-    text = lowered(block, platform, **options)
+def count(text):
+    """How many of each kernel are in a program."""
     return {name: text.count(f'kernel_name = "{name}"') for name in KERNELS}
+
+
+def kernels(block, platform, **options):
+    return count(lowered(block, platform, **options))
 
 
 ALL, NONE = dict(zip(KERNELS, (2, 1, 1), strict=True)), dict.fromkeys(KERNELS, 0)
@@ -193,8 +196,7 @@ def test_each_device_runs_the_kernels_on_its_rows(mesh, rows, local):
     with jax.sharding.use_abstract_mesh(abstract):
         assert rows_are_local(rows) == local
         text = lowered(spatial_block(), "tpu", shape=(rows, 24, 24, DIM))
-    found = {name: text.count(f'kernel_name = "{name}"') for name in KERNELS}
-    assert found == (ALL if local else NONE)
+    assert count(text) == (ALL if local else NONE)
     # Each of one row, whatever the number of devices.
     own = re.findall(r"manual_computation.*manual_axes=.*?%arg\d+: tensor<(\w+)xbf16>", text)
     assert own == (["1x24x24x256"] * 4 if local and abstract.size > 1 else [])

@@ -1,0 +1,106 @@
+"""The depthwise convolution with its residual, and its kernel's gradient, each in several forms.
+
+Shapes: B images, H W grid, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from florence_jax.model.lane_forms import LANES
+
+# Of a strip: fewer rows would be read again too often, more pixels and channels leave no room.
+_LEAST_ROWS, _MOST_OF_A_STRIP = 4, 24 * 192 * 128
+_TAPS = tuple((row, column) for row in range(3) for column in range(3))
+
+
+def depthwise_conv_by_convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """float[B, H, W, C], [3, 3, 1, C], [C] -> float[B, H, W, C], by the backend's convolution."""
+    return x + (_convolution(x, kernel) + bias)
+
+
+def depthwise_conv_by_shifts(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """The same as nine shifted multiply-adds: one fused loop where XLA:CPU's convolution crawls."""
+    height, width = x.shape[1:3]
+    padded = _padded(x).astype(jnp.float32)
+    taps = kernel.astype(jnp.float32)
+    total = x.astype(jnp.float32) + bias.astype(jnp.float32)
+    for row, column in _TAPS:
+        window = padded[:, row : row + height, column : column + width]
+        total = total + window * taps[row, column, 0]
+    return total.astype(x.dtype)
+
+
+def strip_rows(height: int, width: int, dim: int) -> int:
+    """Rows of a strip for `depthwise_strips`; 0 where a map does not fit."""
+    fitting = [
+        rows
+        for rows in range(_LEAST_ROWS, height + 1)
+        if height % rows == 0 and rows * width * dim <= _MOST_OF_A_STRIP
+    ]
+    return max(fitting, default=0) if width % 8 == 0 and dim % LANES == 0 else 0
+
+
+def taps_by_convolution(x: jax.Array, g: jax.Array) -> jax.Array:
+    """The kernel's gradient [3, 3, 1, C] from the input and the output's gradient."""
+    kernel = jax.ShapeDtypeStruct((3, 3, 1, x.shape[-1]), x.dtype)
+    (dkernel,) = jax.linear_transpose(lambda kernel: _convolution(x, kernel), kernel)(g)
+    return dkernel
+
+
+def taps_by_rows(x: jax.Array, g: jax.Array) -> jax.Array:
+    """The same, summed up a row of the maps at a time.
+
+    Additions of whole rows fill the vector unit, where XLA:CPU's sums over all but the last axis
+    take six times as long. The images stay apart, so nothing moves between devices that share them.
+    """
+    height, width = x.shape[1:3]
+    padded = _padded(x)
+
+    def add_row(row: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        seen = lax.dynamic_slice_in_dim(padded, row, 3, axis=1).astype(jnp.float32)
+        by = lax.dynamic_index_in_dim(g, row, axis=1, keepdims=False).astype(jnp.float32)
+        return tuple(
+            total + seen[:, above, left : left + width] * by
+            for total, (above, left) in zip(sums, _TAPS, strict=True)
+        )
+
+    zero = jnp.zeros((x.shape[0], *x.shape[2:]), jnp.float32)
+    sums = lax.fori_loop(0, height, add_row, (zero,) * len(_TAPS))
+    taps = jnp.stack([total.sum((0, 1)) for total in sums])
+    return taps.reshape(3, 3, 1, -1).astype(x.dtype)
+
+
+def _padded(x: jax.Array) -> jax.Array:
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
+
+
+def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def compiled_apart(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function` as a call that XLA does not inline, so that its result is computed once.
+
+    XLA:CPU otherwise fuses a chain of cheap operations into each of its consumers: a norm and the
+    residual behind a depthwise convolution would compute the convolution four times.
+    """
+    compiled = jax.jit(function)
+
+    def call(*arguments: jax.Array) -> jax.Array:
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*arguments)
+
+    return call
