@@ -188,7 +188,7 @@ def generate_program(
     def decode(
         module: Florence2, unembedding: jax.Array | None, *, whole_rows: bool = False
     ) -> GenerateOutput:
-        cross_kv = module.decoder_cross_kv(memory)
+        cross_kv = module.decoder_cross_kv(memory, whole_rows=whole_rows)
 
         def step(
             tokens: jax.Array, index: jax.Array, cache: DecoderCache

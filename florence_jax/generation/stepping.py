@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from florence_jax.sharding.activations import by_rows
+from florence_jax.sharding.activations import by_rows, rows_are_local
 
 
 class _Counted(Protocol):
@@ -28,6 +28,8 @@ class _Counted(Protocol):
 GROUP, LANES = 64, 128
 # Beyond so many, one maximum after the other takes longer than sorting on a TPU too.
 MOST_PASSES = 16
+# What eight rows of a TPU kernel's memory hold.
+MOST_GROUPS = 1024
 
 Search = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
 
@@ -72,9 +74,17 @@ def best(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """
     if count > MOST_PASSES:
         return best_of_groups(scores, count, GROUP, _top_k)
+    on_tpu = functools.partial(best_on_tpu, count=count)
+    groups = -(-scores.shape[-1] // LANES)
+    fits = count < groups <= MOST_GROUPS and scores.dtype == jnp.float32
+    if fits and rows_are_local(scores.shape[0]):
+        # Not with the module: Pallas takes a quarter of a second to import.
+        from florence_jax.generation.top_rows import top_by_kernel
+
+        on_tpu = functools.partial(top_by_kernel, count=count)
     return lax.platform_dependent(
         scores,
-        tpu=functools.partial(best_of_groups, count=count, group=LANES, search=top_by_passes),
+        tpu=on_tpu,
         default=functools.partial(best_of_groups, count=count, group=GROUP, search=_top_k),
     )
 
@@ -102,6 +112,11 @@ def best_of_groups(
     values, places = search(candidates, count)
     chosen = jnp.take_along_axis(chosen, places // group, axis=-1, mode="promise_in_bounds")
     return values, chosen * group + places % group
+
+
+def best_on_tpu(scores: jax.Array, *, count: int) -> tuple[jax.Array, jax.Array]:
+    """`best` in plain operations of XLA:TPU."""
+    return best_of_groups(scores, count, LANES, top_by_passes)
 
 
 def _top_k(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

@@ -18,10 +18,11 @@ from florence_jax.config import BartConfig
 from florence_jax.model.cache import (
     DecoderCache,
     KeyValue,
-    StoredKeyValue,
-    StoredRows,
+    Stored,
+    join_heads,
     split_heads,
 )
+from florence_jax.model.lane_forms import LANES
 from florence_jax.model.layers import (
     LayerNorm,
     Linear,
@@ -34,6 +35,7 @@ from florence_jax.model.layers import (
     pick,
     split,
 )
+from florence_jax.model.step_forms import kernels_run
 
 # BART keeps two unused rows in front of its position table.
 POSITION_OFFSET = 2
@@ -111,18 +113,16 @@ class Decoder(nnx.Module):
             )
             yield x
 
-    def cross_key_values(self, memory_BMD: jax.Array) -> tuple[StoredKeyValue, ...]:
+    def cross_key_values(self, memory_BMD: jax.Array, form: type[Stored]) -> tuple[Stored, ...]:
         """Each layer's keys and values of the encoder's output, for `step`."""
-        return tuple(
-            StoredKeyValue.store(layer.cross_attn.key_value(memory_BMD)) for layer in self.layers
-        )
+        return tuple(form.store(layer.cross_attn.key_value(memory_BMD)) for layer in self.layers)
 
     def step(
         self,
         embeds_BKD: jax.Array,
         index: jax.Array,
         cache: DecoderCache,
-        cross: tuple[StoredKeyValue, ...],
+        cross: tuple[Stored, ...],
         memory_mask_BM: jax.Array,
     ) -> tuple[jax.Array, DecoderCache]:
         """One token of every beam.
@@ -204,20 +204,21 @@ class DecoderLayer(nnx.Module):
         self,
         x_BKD: jax.Array,
         index: jax.Array,
-        own: StoredKeyValue | StoredRows,
+        own: Stored,
         own_mask: jax.Array,
-        memory: StoredKeyValue,
+        memory: Stored,
         memory_mask: jax.Array,
-    ) -> tuple[jax.Array, StoredKeyValue | StoredRows]:
+    ) -> tuple[jax.Array, Stored]:
         # The beams of an image are the queries of one memory, its own cache as well as the
         # encoder's output: neither is ever copied for them.
         attention = self.self_attn
         row = index * x_BKD.shape[1]
         own = own.write(attention.k_proj(x_BKD), attention.v_proj(x_BKD), row)
-        x_BKD = self.self_attn_norm(x_BKD + self.self_attn.step(x_BKD, own, own_mask))
+        y = attention.step(x_BKD, own, own_mask)
+        x_BKD = _project_and_norm(x_BKD, y, attention.out_proj, self.self_attn_norm)
         y = self.cross_attn.step(x_BKD, memory, memory_mask)
-        x_BKD = self.cross_attn_norm(x_BKD + y)
-        return _feed_forward(self, x_BKD), own
+        x_BKD = _project_and_norm(x_BKD, y, self.cross_attn.out_proj, self.cross_attn_norm)
+        return _project_and_norm(x_BKD, gelu(self.fc1(x_BKD)), self.fc2, self.final_norm), own
 
 
 class Attention(nnx.Module):
@@ -247,16 +248,28 @@ class Attention(nnx.Module):
             dropout_rate=self.attention_dropout_rate,
             dropout_key=key,
         )
-        return self.out_proj(y.swapaxes(-3, -2).reshape(x.shape))
+        return self.out_proj(join_heads(y))
 
-    def step(
-        self, x_BKD: jax.Array, memory: StoredKeyValue | StoredRows, mask: jax.Array
-    ) -> jax.Array:
-        """One query per beam of what decoding keeps; mask bool[B, 1 or K, S]."""
-        return self.out_proj(memory.attend(self.q_proj(x_BKD), mask, self.num_heads))
+    def step(self, x_BKD: jax.Array, memory: Stored, mask: jax.Array) -> jax.Array:
+        """One query per beam of what decoding keeps, before `out_proj`; bool[B, 1 or K, S]."""
+        return memory.attend(self.q_proj(x_BKD), mask, self.num_heads)
 
     def _split_heads(self, x: jax.Array) -> jax.Array:
         return split_heads(x, self.num_heads)
+
+
+def _project_and_norm(
+    x_BKD: jax.Array, y_BKF: jax.Array, linear: Linear, norm: LayerNorm
+) -> jax.Array:
+    """The end of a step's sublayers."""
+    plain = linear.scale is None and linear.adapter is None
+    if not (plain and kernels_run(x_BKD) and y_BKF.shape[-1] % LANES == 0):
+        return norm(x_BKD + linear(y_BKF))
+    # Not with the module: Pallas takes a quarter of a second to import.
+    from florence_jax.model.project_rows import project_and_norm_by_kernel
+
+    weights = *linear.kernel_and_bias(x_BKD.dtype), norm.scale[...], norm.bias[...]
+    return project_and_norm_by_kernel(x_BKD, y_BKF, *weights)
 
 
 def _feed_forward(

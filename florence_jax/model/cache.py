@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from florence_jax.model.step_forms import attend_to_rows, kernel_attends
+
 
 class KeyValue(NamedTuple):
     """One attention's keys and values, both float[..., N, S, E]."""
@@ -63,7 +65,8 @@ class StoredKeyValue(NamedTuple):
         q_BNKE = split_heads(q_BKD, heads)
         q_BNKE = q_BNKE * q_BNKE.shape[-1] ** -0.5
         scores = jnp.einsum("bnke,bnes->bnks", q_BNKE, self.key, preferred_element_type=jnp.float32)
-        weights = _softmax(scores, mask[:, None], self.value.dtype)
+        scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(self.value.dtype)
         y_BNKE = jnp.einsum("bnks,bnse->bnke", weights, self.value)
         return y_BNKE.swapaxes(-3, -2).reshape(q_BKD.shape)
 
@@ -78,6 +81,10 @@ class StoredRows(NamedTuple):
 
     key: jax.Array  # float[B, S, D]
     value: jax.Array  # float[B, S, D]
+
+    @classmethod
+    def store(cls, memory: KeyValue) -> StoredRows:
+        return cls(*(join_heads(part) for part in memory))
 
     @classmethod
     def empty(cls, batch: int, rows: int, heads: int, dim: int, dtype: jnp.dtype) -> Self:
@@ -99,16 +106,15 @@ class StoredRows(NamedTuple):
 
     def attend(self, q_BKD: jax.Array, mask: jax.Array, heads: int) -> jax.Array:
         """As `StoredKeyValue.attend`."""
-        batch, queries, dim = q_BKD.shape
-        width = dim // heads
-        own_ND = jnp.arange(dim) // width == jnp.arange(heads)[:, None]
-        q_BKND = jnp.where(own_ND, (q_BKD * width**-0.5)[:, :, None], 0.0)
-        q_BQD = q_BKND.reshape(batch, queries * heads, dim)
-        scores = jnp.einsum("bqd,bsd->bqs", q_BQD, self.key, preferred_element_type=jnp.float32)
-        mask = jnp.broadcast_to(mask, (batch, queries, mask.shape[-1]))
-        weights = _softmax(scores, jnp.repeat(mask, heads, axis=1), self.value.dtype)
-        y_BQD = jnp.einsum("bqs,bsd->bqd", weights, self.value)
-        return jnp.where(own_ND, y_BQD.reshape(q_BKND.shape), 0.0).sum(2)
+        if not kernel_attends(q_BKD, self.key.shape[1], heads):
+            return attend_to_rows(q_BKD, self.key, self.value, mask, heads=heads)
+        # Not with the module: Pallas takes a quarter of a second to import.
+        from florence_jax.model.attend_rows import attend_to_rows_by_kernel
+
+        return attend_to_rows_by_kernel(q_BKD, self.key, self.value, mask, heads=heads)
+
+
+Stored = StoredKeyValue | StoredRows
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -116,9 +122,10 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], heads, -1).swapaxes(-3, -2)
 
 
-def _softmax(scores: jax.Array, mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1).astype(dtype)
+def join_heads(x: jax.Array) -> jax.Array:
+    """float[..., N, S, E] -> float[..., S, D]."""
+    x = x.swapaxes(-3, -2)
+    return x.reshape(*x.shape[:-2], -1)
 
 
 class DecoderCache(NamedTuple):
@@ -129,7 +136,7 @@ class DecoderCache(NamedTuple):
     integers, where moving keys and values would copy all of the cache at every step.
     """
 
-    layers: tuple[StoredKeyValue | StoredRows, ...]  # of T * K rows each
+    layers: tuple[Stored, ...]  # of T * K rows each
     ancestors: jax.Array  # int32[B, K, T]; -1 for tokens that are still to come
 
     def begin(self, index: jax.Array) -> DecoderCache:
@@ -166,7 +173,7 @@ class DecoderCache(NamedTuple):
 
 
 def empty_cache(
-    form: type[StoredKeyValue] | type[StoredRows],
+    form: type[Stored],
     *,
     layers: int,
     batch: int,

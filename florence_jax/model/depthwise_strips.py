@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from florence_jax.model.depthwise_forms import depthwise_conv_by_convolution, strip_rows
 from florence_jax.model.lane_forms import LANES
-from florence_jax.model.tpu_kernel import tpu_operation
+from florence_jax.sharding.tpu_kernel import tpu_operation
 
 
 def strip_kernel(

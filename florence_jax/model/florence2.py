@@ -15,7 +15,7 @@ from jax import lax
 
 from florence_jax.config import Florence2Config
 from florence_jax.model.bart import Decoder, Encoder
-from florence_jax.model.cache import DecoderCache, StoredKeyValue, StoredRows, empty_cache
+from florence_jax.model.cache import DecoderCache, Stored, StoredKeyValue, StoredRows, empty_cache
 from florence_jax.model.davit import DaViT
 from florence_jax.model.layers import fold_in, normal
 from florence_jax.model.projector import Projector
@@ -145,20 +145,22 @@ class Florence2(nnx.Module):
         hidden = self.decoder(self.embed(decoder_input_ids), memory, memory_mask, key=key)
         return self.unembed(hidden)
 
-    def decoder_cross_kv(self, memory: jax.Array) -> tuple[StoredKeyValue, ...]:
+    def decoder_cross_kv(
+        self, memory: jax.Array, *, whole_rows: bool = False
+    ) -> tuple[Stored, ...]:
         """Keys and values of encoder states float[B, M, D], once an image, for all beams."""
-        return self.decoder.cross_key_values(memory)
+        return self.decoder.cross_key_values(memory, _stored_form(whole_rows))
 
     def init_cache(
         self, batch: int, beams: int, tokens: int, *, whole_rows: bool = False
     ) -> DecoderCache:
         """An empty self-attention cache for so many decoder tokens.
 
-        With `whole_rows` the heads lie side by side, which is what XLA:TPU writes fast.
+        With `whole_rows` the heads lie side by side, as XLA:TPU writes fast and its kernels read.
         """
         text = self.config.text
         return empty_cache(
-            StoredRows if whole_rows else StoredKeyValue,
+            _stored_form(whole_rows),
             layers=text.decoder_layers,
             batch=batch,
             beams=beams,
@@ -181,7 +183,7 @@ class Florence2(nnx.Module):
         tokens: jax.Array,
         index: jax.Array,
         cache: DecoderCache,
-        cross_kv: tuple[StoredKeyValue, ...],
+        cross_kv: tuple[Stored, ...],
         memory_mask: jax.Array,
         unembedding: jax.Array | None = None,
     ) -> tuple[jax.Array, DecoderCache]:
@@ -226,3 +228,7 @@ class Florence2(nnx.Module):
     @property
     def _max_positions(self) -> int:
         return self.config.text.max_position_embeddings
+
+
+def _stored_form(whole_rows: bool) -> type[Stored]:
+    return StoredRows if whole_rows else StoredKeyValue

@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from florence_jax.model.lane_forms import LANES, gelu_by_exponential
 from florence_jax.model.layers import gelu
 from florence_jax.model.pointwise import LAYER_NORM_EPSILON, layer_norm
-from florence_jax.model.tpu_kernel import tpu_operation
+from florence_jax.sharding.tpu_kernel import tpu_operation
 
 # Rows of a step, and hidden channels of which the products are made at a time.
 ROWS, CHUNK = 512, 512

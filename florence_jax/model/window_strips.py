@@ -19,7 +19,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from florence_jax.model.lane_forms import LANES, window_attention
-from florence_jax.model.tpu_kernel import tpu_operation
 from florence_jax.model.windows import (
     HEAD_DIM,
     SIDE,
@@ -27,6 +26,7 @@ from florence_jax.model.windows import (
     into_windows,
     strip_columns,
 )
+from florence_jax.sharding.tpu_kernel import tpu_operation
 
 # How scores fill the lanes: a window's first 128 keys for each of the four heads in a block of
 # channels, then what is left of all four.

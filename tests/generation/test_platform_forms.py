@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from florence_jax.config import tiny
-from florence_jax.generation import GenerationConfig, beam, processors, stepping
+from florence_jax.generation import GenerationConfig, beam, processors, stepping, top_rows
 from florence_jax.model import Model
 from florence_jax.model.spread import spread_params
 
@@ -40,7 +40,14 @@ def arguments(settings):
 
 
 def best_on_tpu(scores, count):
-    return stepping.best_of_groups(scores, count, stepping.LANES, stepping.top_by_passes)
+    return stepping.best_on_tpu(scores, count=count)
+
+
+def best_by_kernel(scores, count):
+    """Where the kernel cannot be used, what is used there."""
+    if scores.shape[-1] <= count * stepping.LANES:
+        return best_on_tpu(scores, count)
+    return top_rows.top_kernel(scores, count=count, interpret=True)
 
 
 @pytest.mark.parametrize("vocab", [3, 100, 4001])
@@ -53,10 +60,19 @@ def test_the_best_do_not_depend_on_the_platform(vocab):
     scores[3] = generator.standard_normal((3, vocab))
     count = min(6, vocab)
     order = np.argsort(-scores, axis=-1, kind="stable")[..., :count]
-    for search in (stepping.best, best_on_tpu):
+    for search in (stepping.best, best_on_tpu, best_by_kernel):
         values, places = jax.jit(search, static_argnums=1)(scores, count)
         np.testing.assert_array_equal(places, order)
         np.testing.assert_array_equal(values, np.take_along_axis(scores, order, -1))
+
+
+def test_rows_of_scores_that_do_not_fill_the_kernels_last_step(monkeypatch):
+    monkeypatch.setattr(top_rows, "_ROOM", 8 * 2 * 4 * 1024)
+    scores = np.random.default_rng(0).standard_normal((5, 3, 1000), np.float32)
+    order = np.argsort(-scores, axis=-1)[..., :4]
+    values, places = top_rows.top_kernel(jnp.asarray(scores), count=4, interpret=True)
+    np.testing.assert_array_equal(places, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(scores, order, -1))
 
 
 @pytest.mark.parametrize("vocab", [100, 4001])
@@ -91,8 +107,9 @@ def test_each_platform_marks_in_its_form():
         assert ("stablehlo.scatter" in text) == scattered
 
 
+@pytest.mark.parametrize("search", [best_on_tpu, best_by_kernel])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_tokens_do_not_depend_on_the_platform(monkeypatch, name):
+def test_tokens_do_not_depend_on_the_platform(monkeypatch, name, search):
     prepared = arguments(SETTINGS[name])
     expected = room.generate_program(*prepared).trimmed()
 
@@ -102,7 +119,7 @@ def test_tokens_do_not_depend_on_the_platform(monkeypatch, name):
             return forms["tpu"](*operands)
 
     monkeypatch.setattr(room, "lax", OnTpu)
-    monkeypatch.setattr(beam, "best", best_on_tpu)
+    monkeypatch.setattr(beam, "best", search)
     monkeypatch.setattr(processors, "mark_by_scatter", processors.mark_by_products)
     program = jax.jit(room.generate_program.__wrapped__, static_argnums=(0, 1, 2))
     found = program(*prepared).trimmed()

@@ -145,7 +145,7 @@ def test_cached_steps_equal_teacher_forcing(whole_rows):
         features = module.encode_image(inputs.pixel_values)
         memory, mask = module.encode(features, inputs.input_ids, inputs.attention_mask)
         full = module.decode(inputs.decoder_input_ids, memory, mask)
-        cross = module.decoder_cross_kv(memory)
+        cross = module.decoder_cross_kv(memory, whole_rows=whole_rows)
         cache = module.init_cache(2, beams, 16, whole_rows=whole_rows)
         steps = []
         for index in range(inputs.decoder_input_ids.shape[1]):

@@ -1,0 +1,113 @@
+"""The highest scores of each row on XLA:TPU as one Pallas kernel, which reads a row once.
+
+Shapes: R rows, V scores of a row, G groups of neighbours, N of the highest.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from florence_jax.generation.stepping import LANES, best_on_tpu
+from florence_jax.sharding.tpu_kernel import tpu_operation
+
+# Of the 16 MiB that a kernel may use on every generation of TPUs, what temporaries leave.
+_ROOM = 12 * 2**20
+# Rows of a register.
+_SUBLANES = 8
+_NOWHERE = jnp.iinfo(jnp.int32).max
+
+
+def top_kernel(
+    scores: jax.Array, *, count: int, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """`stepping.best` of float32[..., V]; with `interpret` on any backend, slowly."""
+    vocab = scores.shape[-1]
+    # XLA:TPU keeps beams outermost, as they would fill few sublanes of a register.
+    batch_inside = jnp.moveaxis(scores, 0, -2)
+    scores_RV = batch_inside.reshape(-1, vocab)
+    total = len(scores_RV)
+    padded = pl.cdiv(vocab, LANES) * LANES
+    # Two of each block, as the next comes meanwhile.
+    most = _ROOM // (2 * 4 * padded) // _SUBLANES * _SUBLANES
+    rows = min(total, most)
+    some = pl.BlockSpec((rows, count), lambda i: (i, 0))
+    values, places = pl.pallas_call(
+        functools.partial(_kernel, vocab=vocab),
+        grid=(pl.cdiv(total, rows),),
+        in_specs=[pl.BlockSpec((rows, padded), lambda i: (i, 0))],
+        out_specs=[some, some],
+        out_shape=[
+            jax.ShapeDtypeStruct((total, count), scores.dtype),
+            jax.ShapeDtypeStruct((total, count), jnp.int32),
+        ],
+        scratch_shapes=[pltpu.VMEM((rows, count * LANES), scores.dtype)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        interpret=interpret,
+        name="top",
+    )(scores_RV)
+    shape = *batch_inside.shape[:-1], count
+    values, places = (jnp.moveaxis(found.reshape(shape), -2, 0) for found in (values, places))
+    return values, places
+
+
+def _kernel(
+    scores_ref: Any, values_ref: Any, places_ref: Any, candidates_ref: Any, *, vocab: int
+) -> None:
+    """As `stepping.best_of_groups`, which says why a few groups are enough."""
+    rows, count = values_ref.shape
+    groups = scores_ref.shape[1] // LANES
+    lane = lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
+
+    def some_maxima(first: int) -> jax.Array:
+        maxima = jnp.full((rows, LANES), -jnp.inf)
+        for group in range(first, min(first + LANES, groups)):
+            scores = scores_ref[:, group * LANES : (group + 1) * LANES]
+            if (group + 1) * LANES > vocab:
+                scores = jnp.where(group * LANES + lane < vocab, scores, -jnp.inf)
+            maxima = jnp.where(lane == group - first, scores.max(-1, keepdims=True), maxima)
+        return maxima
+
+    maxima = jnp.concatenate([some_maxima(first) for first in range(0, groups, LANES)], axis=1)
+    number = lax.broadcasted_iota(jnp.int32, maxima.shape, 1)
+    number = jnp.where(number < groups, number, _NOWHERE)
+    places = []
+    for nth, (_, chosen) in enumerate(_highest(maxima, number, count)):
+        own = slice(nth * LANES, (nth + 1) * LANES)
+        for row in range(rows):
+            group = pl.ds(pl.multiple_of(chosen[row, 0] * LANES, LANES), LANES)
+            candidates_ref[row, own] = scores_ref[row, group]
+        places.append(chosen * LANES + lane)
+    place = jnp.concatenate(places, axis=1)
+    candidates = jnp.where(place < vocab, candidates_ref[...], -jnp.inf)
+    place = jnp.where(place < vocab, place, _NOWHERE)
+    column = lax.broadcasted_iota(jnp.int32, (rows, count), 1)
+    values = jnp.zeros((rows, count), candidates.dtype)
+    found = jnp.zeros((rows, count), jnp.int32)
+    for nth, (highest, where) in enumerate(_highest(candidates, place, count)):
+        values = jnp.where(column == nth, highest, values)
+        found = jnp.where(column == nth, where, found)
+    values_ref[...] = values
+    places_ref[...] = found
+
+
+def _highest(
+    scores: jax.Array, places: jax.Array, count: int
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """The highest of each row, one after the other, with their places; equal ones in order."""
+    for _ in range(count):
+        value = scores.max(-1, keepdims=True)
+        place = jnp.where(scores == value, places, _NOWHERE).min(-1, keepdims=True)
+        yield value, place
+        scores = jnp.where(places == place, -jnp.inf, scores)
+        places = jnp.where(places == place, _NOWHERE, places)
+
+
+top_by_kernel = tpu_operation("top", best_on_tpu, top_kernel)
