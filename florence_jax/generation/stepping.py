@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from florence_jax.sharding.activations import by_rows, rows_are_local
+from florence_jax.sharding.tpu_kernel import tpu_operation
 
 
 class _Counted(Protocol):
@@ -78,10 +79,7 @@ def best(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     groups = -(-scores.shape[-1] // LANES)
     fits = count < groups <= MOST_GROUPS and scores.dtype == jnp.float32
     if fits and rows_are_local(scores.shape[0]):
-        # Not with the module: Pallas takes a quarter of a second to import.
-        from florence_jax.generation.top_rows import top_by_kernel
-
-        on_tpu = functools.partial(top_by_kernel, count=count)
+        on_tpu = functools.partial(best_by_kernel, count=count)
     return lax.platform_dependent(
         scores,
         tpu=on_tpu,
@@ -117,6 +115,16 @@ def best_of_groups(
 def best_on_tpu(scores: jax.Array, *, count: int) -> tuple[jax.Array, jax.Array]:
     """`best` in plain operations of XLA:TPU."""
     return best_of_groups(scores, count, LANES, top_by_passes)
+
+
+def _top_kernel(scores: jax.Array, *, count: int) -> tuple[jax.Array, jax.Array]:
+    # Only where it is compiled: Pallas takes a quarter of a second to import.
+    from florence_jax.generation.top_rows import top_kernel
+
+    return top_kernel(scores, count=count)
+
+
+best_by_kernel = tpu_operation("top", best_on_tpu, _top_kernel)
 
 
 def _top_k(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

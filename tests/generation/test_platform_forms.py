@@ -75,6 +75,14 @@ def test_rows_of_scores_that_do_not_fill_the_kernels_last_step(monkeypatch):
     np.testing.assert_array_equal(values, np.take_along_axis(scores, order, -1))
 
 
+def test_scores_that_are_no_numbers_are_found_within_the_row():
+    """Whatever they mean: what the kernel reads for them must exist."""
+    scores = jnp.full((2, 1000), jnp.nan).at[1].set(jnp.arange(1000.0))
+    _, places = top_rows.top_kernel(scores, count=3, interpret=True)
+    assert (places[0] < 1000).all()
+    np.testing.assert_array_equal(places[1], [999, 998, 997])
+
+
 @pytest.mark.parametrize("vocab", [100, 4001])
 def test_marks_do_not_depend_on_the_platform(vocab):
     generator = np.random.default_rng(vocab)
