@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from florence_jax.sharding.activations import by_rows, rows_are_local
-from florence_jax.sharding.tpu_kernel import tpu_operation
+from florence_jax.sharding.tpu_kernel import LANES, tpu_operation
 
 
 class _Counted(Protocol):
@@ -25,11 +25,11 @@ class _Counted(Protocol):
     def index(self) -> jax.Array: ...
 
 
-# Neighbouring tokens whose maximum `best` looks at first; on a TPU, those that share a register.
-GROUP, LANES = 64, 128
+# Neighbouring tokens whose maximum `best` looks at first; on a TPU they are LANES.
+GROUP = 64
 # Beyond so many, one maximum after the other takes longer than sorting on a TPU too.
 MOST_PASSES = 16
-# What eight rows of a TPU kernel's memory hold.
+# Rows of more groups do not fit, eight at a time, what a TPU kernel has of memory.
 MOST_GROUPS = 1024
 
 Search = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]

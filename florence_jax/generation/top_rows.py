@@ -15,10 +15,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-# Neighbours that share a register, and rows.
-_LANES, _SUBLANES = 128, 8
-# Of the 16 MiB that a kernel may use on every generation of TPUs, what temporaries leave.
-_ROOM = 12 * 2**20
+from florence_jax.sharding.tpu_kernel import LANES, ROOM, SUBLANES
+
 _NOWHERE = jnp.iinfo(jnp.int32).max
 
 
@@ -31,9 +29,9 @@ def top_kernel(
     batch_inside = jnp.moveaxis(scores, 0, -2)
     scores_RV = batch_inside.reshape(-1, vocab)
     total = len(scores_RV)
-    padded = pl.cdiv(vocab, _LANES) * _LANES
+    padded = pl.cdiv(vocab, LANES) * LANES
     # Two of each block, as the next comes meanwhile.
-    most = _ROOM // (2 * 4 * padded) // _SUBLANES * _SUBLANES
+    most = ROOM // (2 * 4 * padded) // SUBLANES * SUBLANES
     rows = min(total, most)
     some = pl.BlockSpec((rows, count), lambda i: (i, 0))
     values, places = pl.pallas_call(
@@ -45,7 +43,7 @@ def top_kernel(
             jax.ShapeDtypeStruct((total, count), scores.dtype),
             jax.ShapeDtypeStruct((total, count), jnp.int32),
         ],
-        scratch_shapes=[pltpu.VMEM((rows, count * _LANES), scores.dtype)],
+        scratch_shapes=[pltpu.VMEM((rows, count * LANES), scores.dtype)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         interpret=interpret,
         name="top",
@@ -60,19 +58,19 @@ def _kernel(
 ) -> None:
     """As `stepping.best_of_groups`, which says why a few groups are enough."""
     rows, count = values_ref.shape
-    groups = scores_ref.shape[1] // _LANES
-    lane = lax.broadcasted_iota(jnp.int32, (rows, _LANES), 1)
+    groups = scores_ref.shape[1] // LANES
+    lane = lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
 
     def some_maxima(first: int) -> jax.Array:
-        maxima = jnp.full((rows, _LANES), -jnp.inf)
-        for group in range(first, min(first + _LANES, groups)):
-            scores = scores_ref[:, group * _LANES : (group + 1) * _LANES]
-            if (group + 1) * _LANES > vocab:
-                scores = jnp.where(group * _LANES + lane < vocab, scores, -jnp.inf)
+        maxima = jnp.full((rows, LANES), -jnp.inf)
+        for group in range(first, min(first + LANES, groups)):
+            scores = scores_ref[:, group * LANES : (group + 1) * LANES]
+            if (group + 1) * LANES > vocab:
+                scores = jnp.where(group * LANES + lane < vocab, scores, -jnp.inf)
             maxima = jnp.where(lane == group - first, scores.max(-1, keepdims=True), maxima)
         return maxima
 
-    maxima = jnp.concatenate([some_maxima(first) for first in range(0, groups, _LANES)], axis=1)
+    maxima = jnp.concatenate([some_maxima(first) for first in range(0, groups, LANES)], axis=1)
     number = lax.broadcasted_iota(jnp.int32, maxima.shape, 1)
     number = jnp.where(number < groups, number, _NOWHERE)
     places = []
@@ -80,11 +78,11 @@ def _kernel(
         # Of scores that are no numbers, as those of rows that fill the last step may be, none is
         # found: they too must be read from where there are some.
         chosen = jnp.minimum(chosen, groups - 1)
-        own = slice(nth * _LANES, (nth + 1) * _LANES)
+        own = slice(nth * LANES, (nth + 1) * LANES)
         for row in range(rows):
-            group = pl.ds(pl.multiple_of(chosen[row, 0] * _LANES, _LANES), _LANES)
+            group = pl.ds(pl.multiple_of(chosen[row, 0] * LANES, LANES), LANES)
             candidates_ref[row, own] = scores_ref[row, group]
-        places.append(chosen * _LANES + lane)
+        places.append(chosen * LANES + lane)
     place = jnp.concatenate(places, axis=1)
     candidates = jnp.where(place < vocab, candidates_ref[...], -jnp.inf)
     place = jnp.where(place < vocab, place, _NOWHERE)

@@ -22,7 +22,6 @@ from florence_jax.model.cache import (
     join_heads,
     split_heads,
 )
-from florence_jax.model.lane_forms import LANES
 from florence_jax.model.layers import (
     LayerNorm,
     Linear,
@@ -35,7 +34,7 @@ from florence_jax.model.layers import (
     pick,
     split,
 )
-from florence_jax.model.step_forms import kernels_run
+from florence_jax.model.step_forms import kernel_projects
 
 # BART keeps two unused rows in front of its position table.
 POSITION_OFFSET = 2
@@ -263,7 +262,7 @@ def _project_and_norm(
 ) -> jax.Array:
     """The end of a step's sublayers."""
     plain = linear.scale is None and linear.adapter is None
-    if not (plain and kernels_run(x_BKD) and y_BKF.shape[-1] % LANES == 0):
+    if not (plain and kernel_projects(x_BKD, y_BKF.shape[-1])):
         return norm(x_BKD + linear(y_BKF))
     # Not with the module: Pallas takes a quarter of a second to import.
     from florence_jax.model.project_rows import project_and_norm_by_kernel

@@ -19,12 +19,10 @@ from jax.experimental.pallas import tpu as pltpu
 from florence_jax.model.lane_forms import LANES, gelu_by_exponential
 from florence_jax.model.layers import gelu
 from florence_jax.model.pointwise import LAYER_NORM_EPSILON, layer_norm
-from florence_jax.sharding.tpu_kernel import tpu_operation
+from florence_jax.sharding.tpu_kernel import ROOM, tpu_operation
 
 # Rows of a step, and hidden channels of which the products are made at a time.
 ROWS, CHUNK = 512, 512
-# Of the 16 MiB that a kernel may use on every generation of TPUs, what temporaries leave.
-_ROOM = 12 * 2**20
 
 
 def plain_form(x: jax.Array, *weights: jax.Array) -> jax.Array:
@@ -41,7 +39,7 @@ def row_kernel(x: jax.Array, *weights: jax.Array, interpret: bool = False) -> ja
     hidden = kernel1.shape[1]
     rows = min(ROWS, tokens)
     parts = (n for n in range(1, hidden // LANES + 1) if hidden % (n * LANES) == 0)
-    part = next(hidden // n for n in parts if _bytes(rows, dim, hidden // n) <= _ROOM)
+    part = next(hidden // n for n in parts if _bytes(rows, dim, hidden // n) <= ROOM)
     some = pl.BlockSpec((rows, dim), lambda i, j: (i, 0))
     vector = pl.BlockSpec((1, dim), lambda i, j: (0, 0))
 

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 from florence_jax.model.lane_forms import LANES
 from florence_jax.model.pointwise import layer_norm
 from florence_jax.sharding.activations import rows_are_local
+from florence_jax.sharding.tpu_kernel import ROOM, SUBLANES
 
-# Of the 16 MiB that a kernel may use on every generation of TPUs, what temporaries leave.
-_ROOM = 12 * 2**20
-# Rows of a register of float32.
-_SUBLANES = 8
+# The widest model for which the projection's kernel was made to fit.
+_MOST_CHANNELS = 1024
 
 
 def attend_to_rows(
@@ -37,14 +36,14 @@ def attend_to_rows(
 
 def filled_heads(heads: int) -> int:
     """Heads that fill whole registers of float32."""
-    return -(-heads // _SUBLANES) * _SUBLANES
+    return -(-heads // SUBLANES) * SUBLANES
 
 
 def rows_at_once(stored: int, dim: int, queries: int) -> int:
     """How many of an example's stored rows the attention's kernel takes at a time; 0 for none."""
     # Keys and values in bfloat16, of these rows and of the next, and three arrays of scores and of
     # answers in float32.
-    most = (_ROOM - 3 * 4 * queries * dim) // (2 * 2 * 2 * dim + 3 * 4 * queries)
+    most = (ROOM - 3 * 4 * queries * dim) // (2 * 2 * 2 * dim + 3 * 4 * queries)
     if stored <= most:
         return stored
     return max((n for n in range(LANES, most + 1, LANES) if stored % n == 0), default=0)
@@ -53,11 +52,17 @@ def rows_at_once(stored: int, dim: int, queries: int) -> int:
 def kernel_attends(q_BKD: jax.Array, stored: int, heads: int) -> bool:
     """Whether the attention's kernel can take these queries, of so many rows."""
     _, beams, dim = q_BKD.shape
-    return kernels_run(q_BKD) and rows_at_once(stored, dim, beams * filled_heads(heads)) > 0
+    return _fill_registers(q_BKD) and rows_at_once(stored, dim, beams * filled_heads(heads)) > 0
 
 
-def kernels_run(x_BKD: jax.Array) -> bool:
-    """Whether a step's kernels can take such activations."""
+def kernel_projects(x_BKD: jax.Array, channels: int) -> bool:
+    """Whether the projection's kernel can add so many channels, projected, to these activations."""
+    whole = channels % LANES == 0 and x_BKD.shape[-1] <= _MOST_CHANNELS
+    return whole and _fill_registers(x_BKD)
+
+
+def _fill_registers(x_BKD: jax.Array) -> bool:
+    """Whether they are bfloat16 of whole lanes, each example's on one device."""
     whole = x_BKD.shape[-1] % LANES == 0
     return whole and x_BKD.dtype == jnp.bfloat16 and rows_are_local(x_BKD.shape[0])
 

@@ -14,6 +14,11 @@ from jax.sharding import AbstractMesh, get_abstract_mesh, use_abstract_mesh
 
 from florence_jax.sharding.activations import by_rows
 
+# What share a register: neighbouring values of the last axis, and rows of float32.
+LANES, SUBLANES = 128, 8
+# Bytes of the 16 MiB that a kernel may use on every generation of TPUs, less what temporaries take.
+ROOM = 12 * 2**20
+
 Options = tuple[tuple[str, Hashable], ...]
 
 

@@ -4,7 +4,7 @@
 
 PROCESSOR is a directory with the published tokenizer. Random weights, 577 image tokens, every row
 asked for another task; answers are held at `--new-tokens` tokens by a minimum, which a constraint
-obeys as long as it leaves a legal token, and the steps of both are compared before the times.
+obeys as long as it leaves a legal token. The lengths of both are printed before the times.
 """
 
 import argparse

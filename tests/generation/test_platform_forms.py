@@ -67,7 +67,7 @@ def test_the_best_do_not_depend_on_the_platform(vocab):
 
 
 def test_rows_of_scores_that_do_not_fill_the_kernels_last_step(monkeypatch):
-    monkeypatch.setattr(top_rows, "_ROOM", 8 * 2 * 4 * 1024)
+    monkeypatch.setattr(top_rows, "ROOM", 8 * 2 * 4 * 1024)
     scores = np.random.default_rng(0).standard_normal((5, 3, 1000), np.float32)
     order = np.argsort(-scores, axis=-1)[..., :4]
     values, places = top_rows.top_kernel(jnp.asarray(scores), count=4, interpret=True)

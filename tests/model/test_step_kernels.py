@@ -22,6 +22,7 @@ from florence_jax.model import (
     step_forms,
 )
 from florence_jax.quantization import quantize
+from tests.model.kernel_checks import check_against_float32, draw, error
 
 # Not `generate` itself, which the package offers under the same name.
 room = importlib.import_module("florence_jax.generation.generate")
@@ -32,33 +33,23 @@ CONFIG = dataclasses.replace(
 )
 
 
-def error(ours, true):
-    return float(jnp.sqrt(jnp.mean((ours.astype(jnp.float32) - true) ** 2)))
+@pytest.fixture
+def fresh_traces():
+    """Neither from before something was patched, nor for those who come after."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
 
 
-def check_against_float32(plain, kernel, arguments, **options):
-    """The answer in float32, rounded where bfloat16 must be: nearer than the plain form's."""
-    true = plain(*(_wide(array) for array in arguments), **options)
-    ours = kernel(*arguments, **options, interpret=True)
-    assert ours.dtype == jnp.bfloat16
-    assert ours.shape == true.shape
-    assert error(ours, true) <= error(plain(*arguments, **options), true)
+def check(plain, kernel, arguments, **options):
+    ours, true = check_against_float32(plain, kernel, arguments, **options)
     np.testing.assert_allclose(ours.astype(np.float32), true, rtol=0.02, atol=0.02)
 
 
-def _wide(array):
-    return array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array
-
-
-def draw_attention(batch, beams, stored, *, own=True, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 4)
-    shapes = (batch, beams, DIM), (batch, stored, DIM), (batch, stored, DIM)
-    scales = 2.0, 1.0, 1.0
-    arrays = [
-        (scale * jax.random.normal(key, shape)).astype(jnp.bfloat16)
-        for key, shape, scale in zip(keys, shapes, scales, strict=False)
-    ]
-    mask = jax.random.bernoulli(keys[3], 0.5, (batch, beams if own else 1, stored))
+def draw_attention(batch, beams, stored, *, own=True):
+    memory = (batch, stored, DIM), 1.0
+    arrays = draw(((batch, beams, DIM), 2.0), memory, memory)
+    mask = jax.random.bernoulli(jax.random.key(1), 0.5, (batch, beams if own else 1, stored))
     return *arrays, mask.at[:, :, 0].set(True)
 
 
@@ -72,22 +63,20 @@ def draw_attention(batch, beams, stored, *, own=True, seed=0):
 )
 def test_attention(batch, beams, stored, own):
     arguments = draw_attention(batch, beams, stored, own=own)
-    check_against_float32(
-        step_forms.attend_to_rows, attend_rows.row_attention_kernel, arguments, heads=HEADS
-    )
+    check(step_forms.attend_to_rows, attend_rows.row_attention_kernel, arguments, heads=HEADS)
 
 
 def test_attention_to_many_rows_at_a_time(monkeypatch):
     """Three times 128 rows, of which a query may see none in one and all in another."""
     queries = 3 * step_forms.filled_heads(HEADS)
     room = 3 * 4 * queries * DIM + 200 * (8 * DIM + 12 * queries)
-    monkeypatch.setattr(step_forms, "_ROOM", room)
+    monkeypatch.setattr(step_forms, "ROOM", room)
     assert step_forms.rows_at_once(384, DIM, queries) == 128
     q, key, value, mask = draw_attention(2, 3, 384)
     # Higher scores later on, so that what was summed up before must fade.
     key = key.at[:, 256:].multiply(2.0)
     mask = mask.at[0, 0, :128].set(False).at[0, 1, 128:].set(False).at[1, 2].set(True)
-    check_against_float32(
+    check(
         step_forms.attend_to_rows,
         attend_rows.row_attention_kernel,
         (q, key, value, mask),
@@ -108,14 +97,15 @@ def test_attention_to_nothing_is_the_mean():
 @pytest.mark.parametrize(("batch", "channels"), [(2, DIM), (3, 1024), (300, 1536)])
 def test_projection(batch, channels):
     """At once, in parts, and rows that do not fill the last step."""
-    keys = jax.random.split(jax.random.key(1), 6)
-    shapes = (batch, 3, DIM), (batch, 3, channels), (channels, DIM), (DIM,), (DIM,), (DIM,)
-    scales = 2.0, 1.0, channels**-0.5, 0.3, 1.0, 0.3
-    arguments = [
-        (scale * jax.random.normal(key, shape)).astype(jnp.bfloat16)
-        for key, shape, scale in zip(keys, shapes, scales, strict=True)
-    ]
-    check_against_float32(step_forms.project_and_norm, project_rows.project_kernel, arguments)
+    arguments = draw(
+        ((batch, 3, DIM), 2.0),
+        ((batch, 3, channels), 1.0),
+        ((channels, DIM), channels**-0.5),
+        ((DIM,), 0.3),
+        ((DIM,), 1.0),
+        ((DIM,), 0.3),
+    )
+    check(step_forms.project_and_norm, project_rows.project_kernel, arguments)
 
 
 def prepared(dtype="bfloat16", params=None, *, config=CONFIG):
@@ -146,13 +136,13 @@ def test_only_tpu_is_given_the_kernels():
         assert kernels(prepared(), platform) == set()
 
 
-def test_what_the_kernels_cannot_take_goes_without(monkeypatch):
+def test_what_the_kernels_cannot_take_goes_without(monkeypatch, fresh_traces):
     assert kernels(prepared("float32")) == {"top"}
     assert kernels(prepared(config=tiny())) == {"top"}  # 24 channels
     quantized = quantize(spread_params(CONFIG, seed=5))
     assert kernels(prepared(params=quantized)) == ALL - {"project"}
     # Queries of a beam's own rows, where no number of rows fits.
-    monkeypatch.setattr(step_forms, "_ROOM", 0)
+    monkeypatch.setattr(step_forms, "ROOM", 0)
     jax.clear_caches()
     assert kernels(prepared()) == ALL - {"row_attention"}
 
@@ -166,7 +156,7 @@ def test_each_device_runs_the_kernels_on_its_rows(axes, local):
         assert kernels(prepared()) == (ALL if local else set())
 
 
-def test_steps_with_the_kernels_are_no_further_from_the_truth(monkeypatch):
+def test_steps_with_the_kernels_are_no_further_from_the_truth(monkeypatch, fresh_traces):
     """Layers hand queries, caches and weights to them as they take them."""
     generator = np.random.default_rng(2)
     tokens = generator.integers(5, 200, (6, 3, 3))
@@ -184,7 +174,6 @@ def test_steps_with_the_kernels_are_no_further_from_the_truth(monkeypatch):
     parents = generator.integers(3, size=(6, 3, 3))
 
     def run(dtype):
-        jax.clear_caches()
         module = Model(config=CONFIG, dtype=dtype).bind(params)
         cross = module.decoder_cross_kv(jnp.asarray(memory, dtype), whole_rows=True)
         known = jnp.arange(43) < jnp.asarray([[43], [20], [1]])
@@ -210,6 +199,7 @@ def test_steps_with_the_kernels_are_no_further_from_the_truth(monkeypatch):
         (project_rows, "project_and_norm_by_kernel", project_rows.project_kernel),
     ):
         monkeypatch.setattr(room, name, interpreted(kernel))
+    jax.clear_caches()
     ours = run("bfloat16")
     assert set(calls) == {attend_rows.row_attention_kernel, project_rows.project_kernel}
     assert float(jnp.abs(true).max()) > 1.0

@@ -15,16 +15,9 @@ from flax import nnx
 from florence_jax.config import base
 from florence_jax.model import davit, depthwise_forms, depthwise_strips, layers, mlp_rows
 from florence_jax.sharding.activations import rows_are_local
+from tests.model.kernel_checks import check_against_float32, draw
 
 DIM = 256
-
-
-def draw(*shapes_and_scales):
-    keys = jax.random.split(jax.random.key(0), len(shapes_and_scales))
-    return [
-        (scale * jax.random.normal(key, shape)).astype(jnp.bfloat16)
-        for key, (shape, scale) in zip(keys, shapes_and_scales, strict=True)
-    ]
 
 
 def draw_depthwise(height=24, width=16):
@@ -51,19 +44,6 @@ DEPTHWISE = (
 MLP = mlp_rows.plain_form, mlp_rows.row_kernel, mlp_rows.mlp_by_rows
 
 
-def error(ours, true):
-    return float(jnp.sqrt(jnp.mean((ours.astype(jnp.float32) - true) ** 2)))
-
-
-def check_against_float32(plain, kernel, arguments):
-    """The answer in float32, rounded where bfloat16 must be: nearer than the plain form's."""
-    true = plain(*(array.astype(jnp.float32) for array in arguments))
-    ours = kernel(*arguments, interpret=True)
-    assert ours.dtype == jnp.bfloat16
-    assert error(ours, true) <= error(plain(*arguments), true)
-    return ours, true
-
-
 @pytest.mark.parametrize("rows", [24, 8, 4])
 def test_depthwise(rows, monkeypatch):
     """Strips that reach both edges of the map, one edge, none."""
@@ -83,7 +63,7 @@ def test_mlp(tokens, hidden, parts, monkeypatch):
     """Rows that fill the steps and that do not; hidden channels at once, in chunks, in turns."""
     if parts > 1:
         room = mlp_rows._bytes(min(512, tokens), DIM, hidden // parts)
-        monkeypatch.setattr(mlp_rows, "_ROOM", room)
+        monkeypatch.setattr(mlp_rows, "ROOM", room)
     ours, true = check_against_float32(*MLP[:2], draw_mlp(tokens, hidden=hidden))
     np.testing.assert_allclose(ours.astype(np.float32), true, rtol=0.02, atol=0.05)
 
