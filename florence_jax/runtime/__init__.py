@@ -1,0 +1,1 @@
+"""Signals, files, locks and error messages that every program shares; no jax."""

@@ -1,0 +1,60 @@
+"""Turn an exception into the one sentence that a user sees: what failed, on what, what to do."""
+
+from __future__ import annotations
+
+import errno
+
+MAX_CHARACTERS = 2000
+
+# Exceptions whose message is already a sentence for the user.
+_WRITTEN_FOR_USERS = (ValueError,)
+
+
+def error_text(error: BaseException) -> str:
+    """One readable message for an exception, whichever library raised it.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        A message without a traceback, at most `MAX_CHARACTERS` long, that any encoding can write.
+    """
+    text = _message(error)
+    # Half a surrogate pair, as in a file name that is no UTF-8, cannot be encoded as it is.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
+
+
+def _message(error: BaseException) -> str:
+    match error:
+        case MemoryError():
+            return f"not enough memory{_detail(error)}"
+        case RecursionError():
+            return "nested too deeply to be read"
+        case ModuleNotFoundError(name=str(name)):
+            return f"the package {name} is not installed{_detail(error)}"
+        case OSError():
+            return _os_error(error)
+        case KeyError():
+            return f"{error} is missing"
+        case UnicodeError():
+            return f"text that cannot be encoded or decoded: {error}"
+    if isinstance(error, _WRITTEN_FOR_USERS) and str(error):
+        return str(error)
+    return f"{type(error).__name__}{_detail(error)}"
+
+
+def _os_error(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    where = f"{' -> '.join(names)}: " if names else ""
+    remedy = (
+        ": make room, or name another place" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    )
+    return f"{where}{error.strerror}{remedy}"
+
+
+def _detail(error: BaseException) -> str:
+    text = str(error).strip()
+    return f": {text}" if text else ""

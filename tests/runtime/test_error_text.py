@@ -1,0 +1,32 @@
+"""Exceptions as the sentences that users see."""
+
+import errno
+import os
+
+import pytest
+
+from florence_jax.runtime.error_text import MAX_CHARACTERS, error_text
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("a is 3, expected 4"), "a is 3, expected 4"),
+        (MemoryError(), "not enough memory"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply to be read"),
+        (KeyError("bbox"), "'bbox' is missing"),
+        (OverflowError("too large"), "OverflowError: too large"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.jsonl"),
+            "a.jsonl: No space left on device: make room, or name another place",
+        ),
+        (FileNotFoundError("no such list"), "no such list"),
+        (ValueError("caf\udce9.png"), "caf\\udce9.png"),
+    ],
+)
+def test_a_sentence(error, text):
+    assert error_text(error) == text
+
+
+def test_it_is_bounded():
+    assert len(error_text(ValueError("x" * 10_000))) == MAX_CHARACTERS
