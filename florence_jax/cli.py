@@ -24,6 +24,7 @@ from florence_jax.inference.command import (
     add_model_options,
     decoding_settings,
     load_answering,
+    say_on_stderr,
 )
 from florence_jax.inference.export_command import add_export
 from florence_jax.inference.json_text import json_text
@@ -175,7 +176,8 @@ def _add_demo(commands: Any) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from florence_jax.inference.drawing import draw_result
     from florence_jax.inference.export import result_to_json
-    from florence_jax.inference.predict import PictureNames, find_images, predict
+    from florence_jax.inference.image_files import find_images
+    from florence_jax.inference.predict import PictureNames, predict
 
     queries = _queries(options)
     if options.output_dir is not None:
@@ -183,7 +185,7 @@ def _predict(options: argparse.Namespace) -> int:
     check_no_run_options(options)
     if not queries:
         raise ValueError("--task is missing: florence-jax predict --help lists the tasks")
-    paths = find_images(options.images)
+    paths = find_images(options.images, None if options.quiet else say_on_stderr)
     if options.save_images is not None:
         options.save_images.mkdir(parents=True, exist_ok=True)
     names, failed, started = PictureNames(), 0, time.monotonic()

@@ -19,7 +19,7 @@ from florence_jax.annotation.schema import FILE
 from florence_jax.annotation.settings import AnnotateSettings
 from florence_jax.annotation.throughput import AnnotationCount, Throughput, save_throughput
 from florence_jax.batch.interruption import INTERRUPTED, ended_at_once
-from florence_jax.inference.command import decoding_settings, load_answering
+from florence_jax.inference.command import decoding_settings, load_answering, say_on_stderr
 
 if TYPE_CHECKING:
     from florence_jax.annotation.analysis import Analyser
@@ -100,7 +100,8 @@ def _annotate(options: argparse.Namespace) -> int:
     from florence_jax.batch.shares import find_share
 
     settings = annotate_settings(options)
-    pictures = find_pictures(options.images, options.image_root)
+    say = None if options.quiet else say_on_stderr
+    pictures = find_pictures(options.images, options.image_root, say)
     analyser = find_analyser(options.analyser)
     share = find_share(options.process_index, options.process_count)
     blocks: dict[str, Any] = {
@@ -211,14 +212,14 @@ def _refine(options: argparse.Namespace) -> int:
 
 def _check_lists(options: argparse.Namespace) -> None:
     """Refuse lists that name other files in the checkout, where the loop's processes run."""
-    from florence_jax.batch.sources.files import files_listed
+    from florence_jax.inference.image_files import images_listed
 
     if options.checkout.resolve() == Path.cwd():
         return
     for source in map(Path, options.images):
         if source.suffix.lower() != ".txt":
             continue
-        relative = next((name for name in files_listed(source) if not os.path.isabs(name)), None)
+        relative = next((name for name in images_listed(source) if not os.path.isabs(name)), None)
         if relative is not None:
             raise ValueError(
                 f"{source} names {relative}, which is another file in {options.checkout}, where "

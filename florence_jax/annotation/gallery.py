@@ -48,14 +48,16 @@ def write_gallery(
         for number, annotation in enumerate(islice(annotations, most))
     ]
     page = directory / "index.html"
-    page.write_text(_HEAD + "\n".join(sections) + "\n</html>\n", encoding="utf-8")
+    content = _HEAD + "\n".join(sections) + "\n</html>\n"
+    # Names of files that are no UTF-8 are written escaped.
+    page.write_text(content, encoding="utf-8", errors="backslashreplace")
     return page
 
 
 def _section(number: int, annotation: Annotation, root: Path, directory: Path) -> str:
     title = f"<h2>{html.escape(annotation.image)}</h2>"
     try:
-        picture = open_picture(FileBelow(str(root), annotation.image))
+        picture = open_picture(FileBelow(str(root), annotation.image, follow_links=True))
     except ImageError as error:
         return f"<section>{title}<p>{html.escape(str(error))}</p></section>"
     scale = min(1.0, math.sqrt(_MOST_PIXELS / (annotation.width * annotation.height)))

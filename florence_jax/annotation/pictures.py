@@ -10,7 +10,7 @@ from typing import Any
 
 from florence_jax.batch.images import FileBelow
 from florence_jax.batch.job import Item
-from florence_jax.inference.predict import find_images
+from florence_jax.inference.image_files import Say, find_images
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,24 @@ class Pictures:
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
         for name in self.names[start:stop]:
-            yield Item(id=name, image=FileBelow(str(self.root), name))
+            yield Item(id=name, image=FileBelow(str(self.root), name, follow_links=True))
 
 
-def find_pictures(sources: Iterable[str | Path], root: Path | None = None) -> Pictures:
+def find_pictures(
+    sources: Iterable[str | Path], root: Path | None = None, say: Say | None = None
+) -> Pictures:
     """The images that `sources` name, as `florence-jax predict` reads them.
 
     Args:
         root: names are paths below it; by default the deepest directory that holds all images.
+        say: told how many files of a directory are skipped, by kind.
 
     Raises:
         FileNotFoundError: a source does not exist.
         ValueError: a source holds no image, or an image lies outside of `root`.
     """
     # The folder's own path, links kept: names stay those that a person sees.
-    found = [Path(os.path.abspath(path)) for path in find_images(sources)]
+    found = [Path(os.path.abspath(path)) for path in find_images(sources, say)]
     if root is None:
         root = Path(os.path.commonpath([path.parent for path in found]))
     root = Path(os.path.abspath(root))

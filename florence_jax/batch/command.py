@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence_jax.batch.interruption import INTERRUPTED, ended_at_once
-from florence_jax.inference.command import decoding_settings, load_answering
+from florence_jax.inference.command import decoding_settings, load_answering, say_on_stderr
 
 if TYPE_CHECKING:
     from florence_jax.batch.run import Summary
@@ -118,7 +118,8 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
             "--overwrite belongs to --output: a run goes on in its directory, and another one "
             "needs another --output-dir"
         )
-    source = open_source(options.images, queries, image_root=options.image_root)
+    say = None if options.quiet else say_on_stderr
+    source = open_source(options.images, queries, image_root=options.image_root, say=say)
     share = find_share(options.process_index, options.process_count)
     check_prompts(queries)
     blocks: dict[str, Any] = {

@@ -15,10 +15,16 @@ from florence_jax.processing.image import MAX_BYTES, load_image
 
 @dataclass(frozen=True)
 class FileBelow:
-    """A file that a row of data names: it must lie below `root`, links followed."""
+    """A file that a row of data names: it must lie below `root`.
+
+    Attributes:
+        follow_links: take links out of the root, as for files found in a directory that the user
+            named; rows, which may be anybody's, do not have it.
+    """
 
     root: str
     name: str
+    follow_links: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,10 @@ def image_name(source: ImageSource) -> str | None:
 
 
 def _contained(source: FileBelow) -> Path:
-    root = Path(os.path.realpath(source.root))
+    resolved = os.path.abspath if source.follow_links else os.path.realpath
+    root = Path(resolved(source.root))
     try:
-        path = Path(os.path.realpath(root / source.name))
+        path = Path(resolved(root / source.name))
     except ValueError as error:  # a null byte, or half of a surrogate pair
         raise ImageError(f"image {source.name!r} is no file name ({error})") from error
     if not path.is_relative_to(root):

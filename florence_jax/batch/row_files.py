@@ -82,7 +82,7 @@ def _parquet(rows: Sequence[Row]) -> bytes:
     columns: dict[str, Any] = {}
     for name in (*_TEXT, *_NUMBERS):
         kind = pyarrow.int32() if name in _NUMBERS else pyarrow.string()
-        columns[name] = pyarrow.array([row.get(name) for row in rows], kind)
+        columns[name] = pyarrow.array([_escaped(row.get(name)) for row in rows], kind)
     packed = [json_text(row[_ANSWERS]) if _ANSWERS in row else None for row in rows]
     columns[_ANSWERS] = pyarrow.array(packed, pyarrow.string())
     rest = [{key: row[key] for key in row if key not in columns} for row in rows]
@@ -92,6 +92,13 @@ def _parquet(rows: Sequence[Row]) -> bytes:
     buffer = io.BytesIO()
     parquet.write_table(pyarrow.table(columns), buffer)
     return buffer.getvalue()
+
+
+def _escaped(value: Any) -> Any:
+    """Text that Parquet can hold: a file name that is no UTF-8 has its bytes as \\udcXX."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def _unpacked(record: dict[str, Any]) -> Row:

@@ -37,7 +37,8 @@ def listing(source: Source) -> dict[str, Any]:
     """
     digest, keys = hashlib.sha256(), np.empty(len(source), np.uint64)
     for number, name in enumerate(source.ids()):
-        encoded = name.encode("utf-8", "surrogatepass")
+        # As Parquet has them, which holds no file name that is not UTF-8.
+        encoded = name.encode("utf-8", "backslashreplace")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
         short = hashlib.blake2b(encoded, digest_size=8).digest()
         keys[number] = int.from_bytes(short, "little")

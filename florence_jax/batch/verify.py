@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -26,22 +28,25 @@ class Report:
         rows, errors: rows there are, and those of them with an "error".
         missing: blocks that are not there yet.
         problems: what is wrong with those that are; empty if nothing is.
+        lost: places in damaged inputs where more rows may have been.
     """
 
     rows: int = 0
     errors: int = 0
     missing: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
-        """Is every row there, once, and as it was written?"""
-        return not self.missing and not self.problems
+        """Is every row there, once, and as it was written, and was every input sound?"""
+        return not self.missing and not self.problems and not self.lost
 
     def describe(self) -> str:
         """All of it, for a person."""
         lines = [f"{self.rows} rows, {self.errors} of them errors"]
-        for found, what in ((self.missing, "missing"), (self.problems, "wrong")):
+        kinds = (self.missing, "missing"), (self.problems, "wrong"), (self.lost, "lost")
+        for found, what in kinds:
             lines += [f"{what}: {one}" for one in found[:_SHOWN]]
             if len(found) > _SHOWN:
                 lines.append(f"{what}: {len(found) - _SHOWN} more")
@@ -49,6 +54,11 @@ class Report:
             lines.append("remove the files that are wrong and run the same command again")
         elif self.missing:
             lines.append("run the same command again: it goes on where it stopped")
+        elif self.lost:
+            lines.append(
+                "not complete: these inputs are damaged, and what was lost there has no row. Copy "
+                "them again, and run over them into another directory"
+            )
         else:
             lines.append("complete: every input has its row, once, as it was written")
         return "\n".join(lines)
@@ -68,6 +78,7 @@ def verify_output(directory: str | Path, *, progress: bool = False) -> Report:
     blocks = Blocks(total=manifest["inputs"]["count"], size=manifest["blocks"]["size"])
     names = list(blocks.names(kind))
     report, ids, keys = Report(), hashlib.sha256(), np.zeros(blocks.total, np.uint64)
+    report.lost = list(_lost(manifest["inputs"].get("source", {})))
     for number, name in enumerate(tqdm(names, desc="verifying", disable=not progress)):
         path = directory / name
         if not path.exists():
@@ -84,7 +95,7 @@ def verify_output(directory: str | Path, *, progress: bool = False) -> Report:
             report.problems.append(f"{name} has {len(own)} rows, not {len(span)}")
             continue
         for place, one in zip(span, own, strict=True):
-            encoded = one.encode("utf-8", "surrogatepass")
+            encoded = one.encode("utf-8", "backslashreplace")
             ids.update(len(encoded).to_bytes(8, "little") + encoded)
             short = hashlib.blake2b(encoded, digest_size=8).digest()
             keys[place] = int.from_bytes(short, "little")
@@ -94,6 +105,13 @@ def verify_output(directory: str | Path, *, progress: bool = False) -> Report:
         if is_block_name(path.name) and path.name not in known:
             report.problems.append(f"{path.name} is of another run")
     return report
+
+
+def _lost(source: Mapping[str, Any]) -> Iterator[str]:
+    """The damages that a source's fingerprint lists."""
+    for part in source.get("parts", ()):
+        name = str(part.get("tar")).encode("utf-8", "backslashreplace").decode()
+        yield from (f"{name}, {where}" for where in part.get("damaged", ()))
 
 
 def _count(path: Path, report: Report) -> list[str]:

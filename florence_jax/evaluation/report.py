@@ -161,7 +161,8 @@ def save_report(report: Report, directory: Path) -> None:
 def write(path: Path, content: str) -> None:
     """Replace a file as a whole."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(content, encoding="utf-8")
+    # Names of files that are no UTF-8 are written escaped.
+    aside.write_text(content, encoding="utf-8", errors="backslashreplace")
     os.replace(aside, path)
 
 

@@ -109,6 +109,11 @@ def load_pipeline(options: argparse.Namespace, *, progress: bool) -> Florence2Pi
     )
 
 
+def say_on_stderr(sentence: str) -> None:
+    """Tell the user something that is no error and no answer."""
+    print(f"florence-jax: {sentence}", file=sys.stderr)
+
+
 def load_answering(options: argparse.Namespace, *, progress: bool) -> Answering:
     """`load_pipeline`, or exported programs where --model is a directory of them."""
     from florence_jax.inference.artifact import is_artifact

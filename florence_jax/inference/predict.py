@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,6 @@ from florence_jax.generation import GenerationConfig
 from florence_jax.inference.answering import Answering, Result
 from florence_jax.inference.requests import Query, Request
 from florence_jax.processing import ImageError, load_image
-
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-
-# What only runs into a directory read.
-_DATA_SUFFIXES = frozenset({".jsonl", ".parquet", ".tar"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,57 +41,6 @@ class Prediction:
         if self.image is not None:
             row["width"], row["height"] = self.image.size
         return row | ({"error": self.error} if self.result is None else {"result": self.result})
-
-
-def find_images(sources: Iterable[str | Path]) -> list[Path]:
-    """Image files named by `sources`, in order.
-
-    A directory stands for the images in it and below it, sorted by name; a `.txt` file for the
-    paths on its lines, relative to the working directory. Anything else is an image file.
-
-    Raises:
-        FileNotFoundError: a source does not exist.
-        ValueError: a directory or list holds no image, or a source is no list of images, or a URL.
-    """
-    sources = list(sources)
-    refuse_urls(sources)
-    found: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-                raise ValueError(f"the directory {source} holds no image ({kinds})")
-            found += inside
-        elif not source.is_file():
-            raise FileNotFoundError(
-                f"{source} does not exist: expected an image, directory or list"
-            )
-        elif source.suffix.lower() == ".txt":
-            lines = source.read_text(encoding="utf-8").splitlines()
-            listed = [Path(line.strip()) for line in lines if line.strip()]
-            if not listed:
-                raise ValueError(f"the list {source} names no image: expected one path per line")
-            found += listed
-        elif source.suffix.lower() in _DATA_SUFFIXES:
-            raise ValueError(f"{source} holds rows of data: answers to it go to --output-dir DIR")
-        else:
-            found.append(source)
-    return found
-
-
-def refuse_urls(sources: Iterable[str | Path]) -> None:
-    """Say what to do where a source is a URL.
-
-    Raises:
-        ValueError: one is.
-    """
-    for source in sources:
-        if re.match(r"\w+://", str(source)):
-            raise ValueError(
-                f"{source} is a URL, and only files are read: mount the bucket (gcsfuse, s3fs) or "
-                "copy what is needed, and name the directory"
-            )
 
 
 def predict(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from florence_jax.processing.color import array_to_rgb, image_to_rgb
 from florence_jax.processing.errors import ImageError
+from florence_jax.runtime.missing_file import missing_file_hint
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 256 * 1024 * 1024
@@ -92,7 +93,8 @@ def _read_file(source: str | os.PathLike, name: str, max_bytes: int) -> bytes:
         with open(source, "rb") as file:
             return file.read(max_bytes + 1)
     except FileNotFoundError as error:
-        raise ImageError(f"{name} does not exist; check the path") from error
+        hint = missing_file_hint(source)
+        raise ImageError(f"{name} does not exist{hint or '; check the path'}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a directory; pass the image files inside it") from error
     except (OSError, ValueError) as error:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.job import Item
-from florence_jax.inference.predict import IMAGE_SUFFIXES
 from florence_jax.inference.requests import Query
 
 
@@ -33,20 +30,3 @@ class Files:
     def read(self, start: int, stop: int) -> Iterator[Item]:
         for path in self.paths[start:stop]:
             yield Item(id=path, image=path, queries=self.queries)
-
-
-def files_in(directory: Path) -> list[str]:
-    """The images in a directory and below, sorted by name."""
-    found = [
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(directory)
-        for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    ]
-    return sorted(found)
-
-
-def files_listed(path: Path) -> list[str]:
-    """The paths on a file's lines, relative to the working directory."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]

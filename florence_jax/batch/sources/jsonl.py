@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import codecs
 import hashlib
-import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,21 +12,34 @@ from typing import Any
 
 from florence_jax.batch.job import Item
 from florence_jax.batch.sources.rows import RowReader, row_id
+from florence_jax.batch.sources.unchanged import Unchanged
+from florence_jax.inference.image_files import Say
+from florence_jax.runtime.text_file import TextFileError, decode, parse_json
 
 
 class JsonLines:
     """The rows of a `.jsonl` file; of it, only where lines begin is held, 8 bytes a line."""
 
-    def __init__(self, path: Path, reader: RowReader) -> None:
+    def __init__(self, path: Path, reader: RowReader, say: Say | None = None) -> None:
         self._path, self._reader = path, reader
+        self._unchanged = Unchanged(path)
         self._offsets, self._digest = array("q"), hashlib.sha256()
+        # The rows that blank lines stand before: what a row's number lacks to its line's.
+        self._blank = array("q")
         position = 0
         with path.open("rb") as lines:
             for line in lines:
-                if line.strip():
+                if position == 0:
+                    _refuse_utf16(line, path)
+                if line.removeprefix(codecs.BOM_UTF8).strip():
                     self._offsets.append(position)
+                else:
+                    self._blank.append(len(self._offsets))
                 self._digest.update(line)
                 position += len(line)
+        self._unchanged.check()
+        if say is not None and not self._offsets:
+            say(f"{path} has no row")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -35,39 +49,40 @@ class JsonLines:
         return len(self._offsets)
 
     def ids(self) -> Iterator[str]:
-        for number, line in enumerate(self._lines(0, len(self))):
-            yield row_id(self._place(number), _parsed(line))
+        for number, line in self._lines(0, len(self)):
+            yield row_id(self._place(number), self._parsed(number, line))
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
-        for number, line in enumerate(self._lines(start, stop), start):
-            place, row = self._place(number), _parsed(line)
-            if isinstance(row, ValueError):
-                yield Item(id=place, error=f"{place} is no JSON: {row}")
+        for number, line in self._lines(start, stop):
+            place, row = self._place(number), self._parsed(number, line)
+            if isinstance(row, TextFileError):
+                yield Item(id=place, error=str(row))
             else:
                 yield self._reader.item(place, row)
 
-    def _lines(self, start: int, stop: int) -> Iterator[bytes]:
-        """The rows' lines, blank ones left out."""
+    def _lines(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        """(number, line) of the rows from `start` up to `stop`, blank lines left out."""
         if start >= stop:
             return
+        self._unchanged.check()
         with self._path.open("rb") as file:
-            file.seek(self._offsets[start])
-            remaining = stop - start
-            for line in file:
-                if line.strip():
-                    yield line
-                    remaining -= 1
-                    if not remaining:
-                        return
+            for number in range(start, stop):
+                file.seek(self._offsets[number])
+                yield number, file.readline()
+        self._unchanged.check()
+
+    def _parsed(self, number: int, line: bytes) -> Any:
+        """The row, or why it is none."""
+        in_file = number + 1 + bisect.bisect_right(self._blank, number)
+        try:
+            return parse_json(line, f"{self._place(number)} (line {in_file})")
+        except TextFileError as error:
+            return error
 
     def _place(self, number: int) -> str:
         return f"{self._path}:{number}"
 
 
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return error
-    except RecursionError as error:
-        return ValueError(str(error))
+def _refuse_utf16(line: bytes, path: Path) -> None:
+    if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        decode(line, str(path))

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.job import Item, Source
-from florence_jax.batch.sources.files import Files, files_in, files_listed
+from florence_jax.batch.sources.files import Files
 from florence_jax.batch.sources.jsonl import JsonLines
 from florence_jax.batch.sources.parquet import Parquet
 from florence_jax.batch.sources.rows import RowReader
 from florence_jax.batch.sources.webdataset import WebDataset
-from florence_jax.inference.predict import IMAGE_SUFFIXES, refuse_urls
+from florence_jax.inference.image_files import Say, check_places, images_in, images_listed
 from florence_jax.inference.requests import Query
 
 DATA_FILES = {".jsonl": JsonLines, ".parquet": Parquet, ".tar": WebDataset}
@@ -25,6 +25,7 @@ def open_source(
     queries: Sequence[Query] = (),
     *,
     image_root: str | Path | None = None,
+    say: Say | None = None,
 ) -> Source:
     """One source of everything that `places` name, in order.
 
@@ -33,39 +34,28 @@ def open_source(
             `.tar` files, and image files.
         queries: asked about every image whose row brings no task of its own.
         image_root: the directory below which rows name pictures; by default that of their file.
+        say: told how many files of a directory or archive are skipped, by kind.
 
     Raises:
         FileNotFoundError: there is no such place.
         ValueError: it holds nothing, or is not what its name says.
     """
-    refuse_urls(places)
-    parts = [_source(Path(place), tuple(queries), image_root) for place in places]
+    check_places(places)
+    parts = [_source(Path(place), tuple(queries), image_root, say) for place in places]
     return _Joined(parts, tuple(queries))
 
 
-def _source(place: Path, queries: tuple[Query, ...], image_root: str | Path | None) -> Source:
+def _source(
+    place: Path, queries: tuple[Query, ...], image_root: str | Path | None, say: Say | None
+) -> Source:
     if place.is_dir():
-        paths = files_in(place)
-        if not paths:
-            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(
-                f"the directory {place} holds no image ({kinds}); files of rows are named "
-                f"themselves, as in {place}/*.tar"
-            )
-        return _files(place, paths, queries)
-    if not place.is_file():
-        raise FileNotFoundError(
-            f"{place} does not exist: expected images, a directory, a list, or a file of rows"
-        )
+        return _files(place, images_in(place, say), queries)
     kind = DATA_FILES.get(place.suffix.lower())
     if kind is not None:
         root = str(place.parent if image_root is None else image_root)
-        return kind(place, RowReader(queries=queries, root=root))
+        return kind(place, RowReader(queries=queries, root=root), say)
     if place.suffix.lower() == ".txt":
-        paths = files_listed(place)
-        if not paths:
-            raise ValueError(f"the list {place} names no image: expected one path per line")
-        return _files(place, paths, queries)
+        return _files(place, images_listed(place), queries)
     return _files(place, [str(place)], queries)
 
 

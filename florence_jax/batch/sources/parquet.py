@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.job import Item
-from florence_jax.batch.sources.rows import RowReader, row_id
+from florence_jax.batch.sources.rows import IMAGE_COLUMNS, RowReader, row_id
+from florence_jax.batch.sources.unchanged import Unchanged
+from florence_jax.inference.image_files import Say
+from florence_jax.runtime.error_text import error_text
 
 # Rows that are in memory at a time, their pictures included.
 _ROWS = 64
 
 
-class Parquet:
-    """The rows of a `.parquet` file."""
+class _DamagedError(Exception):
+    """The rest of a row group cannot be read."""
 
-    def __init__(self, path: Path, reader: RowReader) -> None:
+
+class Parquet:
+    """The rows of a `.parquet` file; those of a part that is damaged have an error each."""
+
+    def __init__(self, path: Path, reader: RowReader, say: Say | None = None) -> None:
         try:
             import pyarrow
             from pyarrow import parquet
@@ -25,16 +32,22 @@ class Parquet:
                 f"{path}: reading Parquet needs pyarrow: pip install pyarrow"
             ) from error
         self._path, self._reader = path, reader
+        self._unchanged = Unchanged(path)
         try:
             metadata = parquet.read_metadata(path)
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{path} is no Parquet file: {error}") from error
-        self._names = metadata.schema.to_arrow_schema().names
-        if not {"image", "image_base64"} & set(self._names):
-            raise ValueError(f"{path} has no column `image`; it has {', '.join(self._names)}")
+            self._names = metadata.schema.to_arrow_schema().names
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is no Parquet file: {error_text(error)}") from error
+        if not set(IMAGE_COLUMNS) & set(self._names):
+            raise ValueError(
+                f"{path} has no column `image` (names or bytes), `image_base64` or `file_name`; it "
+                f"has {', '.join(self._names)}"
+            )
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         self._counts = [group.num_rows for group in groups]
         self._bytes = [group.total_byte_size for group in groups]
+        if say is not None and not self._counts:
+            say(f"{path} has no row")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -49,45 +62,100 @@ class Parquet:
         return sum(self._counts)
 
     def ids(self) -> Iterator[str]:
-        columns = ["id"] if "id" in self._names else []
-        if not columns:
-            yield from (self._place(number) for number in range(len(self)))
-            return
-        for number, row in self._rows(0, len(self), columns):
-            yield row_id(self._place(number), row)
+        first = 0
+        for group, count in enumerate(self._counts):
+            yield from self._group_ids(group, first)
+            first += count
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
-        for number, row in self._rows(start, stop, None):
-            # A table has a value for every column of every row: none means that it is not given.
-            given = {name: value for name, value in row.items() if value is not None}
-            yield self._reader.item(self._place(number), given)
-
-    def _rows(
-        self, start: int, stop: int, columns: list[str] | None
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number, row) from `start` up to `stop`, a few rows in memory at a time."""
-        from pyarrow import parquet
-
-        first, groups = 0, []
-        begin = 0
+        self._unchanged.check()
+        first = 0
         for group, count in enumerate(self._counts):
             if first < stop and first + count > start:
-                begin = begin if groups else first
-                groups.append(group)
+                low, high = max(start - first, 0), min(stop - first, count)
+                yield from self._group_items(group, first, low, high)
             first += count
-        if not groups:
-            return
-        with parquet.ParquetFile(self._path) as file:
-            number = begin
-            for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=columns):
-                low, high = max(start - number, 0), min(stop - number, batch.num_rows)
-                if low < high:
-                    for row in batch.slice(low, high - low).to_pylist():
-                        yield number + low, row
-                        low += 1
-                number += batch.num_rows
-                if number >= stop:
+        self._unchanged.check()
+
+    def _group_items(self, group: int, first: int, low: int, high: int) -> Iterator[Item]:
+        """The items `low` up to `high` of a row group whose first row is `first`."""
+        done, names = 0, []
+
+        def lost(number: int, error: Exception, what: str) -> Item:
+            names[:] = names or self._group_ids(group, first)
+            place = self._place(first + number)
+            why = error if isinstance(error, _DamagedError) else error_text(error)
+            return Item(id=names[number], error=f"{place} cannot be read: {what} ({why})")
+
+        try:
+            for row in self._rows(group, None):
+                if done >= high:
                     return
+                if done >= low and isinstance(row, Exception):
+                    yield lost(done, row, "a value of its is not what its column says")
+                elif done >= low:
+                    yield self._reader.item(self._place(first + done), _given(row))
+                done += 1
+        except _DamagedError as error:
+            for number in range(max(low, done), high):
+                yield lost(number, error, f"row group {group} of {self._path} is damaged")
+
+    def _group_ids(self, group: int, first: int) -> Iterator[str]:
+        """The ids of a row group's rows; their places where the column cannot be read."""
+        done, count = 0, self._counts[group]
+        if "id" in self._names:
+            try:
+                for row in self._rows(group, ["id"]):
+                    yield row_id(self._place(first + done), row)
+                    done += 1
+            except _DamagedError:
+                pass  # `read` has an error for each of these rows
+        yield from (self._place(first + number) for number in range(done, count))
+
+    def _rows(self, group: int, columns: list[str] | None) -> Iterator[Any]:
+        """The rows of a group, a few in memory at a time: as many as the file's list says.
+
+        One with a value that Python cannot hold is the exception that says so.
+
+        Raises:
+            _DamagedError: behind the last one that can be read.
+        """
+        import pyarrow
+        from pyarrow import parquet
+
+        remaining = self._counts[group]
+        try:
+            with parquet.ParquetFile(self._path, page_checksum_verification=True) as file:
+                for batch in file.iter_batches(
+                    batch_size=_ROWS, row_groups=[group], columns=columns
+                ):
+                    for row in _plain_rows(batch)[:remaining]:
+                        yield row
+                        remaining -= 1
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise _DamagedError(" ".join(error_text(error).split())) from error
+        if remaining:
+            raise _DamagedError(f"it ends {remaining} rows before its end")
 
     def _place(self, number: int) -> str:
         return f"{self._path}:{number}"
+
+
+def _plain_rows(batch: Any) -> list[Any]:
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError):  # text that is no UTF-8, or a year 300,000
+        return [_plain_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _plain_row(batch: Any) -> Any:
+    try:
+        return batch.to_pylist()[0]
+    except (ValueError, OverflowError) as error:
+        return error
+
+
+def _given(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without what it does not give: a table has every column in every row."""
+    given = {name: value for name, value in row.items() if value is not None}
+    return given if set(IMAGE_COLUMNS) & set(given) else given | {"image": None}

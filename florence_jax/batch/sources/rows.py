@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from florence_jax.batch.images import FileBelow, ImageSource
 from florence_jax.batch.job import Item
 from florence_jax.inference.requests import Query
 
+IMAGE_COLUMNS = ("image", "image_base64", "file_name")
 _QUERY = ("task", "text", "region", "labels")
 # Columns of the output that are the runner's or the job's.
 _RESERVED = frozenset({"answers", "width", "height", "error"})
@@ -33,8 +34,9 @@ class RowReader:
         """The item of one row; one with an error where the row makes no sense.
 
         A row has `image` (a file below the root, encoded bytes, or the struct of both that Hugging
-        Face writes) or `image_base64`; `id`, by default `place`; a `task` with its `text`, `region`
-        and `labels`, or a list of such objects as `queries`. Other columns go into the output.
+        Face writes), `image_base64`, or Hugging Face's `file_name`; `id`, by default `place`; a
+        `task` with its `text`, `region` and `labels`, or a list of such objects as `queries`. Other
+        columns go into the output, and so do `text`, `region` and `labels` without a `task`.
 
         Args:
             place: where the row is, unique among all rows.
@@ -66,19 +68,33 @@ def row_id(place: str, row: Any) -> str:
 
 
 def _image(row: Mapping[str, Any], root: str) -> ImageSource:
-    image = row.get("image")
+    column = _image_column(row)
+    if column is None:
+        if set(IMAGE_COLUMNS) & set(row):
+            raise ValueError("`image` must be a file name or bytes, got None")
+        raise ValueError(
+            "the row has no `image` (a file name or bytes), `image_base64` or `file_name`; its "
+            f"columns are {', '.join(map(str, row)) or 'none'}"
+        )
+    image = row[column]
+    if column == "image_base64":
+        try:
+            return base64.b64decode(image, validate=True)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`image_base64` is not base64: {error}") from None
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
-    if image is None and isinstance(row.get("image_base64"), str):
-        try:
-            image = base64.b64decode(row["image_base64"], validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"`image_base64` is not base64: {error}") from None
     if isinstance(image, str) and image:
         return FileBelow(root, image)
-    if isinstance(image, bytes):
+    if isinstance(image, bytes) and column == "image":
         return image
-    raise ValueError(f"`image` must be a file name or bytes, got {image!r:.100}")
+    what = "a file name or bytes" if column == "image" else "a file name"
+    raise ValueError(f"`{column}` must be {what}, got {image!r:.100}")
+
+
+def _image_column(row: Mapping[str, Any]) -> str | None:
+    """The column that has the picture; None if none has."""
+    return next((name for name in IMAGE_COLUMNS if row.get(name) is not None), None)
 
 
 def _queries(row: Mapping[str, Any]) -> tuple[Query, ...]:
@@ -101,7 +117,7 @@ def _query(fields: Any) -> Query:
     if text is not None and not (isinstance(text, str) or _is_list(text, str)):
         raise ValueError(f"`text` must be text or a list of classes, got {text!r:.100}")
     if region is not None and not (
-        isinstance(region, str) or (_is_list(region, int | float) and len(region) == 4)
+        isinstance(region, str) or (isinstance(region, list | tuple) and _is_box(region))
     ):
         raise ValueError(f"`region` must be four numbers x0, y0, x1, y1, got {region!r:.100}")
     if labels is not None and not _is_list(labels, str):
@@ -110,12 +126,27 @@ def _query(fields: Any) -> Query:
 
 
 def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
-    own = {"id", "image", "image_base64", "queries", *_QUERY}
+    own = {"id", "image", "image_base64", "queries"}
+    own |= set(_QUERY) if row.get("task") is not None else {"task"}
+    own |= {"file_name"} if _image_column(row) == "file_name" else set()
     extra = {name: value for name, value in row.items() if name not in own}
     taken = sorted(_RESERVED & set(extra))
     if taken:
         raise ValueError(f"the columns {taken} are the output's own: give them other names")
     return extra
+
+
+def _is_box(region: Sequence[Any]) -> bool:
+    """Are these four numbers that a float holds?"""
+    try:
+        return len(region) == 4 and all(
+            isinstance(number, int | float)
+            and not isinstance(number, bool)
+            and math.isfinite(float(number))
+            for number in region
+        )
+    except OverflowError:
+        return False
 
 
 def _is_list(value: Any, kind: Any) -> bool:

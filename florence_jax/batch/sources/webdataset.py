@@ -1,127 +1,261 @@
-"""WebDataset tars: neighbouring members that share a name up to its first dot are one row."""
+"""WebDataset tars: neighbouring members that share a name up to its first dot are one sample."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from florence_jax.batch.images import FileSlice
 from florence_jax.batch.job import Item
 from florence_jax.batch.sources.rows import RowReader
-from florence_jax.inference.predict import IMAGE_SUFFIXES
+from florence_jax.batch.sources.tar_members import Damage, Member, read_members
+from florence_jax.batch.sources.unchanged import Unchanged
+from florence_jax.inference.image_files import Say, skipped_sentence
+from florence_jax.inference.image_suffixes import is_image_name, leftover
+from florence_jax.runtime.text_file import TextFileError, parse_json
 
 # A row's JSON is a few columns; more is no row.
 _MAX_JSON = 4 << 20
+# Links that lead to links, at most.
+_MAX_LINKS = 8
+# Damages that are listed one by one in the fingerprint.
+_LISTED = 100
+_LINKS = ("hard link", "symbolic link")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 
 
-@dataclass(frozen=True, slots=True)
+# Where a file's bytes are in the tar, as (offset, size); a link whose target is not found yet.
+_Place = tuple[int, int] | Member
+_What = Literal["image", "json"]
+
+
+@dataclass(slots=True)
+class _Row:
+    """What a row is made of.
+
+    Attributes:
+        name: its id, without the tar's path.
+        start: where its first member, or the damage, is.
+        image, json: None for what it lacks.
+    """
+
+    name: str
+    start: int
+    image: _Place | None = None
+    json: _Place | None = None
+    error: str | None = None
+
+    def set_content(self, what: _What, member: Member, said: str = "") -> None:
+        """Read the row's image or JSON from `member`; an error if that cannot be."""
+        if member.kind in _LINKS:
+            setattr(self, what, member)
+        elif member.problem is not None:
+            self.error = f"{said or f'({member.name})'} {member.problem}"
+        else:
+            setattr(self, what, (member.offset, member.size))
+
+
+@dataclass
 class _Sample:
-    """Where a sample's members are: (offset, size) in the tar, None for what it lacks."""
+    """Members that follow each other and share a key: every image is a row."""
 
     key: str
-    image: tuple[int, int] | None
-    json: tuple[int, int] | None
+    start: int
+    images: list[Member] = field(default_factory=list)
+    jsons: dict[str, Member] = field(default_factory=dict)
+
+    def rows(self) -> Iterator[_Row]:
+        """One row for each image, with the JSON of its own name or else the key's."""
+        if not self.images:
+            yield _Row(self.key, self.start, error="has no image beside it")
+        for image in self.images:
+            row = _Row(self.key if len(self.images) == 1 else image.name, image.start)
+            row.set_content("image", image)
+            stem = posixpath.splitext(image.name)[0]
+            json = self.jsons.get(stem, self.jsons.get(self.key))
+            if json is not None:
+                row.set_content("json", json)
+            yield row
 
 
 class WebDataset:
-    """The samples of an uncompressed `.tar`: an image, and a `.json` with columns as rows have.
+    """The samples of an uncompressed `.tar`: images, and a `.json` with columns as rows have.
 
-    The tar's members are listed once, from their headers; pictures are read where they lie.
+    The tar's members are listed once, from their headers; pictures are read where they lie. Every
+    image is a row, and so is every damage, with the places between which members may be lost.
     """
 
-    def __init__(self, path: Path, reader: RowReader) -> None:
+    def __init__(self, path: Path, reader: RowReader, say: Say | None = None) -> None:
         self._path, self._reader = path, reader
+        self._unchanged = Unchanged(path)
+        self._damages: list[str] = []
+        self._skipped: Counter[str] = Counter()
         digest = hashlib.sha256()
-        self._samples = list(_samples(_members(path), digest))
+        self._rows = list(self._listed(digest))
+        _find_links(path, self._rows)
         self._digest = digest.hexdigest()
+        if say is not None and not self._rows:
+            say(f"{path} is an archive of no image")
+        if say is not None and self._skipped:
+            say(f"{path}: {len(self._rows)} rows, {skipped_sentence(self._skipped)}")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        return {"tar": self._path.name, "members_sha256": self._digest}
+        damages = {"damaged": self._damages[:_LISTED]} if self._damages else {}
+        return {"tar": self._path.name, "members_sha256": self._digest} | damages
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._rows)
 
     def ids(self) -> Iterator[str]:
-        return (self._place(sample) for sample in self._samples)
+        return (self._place(row) for row in self._rows)
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
+        self._unchanged.check()
         with self._path.open("rb") as file:
-            for sample in self._samples[start:stop]:
-                yield self._item(file, sample)
+            for row in self._rows[start:stop]:
+                yield self._item(file, row)
+        self._unchanged.check()
 
-    def _item(self, file: Any, sample: _Sample) -> Item:
-        place = self._place(sample)
-        if sample.image is None:
-            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-            return Item(id=place, error=f"{place} has no image ({kinds})")
-        row: Any = {}
-        if sample.json is not None:
-            offset, size = sample.json
+    def _item(self, file: Any, row: _Row) -> Item:
+        place = self._place(row)
+        if row.error is not None or not isinstance(row.image, tuple):
+            return Item(id=place, error=f"{place} {row.error}")
+        columns: Any = {}
+        if isinstance(row.json, tuple):
+            offset, size = row.json
             if size > _MAX_JSON:
                 return Item(id=place, error=f"{place}.json has {size} bytes, more than {_MAX_JSON}")
             file.seek(offset)
             try:
-                row = json.loads(file.read(size))
-            except ValueError as error:
-                return Item(id=place, error=f"{place}.json is no JSON: {error}")
-            if not isinstance(row, dict):
+                columns = parse_json(file.read(size), f"{place}.json")
+            except TextFileError as error:
+                return Item(id=place, error=str(error))
+            if not isinstance(columns, dict):
                 return Item(id=place, error=f"{place}.json is no object")
         # The tar says which sample and which picture it is, whatever the JSON says.
-        said = {name: row.pop(name) for name in ("id", "image") if name in row}
-        item = self._reader.item(place, row | {"image": b"in the tar"})
+        said = {name: columns.pop(name) for name in ("id", "image") if name in columns}
+        item = self._reader.item(place, columns | {"image": b"in the tar"})
         if item.error is not None:
             return item
         extra = dict(item.extra) | {f"json_{name}": value for name, value in said.items()}
-        image = FileSlice(str(self._path), *sample.image)
+        image = FileSlice(str(self._path), *row.image)
         return Item(id=place, image=image, queries=item.queries, extra=extra)
 
-    def _place(self, sample: _Sample) -> str:
-        return f"{self._path}/{sample.key}"
+    def _place(self, row: _Row) -> str:
+        return f"{self._path}/{row.name}"
+
+    def _listed(self, digest: Any) -> Iterator[_Row]:
+        """Every row, each with a name of its own."""
+        used: set[str] = set()
+        for row in self._grouped(digest):
+            if row.name in used:
+                row.name = f"{row.name} (byte {row.start})"
+            used.add(row.name)
+            yield row
+
+    def _grouped(self, digest: Any) -> Iterator[_Row]:
+        """The rows of every sample and every damage.
+
+        Raises:
+            ValueError: it is no tar, or compressed.
+        """
+        sample: _Sample | None = None
+        for entry in read_members(self._path):
+            if isinstance(entry, Damage):
+                yield from sample.rows() if sample else ()
+                sample = None
+                yield self._damage_row(entry)
+                continue
+            if entry.kind == "folder":
+                continue
+            digest.update(
+                f"{entry.name}\n{entry.offset} {entry.size}\n".encode("utf-8", "surrogateescape")
+            )
+            skipped = leftover(posixpath.normpath(entry.name))
+            if skipped is not None:
+                self._skipped[skipped] += 1
+                continue
+            key, extension = _split(entry.name)
+            if sample is None or sample.key != key:
+                yield from sample.rows() if sample else ()
+                sample = _Sample(key, entry.start)
+            if is_image_name(entry.name):
+                sample.images.append(entry)
+            elif extension.rpartition(".")[2].lower() == "json":
+                sample.jsons[posixpath.splitext(entry.name)[0]] = entry
+        yield from sample.rows() if sample else ()
+
+    def _damage_row(self, damage: Damage) -> _Row:
+        if damage.start == 0 and damage.stop >= self._path.stat().st_size:
+            with self._path.open("rb") as file:
+                magic = file.read(6)
+            kinds = [kind for start, kind in _COMPRESSED.items() if magic.startswith(start)]
+            is_what = f"is compressed ({kinds[0]})" if kinds else f"is damaged: {damage.reason}"
+            raise ValueError(
+                f"{self._path} is no uncompressed tar, it {is_what}. Unpack .gz and the like first "
+                "(pictures hardly shrink), or copy the file again"
+            )
+        at_end = damage.stop >= self._path.stat().st_size
+        where = (
+            f"from byte {damage.start} on"
+            if at_end
+            else f"bytes {damage.start} to {damage.stop}"
+        )
+        self._damages.append(where)
+        error = f"is damaged: {damage.reason}. Members that were there are lost: copy the tar again"
+        return _Row(where, damage.start, error=error)
 
 
-def _members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of every regular file in the tar, in order.
-
-    Raises:
-        ValueError: it is damaged, or compressed.
-    """
-    try:
-        with tarfile.open(path, "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it keeps them all
-                if member.isreg():
-                    yield member.name, member.offset_data, member.size
-    except tarfile.TarError as error:
-        raise ValueError(
-            f"{path} is no uncompressed tar, or is damaged ({error}): unpack .gz and the like "
-            "first, pictures hardly shrink"
-        ) from error
+def _split(name: str) -> tuple[str, str]:
+    """WebDataset's key, a member's path up to its name's first dot, and what follows the dot."""
+    folder, base = posixpath.split(name)
+    hidden = len(base) - len(base.lstrip("."))
+    stem, _, extension = base[hidden:].partition(".")
+    return posixpath.join(folder, base[:hidden] + stem), extension
 
 
-def _samples(members: Iterator[tuple[str, int, int]], digest: Any) -> Iterator[_Sample]:
-    sample: _Sample | None = None
-    for name, offset, size in members:
-        digest.update(f"{name}\n{offset} {size}\n".encode("utf-8", "surrogateescape"))
-        folder, base = os.path.split(name)
-        stem, _, extension = base.partition(".")
-        if not stem:  # a hidden file is of no sample
-            continue
-        key = os.path.join(folder, stem)
-        if sample is None or sample.key != key:
-            if sample is not None:
-                yield sample
-            sample = _Sample(key, None, None)
-        suffix = f".{extension.rpartition('.')[2].lower()}"
-        if suffix in IMAGE_SUFFIXES and sample.image is None:
-            sample = _Sample(key, (offset, size), sample.json)
-        elif extension.lower() == "json":
-            sample = _Sample(key, sample.image, (offset, size))
-    if sample is not None:
-        yield sample
+def _find_links(path: Path, rows: Sequence[_Row]) -> None:
+    """Replace links by the bytes that they lead to; an error where there are none in the tar."""
+    waiting: list[tuple[_Row, _What, Member]] = [
+        (row, what, link) for row in rows for what, link in _both(row) if isinstance(link, Member)
+    ]
+    for _ in range(_MAX_LINKS):
+        if not waiting:
+            return
+        wanted = {_target(link) for _, _, link in waiting}
+        found: dict[str, list[Member]] = {}
+        for entry in read_members(path):
+            if isinstance(entry, Member) and posixpath.normpath(entry.name) in wanted:
+                found.setdefault(posixpath.normpath(entry.name), []).append(entry)
+        still = []
+        for row, what, link in waiting:
+            members = found.get(_target(link) or "", [])
+            if link.kind == "hard link":  # to what had the name when the link was stored
+                members = [member for member in members if member.start < link.start]
+            said = f"({link.name}) is a {link.kind} to {link.link!r}"
+            if not members:
+                row.error = f"{said}, which is not in the tar"
+                continue
+            row.set_content(what, members[-1], f"{said}, which")
+            if members[-1].kind in _LINKS:
+                still.append((row, what, members[-1]))
+        waiting = still
+    for row, _, link in waiting:
+        row.error = f"({link.name}) is a link that leads through more than {_MAX_LINKS} others"
+
+
+def _both(row: _Row) -> tuple[tuple[_What, _Place | None], ...]:
+    return ("image", row.image), ("json", row.json)
+
+
+def _target(link: Member) -> str | None:
+    """The name of the member that a link leads to; None where that is out of the tar."""
+    start = posixpath.dirname(link.name) if link.kind == "symbolic link" else ""
+    target = posixpath.normpath(posixpath.join(start, link.link))
+    return None if target.startswith(("/", "..")) and link.kind == "symbolic link" else target

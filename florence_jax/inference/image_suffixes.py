@@ -1,0 +1,46 @@
+"""Which file names are images, and which are leftovers that only look like images."""
+
+from __future__ import annotations
+
+import os
+
+# Fixed, and not what the installed Pillow registers: the same folder gives the same inputs on
+# every host. A file that this host cannot decode is an error of its own, never skipped in silence.
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif"),
+        *(".bmp", ".dib", ".gif", ".ico", ".png", ".apng", ".tga", ".webp"),
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+        *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+        *(".pbm", ".pgm", ".pnm", ".ppm", ".pfm", ".tif", ".tiff"),
+    }
+)
+
+# Folders that copy what is beside them: macOS's part of a zip, and Jupyter's backups.
+LEFTOVER_FOLDERS = frozenset({"__MACOSX", ".ipynb_checkpoints"})
+_LEFTOVER_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+
+
+def is_image_name(name: str) -> bool:
+    """Has the name an image's suffix?"""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def leftover(path: str) -> str | None:
+    """What kind of leftover a path in a folder or archive is; None for a file of the user's.
+
+    Args:
+        path: relative to the folder or archive, so that folders above it do not count.
+    """
+    *folders, name = path.split("/")
+    for folder in folders:
+        if folder in LEFTOVER_FOLDERS:
+            return f"in {folder}"
+    if name.startswith("._"):
+        return "._* (macOS)"
+    return name if name.lower() in _LEFTOVER_FILES else None
+
+
+def kind_of_other(name: str) -> str:
+    """What a skipped file that is no image is counted as."""
+    return os.path.splitext(name)[1].lower() or "without a suffix"
