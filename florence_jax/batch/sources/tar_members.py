@@ -17,6 +17,8 @@ from typing import IO, Literal
 _BLOCK = 512
 # What archives are padded to: "20 blocks", of tar's first days and of `cat a.tar b.tar`.
 _RECORD = 20 * _BLOCK
+# The same for archives that were made for tapes.
+_TAPE_RECORDS = tuple(_BLOCK << power for power in range(5, 12))
 # Long names and pax headers are a few hundred bytes.
 _MAX_EXTENSION = 1 << 20
 _SCANNED = 2048 * _BLOCK
@@ -98,14 +100,11 @@ class _Reader:
             block = self._block(position)
             if block == bytes(len(block)):
                 behind = self._behind_zeros(position)
-                is_short = behind - position < 2 * _BLOCK
+                reason = self._why_no_end(position - archive, behind - position, behind)
+                if reason is not None:
+                    yield Damage(position, behind, reason)
                 if behind >= self._size:
-                    if is_short:
-                        yield Damage(position, behind, "the archive's end is cut")
                     return
-                # Zeros that a disk left where members were seldom end where an archive does.
-                if is_short or (behind - archive) % _RECORD:
-                    yield Damage(position, behind, "zeros, and more members behind them")
                 position = archive = behind
                 continue
             try:
@@ -129,6 +128,23 @@ class _Reader:
             position = behind
         yield Damage(self._size, self._size, "the file ends without an end of the archive")
 
+    def _why_no_end(self, members: int, zeros: int, behind: int) -> str | None:
+        """Why zeros behind so many bytes of members are not the end of an archive; None if so."""
+        if zeros < 2 * _BLOCK:
+            return "the archive's end is cut" if behind >= self._size else "zeros in the middle"
+        # Zeros that a disk left where members were seldom end where an archive does, and those of
+        # a file that was made at its full size and never filled are many.
+        records = [_RECORD] if behind < self._size else [_RECORD, *_TAPE_RECORDS]
+        if any(
+            (members + zeros) % record == 0 and zeros < record + 2 * _BLOCK for record in records
+        ):
+            return None
+        if behind < self._size:
+            return "zeros in the middle"
+        if zeros <= _RECORD + 2 * _BLOCK:
+            return None
+        return f"{zeros} zeros, more than an archive ends with: the file was not copied whole"
+
     def _member(self, start: int) -> tuple[Member, int]:
         """The member whose first header is at `start`, and where the next one's is."""
         position, long_name, long_link = start, None, None
@@ -136,9 +152,9 @@ class _Reader:
         while (info := self._header(position)).type in _EXTENSIONS:
             content = self._extension(info, position)
             if info.type == _LONG_NAME:
-                long_name = _text(content)
+                long_name = _text(content, position)
             elif info.type == _LONG_LINK:
-                long_link = _text(content)
+                long_link = _text(content, position)
             elif info.type in _PAX:
                 pax |= _pax_records(content, position)
             # A global header holds remarks, such as git's commit: nothing that places a member.
@@ -272,8 +288,11 @@ def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
-def _text(content: bytes) -> str:
-    return content.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+def _text(content: bytes, position: int) -> str:
+    text = content.rstrip(b"\0")
+    if not text or b"\0" in text:
+        raise _UnreadableError("a damaged long name", position)
+    return text.decode("utf-8", "surrogateescape")
 
 
 def _pax_records(content: bytes, position: int) -> dict[str, str]:

@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 
-class FileChangedError(ValueError):
-    """A file of rows is not the one that was counted; the message names it and the remedy."""
+class FileChangedError(RuntimeError, ValueError):
+    """A file of rows is not the one that was counted; the message names it and the remedy.
+
+    It ends the run: no single row is to blame, so that it is a RuntimeError too.
+    """
 
 
 class Unchanged:

@@ -203,9 +203,7 @@ class WebDataset:
             )
         at_end = damage.stop >= self._path.stat().st_size
         where = (
-            f"from byte {damage.start} on"
-            if at_end
-            else f"bytes {damage.start} to {damage.stop}"
+            f"from byte {damage.start} on" if at_end else f"bytes {damage.start} to {damage.stop}"
         )
         self._damages.append(where)
         error = f"is damaged: {damage.reason}. Members that were there are lost: copy the tar again"
