@@ -71,6 +71,13 @@ class Damage:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class NextArchive:
+    """Behind the end of an archive another one begins, as `cat` leaves them."""
+
+    start: int
+
+
 class _UnreadableError(Exception):
     """A header that makes no sense, at a place in the file."""
 
@@ -79,8 +86,8 @@ class _UnreadableError(Exception):
         self.position = position
 
 
-def read_members(path: Path) -> Iterator[Member | Damage]:
-    """Members and damages in the order of the file; archives that follow each other are one.
+def read_members(path: Path) -> Iterator[Member | Damage | NextArchive]:
+    """Members and damages in the order of the file, of all archives that follow each other.
 
     Raises:
         OSError: the file cannot be read.
@@ -94,7 +101,7 @@ class _Reader:
         self._file = file
         self._size = os.fstat(file.fileno()).st_size
 
-    def entries(self) -> Iterator[Member | Damage]:
+    def entries(self) -> Iterator[Member | Damage | NextArchive]:
         position = archive = 0
         while position < self._size:
             block = self._block(position)
@@ -105,6 +112,8 @@ class _Reader:
                     yield Damage(position, behind, reason)
                 if behind >= self._size:
                     return
+                if reason is None:
+                    yield NextArchive(behind)
                 position = archive = behind
                 continue
             try:
@@ -132,18 +141,18 @@ class _Reader:
         """Why zeros behind so many bytes of members are not the end of an archive; None if so."""
         if zeros < 2 * _BLOCK:
             return "the archive's end is cut" if behind >= self._size else "zeros in the middle"
+        if behind >= self._size and self._size % _BLOCK:
+            return f"the file has {self._size} bytes, no multiple of {_BLOCK}"
+        fills = [_RECORD] if behind < self._size else [_RECORD, *_TAPE_RECORDS]
+        if any((members + zeros) % fill == 0 and zeros < fill + 2 * _BLOCK for fill in fills):
+            return None
         # Zeros that a disk left where members were seldom end where an archive does, and those of
         # a file that was made at its full size and never filled are many.
-        records = [_RECORD] if behind < self._size else [_RECORD, *_TAPE_RECORDS]
-        if any(
-            (members + zeros) % record == 0 and zeros < record + 2 * _BLOCK for record in records
-        ):
-            return None
         if behind < self._size:
             return "zeros in the middle"
-        if zeros <= _RECORD + 2 * _BLOCK:
-            return None
-        return f"{zeros} zeros, more than an archive ends with: the file was not copied whole"
+        if zeros > _RECORD + 2 * _BLOCK:
+            return f"{zeros} zeros, more than an archive ends with: the file was not copied whole"
+        return None
 
     def _member(self, start: int) -> tuple[Member, int]:
         """The member whose first header is at `start`, and where the next one's is."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from florence_jax.batch.images import FileSlice
 from florence_jax.batch.job import Item
 from florence_jax.batch.sources.rows import RowReader
-from florence_jax.batch.sources.tar_members import Damage, Member, read_members
+from florence_jax.batch.sources.tar_members import Damage, Member, NextArchive, read_members
 from florence_jax.batch.sources.unchanged import Unchanged
 from florence_jax.inference.image_files import Say, skipped_sentence
 from florence_jax.inference.image_suffixes import is_image_name, leftover
@@ -95,12 +95,15 @@ class WebDataset:
         self._unchanged = Unchanged(path)
         self._damages: list[str] = []
         self._skipped: Counter[str] = Counter()
+        self._archives = 1
         digest = hashlib.sha256()
         self._rows = list(self._listed(digest))
         _find_links(path, self._rows)
         self._digest = digest.hexdigest()
         if say is not None and not self._rows:
             say(f"{path} is an archive of no image")
+        if say is not None and self._archives > 1:
+            say(f"{path} is {self._archives} archives, one behind the other; all of them are read")
         if say is not None and self._skipped:
             say(f"{path}: {len(self._rows)} rows, {skipped_sentence(self._skipped)}")
 
@@ -167,6 +170,9 @@ class WebDataset:
         """
         sample: _Sample | None = None
         for entry in read_members(self._path):
+            if isinstance(entry, NextArchive):
+                self._archives += 1
+                continue
             if isinstance(entry, Damage):
                 yield from sample.rows() if sample else ()
                 sample = None
