@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence_jax.batch.block_runner import block_rows
+from florence_jax.batch.block_runner import block_rows, read_items
 from florence_jax.batch.blocks import Blocks
 from florence_jax.batch.claims import Claims
 from florence_jax.batch.commit import commit_with_digest, ensure_digests
 from florence_jax.batch.interruption import Interruption
 from florence_jax.batch.job import Item, Job, Row, Source
 from florence_jax.batch.progress import Progress
-from florence_jax.batch.row_files import RowFormat, check_format, encode_rows, writable
+from florence_jax.batch.row_files import RowFormat, check_format, encode_block, writable
 from florence_jax.batch.run_manifest import adopt_manifest, listing, make_manifest, read_manifest
 from florence_jax.batch.shares import Share
 from florence_jax.batch.workers import WorkerPool
@@ -253,7 +253,7 @@ class _Run:
 
     def _do(self, number: int, pool: WorkerPool, bar: Progress) -> None:
         span = self._blocks[number]
-        items: Iterator[Item] = map(writable, self._source.read(span.start, span.stop))
+        items: Iterator[Item] = map(writable, read_items(self._source, span))
         kept: list[Item] = []
         if self.after_block is not None:
             kept = list(items)
@@ -263,9 +263,10 @@ class _Run:
             raise RuntimeError(f"the source gave {len(rows)} items for {span}")
         if self.after_block is not None:
             self.after_block(kept, rows, pool)
+        content = encode_block(rows, self._kind)
         with self._lock:
             self._counted.add(number)
-        commit_with_digest(self._path(number), encode_rows(rows, self._kind))
+        commit_with_digest(self._path(number), content)
         self._claims.release(number)
         bar.add(len(rows), sum("error" in row for row in rows))
 
