@@ -54,8 +54,8 @@ class Claims:
         claim = f"{socket.gethostname()} {os.getpid()}"
         written = False
         while not written:
-            # A process that sees every block there removes the folder under us: before we write into
-            # it, or while `mkdir` looks whether what exists is a folder.
+            # A process that sees every block there removes the folder under us, before we write
+            # into it or while `mkdir` looks whether what exists is a folder.
             with contextlib.suppress(FileNotFoundError, FileExistsError):
                 self._folder.mkdir(exist_ok=True)
                 written = bool(self._path(number).write_text(claim))

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+LOCK = ".lock"
+
 # What file systems without locks say: some network and FUSE mounts.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
@@ -19,14 +21,14 @@ class DirectoryInUseError(ValueError):
 
 @contextlib.contextmanager
 def directory_lock(
-    directory: str | os.PathLike[str], name: str = ".lock", *, wait: bool = False
+    directory: str | os.PathLike[str], name: str = LOCK, *, wait: bool = False
 ) -> Iterator[int]:
     """Hold the lock of an existing directory; it ends with the block or with the process.
 
     The lock belongs to the open file `directory/name`: a child that is given the descriptor
-    (`pass_fds`) keeps it after its parent dies. The file stays, since removing it would let two
-    processes lock two files of the same name. On a file system that has no locks, the block runs
-    without one, and a warning on stderr says so.
+    (`pass_fds`) keeps it after its parent dies. The file is removed at the end; whoever locked a
+    file that is no longer the one of that name tries again. On a file system that has no locks, the
+    block runs without one, and a warning on stderr says so.
 
     Args:
         directory: the directory that this program writes to.
@@ -41,15 +43,34 @@ def directory_lock(
         OSError: the file cannot be made.
     """
     path = Path(directory) / name
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _locked(path, Path(directory), wait=wait)
     try:
-        if _lock(descriptor, Path(directory), wait=wait):
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its note
             os.ftruncate(descriptor, 0)
             note = f"process {os.getpid()} on {os.uname().nodename}\n"
-            with contextlib.suppress(OSError):  # a full disk: the lock holds without its note
-                os.pwrite(descriptor, note.encode(), 0)
+            os.pwrite(descriptor, note.encode(), 0)
         yield descriptor
     finally:
+        with contextlib.suppress(OSError):  # the directory is gone, or read-only by now
+            os.unlink(path)
+        os.close(descriptor)
+
+
+def _locked(path: Path, directory: Path, *, wait: bool) -> int:
+    """A descriptor that holds the lock of the file that is at `path` now."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if not _lock(descriptor, directory, wait=wait):
+                return descriptor
+            try:
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    return descriptor
+            except FileNotFoundError:  # its last holder has just removed it
+                pass
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 

@@ -44,7 +44,7 @@ def replaced_file(
     aside = aside_of(path)
     try:
         with named_errors(path):
-            with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
+            with _opened(aside, mode) as file:
                 yield file
                 if durable:
                     file.flush()
@@ -52,6 +52,13 @@ def replaced_file(
             os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _opened(path: Path, mode: str) -> IO[Any]:
+    # Half a surrogate pair, as in a file name that is no UTF-8, is written as an escape.
+    if "b" in mode:
+        return open(path, mode)
+    return open(path, mode, encoding="utf-8", errors="backslashreplace")
 
 
 def replace_file(path: str | os.PathLike[str], content: str | bytes) -> None:

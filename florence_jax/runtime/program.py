@@ -34,7 +34,7 @@ def run_program(
     """Call `action` and turn whatever ends it into an exit status.
 
     Args:
-        name: of the program, which begins the message.
+        name: what begins the message, such as the program's name or "error".
         action: parses the arguments and does the work; returns the exit status.
         failed: the exit status of an error.
         interrupted: said after Ctrl-C.
@@ -53,7 +53,7 @@ def run_program(
         flush_standard_output()
         return status
     except KeyboardInterrupt:
-        _say(f"\n{name}: {interrupted}")
+        _say(f"\n{interrupted}")
         return INTERRUPTED
     except Exception as error:
         if isinstance(error, BrokenPipeError) and is_standard_output_gone():
