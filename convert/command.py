@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from florence_jax.checkpoint.files import contained_file, has_file
 from florence_jax.checkpoint.hub import METADATA_FILES
+from florence_jax.runtime.program import run_program
 
 
 def guarded(program: str, action: Callable[[], int]) -> int:
-    """Run `action`; the exit status is its own, 130 when interrupted, or 2 for a wrong call.
-
-    Every error that a user can mend is a ValueError or an OSError, and says how.
-    """
-    try:
-        return action()
-    except KeyboardInterrupt:
-        print(f"\n{program}: interrupted; nothing is left half-written", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
+    """Run `action`; the exit status is its own, 130 when interrupted, or 2 for a wrong call."""
+    return run_program(
+        program, action, interrupted=f"{program}: interrupted; nothing is left half-written"
+    )
 
 
 def check_apart(source: Path, destination: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from florence_jax.annotation.command import add_annotate
 from florence_jax.batch.command import (
@@ -30,6 +31,10 @@ from florence_jax.inference.export_command import add_export
 from florence_jax.inference.json_text import json_text
 from florence_jax.inference.malloc import add_malloc_option, restart_with_tuned_malloc
 from florence_jax.processing import TASKS
+from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.output_file import RowsFile, remove_leftovers
+from florence_jax.runtime.program import run_program
+from florence_jax.runtime.standard_streams import standard_output
 
 if TYPE_CHECKING:
     from florence_jax.inference.requests import Query
@@ -52,19 +57,15 @@ tasks:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 where an image failed, or 2 for a wrong call."""
+    return run_program("florence-jax", functools.partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        # Not where another program calls this function: the process is not ours then.
-        if arguments is None and hasattr(options, "malloc_settings"):
-            restart_with_tuned_malloc(options.malloc_settings)
-        return options.run(options)
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was finished is written", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        # Every error that a user can mend is one of these, and says how.
-        print(f"florence-jax: {error}", file=sys.stderr)
-        return 2
+    # Not where another program calls this function: the process is not ours then.
+    if arguments is None and hasattr(options, "malloc_settings"):
+        restart_with_tuned_malloc(options.malloc_settings)
+    return options.run(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,7 +175,7 @@ def _add_demo(commands: Any) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from florence_jax.inference.drawing import draw_result
+    from florence_jax.inference.drawn_file import drawing_error
     from florence_jax.inference.export import result_to_json
     from florence_jax.inference.image_files import find_images
     from florence_jax.inference.predict import PictureNames, predict
@@ -188,8 +189,9 @@ def _predict(options: argparse.Namespace) -> int:
     paths = find_images(options.images, None if options.quiet else say_on_stderr)
     if options.save_images is not None:
         options.save_images.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(options.save_images)
     names, failed, started = PictureNames(), 0, time.monotonic()
-    with _open_output(options.output, options.overwrite) as output:
+    with _open_output(options.output, options.overwrite) as write:
         pipeline = load_answering(options, progress=not options.quiet)
         settings = decoding_settings(pipeline, options)
         predictions = predict(
@@ -201,14 +203,15 @@ def _predict(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
         )
         for prediction in _progress(predictions, len(paths) * len(queries), options.quiet):
-            print(json_text(result_to_json(prediction.record())), file=output)
+            row = prediction.record()
+            image, result = prediction.image, prediction.result
+            if options.save_images is not None and image is not None and result is not None:
+                path = options.save_images / names(prediction)
+                error = drawing_error(image, result, path)
+                row |= {} if error is None else {"drawing_error": error}
+            failed += "error" in row or "drawing_error" in row
             # Each line is out before the next is begun: an interrupted run keeps what it has.
-            output.flush()
-            if prediction.image is None or prediction.result is None:
-                failed += 1
-            elif options.save_images is not None:
-                drawn = draw_result(prediction.image, prediction.result)
-                drawn.save(options.save_images / names(prediction))
+            write(json_text(result_to_json(row)))
     if not options.quiet:
         seconds = time.monotonic() - started
         print(
@@ -220,6 +223,13 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    options.output.mkdir(parents=True, exist_ok=True)
+    with directory_lock(options.output):
+        remove_leftovers(options.output)
+        return _show_demo(options)
+
+
+def _show_demo(options: argparse.Namespace) -> int:
     from florence_jax.inference.export import result_to_json
     from florence_jax.inference.shapes import (
         brief,
@@ -230,15 +240,14 @@ def _demo(options: argparse.Namespace) -> int:
     )
     from florence_jax.inference.side_by_side import enlarged, save_side_by_side
 
-    options.output.mkdir(parents=True, exist_ok=True)
     pipeline = shapes_pipeline(options.dtype or "float32", quantize=options.quantize)
     settings, count = decoding_settings(pipeline, options), len(held_out_scenes())
     right, scene = 0, ""
-    with (options.output / "results.jsonl").open("w", encoding="utf-8") as output:
+    with RowsFile(options.output / "results.jsonl", overwrite=True) as output:
         for shown in _progress(show(pipeline, settings), count, False):
             record = {name: value for name, value in vars(shown).items() if name != "picture"}
             record["right"] = shown.right
-            print(json_text(result_to_json(record)), file=output)
+            output.write(json_text(result_to_json(record)))
             picture = enlarged(shown.picture)
             titled = {
                 f"{title}: {shown.prompt}": {
@@ -271,16 +280,18 @@ def _queries(options: argparse.Namespace) -> list[Query]:
 
 
 @contextlib.contextmanager
-def _open_output(name: str, overwrite: bool) -> Iterator[TextIO]:
+def _open_output(name: str, overwrite: bool) -> Iterator[Callable[[str], None]]:
+    """What writes a line to --output; nothing that is there is changed before the first one."""
     if name == "-":
-        yield sys.stdout
+        output = standard_output()
+
+        def write(line: str) -> None:
+            print(line, file=output, flush=True)
+
+        yield write
         return
-    if Path(name).exists() and not overwrite:
-        raise FileExistsError(
-            f"{name} exists already: pass --overwrite to replace it, or another --output"
-        )
-    with open(name, "w", encoding="utf-8") as output:
-        yield output
+    with RowsFile(name, overwrite=overwrite) as file:
+        yield file.write
 
 
 def _progress(items: Iterable, total: int, quiet: bool) -> Iterable:

@@ -9,15 +9,20 @@ DIRECTORY.adapter.safetensors, the file that `python -m convert.export_lora` tak
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from florence_jax.checkpoint import save_checkpoint
 from florence_jax.checkpoint.safetensors_writer import save_tensors
+from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.output_file import aside_of
+from florence_jax.runtime.program import run_program
 from florence_jax.sharding import whole_everywhere
 from train.checkpoints import CheckpointConfig, Checkpoints
 from train.config import TrainConfig
@@ -29,6 +34,8 @@ from train.settings import from_tree
 from train.start import Start, read_start
 from train.state import TrainState
 from train.training import Training, build_training, parameters_in_use, without_frozen
+
+_LOCK = ".export.lock"
 
 
 def export_run(
@@ -46,33 +53,44 @@ def export_run(
     Returns:
         What was written.
     """
-    config = training.config
     # Exports beside each other keep their adapters apart.
     prefix = f"{directory.name}." if directory else ""
-    directory = directory or Path(config.directory) / "export"
+    directory = directory or Path(training.config.directory) / "export"
     params = parameters_in_use(state)
     mesh = training.placement.mesh
     if mesh.is_multi_process:
         params = whole_everywhere(mesh, params)
         if not is_first():
             return []
-    written = []
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # Of two exports to one place, the adapters and the checkpoint must be one's: the second waits,
+    # since a run that ends must not lose its own.
+    with directory_lock(directory.parent, _LOCK, wait=True):
+        adapter = directory.parent / f"{prefix}adapter.safetensors"
+        return _write(training, start, params, directory, adapter)
+
+
+def _write(
+    training: Training, start: Start, params: Any, directory: Path, adapter: Path
+) -> list[Path]:
+    config, written = training.config, []
     factors = {path: np.asarray(leaf) for path, leaf in params.items() if is_factor(path)}
     if factors:
-        file = directory.parent / f"{prefix}adapter.safetensors"
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".saving")
-        save_tensors(
-            factors,
-            aside,
-            metadata={
-                "format": "florence-jax-lora-1",
-                "alpha": json.dumps(config.lora.alpha),
-                "use_rslora": json.dumps(config.lora.rank_stabilised),
-            },
-        )
-        aside.replace(file)
-        written.append(file)
+        aside = aside_of(adapter)
+        try:
+            save_tensors(
+                factors,
+                aside,
+                metadata={
+                    "format": "florence-jax-lora-1",
+                    "alpha": json.dumps(config.lora.alpha),
+                    "use_rslora": json.dumps(config.lora.rank_stabilised),
+                },
+            )
+            aside.replace(adapter)
+        finally:
+            aside.unlink(missing_ok=True)
+        written.append(adapter)
     base = {
         path: np.asarray(jax.device_get(leaf)).astype(jax.numpy.dtype(config.export.dtype))
         for path, leaf in merged(params, training, config.export.dtype).items()
@@ -83,6 +101,10 @@ def export_run(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return run_program("error", functools.partial(_run, arguments), failed=1)
+
+
+def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train.export",
         description=__doc__,
@@ -94,14 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--step", type=int, help="a checkpoint's step; default: the newest one's")
     which.add_argument("--best", action="store_true", help="the best by evaluation.metric")
     options = parser.parse_args(arguments)
-    try:
-        tree = json.loads((options.run / CONFIG).read_text())
-        config = from_tree(TrainConfig, {**tree, "directory": str(options.run)})
-        for path in _export(config, options.step, options.best, options.out):
-            print(path)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    tree = json.loads((options.run / CONFIG).read_text())
+    config = from_tree(TrainConfig, {**tree, "directory": str(options.run)})
+    for path in _export(config, options.step, options.best, options.out):
+        print(path)
     return 0
 
 

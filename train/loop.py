@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from florence_jax.runtime.directory_lock import directory_lock
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
 from train.data.example import DataError
@@ -42,12 +43,19 @@ def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
         profile_steps: write a jax profile of so many steps to RUN/profile.
 
     Raises:
+        DirectoryInUseError: another run writes to the directory.
         RunError: a changed config, or a checkpoint that could not be saved.
         DataError, CheckpointError, SettingsError, ValueError: what is wrong with the settings.
         TooManyProblems: too many rows cannot be used.
     """
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)
+    # Of a run's processes the first writes what there is once; it keeps another run out.
+    with directory_lock(directory) if is_first() else contextlib.nullcontext():
+        return _train(config, directory, profile_steps)
+
+
+def _train(config: TrainConfig, directory: Path, profile_steps: int) -> Outcome:
     start = start_of(config, directory)
     training = build_training(config, start)
     stream = build_stream(config, start, training.placement.share)

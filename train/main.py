@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import tempfile
 import textwrap
 from pathlib import Path
 
+from florence_jax.runtime.program import TRACEBACK, run_program
 from train.config import TrainConfig
 from train.data.place import discard_copies
 from train.settings import describe, load_settings
@@ -29,36 +31,39 @@ settings (given as key=value; values are written as in YAML):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return run_program(
+        "error",
+        functools.partial(_run, arguments),
+        failed=1,
+        interrupted="interrupted; the same command goes on from the last checkpoint",
+    )
+
+
+def _run(arguments: list[str] | None) -> int:
     # Intermixed: --dry-run may stand before, between and behind the settings.
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        words = [
-            f"{name}={getattr(options, name)}"
-            for name in ("mesh", "rules")
-            if getattr(options, name)
-        ]
-        config = load_settings(TrainConfig, options.config, [*options.settings, *words])
-        if options.distributed or options.coordinator:
-            from train.processes import join
+    if options.traceback:
+        os.environ[TRACEBACK] = "1"
+    words = [
+        f"{name}={getattr(options, name)}" for name in ("mesh", "rules") if getattr(options, name)
+    ]
+    config = load_settings(TrainConfig, options.config, [*options.settings, *words])
+    if options.distributed or options.coordinator:
+        from train.processes import join
 
-            join(options.coordinator, options.processes, options.process)
-        # Here and not above: --help and a wrong setting need not wait for jax.
-        from florence_jax.inference.compilation_cache import use_compilation_cache
-        from train.dry_run import dry_run
-        from train.loop import train
+        join(options.coordinator, options.processes, options.process)
+    # Here and not above: --help and a wrong setting need not wait for jax.
+    from florence_jax.inference.compilation_cache import use_compilation_cache
+    from train.dry_run import dry_run
+    from train.loop import train
 
-        use_compilation_cache()
-        if options.dry_run:
-            directory = Path(tempfile.mkdtemp(prefix="florence-dry-run-"))
-            for line in dry_run(config, directory):
-                print(line)
-            return 0
-        return int(train(config, profile_steps=options.profile))
-    except (ValueError, RuntimeError, OSError) as error:
-        if options.traceback:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    use_compilation_cache()
+    if options.dry_run:
+        directory = Path(tempfile.mkdtemp(prefix="florence-dry-run-"))
+        for line in dry_run(config, directory):
+            print(line)
+        return 0
+    return int(train(config, profile_steps=options.profile))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,7 +117,7 @@ def _settings() -> str:
 if __name__ == "__main__":
     status = main()
     discard_copies()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     # An interrupted compilation still runs on its thread, and nobody should wait for it.

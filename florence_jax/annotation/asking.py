@@ -23,6 +23,7 @@ from florence_jax.inference.buckets import padded_rows
 from florence_jax.inference.requests import Query, Request
 from florence_jax.processing import TASKS, build_prompt, parse_tokens, task_of
 from florence_jax.processing.scoring import text_confidence
+from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
 _NO_LIMIT = 1 << 30
 _PLACES = {task: place for place, task in enumerate(TASKS)}
@@ -113,10 +114,10 @@ class Asker:
                     region=one.query.region,
                     image_size=one.size,
                 )
-            except ValueError as error:
-                answers[number] = Answer(error=str(error))
+                tokens = len(self.pipeline.tokenizer.encode([prompt])[0])
+            except Exception as error:
+                answers[number] = Answer(error=row_error_text(error))
                 continue
-            tokens = len(self.pipeline.tokenizer.encode([prompt])[0])
             groups[prompt_bucket(tokens, _NO_LIMIT)].append((number, prompt))
         finishing: list[Callable[[], None]] = []
         for length in sorted(groups):
@@ -137,9 +138,11 @@ class Asker:
         """Start a batch; what is returned writes its answers into `answers`."""
         try:
             future = self._launch([asked[number] for number, _ in batch], [p for _, p in batch])
-        except ValueError as error:
+        except Exception as error:
+            if not is_of_one_input(error):
+                raise
             if len(batch) == 1:
-                answers[batch[0][0]] = Answer(error=str(error))
+                answers[batch[0][0]] = Answer(error=row_error_text(error))
                 return lambda: None
             # One of them is to blame, such as a text too long for the model; the others are not.
             parts = [self._send(asked, [entry], answers) for entry in batch]
@@ -153,7 +156,10 @@ class Asker:
         def finish() -> None:
             output = future.result()
             for row, (number, _) in enumerate(batch):
-                answers[number] = self._read(output, row, asked[number])
+                try:
+                    answers[number] = self._read(output, row, asked[number])
+                except Exception as error:
+                    answers[number] = Answer(error=row_error_text(error))
 
         return finish
 

@@ -20,6 +20,8 @@ from florence_jax.annotation.settings import AnnotateSettings
 from florence_jax.annotation.throughput import AnnotationCount, Throughput, save_throughput
 from florence_jax.batch.interruption import INTERRUPTED, ended_at_once
 from florence_jax.inference.command import decoding_settings, load_answering, say_on_stderr
+from florence_jax.runtime.directory_lock import LOCK, directory_lock
+from florence_jax.runtime.output_file import check_writable
 
 if TYPE_CHECKING:
     from florence_jax.annotation.analysis import Analyser
@@ -114,6 +116,8 @@ def _annotate(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(_plan(pictures, pictures.root, settings, analyser, options, blocks))
         return 0
+    options.output.mkdir(parents=True, exist_ok=True)
+    check_writable(options.output)
     pipeline = over_local_devices(load_answering(options, progress=not options.quiet))
     job = AnnotateJob(
         pipeline,
@@ -141,7 +145,9 @@ def _annotate(options: argparse.Namespace) -> int:
     if summary.missing:
         return INTERRUPTED
     if share.index == 0:
-        _finish(options, pictures.root, analyser)
+        # Another command of the same run may have come to its end too.
+        with directory_lock(options.output, wait=True):
+            _finish(options, pictures.root, analyser)
     return 1 if summary.errors else 0
 
 
@@ -152,6 +158,9 @@ def _merge(options: argparse.Namespace) -> int:
 
     if options.images:
         raise ValueError("--merge takes annotations, not images: leave the images out")
+    if not options.dry_run:
+        _check_merge_output(options.output)
+    analyser = find_analyser(options.analyser)
     merged = merge_sets(
         [read_annotations(path) for path in options.merge],
         fusion=options.fusion,
@@ -161,14 +170,20 @@ def _merge(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(f"{len(merged)} images of {len(options.merge)} inputs would go into {options.output}")
         return 0
-    file = options.output / FILE
-    if options.output.is_dir() and any(options.output.iterdir()) and not file.exists():
-        raise ValueError(f"{options.output} holds something else: name another --output")
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_annotations(merged, file)
-    root = options.image_root or Path()
-    _finish(options, root, find_analyser(options.analyser))
+    with directory_lock(options.output):
+        write_annotations(merged, options.output / FILE)
+        _finish(options, options.image_root or Path(), analyser)
     return 0
+
+
+def _check_merge_output(directory: Path) -> None:
+    """Make sure, before annotations are read, that the result can be written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    check_writable(directory)
+    # A lock is all that a merge leaves which was stopped before it wrote anything.
+    there = {path.name for path in directory.iterdir()} - {LOCK}
+    if there and FILE not in there:
+        raise ValueError(f"{directory} holds something else: name another --output")
 
 
 def _refine(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from florence_jax.annotation.questions import questions
 from florence_jax.annotation.schema import Annotation, Region
 from florence_jax.inference.json_text import json_text
 from florence_jax.processing import TASKS
+from florence_jax.runtime.output_file import replace_file, replaced_file
 
 
 def write_rows(
@@ -22,8 +23,7 @@ def write_rows(
     the directory of the images.
     """
     count = 0
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("w", encoding="utf-8") as output:
+    with replaced_file(path) as output:
         for annotation in annotations:
             for question in questions(annotation, tasks):
                 row = {
@@ -33,7 +33,6 @@ def write_rows(
                 }
                 output.write(json_text(row) + "\n")
                 count += 1
-    unfinished.replace(path)
     return count
 
 
@@ -93,6 +92,4 @@ def _instance(region: Region) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json_text(content), encoding="utf-8")
-    unfinished.replace(path)
+    replace_file(path, json_text(content))

@@ -14,7 +14,8 @@ from PIL import Image
 from florence_jax.annotation.schema import Annotation, Region
 from florence_jax.batch.images import FileBelow, open_picture
 from florence_jax.inference.drawing import draw_result
-from florence_jax.processing import ImageError
+from florence_jax.runtime.error_text import row_error_text
+from florence_jax.runtime.output_file import replace_file, replaced_file
 
 # Photos are shown in a column, not at their full size.
 _MOST_PIXELS = 640 * 640
@@ -48,9 +49,7 @@ def write_gallery(
         for number, annotation in enumerate(islice(annotations, most))
     ]
     page = directory / "index.html"
-    content = _HEAD + "\n".join(sections) + "\n</html>\n"
-    # Names of files that are no UTF-8 are written escaped.
-    page.write_text(content, encoding="utf-8", errors="backslashreplace")
+    replace_file(page, _HEAD + "\n".join(sections) + "\n</html>\n")
     return page
 
 
@@ -58,21 +57,21 @@ def _section(number: int, annotation: Annotation, root: Path, directory: Path) -
     title = f"<h2>{html.escape(annotation.image)}</h2>"
     try:
         picture = open_picture(FileBelow(str(root), annotation.image, follow_links=True))
-    except ImageError as error:
-        return f"<section>{title}<p>{html.escape(str(error))}</p></section>"
+    except Exception as error:  # the page has the other pictures
+        return f"<section>{title}<p>{html.escape(row_error_text(error))}</p></section>"
     scale = min(1.0, math.sqrt(_MOST_PIXELS / (annotation.width * annotation.height)))
     size = max(1, round(annotation.width * scale)), max(1, round(annotation.height * scale))
     shown = picture.resize(size)
     figures = []
     for name, result in _drawn(annotation, scale):
         file = f"{number:05d}-{name.replace(' ', '-')}.jpg"
-        draw_result(shown, {"": result}).save(directory / file, quality=88)
+        _save(draw_result(shown, {"": result}), directory / file)
         figures.append(
             f'<figure><img src="{file}" alt="{name}"><figcaption>{name}</figcaption></figure>'
         )
     if not figures:
         file = f"{number:05d}.jpg"
-        Image.Image.save(shown, directory / file, quality=88)
+        _save(shown, directory / file)
         figures.append(f'<figure><img src="{file}" alt=""></figure>')
     texts = [
         f"<p>{html.escape(text.text)} <small>{text.level}, {text.score:.2f}</small></p>"
@@ -81,6 +80,11 @@ def _section(number: int, annotation: Annotation, root: Path, directory: Path) -
     taken = ", ".join(f"{count} {reason}" for reason, count in annotation.rejected.items())
     note = f"<p><small>rejected: {html.escape(taken)}</small></p>" if taken else ""
     return f"<section>{title}{''.join(figures)}{''.join(texts)}{note}</section>"
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with replaced_file(path, "wb", durable=False) as file:
+        picture.save(file, format="jpeg", quality=88)
 
 
 def _drawn(annotation: Annotation, scale: float) -> Iterable[tuple[str, dict[str, Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from florence_jax.annotation.analysis import Analyser
@@ -17,6 +17,7 @@ from florence_jax.batch.job import LoadedItem, Row
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.answering import Answering
 from florence_jax.processing import ImageConfig
+from florence_jax.runtime.error_text import row_error_text
 
 
 class AnnotateJob:
@@ -93,9 +94,28 @@ class AnnotateJob:
             )
             for item, features in self._asker.encode(loaded)
         ]
+        problems: dict[int, Row] = {}
+
+        def attempt(number: int, action: Callable[..., Any], *arguments: Any) -> Any:
+            """What the action gives; None once the picture has failed: the others go on."""
+            if number not in problems:
+                try:
+                    return action(*arguments)
+                except Exception as error:
+                    problems[number] = {"error": row_error_text(error)}
+            return None
+
         for stage in zip(*(picture.stages() for picture in pictures), strict=True):
-            asked = [one for questions in stage for one in questions()]
-            answers = self._asker.ask([question for question, _ in asked])
-            for (_, read), answer in zip(asked, answers, strict=True):
-                read(answer)
-        return [to_row(picture.annotation()) for picture in pictures]
+            asked = [
+                (number, *one)
+                for number, questions in enumerate(stage)
+                for one in attempt(number, questions) or ()
+            ]
+            answers = self._asker.ask([question for _, question, _ in asked])
+            for (number, _, read), answer in zip(asked, answers, strict=True):
+                attempt(number, read, answer)
+        rows = [
+            attempt(number, lambda picture=picture: to_row(picture.annotation()))
+            for number, picture in enumerate(pictures)
+        ]
+        return [problems.get(number) or row or {} for number, row in enumerate(rows)]

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from florence_jax.annotation.statistics import Distributions
+from florence_jax.runtime.output_file import replaced_file
 
 _SIZE = (480, 320)
 _MARGIN = 44
@@ -35,7 +36,8 @@ def save_plots(shown: Distributions, directory: Path) -> list[Path]:
     for name, picture in pictures.items():
         if picture is not None:
             written.append(directory / f"{name}.png")
-            picture.save(written[-1])
+            with replaced_file(written[-1], "wb", durable=False) as file:
+                picture.save(file, format="png")
     return written
 
 

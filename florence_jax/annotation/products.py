@@ -15,6 +15,7 @@ from florence_jax.annotation.plots import save_plots
 from florence_jax.annotation.schema import read_annotations
 from florence_jax.annotation.statistics import Statistics, statistics
 from florence_jax.annotation.throughput import saved_throughput
+from florence_jax.runtime.output_file import remove_leftovers, replace_file
 
 Export = Literal["coco", "rows"]
 STATISTICS, PLOTS, GALLERY = "statistics.json", "plots", "gallery"
@@ -43,10 +44,10 @@ def make_products(
         annotations: a file or directory of them.
         root: the directory that image names start from.
     """
+    remove_leftovers(directory)
     counted = statistics(read_annotations(annotations), analyser)
     record = counted.record() | {"throughput": list(saved_throughput(directory))}
     content = json.dumps(record, indent=1, ensure_ascii=False)
-    (directory / STATISTICS).write_text(content + "\n", encoding="utf-8")
     save_plots(counted.distributions, directory / PLOTS)
     if "coco" in products.exports:
         write_coco(read_annotations(annotations), directory / INSTANCES, directory / CAPTIONS)
@@ -54,4 +55,6 @@ def make_products(
         write_rows(read_annotations(annotations), directory / ROWS)
     if products.gallery:
         write_gallery(read_annotations(annotations), root, directory / GALLERY, products.gallery)
+    # Last: whoever waits for the products (`--refine`) takes these for all of them.
+    replace_file(directory / STATISTICS, content + "\n")
     return counted

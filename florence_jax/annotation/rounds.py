@@ -11,7 +11,6 @@ where it was stopped. Nothing of an earlier round is ever changed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
@@ -25,6 +24,8 @@ from typing import Any
 
 from florence_jax.annotation.products import STATISTICS
 from florence_jax.batch.interruption import Interruption
+from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.output_file import replace_file
 
 STATE, _LOCK = "refine.json", "refine.lock"
 _VERSION = 1
@@ -160,10 +161,12 @@ def refine(loop: Refine, say: Callable[[str], None]) -> bool:
         Whether the loop is complete; if not, somebody interrupted it.
 
     Raises:
-        RefineError: the directory is of another loop, somebody else works on it, or a phase failed.
+        DirectoryInUseError: another process works on the directory.
+        RefineError: the directory is of another loop, or a phase failed.
     """
     loop.directory.mkdir(parents=True, exist_ok=True)
-    with _alone(loop.directory) as lock:
+    # A phase keeps the lock where the loop itself is killed.
+    with directory_lock(loop.directory, _LOCK) as lock:
         state = _adopted(loop)
         for phase in loop.phases():
             if phase.name in state["done"]:
@@ -226,9 +229,7 @@ def _adopted(loop: Refine) -> dict[str, Any]:
 
 
 def _save(directory: Path, state: Mapping[str, Any]) -> None:
-    unfinished = directory / f"{STATE}.unfinished"
-    unfinished.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(directory / STATE)
+    replace_file(directory / STATE, json.dumps(state, indent=1) + "\n")
 
 
 def _run(command: Sequence[str], checkout: Path, lock: int) -> int | None:
@@ -250,19 +251,3 @@ def _run(command: Sequence[str], checkout: Path, lock: int) -> int | None:
         process.wait()
         raise
     return None if told else process.returncode
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[int]:
-    """A lock on the directory that this process and its children hold."""
-    import fcntl
-
-    with (directory / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefineError(
-                f"another process works on {directory} (a phase outlives a loop that was killed): "
-                "wait for it, or end it, and start this again"
-            ) from None
-        yield file.fileno()

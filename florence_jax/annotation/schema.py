@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from florence_jax.inference.json_text import json_text
+from florence_jax.runtime.output_file import replaced_file
 
 SCHEMA = 1
 Level = Literal["brief", "detailed", "more_detailed"]
@@ -242,12 +243,11 @@ def annotation_files(path: str | Path) -> list[Path]:
 
 def write_annotations(annotations: Iterable[Annotation], path: Path) -> int:
     """Write a JSON-lines file, there as a whole or not at all; returns how many."""
-    count, unfinished = 0, path.with_suffix(".unfinished")
-    with unfinished.open("w", encoding="utf-8") as output:
+    count = 0
+    with replaced_file(path) as output:
         for annotation in annotations:
             output.write(json_text(to_row(annotation)) + "\n")
             count += 1
-    unfinished.replace(path)
     return count
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from florence_jax.batch.images import image_name, resized_pixels
-from florence_jax.batch.job import Item, Job, LoadedItem, Row
+from florence_jax.batch.job import Item, Job, LoadedItem, Row, Source
 from florence_jax.batch.workers import WorkerPool
-from florence_jax.processing.errors import ImageError
+from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
 # Pictures that are read ahead of the job, for each block in hand.
 LOOKAHEAD = 64
@@ -37,8 +38,11 @@ def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
                 continue
             try:
                 size, pixels = future.result()
-            except ImageError as error:
-                rows[-1]["error"] = str(error)
+            except Exception as error:
+                # No worker starts, or the pool is closed: no picture is to blame.
+                if not is_of_one_input(error) or isinstance(error, EOFError):
+                    raise
+                rows[-1]["error"] = row_error_text(error)
                 continue
             waiting.append(len(rows) - 1)
             yield LoadedItem(item=item, size=size, pixels=pixels)
@@ -52,6 +56,23 @@ def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
     for number, answer in zip(waiting, answers, strict=True):
         rows[number].update(answer)
     return rows
+
+
+def read_items(source: Source, span: range) -> Iterator[Item]:
+    """The items `span` of a source; one that it cannot read is an item with an error."""
+    done = span.start
+    while done < span.stop:
+        try:
+            for item in source.read(done, span.stop):
+                done += 1
+                yield item
+            return
+        except Exception as error:
+            if not is_of_one_input(error):
+                raise
+            name = next(itertools.islice(source.ids(), done, done + 1))
+            yield Item(id=name, error=f"{name} cannot be read: {row_error_text(error)}")
+            done += 1
 
 
 def _read_ahead(

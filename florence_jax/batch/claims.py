@@ -54,9 +54,10 @@ class Claims:
         claim = f"{socket.gethostname()} {os.getpid()}"
         written = False
         while not written:
-            self._folder.mkdir(exist_ok=True)
-            # A process that sees every block there removes the folder under us.
-            with contextlib.suppress(FileNotFoundError):
+            # A process that sees every block there removes the folder under us, before we write
+            # into it or while `mkdir` looks whether what exists is a folder.
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                self._folder.mkdir(exist_ok=True)
                 written = bool(self._path(number).write_text(claim))
         with self._lock:
             self._mine.add(number)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-_INCOMPLETE = ".incomplete-"
+from florence_jax.runtime.output_file import aside_of, named_errors
+
 # What file systems without hard links say: FAT, some network and FUSE mounts.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 
@@ -25,9 +25,9 @@ def commit(path: Path, content: bytes) -> bool:
     Raises:
         OSError: it cannot be written; nothing is left at `path`.
     """
-    aside = path.with_name(f"{_INCOMPLETE}{path.name}-{secrets.token_hex(6)}")
+    aside = aside_of(path)
     try:
-        with aside.open("xb") as file:
+        with named_errors(path), aside.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -67,17 +67,6 @@ def ensure_digests(directory: Path, names: Iterable[str]) -> None:
 def digest_path(path: Path) -> Path:
     """Where the digest of `path` is."""
     return path.with_name(f"{path.name}.sha256")
-
-
-def remove_leftovers(directory: Path, *, older_than: float) -> None:
-    """Remove what killed writers left, if it was last written before `older_than` (seconds since
-    the epoch, by the file system's clock)."""
-    for path in directory.glob(f"{_INCOMPLETE}*"):
-        try:
-            if path.stat().st_mtime < older_than:
-                path.unlink()
-        except FileNotFoundError:
-            continue
 
 
 def _write_digest(path: Path, digest: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,41 +12,51 @@ from typing import Any
 from florence_jax.batch.images import ImageSource, open_picture
 from florence_jax.batch.job import Item, Row
 from florence_jax.batch.workers import WorkerPool
-from florence_jax.inference.drawing import draw_result
-from florence_jax.processing.errors import ImageError
+from florence_jax.inference.drawn_file import save_drawn
+from florence_jax.runtime.error_text import is_of_one_input, row_error_text
+from florence_jax.runtime.output_file import check_writable, file_name, remove_leftovers
 
 
 class DrawnAnswers:
     """Draws a block's answers into a folder, before the block's file is there.
 
     A picture is `<name>-<digest of the id>.<task>.png`: a function of the row alone, so that a
-    block that is done again draws the same files.
+    block that is done again draws the same files. What cannot be drawn keeps its answer, which says
+    why as its `drawing_error`.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
+        remove_leftovers(folder)
         self._folder = folder
 
     def __call__(self, items: Sequence[Item], rows: Sequence[Row], pool: WorkerPool) -> None:
         drawings = [
-            (name, pool.submit(draw_answer, item.image, answer["result"], str(self._folder / name)))
+            (
+                name,
+                answer,
+                pool.submit(draw_answer, item.image, answer["result"], str(self._folder / name)),
+            )
             for item, row in zip(items, rows, strict=True)
             for name, answer in _named(row)
         ]
-        for name, drawing in drawings:
+        for name, answer, drawing in drawings:
             try:
                 drawing.result()
-            except ImageError as error:
-                # It could be read a moment ago, and its row says what was seen then.
-                print(f"{self._folder / name} is not drawn: {error}", file=sys.stderr)
+            except Exception as error:
+                if not is_of_one_input(error) or isinstance(error, EOFError):
+                    raise
+                answer["drawing_error"] = row_error_text(error)
+                print(
+                    f"{self._folder / name} is not drawn: {answer['drawing_error']}",
+                    file=sys.stderr,
+                )
 
 
 def draw_answer(source: ImageSource, result: dict[str, Any], path: str) -> None:
     """Write the picture with one result drawn on it; it is at `path` as a whole or not at all."""
-    drawn = draw_result(open_picture(source), result)
-    aside = f"{path}.{secrets.token_hex(6)}.incomplete"
-    drawn.save(aside, format="png")
-    os.replace(aside, path)
+    save_drawn(open_picture(source), result, path)
 
 
 def _named(row: Row) -> list[tuple[str, dict[str, Any]]]:
@@ -61,8 +69,9 @@ def _named(row: Row) -> list[tuple[str, dict[str, Any]]]:
             continue
         task = re.sub(r"\W+", "_", answer["prompt"]).strip("_").lower()[:60] or "text"
         name, number = task, 1
-        while f"{stem}-{digest.hexdigest()}.{name}.png" in named:
+        file = file_name(stem, f"-{digest.hexdigest()}.{name}.png")
+        while file in named:
             number += 1
-            name = f"{task}.{number}"
-        named[f"{stem}-{digest.hexdigest()}.{name}.png"] = answer
+            file = file_name(stem, f"-{digest.hexdigest()}.{task}.{number}.png")
+        named[file] = answer
     return list(named.items())

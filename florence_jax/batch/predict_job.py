@@ -27,6 +27,7 @@ from florence_jax.inference.answering import Answering
 from florence_jax.inference.buckets import padded_rows
 from florence_jax.inference.requests import Query, Request
 from florence_jax.processing import ImageConfig, build_prompt, task_of
+from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
 _NO_LIMIT = 1 << 30
 
@@ -169,10 +170,10 @@ class PredictJob:
                     image_size=item.size,
                     compat=self._pipeline.compat,
                 )
-            except ValueError as error:
-                entry["error"] = str(error)
+                tokens = len(self._pipeline.tokenizer.encode([prompt])[0])
+            except Exception as error:
+                entry["error"] = row_error_text(error)
                 continue
-            tokens = len(self._pipeline.tokenizer.encode([prompt])[0])
             question = _Question(
                 entry=entry,
                 query=query,
@@ -193,11 +194,13 @@ class PredictJob:
         """Send a batch to the device; the futures are done when its answers are written down."""
         try:
             return [self._launch(questions)]
-        except ValueError as error:
+        except Exception as error:
+            if not is_of_one_input(error):
+                raise
             if len(questions) > 1:
                 # One of them is to blame, and the others are not.
                 return [future for question in questions for future in self._ask([question])]
-            questions[0].entry["error"] = str(error)
+            questions[0].entry["error"] = row_error_text(error)
             return []
 
     def _launch(self, questions: Sequence[_Question]) -> Future[None]:
@@ -228,14 +231,29 @@ class PredictJob:
         def write_down(output: GenerateOutput) -> None:
             host = output.trimmed()
             self._activity.add_tokens(int(host.lengths[: len(entries)].sum()))
-            for entry, result in zip(entries, pipeline.read_answers(host, asked), strict=True):
-                entry["result"] = result
+            for number, entry in enumerate(entries):
+                try:
+                    entry["result"] = _answer(pipeline, host, number, asked)
+                except Exception as error:
+                    entry["error"] = row_error_text(error)
 
         return self._queue.launch(compute, write_down)[1]
 
     def _constraint(self, queries: Sequence[Query]) -> Any:
         requests = [Request(image=None, **vars(query)) for query in queries]
         return self._pipeline.constraint_of(requests, self._constrained)
+
+
+def _answer(
+    pipeline: Answering,
+    output: GenerateOutput,
+    number: int,
+    asked: Sequence[tuple[str, tuple[int, int]]],
+) -> Any:
+    """What row `number` of a trimmed output says: read by itself, so that it fails by itself."""
+    row = GenerateOutput(*(value[number : number + 1] for value in output))
+    (result,) = pipeline.read_answers(row, asked[number : number + 1])
+    return result
 
 
 def check_prompts(queries: Iterable[Query]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from florence_jax.batch.job import Item, Row
 from florence_jax.inference.export import result_to_json
 from florence_jax.inference.json_text import json_text
+from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
 RowFormat = Literal["jsonl", "parquet"]
 FORMATS: tuple[RowFormat, ...] = ("jsonl", "parquet")
@@ -36,14 +37,38 @@ def encode_rows(rows: Sequence[Row], kind: RowFormat) -> bytes:
     return _parquet(plain)
 
 
+def encode_block(rows: list[Row], kind: RowFormat) -> bytes:
+    """`encode_rows`; a row that no file can hold is written as its id and the error.
+
+    It replaces that row in `rows` too, for whoever counts errors.
+    """
+    try:
+        return encode_rows(rows, kind)
+    except Exception as error:
+        if not is_of_one_input(error):
+            raise
+    kept = list(rows)
+    for number, row in enumerate(kept):
+        try:
+            encode_rows([row], kind)
+        except Exception as error:
+            kept[number] = {
+                "id": row["id"],
+                "error": f"its row cannot be written: {row_error_text(error)}",
+            }
+    rows[:] = kept
+    return encode_rows(kept, kind)
+
+
 def writable(item: Item) -> Item:
     """The item, or one with an error where its row would hold what no file can: found before it is
     asked about, and without a block being lost for it."""
     try:
         result_to_json(item.extra)
         result_to_json([query.record() for query in item.queries])
-    except (TypeError, ValueError, RecursionError) as error:
-        return Item(id=item.id, error=f"its row cannot be written: {error}; leave that out")
+    except Exception as error:
+        text = row_error_text(error)
+        return Item(id=item.id, error=f"its row cannot be written: {text}; leave that out")
     return item
 
 

@@ -9,23 +9,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence_jax.batch.block_runner import block_rows
+from florence_jax.batch.block_runner import block_rows, read_items
 from florence_jax.batch.blocks import Blocks
 from florence_jax.batch.claims import Claims
-from florence_jax.batch.commit import commit_with_digest, ensure_digests, remove_leftovers
+from florence_jax.batch.commit import commit_with_digest, ensure_digests
 from florence_jax.batch.interruption import Interruption
 from florence_jax.batch.job import Item, Job, Row, Source
 from florence_jax.batch.progress import Progress
-from florence_jax.batch.row_files import RowFormat, check_format, encode_rows, writable
+from florence_jax.batch.row_files import RowFormat, check_format, encode_block, writable
 from florence_jax.batch.run_manifest import adopt_manifest, listing, make_manifest, read_manifest
 from florence_jax.batch.shares import Share
 from florence_jax.batch.workers import WorkerPool
+from florence_jax.runtime.output_file import remove_leftovers
 
 # While one block's last answers are written down, the device works on the next one.
 BLOCKS_IN_HAND = 2
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 30.0  # between looks at what other processes have finished
-_LEFTOVER_SECONDS = 3600.0
 
 # Called with a block's items and rows before its file is there, such as to draw them.
 AfterBlock = Callable[[list[Item], list[Row], WorkerPool], None]
@@ -169,7 +169,7 @@ class _Run:
         self._stop = threading.Event()
 
     def work(self, workers: int, progress: bool) -> Summary:
-        remove_leftovers(self._directory, older_than=time.time() - _LEFTOVER_SECONDS)
+        remove_leftovers(self._directory)
         there = self._finished()
         ensure_digests(self._directory, map(self._name, there))
         done = sum(len(self._blocks[number]) for number in there)
@@ -253,7 +253,7 @@ class _Run:
 
     def _do(self, number: int, pool: WorkerPool, bar: Progress) -> None:
         span = self._blocks[number]
-        items: Iterator[Item] = map(writable, self._source.read(span.start, span.stop))
+        items: Iterator[Item] = map(writable, read_items(self._source, span))
         kept: list[Item] = []
         if self.after_block is not None:
             kept = list(items)
@@ -263,9 +263,10 @@ class _Run:
             raise RuntimeError(f"the source gave {len(rows)} items for {span}")
         if self.after_block is not None:
             self.after_block(kept, rows, pool)
+        content = encode_block(rows, self._kind)
         with self._lock:
             self._counted.add(number)
-        commit_with_digest(self._path(number), encode_rows(rows, self._kind))
+        commit_with_digest(self._path(number), content)
         self._claims.release(number)
         bar.add(len(rows), sum("error" in row for row in rows))
 

@@ -10,6 +10,10 @@ import os
 import pickle
 import signal
 import sys
+from typing import Any
+
+from florence_jax.processing.errors import ImageError
+from florence_jax.runtime.error_text import row_error_text
 
 READY = b"ready"
 
@@ -34,11 +38,25 @@ def main() -> None:
         except EOFError:
             return
         try:
-            reply = True, function(*arguments)
+            reply = _pickled((True, function(*arguments)))
         except Exception as error:
-            reply = False, error
+            reply = _refusal(error)
         try:
-            pickle.dump(reply, answers, protocol=pickle.HIGHEST_PROTOCOL)
+            answers.write(reply)
             answers.flush()
         except BrokenPipeError:
             return
+
+
+def _pickled(reply: tuple[bool, Any]) -> bytes:
+    return pickle.dumps(reply, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _refusal(error: Exception) -> bytes:
+    """The error, or its text where other processes could not read it."""
+    try:
+        reply = _pickled((False, error))
+        pickle.loads(reply)
+    except Exception:
+        return _pickled((False, ImageError(row_error_text(error))))
+    return reply

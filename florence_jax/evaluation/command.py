@@ -18,6 +18,8 @@ from florence_jax.inference.command import (
     load_answering,
 )
 from florence_jax.inference.malloc import add_malloc_option
+from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.output_file import check_writable, remove_leftovers, replace_file
 
 if TYPE_CHECKING:
     from florence_jax.batch.run import Summary
@@ -140,6 +142,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
         print(_describe(plan, options, directory))
         return 0
     if not options.score_only:
+        directory.mkdir(parents=True, exist_ok=True)
+        check_writable(directory)
         with ended_at_once(_how_to_go_on(directory)):
             summary = _answer(plan, options, directory / ROWS)
         if summary.missing:
@@ -186,7 +190,7 @@ def _answer(plan: Plan, options: argparse.Namespace, directory: Path) -> Summary
 def _report(plan: Plan, options: argparse.Namespace, directory: Path) -> Report:
     from florence_jax.batch.run_manifest import read_manifest
     from florence_jax.evaluation.page import worst_page
-    from florence_jax.evaluation.report import WORST, save_report, worst, write
+    from florence_jax.evaluation.report import WORST, save_report, worst
     from florence_jax.evaluation.run import ROWS, read_all_rows, score_rows
 
     rows = read_all_rows(plan, directory / ROWS)
@@ -194,12 +198,16 @@ def _report(plan: Plan, options: argparse.Namespace, directory: Path) -> Report:
     report = score_rows(
         plan,
         rows,
-        model=options.model,
+        model=str(options.model),
         settings={"prompt": plan.prompt, "run": manifest.get("job"), "data": str(options.data)},
     )
-    save_report(report, directory)
     pictures = {item.id: item.image for item in plan.items}
-    write(directory / WORST, worst_page(report, worst(report, options.worst), pictures))
+    # Several processes of one evaluation come here: their files must not be mixed.
+    with directory_lock(directory, wait=True):
+        remove_leftovers(directory)
+        save_report(report, directory)
+        page = worst_page(report, worst(report, options.worst), pictures)
+        replace_file(directory / WORST, page)
     return report
 
 

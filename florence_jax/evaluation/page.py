@@ -14,7 +14,7 @@ from florence_jax.batch.images import ImageSource, open_picture
 from florence_jax.evaluation.report import Report, Worst
 from florence_jax.evaluation.scoring import Row, answer_value
 from florence_jax.inference.drawing import draw_result
-from florence_jax.processing.errors import ImageError
+from florence_jax.runtime.error_text import row_error_text
 
 _SIDE = 480
 _STYLE = """
@@ -49,10 +49,12 @@ def _case(case: Worst, source: ImageSource) -> str:
     asked = f"<pre>{html.escape(str(row['input']))}</pre>" if "input" in row else ""
     try:
         picture = open_picture(source)
-    except ImageError as error:
-        return f"<section><h3>{html.escape(head)}</h3>{asked}{html.escape(str(error))}</section>"
-    truth, answer = _drawable_truth(row), answer_value(row)
-    figures = _figure("truth", picture, truth) + _figure("answer", picture, _drawable(answer, row))
+        truth, answer = _drawable_truth(row), answer_value(row)
+        figures = _figure("truth", picture, truth)
+        figures += _figure("answer", picture, _drawable(answer, row))
+    except Exception as error:  # the page has the other cases
+        text = html.escape(row_error_text(error))
+        return f"<section><h3>{html.escape(head)}</h3>{asked}{text}</section>"
     return f"<section><h3>{html.escape(head)}</h3>{asked}{figures}</section>"
 
 

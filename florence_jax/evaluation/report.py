@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from florence_jax.evaluation.published import Figure
 from florence_jax.evaluation.scoring import Outcome, Row
 from florence_jax.inference.json_text import json_text
+from florence_jax.runtime.output_file import replace_file
 
 REPORT, EXAMPLES, WORST, SUBMISSION = (
     "report.json",
@@ -151,19 +151,11 @@ def worst(report: Report, count: int) -> list[Worst]:
 def save_report(report: Report, directory: Path) -> None:
     """Write `report.json`, `examples.jsonl` and, where the truth is not public, the answers in the
     form that the challenges take."""
-    write(directory / REPORT, json_text(report.as_json(), indent=1) + "\n")
+    replace_file(directory / REPORT, json_text(report.as_json(), indent=1) + "\n")
     lines = (json_text(row) for row in report.examples_as_json())
-    write(directory / EXAMPLES, "".join(f"{line}\n" for line in lines))
+    replace_file(directory / EXAMPLES, "".join(f"{line}\n" for line in lines))
     if any(part.outcome is None for part in report.parts):
-        write(directory / SUBMISSION, json_text(_submission(report)) + "\n")
-
-
-def write(path: Path, content: str) -> None:
-    """Replace a file as a whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    # Names of files that are no UTF-8 are written escaped.
-    aside.write_text(content, encoding="utf-8", errors="backslashreplace")
-    os.replace(aside, path)
+        replace_file(directory / SUBMISSION, json_text(_submission(report)) + "\n")
 
 
 def _submission(report: Report) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,9 @@ from PIL import Image
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.answering import Answering, Result
 from florence_jax.inference.requests import Query, Request
-from florence_jax.processing import ImageError, load_image
+from florence_jax.processing import build_prompt, load_image
+from florence_jax.runtime.error_text import is_of_one_input, row_error_text
+from florence_jax.runtime.output_file import file_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,45 +57,81 @@ def predict(
 ) -> Iterator[Prediction]:
     """Answer every query about every image, image by image.
 
-    An image that cannot be read gives predictions with an error and stops nothing.
+    Whatever fails for one image (reading it, a region that lies outside of it) gives predictions
+    with an error and stops nothing.
 
     Raises:
         ValueError: a query or setting that suits no image.
+        RuntimeError: the device fails.
     """
-    # What has been read but not answered yet, in order; unreadable images wait here for their turn.
-    waiting: deque[Prediction] = deque()
+    _check(pipeline, queries, constrained)
+    # What has been read but not answered yet, in order; failures wait here for their turn.
+    waiting: deque[tuple[Prediction, Request | None]] = deque()
 
     def requests() -> Iterator[Request]:
         for path in paths:
             try:
                 image = load_image(path)
-            except ImageError as error:
+            except Exception as error:  # decoders raise almost anything
+                text = row_error_text(error)
                 waiting.extend(
-                    Prediction(path=path, query=query, error=str(error)) for query in queries
+                    (Prediction(path=path, query=query, error=text), None) for query in queries
                 )
                 continue
             for query in queries:
-                waiting.append(Prediction(path=path, query=query, image=image))
-                yield Request(
-                    image=image,
-                    prompt=query.prompt,
-                    text=query.text,
-                    region=query.region,
-                    labels=query.labels,
-                )
+                request = Request(image=image, **vars(query))
+                waiting.append((Prediction(path=path, query=query, image=image), request))
+                yield request
 
-    def unreadable() -> Iterator[Prediction]:
-        while waiting and waiting[0].error is not None:
-            yield waiting.popleft()
+    def answers(some: Iterable[Request]) -> Iterator[Result]:
+        return pipeline.answer(some, generation, constrained=constrained, batch_size=batch_size)
 
-    results = pipeline.answer(
-        requests(), generation, constrained=constrained, batch_size=batch_size
-    )
-    for result in results:
-        yield from unreadable()
-        asked = waiting.popleft()
-        yield Prediction(path=asked.path, query=asked.query, image=asked.image, result=result)
-    yield from unreadable()
+    def failures() -> Iterator[Prediction]:
+        while waiting and waiting[0][1] is None:
+            yield waiting.popleft()[0]
+
+    def one_by_one() -> Iterator[Prediction]:
+        """Of a batch that failed: one of its requests is to blame, and the others are not."""
+        for asked, request in list(waiting):
+            waiting.popleft()
+            if request is None:
+                yield asked
+                continue
+            try:
+                (result,) = answers([request])
+            except Exception as error:
+                if not is_of_one_input(error):
+                    raise
+                yield dataclasses.replace(asked, error=row_error_text(error))
+            else:
+                yield dataclasses.replace(asked, result=result)
+
+    remaining = requests()
+    while True:
+        results = answers(remaining)
+        while True:
+            try:
+                result = next(results, None)
+            except Exception as error:
+                if not is_of_one_input(error):
+                    raise
+                yield from one_by_one()
+                break
+            yield from failures()
+            if result is None:
+                return
+            yield dataclasses.replace(waiting.popleft()[0], result=result)
+
+
+def _check(pipeline: Answering, queries: Sequence[Query], constrained: bool) -> None:
+    """Refuse queries that suit no image, before a million rows say so.
+
+    Raises:
+        ValueError: a prompt, text, region or label that does not go together with its task.
+    """
+    for query in queries:
+        build_prompt(query.prompt, text=query.text, region=query.region, image_size=(1e6, 1e6))
+        pipeline.constraint_of([Request(image=None, **vars(query))], constrained)
 
 
 class PictureNames:
@@ -103,10 +142,10 @@ class PictureNames:
 
     def __call__(self, prediction: Prediction) -> str:
         task = re.sub(r"\W+", "_", prediction.query.prompt).strip("_").lower()[:60]
-        stem = f"{prediction.path.stem}.{task or 'text'}"
-        name, number = stem, 1
+        ending, number = f".{task or 'text'}", 1
+        name = file_name(prediction.path.stem, f"{ending}.png")
         while name in self._used:
             number += 1
-            name = f"{stem}.{number}"
+            name = file_name(prediction.path.stem, f"{ending}.{number}.png")
         self._used.add(name)
-        return f"{name}.png"
+        return name

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from florence_jax.inference.drawing import draw_result
+from florence_jax.runtime.output_file import replaced_file
 
 # Small pictures are enlarged to this height, so that labels can be read on them.
 _HEIGHT = 448
@@ -35,7 +36,8 @@ def save_side_by_side(
         sheet.paste(one, (left, 32))
         left += one.width + _GAP
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with replaced_file(path, "wb", durable=False) as file:
+        sheet.save(file, format="png")
 
 
 def _shortened(text: str, font: Any, width: int) -> str:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+LOCK = ".lock"
+
+# What file systems without locks say: some network and FUSE mounts.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
 class DirectoryInUseError(ValueError):
@@ -13,16 +20,20 @@ class DirectoryInUseError(ValueError):
 
 
 @contextlib.contextmanager
-def directory_lock(directory: str | os.PathLike[str], name: str = ".lock") -> Iterator[int]:
+def directory_lock(
+    directory: str | os.PathLike[str], name: str = LOCK, *, wait: bool = False
+) -> Iterator[int]:
     """Hold the lock of an existing directory; it ends with the block or with the process.
 
     The lock belongs to the open file `directory/name`: a child that is given the descriptor
-    (`pass_fds`) keeps it after its parent dies. The file stays, since removing it would let two
-    processes lock two files of the same name.
+    (`pass_fds`) keeps it after its parent dies. The file is removed at the end; whoever locked a
+    file that is no longer the one of that name tries again. On a file system that has no locks, the
+    block runs without one, and a warning on stderr says so.
 
     Args:
         directory: the directory that this program writes to.
         name: the lock's file.
+        wait: until the other process is done, for work that is short and must not be lost.
 
     Yields:
         The descriptor that holds the lock.
@@ -31,21 +42,57 @@ def directory_lock(directory: str | os.PathLike[str], name: str = ".lock") -> It
         DirectoryInUseError: another process holds it.
         OSError: the file cannot be made.
     """
-    import fcntl  # POSIX only, and only needed for writing
-
     path = Path(directory) / name
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _locked(path, Path(directory), wait=wait)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-            raise DirectoryInUseError(
-                f"another process is writing to {directory}{f' ({holder})' if holder else ''}: "
-                "wait for it, end it, or name another directory"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its note
+            os.ftruncate(descriptor, 0)
+            note = f"process {os.getpid()} on {os.uname().nodename}\n"
+            os.pwrite(descriptor, note.encode(), 0)
         yield descriptor
     finally:
+        with contextlib.suppress(OSError):  # the directory is gone, or read-only by now
+            os.unlink(path)
         os.close(descriptor)
+
+
+def _locked(path: Path, directory: Path, *, wait: bool) -> int:
+    """A descriptor that holds the lock of the file that is at `path` now."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if not _lock(descriptor, directory, wait=wait):
+                return descriptor
+            try:
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    return descriptor
+            except FileNotFoundError:  # its last holder has just removed it
+                pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: Path, *, wait: bool) -> bool:
+    """Lock the open file; False where the file system cannot."""
+    import fcntl  # POSIX only, and only needed for writing
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+        raise DirectoryInUseError(
+            f"another process is writing to {directory}{f' ({holder})' if holder else ''}: "
+            "wait for it, end it, or name another directory"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(
+            f"warning: {directory} is on a file system without locks ({error.strerror}): nothing "
+            "keeps a second process from writing to it",
+            file=sys.stderr,
+        )
+        return False
+    return True

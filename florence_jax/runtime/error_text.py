@@ -25,6 +25,27 @@ def error_text(error: BaseException) -> str:
     return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
 
 
+def row_error_text(error: BaseException) -> str:
+    """`error_text` for the row of the input that failed.
+
+    The exception's type is kept where the message does not speak of the input, so that a mistake
+    in our own code is seen as one.
+    """
+    text = error_text(error)
+    name = type(error).__name__
+    return text if isinstance(error, ValueError | OSError) or name in text else f"{text} ({name})"
+
+
+def is_of_one_input(error: Exception) -> bool:
+    """May the input that was worked on be to blame, and not the device, the disk or the process?
+
+    jax raises a RuntimeError for what fails on a device; RecursionError is one of its subclasses.
+    """
+    if isinstance(error, RecursionError | NotImplementedError):
+        return True
+    return not isinstance(error, RuntimeError | ImportError)
+
+
 def _message(error: BaseException) -> str:
     match error:
         case MemoryError():

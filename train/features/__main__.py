@@ -6,11 +6,13 @@ so the same command goes on where it was stopped, and adds what was added to the
 
 import argparse
 import dataclasses
+import functools
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from florence_jax.runtime.program import run_program
 from train.config import TrainConfig
 from train.settings import load_settings
 
@@ -26,6 +28,10 @@ Exit status: 0 done, 1 failed, 143 interrupted; what was computed is kept in any
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return run_program("error", functools.partial(_run, arguments), failed=1)
+
+
+def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train.features",
         description=__doc__,
@@ -38,12 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--batch-size", type=int, default=16, metavar="N", help="pictures at a time"
     )
     options = parser.parse_intermixed_args(arguments)
-    try:
-        config = load_settings(TrainConfig, options.config, options.settings)
-        return _fill(config, options.batch_size)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = load_settings(TrainConfig, options.config, options.settings)
+    return _fill(config, options.batch_size)
 
 
 def _fill(config: TrainConfig, batch_size: int) -> int:

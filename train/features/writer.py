@@ -1,10 +1,8 @@
 """Filling a directory of features: each file is there whole or not at all."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from florence_jax.checkpoint.replace import sync
-from train.features.origin import FeaturesError, Origin
+from florence_jax.runtime.directory_lock import directory_lock
+from train.features.origin import Origin
 from train.features.store import ORIGIN, FeatureStore, checksum, described
 
 # Of one file: what a kill loses, and what waits in memory to be written.
@@ -82,11 +81,12 @@ def filling(
     """The writer of a directory, which is created; what waits at the end is written.
 
     Raises:
-        FeaturesError: it holds features of another origin, or another process is filling it.
+        DirectoryInUseError: another process is filling it.
+        FeaturesError: it holds features of another origin.
         OSError: it cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with _alone_in(directory):
+    with directory_lock(directory):
         for leftover in directory.glob(".*.saving"):
             leftover.unlink()
         if not (directory / ORIGIN).exists():
@@ -105,15 +105,3 @@ def _write(path: Path, content: bytes) -> None:
         sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise FeaturesError(f"another process is filling {directory}: wait for its end") from None
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,7 @@
 """`python -m train.plan`: what a run would need on machines that one does not have."""
 
 import argparse
+import functools
 import signal
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import get_args
 
 from florence_jax.config import PRESETS
+from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.program import run_program
 from florence_jax.sharding.mesh import AXES
 from train.data.place import is_url
 from train.plan.chips import CHIPS
@@ -57,16 +60,27 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return run_program(
+        "error",
+        functools.partial(_run, arguments),
+        interrupted="interrupted; what was compiled is in --output",
+    )
+
+
+def _run(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     if options.chips:
         print(_chip_table())
         return 0
-    try:
-        requests = _requests(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    records = Records(options.output) if options.output else None
+    requests = _requests(options)
+    if not options.output:
+        return _plan(requests, None)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with directory_lock(options.output):
+        return _plan(requests, Records(options.output))
+
+
+def _plan(requests: list[PlanRequest], records: Records | None) -> int:
     found: list[tuple[PlanRequest, Compiled]] = []
     for number, (request, compiled) in enumerate(sweep(requests, _compile(len(requests), records))):
         found.append((request, compiled))

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from florence_jax.runtime.output_file import named_errors, replaced_file
+from florence_jax.runtime.text_file import json_lines
 from train.plan.bounds import bounds
 from train.plan.compiled import Compiled
 from train.plan.picture import draw
@@ -31,8 +33,7 @@ class Records:
         self._lines = directory / self.names[0]
         self._known: dict[str, Compiled] = {}
         if self._lines.exists():
-            for line in self._lines.read_text().splitlines():
-                tree = json.loads(line)
+            for _, tree in json_lines(self._lines):
                 self._known[_key(tree)] = Compiled.from_tree(tree["compiled"])
 
     def find(self, request: PlanRequest) -> Compiled | None:
@@ -43,18 +44,20 @@ class Records:
         tree = {**_tree(request), "compiled": compiled.to_tree()}
         if compiled.outcome == "fits":
             tree["bounds"] = bounds(request, compiled).to_tree()
-        with self._lines.open("a") as file:
+        with named_errors(self._lines), self._lines.open("a") as file:
             file.write(json.dumps(tree) + "\n")
         self._known[_key(tree)] = compiled
 
     def write_tables(self, found: Iterable[Answer]) -> None:
         """The ranking of `found` as CSV and PNG."""
         rows = [_row(request, compiled) for request, compiled in ranked(found)]
-        with (self.directory / self.names[1]).open("w", newline="") as file:
-            writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
+        with replaced_file(self.directory / self.names[1]) as file:
+            names = dict.fromkeys(name for row in rows for name in row)
+            writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        draw(ranked(found)).save(self.directory / self.names[2])
+        with replaced_file(self.directory / self.names[2], "wb") as file:
+            draw(ranked(found)).save(file, format="png")
 
 
 def _tree(request: PlanRequest) -> dict[str, Any]:

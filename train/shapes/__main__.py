@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 from inspect import getdoc
 from typing import Any, get_type_hints
 
 from florence_jax.processing import TASKS
+from florence_jax.runtime.program import run_program
 from train.shapes.config import SPLITS, SceneConfig
 from train.shapes.dataset import DIRECTORIES, write_dataset
 from train.shapes.gallery import save_gallery
@@ -28,28 +30,26 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return run_program("error", functools.partial(_run, arguments), failed=1)
+
+
+def _run(arguments: list[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
-    try:
-        config = dataclasses.replace(SceneConfig(), **dict(map(_setting, options.set)))
-        world = ShapesWorld(config=config, seed=options.seed, split=options.split)
-        tasks = tuple(options.task or TASKS)
-        if options.out:
-            print(
-                write_dataset(world, options.out, options.count, start=options.start, tasks=tasks)
-            )
-        if options.gallery:
-            save_gallery(world, options.gallery, options.count, tasks=tasks)
-            print(options.gallery)
-        if options.statistics:
-            print(statistics(world, options.count))
-        if options.processor:
-            side, tokens = config.side, options.image_tokens
-            save_processor(options.processor, image_side=side, image_tokens=tokens)
-            print(options.processor)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = dataclasses.replace(SceneConfig(), **dict(map(_setting, options.set)))
+    world = ShapesWorld(config=config, seed=options.seed, split=options.split)
+    tasks = tuple(options.task or TASKS)
+    if options.out:
+        print(write_dataset(world, options.out, options.count, start=options.start, tasks=tasks))
+    if options.gallery:
+        save_gallery(world, options.gallery, options.count, tasks=tasks)
+        print(options.gallery)
+    if options.statistics:
+        print(statistics(world, options.count))
+    if options.processor:
+        side, tokens = config.side, options.image_tokens
+        save_processor(options.processor, image_side=side, image_tokens=tokens)
+        print(options.processor)
     return 0
 
 

@@ -8,6 +8,7 @@ prints `judge`'s figure of each task as a table; `--output` writes the figures a
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from tqdm import tqdm
 
 from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.processing import TASKS
+from florence_jax.runtime.output_file import check_writable, replace_file
+from florence_jax.runtime.program import run_program
 from train.shapes.config import SPLITS, SceneConfig
 from train.shapes.judge import Answered, Score, judge
 from train.shapes.world import ShapesWorld
@@ -62,6 +65,10 @@ def table(scores: dict[str, Score]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return run_program("error", functools.partial(_run, arguments), failed=1)
+
+
+def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train.shapes.answers",
         description=__doc__,
@@ -74,23 +81,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", action="append", choices=list(TASKS), help="default: all 15")
     parser.add_argument("--output", type=Path, metavar="FILE", help="figures as JSON")
     options = parser.parse_args(arguments)
-    try:
-        pipe = Florence2Pipeline.from_pretrained(options.checkpoint)
-        config = SceneConfig(side=pipe.image_config.size[0])
-        world = ShapesWorld(config=config, seed=options.seed, split=options.split)
-        tasks = tuple(options.task or TASKS)
-        found = answers(pipe, world, options.scenes, tasks)
-        scores = judge(tqdm(found, total=options.scenes * len(tasks), unit="answer", disable=None))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if options.output:
+        check_writable(options.output.parent)
+    pipe = Florence2Pipeline.from_pretrained(options.checkpoint)
+    config = SceneConfig(side=pipe.image_config.size[0])
+    world = ShapesWorld(config=config, seed=options.seed, split=options.split)
+    tasks = tuple(options.task or TASKS)
+    found = answers(pipe, world, options.scenes, tasks)
+    scores = judge(tqdm(found, total=options.scenes * len(tasks), unit="answer", disable=None))
     print(table(scores))
     if options.output:
         figures = {
             task: {score.metric: round(score.value, 4), **score.others}
             for task, score in scores.items()
         }
-        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        replace_file(options.output, json.dumps(figures, indent=1) + "\n")
     return 0
 
 

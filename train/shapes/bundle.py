@@ -9,6 +9,7 @@ Figures on the card are of held-out scenes, `train.shapes.answers` with its defa
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import jax
 
 from florence_jax.checkpoint.replace import replaced_directory
 from florence_jax.inference.pipeline import Florence2Pipeline
+from florence_jax.runtime.program import run_program
 from train.shapes.answers import answers, table
 from train.shapes.config import SceneConfig
 from train.shapes.dataset import write_dataset
@@ -47,6 +49,10 @@ Licence: MIT, as the library's. Weights, scenes and words were made by its own c
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return run_program("error", functools.partial(_run, arguments), failed=1)
+
+
+def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train.shapes.bundle",
         description=__doc__,
@@ -61,11 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shown", type=int, default=3, help="scenes of the demo (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR, if it is a bundle")
     options = parser.parse_args(arguments)
-    try:
-        print(_bundle(options))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(_bundle(options))
     return 0
 
 

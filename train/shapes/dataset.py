@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from florence_jax.processing import TASKS
+from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.output_file import replace_file, replaced_file
 from train.shapes.config import Split
 from train.shapes.drawing import draw
 from train.shapes.questions import questions
@@ -35,19 +37,22 @@ def write_dataset(
 
     Raises:
         ValueError: `count` below 1 or `start` below 0.
+        DirectoryInUseError: another process writes the split.
     """
     if count < 1 or start < 0:
         raise ValueError(f"count is {count} and start {start}, expected at least 1 and 0")
     folder = Path(directory) / DIRECTORIES[world.split]
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ROWS, "w", encoding="utf-8") as rows:
+    with directory_lock(folder), replaced_file(folder / ROWS) as rows:
         for index in range(start, start + count):
             scene = world.scene(index)
             name = f"{index:06}.png"
-            draw(scene).save(folder / name)
+            with replaced_file(folder / name, "wb", durable=False) as file:
+                draw(scene).save(file, format="png")
             for question in questions(scene, tasks):
                 row = {"image": name, "prefix": question.prefix, "suffix": question.suffix}
                 rows.write(json.dumps(row) + "\n")
-    settings = {**dataclasses.asdict(world), "start": start, "count": count, "tasks": list(tasks)}
-    (folder / "world.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        settings = {**dataclasses.asdict(world), "start": start, "count": count}
+        settings["tasks"] = list(tasks)
+        replace_file(folder / "world.json", json.dumps(settings, indent=1) + "\n")
     return folder

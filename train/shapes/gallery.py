@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from florence_jax.inference.drawing import draw_result
 from florence_jax.processing import TASKS, build_prompt, parse
+from florence_jax.runtime.output_file import replaced_file
 from train.shapes.drawing import draw
 from train.shapes.questions import Question, questions
 from train.shapes.world import ShapesWorld
@@ -41,7 +42,9 @@ def save_gallery(
             for question in questions(scene, tasks)
         ]
         rows.append(cells)
-    _sheet(rows).save(path)
+    kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower(), "PNG")
+    with replaced_file(path, "wb") as file:
+        _sheet(rows).save(file, format=kind)
 
 
 def _answered(picture: Image.Image, question: Question) -> Image.Image:

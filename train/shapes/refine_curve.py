@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -26,6 +27,9 @@ from typing import Any
 from florence_jax.annotation.questions import questions as questions_of
 from florence_jax.annotation.schema import read_annotations
 from florence_jax.inference.pipeline import Florence2Pipeline
+from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.output_file import replace_file
+from florence_jax.runtime.program import run_program
 from train.config import SourceConfig, TrainConfig
 from train.settings import load_settings
 from train.shapes.answers import answers
@@ -55,11 +59,21 @@ _POOL_SEED, _HELD_OUT_SEED = 101, 102
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return run_program("error", functools.partial(_main, arguments), failed=1)
+
+
+def _main(arguments: list[str] | None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     cut = words.index("--") if "--" in words else len(words)
     options = _parser().parse_args(words[:cut])
     options.annotate = words[cut + 1 :]
     out = options.out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    with directory_lock(out):
+        return _curve(options, out)
+
+
+def _curve(options: argparse.Namespace, out: Path) -> int:
     try:
         config = load_settings(TrainConfig, options.recipe, [])
         scene = _scene(config)
@@ -70,9 +84,6 @@ def main(arguments: list[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:
         print(f"error: status {error.returncode} of {error.cmd[:6]}...", file=sys.stderr)
         return error.returncode if error.returncode > 0 else 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     models = {"first": first}
     for number in range(options.rounds):
         models[f"round-{number}"] = out / "loop" / f"round-{number}" / "training" / "export"
@@ -93,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
             }
         )
         print(json.dumps(curve["models"][-1]), flush=True)
-    (out / "curve.json").write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+    replace_file(out / "curve.json", json.dumps(curve, indent=1) + "\n")
     print(_table(curve))
     return 0
 

@@ -14,6 +14,7 @@ checkpoint, otherwise random, to train from:
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from florence_jax.checkpoint import save_checkpoint
 from florence_jax.inference.compilation_cache import use_compilation_cache
+from florence_jax.runtime.program import run_program
 from train.config import TrainConfig
 from train.evaluation import nested
 from train.settings import load_settings
@@ -186,6 +188,10 @@ def _batches(config: TrainConfig, count: int) -> Iterator[PointBatch]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return run_program("error", functools.partial(_run, arguments), failed=1)
+
+
+def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train.shapes.tower",
         description=__doc__,
@@ -198,19 +204,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="(%(default)s)")
     options = parser.parse_intermixed_args(arguments)
     use_compilation_cache()
-    try:
-        config = load_settings(TrainConfig, options.config, options.settings)
-        # Where nothing can be written, that is said before the steps and not after them.
-        options.directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="florence-tower-") as folder:
-            files = Path(folder) / "processor"
-            params, shown = pretrained(
-                config, files, steps=options.steps, learning_rate=options.learning_rate
-            )
-            _save(options.directory, params, files)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = load_settings(TrainConfig, options.config, options.settings)
+    # Where nothing can be written, that is said before the steps and not after them.
+    options.directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="florence-tower-") as folder:
+        files = Path(folder) / "processor"
+        params, shown = pretrained(
+            config, files, steps=options.steps, learning_rate=options.learning_rate
+        )
+        _save(options.directory, params, files)
     right = ", ".join(f"{name} {value:.2f}" for name, value in shown.items())
     print(f"{options.directory}: right at the last step: {right} (edges: mean error)")
     return 0
