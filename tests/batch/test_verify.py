@@ -148,7 +148,7 @@ def test_names_that_are_no_utf8_are_written_and_verified(tmp_path, kind):
 
 def test_a_run_over_a_damaged_tar_is_not_complete(tmp_path):
     path = tmp_path / "shard.tar"
-    with tarfile.open(path, "w") as archive:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         for picture in write_pictures(tmp_path / "pictures", 3):
             archive.add(picture, picture.name)
     out = tmp_path / "out"
