@@ -164,7 +164,8 @@ def skipped_sentence(skipped: Counter[str]) -> str:
     """How many files were skipped, by kind; empty if none was."""
     if not skipped:
         return ""
-    shown = [f"{count} {kind}" for kind, count in skipped.most_common(_SHOWN)]
+    ordered = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
+    shown = [f"{count} {kind}" for kind, count in ordered[:_SHOWN]]
     if len(skipped) > _SHOWN:
         shown.append(f"{len(skipped) - _SHOWN} more kinds")
     return f"skipped {skipped.total()}: {', '.join(shown)}"

@@ -6,6 +6,7 @@ import json
 import pytest
 from PIL import Image
 
+from florence_jax.annotation.gallery import write_gallery
 from florence_jax.annotation.products import Products, make_products
 from florence_jax.annotation.schema import Annotation, write_annotations
 from florence_jax.annotation.shallow import ShallowAnalyser
@@ -88,3 +89,9 @@ def test_nothing_to_count(tmp_path):
     (tmp_path / "annotations.jsonl").touch()
     make_products(tmp_path, tmp_path, tmp_path, ShallowAnalyser(), Products())
     assert list((tmp_path / "plots").iterdir()) == []
+
+
+def test_the_gallery_escapes_names_that_are_no_utf8(tmp_path):
+    one = dataclasses.replace(NOTHING, image="caf\udce9.png")
+    page = write_gallery([one], tmp_path, tmp_path / "gallery", 1)
+    assert "caf\\udce9.png" in page.read_text(encoding="utf-8")

@@ -1,14 +1,17 @@
 """What has happened to an output directory is found, and named."""
 
 import json
+import tarfile
 
 import pytest
 
-from florence_jax.batch.job import Listed
+from florence_jax.batch.job import Item, Listed
 from florence_jax.batch.row_files import encode_rows, read_rows
 from florence_jax.batch.run import run_blocks
 from florence_jax.batch.run_manifest import RunError
+from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.verify import verify_output
+from florence_jax.inference.requests import Query
 from tests.batch.fakes import SumOfPixels, items_of, write_pictures
 
 
@@ -127,3 +130,41 @@ def test_directories_without_a_run(tmp_path):
         (tmp_path / "run.json").write_text(content)
         with pytest.raises(RunError, match=message):
             verify_output(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_names_that_are_no_utf8_are_written_and_verified(tmp_path, kind):
+    (path,) = write_pictures(tmp_path, 1)
+    names = ["caf\udce9.png", "caf\udce8.png"]
+    items = [Item(id=name, image=str(path), extra={"note": name}) for name in names]
+    out = tmp_path / "out"
+    run_blocks(Listed(items), SumOfPixels(), out, row_format=kind, workers=0, progress=False)
+    rows = list(read_rows(block(out, 0)))
+    escaped = [name.replace("\udce9", "\\udce9").replace("\udce8", "\\udce8") for name in names]
+    assert [row["id"] for row in rows] == (names if kind == "jsonl" else escaped)
+    assert [row["note"] for row in rows] == names
+    assert verify_output(out).is_complete
+
+
+def test_a_run_over_a_damaged_tar_is_not_complete(tmp_path):
+    path = tmp_path / "shard.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for picture in write_pictures(tmp_path / "pictures", 3):
+            archive.add(picture, picture.name)
+    out = tmp_path / "out"
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as archive:
+        start = archive.getmember("001.png").offset
+    content[start + 5] ^= 1
+    path.write_bytes(content)
+    source = open_source([path], [Query(prompt="<OD>")])
+    run_blocks(source, SumOfPixels(), out, workers=0, progress=False)
+    rows = list(read_rows(block(out, 0)))
+    assert [row["id"].removeprefix(f"{path}/") for row in rows] == [
+        "000", f"bytes {start} to {start + 1024}", "002"
+    ]  # fmt: skip
+    assert f"{path}/bytes {start} to" in rows[1]["error"]
+    report = verify_output(out)
+    assert not report.is_complete
+    assert report.lost == [f"shard.tar, bytes {start} to {start + 1024}"]
+    assert "not complete: these inputs are damaged" in report.describe()

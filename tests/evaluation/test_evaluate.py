@@ -11,6 +11,7 @@ import pytest
 from florence_jax.batch import predict_job, run
 from florence_jax.cli import main
 from florence_jax.evaluation import command, scoring
+from florence_jax.evaluation.report import write
 from florence_jax.inference.demo import demo_pipeline
 from florence_jax.processing import ImageConfig
 from tests.evaluation import miniature
@@ -184,3 +185,8 @@ def test_text_on_the_page_is_text(tmp_path):
     page = (tmp_path / "out" / "worst.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_a_page_escapes_names_that_are_no_utf8(tmp_path):
+    write(tmp_path / "worst.html", "caf\udce9.png")
+    assert (tmp_path / "worst.html").read_text(encoding="utf-8") == "caf\\udce9.png"

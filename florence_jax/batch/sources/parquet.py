@@ -62,57 +62,69 @@ class Parquet:
         return sum(self._counts)
 
     def ids(self) -> Iterator[str]:
-        first = 0
-        for group, count in enumerate(self._counts):
-            yield from self._group_ids(group, first)
-            first += count
+        if "id" not in self._names:
+            yield from map(self._place, range(len(self)))
+            return
+        with self._open() as file:
+            first = 0
+            for group, count in enumerate(self._counts):
+                yield from self._group_ids(file, group, first)
+                first += count
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
         self._unchanged.check()
-        first = 0
-        for group, count in enumerate(self._counts):
-            if first < stop and first + count > start:
-                low, high = max(start - first, 0), min(stop - first, count)
-                yield from self._group_items(group, first, low, high)
-            first += count
+        with self._open() as file:
+            first = 0
+            for group, count in enumerate(self._counts):
+                if first < stop and first + count > start:
+                    low, high = max(start - first, 0), min(stop - first, count)
+                    yield from self._group_items(file, group, first, low, high)
+                first += count
         self._unchanged.check()
 
-    def _group_items(self, group: int, first: int, low: int, high: int) -> Iterator[Item]:
+    def _open(self) -> Any:
+        from pyarrow import parquet
+
+        return parquet.ParquetFile(self._path, page_checksum_verification=True)
+
+    def _group_items(
+        self, file: Any, group: int, first: int, low: int, high: int
+    ) -> Iterator[Item]:
         """The items `low` up to `high` of a row group whose first row is `first`."""
         done, names = 0, []
 
         def lost(number: int, error: Exception, what: str) -> Item:
-            names[:] = names or self._group_ids(group, first)
+            names[:] = names or self._group_ids(file, group, first)
             place = self._place(first + number)
             why = error if isinstance(error, _DamagedError) else error_text(error)
             return Item(id=names[number], error=f"{place} cannot be read: {what} ({why})")
 
         try:
-            for row in self._rows(group, None):
-                if done >= high:
-                    return
+            for row in self._rows(file, group, None):
                 if done >= low and isinstance(row, Exception):
                     yield lost(done, row, "a value of its is not what its column says")
                 elif done >= low:
                     yield self._reader.item(self._place(first + done), _given(row))
                 done += 1
+                if done >= high:
+                    return
         except _DamagedError as error:
             for number in range(max(low, done), high):
                 yield lost(number, error, f"row group {group} of {self._path} is damaged")
 
-    def _group_ids(self, group: int, first: int) -> Iterator[str]:
+    def _group_ids(self, file: Any, group: int, first: int) -> Iterator[str]:
         """The ids of a row group's rows; their places where the column cannot be read."""
         done, count = 0, self._counts[group]
         if "id" in self._names:
             try:
-                for row in self._rows(group, ["id"]):
+                for row in self._rows(file, group, ["id"]):
                     yield row_id(self._place(first + done), row)
                     done += 1
             except _DamagedError:
                 pass  # `read` has an error for each of these rows
         yield from (self._place(first + number) for number in range(done, count))
 
-    def _rows(self, group: int, columns: list[str] | None) -> Iterator[Any]:
+    def _rows(self, file: Any, group: int, columns: list[str] | None) -> Iterator[Any]:
         """The rows of a group, a few in memory at a time: as many as the file's list says.
 
         One with a value that Python cannot hold is the exception that says so.
@@ -121,17 +133,13 @@ class Parquet:
             _DamagedError: behind the last one that can be read.
         """
         import pyarrow
-        from pyarrow import parquet
 
         remaining = self._counts[group]
         try:
-            with parquet.ParquetFile(self._path, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(
-                    batch_size=_ROWS, row_groups=[group], columns=columns
-                ):
-                    for row in _plain_rows(batch)[:remaining]:
-                        yield row
-                        remaining -= 1
+            for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=columns):
+                for row in _plain_rows(batch)[:remaining]:
+                    yield row
+                    remaining -= 1
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise _DamagedError(" ".join(error_text(error).split())) from error
         if remaining:
