@@ -30,9 +30,22 @@ class Files:
     def ids(self) -> Iterator[str]:
         return iter(self.paths)
 
+    def pins(self) -> Iterator[str]:
+        """Size and time of change of each file: a digest would read every picture at each start."""
+        return map(file_pin, self.paths)
+
     def read(self, start: int, stop: int) -> Iterator[Item]:
         for path in self.paths[start:stop]:
             yield Item(id=path, image=path, queries=self.queries)
+
+
+def file_pin(path: str | os.PathLike[str]) -> str:
+    """A text that changes when the file does."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return "absent"
+    return f"{found.st_size} bytes of {found.st_mtime_ns}"
 
 
 def files_in(directory: Path) -> list[str]:
