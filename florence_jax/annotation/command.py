@@ -81,6 +81,8 @@ def add_annotate(commands: Any) -> None:
 def run_annotate(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     several = options.process_index is not None or options.process_count is not None
+    if options.extend and (options.merge or options.refine):
+        raise ValueError("--extend belongs to annotating images: leave --merge and --refine out")
     if several and (options.merge or options.refine):
         raise ValueError(
             "--merge and --refine are the work of one process: leave --process-index and "
@@ -112,6 +114,7 @@ def _annotate(options: argparse.Namespace) -> int:
         "row_format": "jsonl",
         "workers": options.workers,
         "share": share,
+        "extend": options.extend,
     }
     if options.dry_run:
         print(_plan(pictures, pictures.root, settings, analyser, options, blocks))

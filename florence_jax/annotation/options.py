@@ -12,7 +12,7 @@ from typing import Any
 
 from florence_jax.annotation.schema import LEVELS
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
-from florence_jax.batch.command import add_process_options
+from florence_jax.batch.command import add_extend, add_process_options
 from florence_jax.inference.command import add_decoding_options, add_model_options
 from florence_jax.inference.malloc import add_malloc_option
 
@@ -84,6 +84,7 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="processes that read pictures, 0 for none"
     )
     add_process_options(annotate)
+    add_extend(annotate)
     annotate.add_argument(
         "--export",
         action="append",

@@ -10,6 +10,7 @@ from typing import Any
 
 from florence_jax.batch.images import FileBelow
 from florence_jax.batch.job import Item
+from florence_jax.batch.sources.files import file_pin
 from florence_jax.inference.image_files import Say, find_images
 
 
@@ -32,6 +33,14 @@ class Pictures:
 
     def ids(self) -> Iterator[str]:
         return iter(self.names)
+
+    def pins(self) -> Iterator[str]:
+        """As `Files.pins`."""
+        return (file_pin(self.root / name) for name in self.names)
+
+    def row_files(self) -> dict[str, Any]:
+        """None: every input is a picture."""
+        return {}
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
         for name in self.names[start:stop]:

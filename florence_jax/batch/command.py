@@ -24,6 +24,7 @@ _OWN = {
     "workers": None,
     "process_index": None,
     "process_count": None,
+    "extend": False,
     "dry_run": False,
 }
 
@@ -61,8 +62,19 @@ def add_run_options(predict: argparse.ArgumentParser) -> None:
         help="processes that read pictures (default: one for each core but one, at most 16)",
     )
     add_process_options(options)
+    add_extend(options)
     options.add_argument(
         "--dry-run", action="store_true", help="say what would run, and load no model"
+    )
+
+
+def add_extend(options: Any) -> None:
+    """--extend, to a parser or group."""
+    options.add_argument(
+        "--extend",
+        action="store_true",
+        help="the inputs have grown since the run in DIR began: do the new ones too, in blocks "
+        "behind the others",
     )
 
 
@@ -128,6 +140,7 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
         "row_format": options.format,
         "workers": options.workers,
         "share": share,
+        "extend": options.extend,
     }
     if options.dry_run:
         from florence_jax.batch.plan import describe_plan

@@ -8,7 +8,8 @@ from pathlib import Path
 from florence_jax.batch.job import Source
 from florence_jax.batch.row_files import RowFormat
 from florence_jax.batch.run import blocks_of, default_workers
-from florence_jax.batch.run_manifest import differences, listing, make_manifest, read_manifest
+from florence_jax.batch.run_inputs import settle_inputs
+from florence_jax.batch.run_manifest import make_manifest, manifest_differences, read_manifest
 from florence_jax.batch.shares import Share
 
 
@@ -21,14 +22,17 @@ def describe_plan(
     row_format: RowFormat | None,
     workers: int | None,
     share: Share,
+    extend: bool = False,
 ) -> str:
     """Blocks, what is done already and what is this process's, as text.
 
     Raises:
-        RunError: the inputs have equal ids, or the directory cannot be read as a run's.
+        RunError: the inputs have equal ids or are not those of the run, or the directory cannot be
+            read as a run's.
     """
-    before, inputs = read_manifest(directory), listing(source)
-    blocks, kind = blocks_of(source, directory, block_size, row_format, default_size)
+    before = read_manifest(directory)
+    inputs = settle_inputs(directory, source, extend=extend)
+    blocks, kind = blocks_of(inputs, directory, block_size, row_format, default_size)
     done = set(blocks.finished(directory, kind))
     own = [block for block in range(share.index, len(blocks), share.count) if block not in done]
     lines = [
@@ -39,9 +43,11 @@ def describe_plan(
         f"{default_workers() if workers is None else workers} worker processes read pictures",
     ]
     if before:
-        manifest = make_manifest(inputs, before["job"], block_size=blocks.size, kind=kind)
+        manifest = make_manifest(
+            inputs.record, before["job"], block_size=blocks.size, kind=kind, ends=inputs.ends
+        )
         lines += [
             f"refused, for {directory} is of another run: {difference}"
-            for difference in differences(before, manifest)
+            for difference in manifest_differences(before, manifest, of_inputs=not inputs.number)
         ]
     return "\n".join(lines)

@@ -17,7 +17,13 @@ from florence_jax.batch.interruption import Interruption
 from florence_jax.batch.job import Item, Job, Row, Source
 from florence_jax.batch.progress import Progress
 from florence_jax.batch.row_files import RowFormat, check_format, encode_block, writable
-from florence_jax.batch.run_manifest import adopt_manifest, listing, make_manifest, read_manifest
+from florence_jax.batch.run_inputs import RunInputs, settle_inputs
+from florence_jax.batch.run_manifest import (
+    adopt_manifest,
+    check_manifest,
+    make_manifest,
+    read_manifest,
+)
 from florence_jax.batch.shares import Share
 from florence_jax.batch.workers import WorkerPool
 from florence_jax.runtime.output_file import remove_leftovers
@@ -64,6 +70,7 @@ def run_blocks(
     share: Share = Share(),  # noqa: B008
     after_block: AfterBlock | None = None,
     patience: float = 60.0,
+    extend: bool = False,
     progress: bool = True,
 ) -> Summary:
     """Make one row of every item of `source`, in files of `directory`, and go on where it stopped.
@@ -85,27 +92,38 @@ def run_blocks(
         share: which of several processes this one is; it begins with its own blocks.
         after_block: called for each block before its file is there.
         patience: seconds without a sign of life after which another process's block is taken over.
+        extend: add inputs that the run in `directory` does not know, in blocks of their own.
         progress: show a bar on stderr, or a line a minute where that is a log.
 
     Returns:
         A summary; the run is complete when nothing is `missing`.
 
     Raises:
-        RunError: the inputs have equal ids, or `directory` is of a run of something else.
+        RunError: the inputs have equal ids or are not those that the run in `directory` began with,
+            or it is of a run of something else.
         ValueError: a size below 1, workers below 0, or Parquet without pyarrow.
         OSError: a block cannot be written.
     """
     directory = Path(directory)
-    blocks, kind = blocks_of(source, directory, block_size, row_format, default_size)
-    manifest = make_manifest(listing(source), job.fingerprint, block_size=blocks.size, kind=kind)
+    while True:
+        inputs = settle_inputs(directory, source, extend=extend)
+        blocks, kind = blocks_of(inputs, directory, block_size, row_format, default_size)
+        manifest = make_manifest(
+            inputs.record, job.fingerprint, block_size=blocks.size, kind=kind, ends=inputs.ends
+        )
+        # Before anything is added: what does not belong to the run changes nothing of it.
+        check_manifest(directory, manifest, of_inputs=not inputs.number)
+        directory.mkdir(parents=True, exist_ok=True)
+        if inputs.save(directory):
+            break
     adopt_manifest(directory, manifest)
-    run = _Run(source, job, directory, blocks, kind, share, patience)
+    run = _Run(inputs.source, job, directory, blocks, kind, share, patience)
     run.after_block = after_block
     return run.work(default_workers() if workers is None else workers, progress)
 
 
 def blocks_of(
-    source: Source,
+    inputs: RunInputs,
     directory: Path,
     block_size: int | None,
     row_format: RowFormat | None,
@@ -121,9 +139,9 @@ def blocks_of(
     kind: RowFormat = row_format or before.get("format") or "jsonl"
     check_format(kind)
     if block_size is not None:
-        return Blocks(total=len(source), size=block_size), kind
+        return Blocks(total=inputs.ends[-1], size=block_size, ends=inputs.ends), kind
     own_size: int = before.get("size") or (default_size or default_block_size)()
-    return Blocks(total=len(source), size=own_size), kind
+    return Blocks(total=inputs.ends[-1], size=own_size, ends=inputs.ends), kind
 
 
 def default_block_size(batch_size: int = 8) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from florence_jax.batch.blocks import is_block_name
 from florence_jax.batch.commit import commit
 from florence_jax.batch.job import Source
 from florence_jax.inference.json_text import json_text
+from florence_jax.runtime.text_file import parse_json
 
 MANIFEST = "run.json"
 FORMAT = "florence-jax run"
-VERSION = 1
+VERSION = 2
 _SHOWN = 200
 
 
@@ -29,8 +30,11 @@ class RunError(ValueError):
     """A run that cannot begin or go on; the message says why and what to do."""
 
 
-def listing(source: Source) -> dict[str, Any]:
+def listing(source: Source) -> tuple[dict[str, Any], np.ndarray]:
     """The inputs as the manifest has them: how many, a sha256 over all ids, and the source's own.
+
+    Returns:
+        They, and the `id_key` of every input in order.
 
     Raises:
         RunError: two inputs have one id, or there are none.
@@ -40,16 +44,36 @@ def listing(source: Source) -> dict[str, Any]:
         # As Parquet has them, which holds no file name that is not UTF-8.
         encoded = name.encode("utf-8", "backslashreplace")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        short = hashlib.blake2b(encoded, digest_size=8).digest()
-        keys[number] = int.from_bytes(short, "little")
+        keys[number] = id_key(name)
     if not len(keys):
         raise RunError("the inputs name no image: there is nothing to run")
     _check_unique(source, keys)
-    return {"count": len(keys), "ids_sha256": digest.hexdigest(), "source": source.fingerprint}
+    record = {
+        "count": len(keys),
+        "ids_sha256": digest.hexdigest(),
+        "source": json.loads(json.dumps(source.fingerprint)),
+    }
+    return record, keys
+
+
+def id_key(name: str) -> int:
+    """64 bits of an id's digest, for comparing millions of them."""
+    encoded = name.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
+
+
+def record_name(number: int) -> str:
+    """The file of the addition `number`, from 1."""
+    return f"run-{number:05d}.json"
 
 
 def make_manifest(
-    inputs: Mapping[str, Any], job: Mapping[str, Any], *, block_size: int, kind: str
+    inputs: Mapping[str, Any],
+    job: Mapping[str, Any],
+    *,
+    block_size: int,
+    kind: str,
+    ends: Sequence[int],
 ) -> dict[str, Any]:
     """The manifest of a run, as it comes back from JSON."""
     manifest = {
@@ -57,13 +81,15 @@ def make_manifest(
         "version": VERSION,
         "inputs": inputs,
         "job": job,
-        "blocks": {"size": block_size, "format": kind},
+        "blocks": {"size": block_size, "format": kind, "ends": ends},
     }
     return json.loads(json.dumps(manifest))
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of `directory`; None where no run has begun.
+    """The manifest of `directory`, with what was added to the run; None where none has begun.
+
+    `records` is how many additions there are.
 
     Raises:
         RunError: there is one that this release cannot read, or there are blocks without one.
@@ -89,7 +115,16 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             f"{path} is of version {manifest.get('version')!r}, this release reads {VERSION}: use "
             "the florence-jax that began the run"
         )
-    return manifest
+    manifest["records"] = 0
+    while True:
+        record = directory / record_name(manifest["records"] + 1)
+        try:
+            content = record.read_bytes()
+        except FileNotFoundError:
+            return manifest
+        added = parse_json(content, str(record))
+        manifest["inputs"], manifest["blocks"]["ends"] = added["inputs"], added["ends"]
+        manifest["records"] += 1
 
 
 def adopt_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
@@ -99,19 +134,48 @@ def adopt_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
         RunError: the directory is of another run; the message has the fields that differ.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    there = read_manifest(directory)
-    if there is None:
+    if read_manifest(directory) is None:
         content = f"{json_text(manifest, indent=1)}\n".encode()
         if commit(directory / MANIFEST, content):
             return
-        there = read_manifest(directory)  # another host was first
-    differing = list(differences(there, manifest))
+    check_manifest(directory, manifest)  # another host may have been first
+
+
+def check_manifest(directory: Path, manifest: Mapping[str, Any], *, of_inputs: bool = True) -> None:
+    """Refuse a run that is not the one of `directory`, if one has begun there.
+
+    Args:
+        of_inputs: compare the inputs too, to which some may be about to be added.
+
+    Raises:
+        RunError: the message has the fields that differ.
+    """
+    there = read_manifest(directory)
+    if there is None:
+        return
+    differing = list(manifest_differences(there, manifest, of_inputs=of_inputs))
     if differing:
         raise RunError(
             f"{directory} is of another run; different are:\n"
             + "\n".join(f"  {line}" for line in differing)
             + "\nRun what it was begun with, or name another directory"
         )
+
+
+def manifest_differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], *, of_inputs: bool
+) -> Iterator[str]:
+    """The fields in which two manifests say different runs; see `check_manifest`."""
+    return differences(_compared(there, of_inputs), _compared(here, of_inputs))
+
+
+def _compared(manifest: Mapping[str, Any], of_inputs: bool) -> dict[str, Any]:
+    """What two manifests of one run have in common."""
+    kept = {name: value for name, value in manifest.items() if name != "records"}
+    if not of_inputs:
+        kept["inputs"] = {"source": kept["inputs"]["source"]}
+        kept["blocks"] = {**kept["blocks"], "ends": []}
+    return kept
 
 
 def _check_unique(source: Source, keys: np.ndarray) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from florence_jax.batch.blocks import Blocks, is_block_name
+from florence_jax.batch.blocks import is_block_name
 from florence_jax.batch.commit import digest_path
 from florence_jax.batch.row_files import read_rows
+from florence_jax.batch.run_inputs import blocks_of_manifest
 from florence_jax.batch.run_manifest import MANIFEST, RunError, read_manifest
 
 # Problems that are told one by one.
@@ -75,7 +76,7 @@ def verify_output(directory: str | Path, *, progress: bool = False) -> Report:
     if manifest is None:
         raise RunError(f"{directory} holds no {MANIFEST}: no run has begun there")
     kind = manifest["blocks"]["format"]
-    blocks = Blocks(total=manifest["inputs"]["count"], size=manifest["blocks"]["size"])
+    blocks = blocks_of_manifest(manifest)
     names = list(blocks.names(kind))
     report, ids, keys = Report(), hashlib.sha256(), np.zeros(blocks.total, np.uint64)
     report.lost = list(_lost(manifest["inputs"].get("source", {})))

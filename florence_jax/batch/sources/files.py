@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,19 @@ class Files:
     def ids(self) -> Iterator[str]:
         return iter(self.paths)
 
+    def pins(self) -> Iterator[str]:
+        """Size and time of change of each file: a digest would read every picture at each start."""
+        return map(file_pin, self.paths)
+
     def read(self, start: int, stop: int) -> Iterator[Item]:
         for path in self.paths[start:stop]:
             yield Item(id=path, image=path, queries=self.queries)
+
+
+def file_pin(path: str | os.PathLike[str]) -> str:
+    """A text that changes when the file does."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return "absent"
+    return f"{found.st_size} bytes of {found.st_mtime_ns}"

@@ -42,7 +42,7 @@ def open_source(
     """
     check_places(places)
     parts = [_source(Path(place), tuple(queries), image_root, say) for place in places]
-    return _Joined(parts, tuple(queries))
+    return _Joined(list(map(str, places)), parts, tuple(queries))
 
 
 def _source(
@@ -68,16 +68,30 @@ def _files(place: Path, paths: Sequence[str], queries: tuple[Query, ...]) -> Sou
 class _Joined:
     """Several sources, one after the other."""
 
-    def __init__(self, parts: Sequence[Source], queries: Sequence[Query]) -> None:
-        self._parts, self._queries = parts, queries
+    def __init__(
+        self, places: Sequence[str], parts: Sequence[Source], queries: Sequence[Query]
+    ) -> None:
+        self._places, self._parts, self._queries = places, parts, queries
         self._ends = list(itertools.accumulate(len(part) for part in parts))
 
     @property
     def fingerprint(self) -> dict[str, Any]:
+        # The content is pinned input by input.
+        return {"prompts": [query.record() for query in self._queries]}
+
+    def row_files(self) -> dict[str, Any]:
         return {
-            "parts": [part.fingerprint for part in self._parts],
-            "prompts": [query.record() for query in self._queries],
+            place: dict(part.fingerprint)
+            for place, part in zip(self._places, self._parts, strict=True)
+            if not isinstance(part, Files)
         }
+
+    def pins(self) -> Iterator[str]:
+        for place, part in zip(self._places, self._parts, strict=True):
+            if isinstance(part, Files):
+                yield from part.pins()
+            else:  # as a whole, in `row_files`
+                yield from itertools.repeat(place, len(part))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0

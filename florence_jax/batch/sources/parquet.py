@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,18 +47,17 @@ class Parquet:
             )
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         self._counts = [group.num_rows for group in groups]
-        self._bytes = [group.total_byte_size for group in groups]
         if say is not None and not self._counts:
             say(f"{path} has no row")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        return {
-            "parquet": self._path.name,
-            "columns": self._names,
-            "rows": sum(self._counts),
-            "bytes": sum(self._bytes),
-        }
+        return {"parquet": self._path.name, "sha256": self._sha256}
+
+    @functools.cached_property
+    def _sha256(self) -> str:
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def __len__(self) -> int:
         return sum(self._counts)

@@ -1,0 +1,248 @@
+"""What a run's inputs were when it began, and what may have become of them since.
+
+A source that can say so pins each input: a picture by its size and time of change, a row by the
+digest of its file. The pins lie beside `run.json` as `inputs-DIGEST.jsonl`, one `[id, pin]` a line.
+Other content under the same name is refused. Inputs that were added are done in blocks of their own
+behind the others, where the caller wants that (`--extend`): each addition is a record
+`run-00001.json`, `run-00002.json`, ..., and of several processes the first one's counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from florence_jax.batch.blocks import Blocks
+from florence_jax.batch.commit import commit
+from florence_jax.batch.job import Item, Source
+from florence_jax.batch.run_manifest import RunError, id_key, listing, read_manifest, record_name
+from florence_jax.inference.json_text import json_text
+from florence_jax.runtime.output_file import replaced_file
+from florence_jax.runtime.text_file import parse_json
+
+_ANOTHER = "or name another directory"
+_SHOWN = 3
+
+
+@runtime_checkable
+class PinnedSource(Source, Protocol):
+    """A source that can tell whether an input is still the same."""
+
+    def pins(self) -> Iterator[str]:
+        """For each input in order, a text that changes with its content."""
+        ...
+
+    def row_files(self) -> Mapping[str, Any]:
+        """The files of rows among the inputs by name, each with its fingerprint."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """The inputs of a run as it goes on.
+
+    Attributes:
+        source: every input, in the order of the run's blocks.
+        record: of the manifest.
+        ends: the numbers of inputs after the first start and each addition; the last is all.
+        number: of the record that is to be written, 0 for `run.json`; None where none is.
+    """
+
+    source: Source
+    record: Mapping[str, Any]
+    ends: tuple[int, ...]
+    number: int | None
+
+    def save(self, directory: Path) -> bool:
+        """Write an addition; False where another process was first and all is to be read again."""
+        if self.number is None:
+            return True
+        self.save_listing(directory)
+        if self.number == 0:  # the manifest itself follows
+            return True
+        content = json_text({"inputs": self.record, "ends": list(self.ends)}, indent=1)
+        return commit(directory / record_name(self.number), f"{content}\n".encode())
+
+    def save_listing(self, directory: Path) -> None:
+        """Write the ids and pins beside the manifest that will name them."""
+        if not isinstance(self.source, PinnedSource):
+            return
+        with replaced_file(directory / self.record["listing"]) as file:
+            for name, pin in zip(self.source.ids(), self.source.pins(), strict=True):
+                file.write(json_text([name, pin]) + "\n")
+
+
+def settle_inputs(directory: Path, source: Source, *, extend: bool = False) -> RunInputs:
+    """The inputs to work on: those that the run has begun with, and those that were added.
+
+    Args:
+        directory: of the run; nothing is written.
+        extend: whether inputs that the run does not know are added.
+
+    Raises:
+        RunError: an input is gone, replaced or new; the message names it and the way out.
+    """
+    begun = read_manifest(directory)
+    record, keys = listing(source)
+    if not isinstance(source, PinnedSource):
+        if extend:
+            raise RunError("these inputs cannot be extended: name another directory for new ones")
+        ends = (record["count"],) if begun is None else tuple(begun["blocks"]["ends"])
+        return RunInputs(source=source, record=record, ends=ends, number=0 if not begun else None)
+    pins = list(source.pins())
+    record = _pinned(record, source, pins)
+    if begun is None:
+        return RunInputs(source=source, record=record, ends=(record["count"],), number=0)
+    before, ends = begun["inputs"], tuple(begun["blocks"]["ends"])
+    if before == record:
+        return RunInputs(source=source, record=record, ends=ends, number=None)
+    if "listing" not in before:
+        raise RunError(f"{directory} is of another run: its inputs are of another kind; {_ANOTHER}")
+    _check_row_files(directory, before["row_files"], record["row_files"])
+    order, changed = _matched(directory, begun, keys, pins)
+    added = np.setdiff1d(np.arange(len(keys)), order)
+    if added.size and not extend:
+        names = _names(source, added)
+        raise RunError(
+            f"{added.size} of the inputs are new since the run in {directory} began, such as "
+            f"{names}: pass --extend to have them done as well, {_ANOTHER}"
+        )
+    ordered = _Ordered(source, np.concatenate([order, added]))
+    ordered_record = _pinned(listing(ordered)[0], ordered, list(ordered.pins()))
+    if added.size:
+        ends = (*ends, len(keys))
+    is_new = bool(added.size or changed)
+    return RunInputs(
+        source=ordered,
+        record=ordered_record,
+        ends=ends,
+        number=begun["records"] + 1 if is_new else None,
+    )
+
+
+def blocks_of_manifest(manifest: Mapping[str, Any]) -> Blocks:
+    """The blocks that a manifest describes."""
+    return Blocks(
+        total=manifest["inputs"]["count"],
+        size=manifest["blocks"]["size"],
+        ends=tuple(manifest["blocks"]["ends"]),
+    )
+
+
+def _pinned(record: Mapping[str, Any], source: PinnedSource, pins: Sequence[str]) -> dict[str, Any]:
+    digest = hashlib.sha256("\n".join(pins).encode("utf-8", "surrogatepass")).hexdigest()
+    name = hashlib.sha256(f"{record['ids_sha256']} {digest}".encode()).hexdigest()[:16]
+    whole = {
+        **record,
+        "pins_sha256": digest,
+        "listing": f"inputs-{name}.jsonl",
+        "row_files": source.row_files(),
+    }
+    return json.loads(json.dumps(whole))
+
+
+def _check_row_files(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name, fingerprint in before.items():
+        if name not in now:
+            raise RunError(
+                f"the run in {directory} began with {name}, which is not among the inputs: name it "
+                f"as well, {_ANOTHER}"
+            )
+        if now[name] != fingerprint:
+            raise RunError(
+                f"{name} has changed since the run in {directory} began, and rows of the old and "
+                f"the new one would be mixed: put back what it was, {_ANOTHER}"
+            )
+
+
+def _matched(
+    directory: Path, begun: Mapping[str, Any], keys: np.ndarray, pins: Sequence[str]
+) -> tuple[np.ndarray, bool]:
+    """Where each input of the run is among those of now, and whether one was replaced.
+
+    Raises:
+        RunError: one is gone, or was replaced after its row was written.
+    """
+    path = directory / begun["inputs"]["listing"]
+    sorted_by = np.argsort(keys)
+    ordered = keys[sorted_by]
+    blocks, kind = blocks_of_manifest(begun), begun["blocks"]["format"]
+    finished = set(blocks.finished(directory, kind))
+    order, gone, replaced, changed = [], [], [], False
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise RunError(
+            f"{path} is missing, which says what the run began with: put it back, {_ANOTHER}"
+        ) from None
+    with file:
+        for number, line in enumerate(file):
+            name, pin = parse_json(line, f"{path}, line {number + 1}")
+            key = id_key(name)
+            place = int(np.searchsorted(ordered, key))
+            if place == len(ordered) or ordered[place] != key:
+                gone.append(name)
+                continue
+            at = int(sorted_by[place])
+            order.append(at)
+            if pins[at] != pin:
+                changed = True
+                if blocks.block_of(number) in finished:
+                    replaced.append((name, blocks.name(blocks.block_of(number), kind)))
+    if gone:
+        raise RunError(
+            f"{len(gone)} inputs of the run in {directory} are gone, such as "
+            f"{', '.join(gone[:_SHOWN])}: put them back, {_ANOTHER}"
+        )
+    if replaced:
+        name, block = replaced[0]
+        raise RunError(
+            f"{name} was replaced after its row was written to {directory / block} (it is one of "
+            f"{len(replaced)}): put back what it was, or remove that block and run this again to "
+            f"have its rows made anew, {_ANOTHER}"
+        )
+    return np.array(order, np.int64), changed
+
+
+def _names(source: Source, numbers: np.ndarray) -> str:
+    wanted = set(numbers[:_SHOWN].tolist())
+    return ", ".join(name for number, name in enumerate(source.ids()) if number in wanted)
+
+
+class _Ordered:
+    """A pinned source in another order."""
+
+    def __init__(self, source: PinnedSource, order: np.ndarray) -> None:
+        self._source, self._order = source, order
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return self._source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def ids(self) -> Iterator[str]:
+        names = list(self._source.ids())
+        return (names[number] for number in self._order)
+
+    def pins(self) -> Iterator[str]:
+        pins = list(self._source.pins())
+        return (pins[number] for number in self._order)
+
+    def row_files(self) -> Mapping[str, Any]:
+        return self._source.row_files()
+
+    def read(self, start: int, stop: int) -> Iterator[Item]:
+        # Stretches that follow each other in the source are read together.
+        numbers = enumerate(self._order[start:stop].tolist())
+        for _, stretch in itertools.groupby(numbers, key=lambda pair: pair[1] - pair[0]):
+            own = [number for _, number in stretch]
+            yield from self._source.read(own[0], own[-1] + 1)
