@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,13 @@ def plan_evaluation(
         dataset = _read(benchmark, lambda: known.read(Path(data), split))
         prompt = prompt or known.prompt
     asked = [_asked(item, prompt) for item in dataset.items]
+    repeated = [name for name, count in Counter(item.id for item in asked).items() if count > 1]
+    if repeated:
+        # Rows are found again by their ids.
+        raise LayoutError(
+            f"{dataset.files[-1]} has {len(repeated)} ids more than once, such as {repeated[0]!r}: "
+            "give each example an id of its own"
+        )
     return Plan(
         benchmark=benchmark,
         split=split,

@@ -157,14 +157,15 @@ def _instances(
             raise ValueError(f"{task}: {len(shapes)} {name} need as many labels, got {labels!r}")
         for label, shape in zip(labels, shapes, strict=True):
             if kind not in _UNLABELLED:
-                _check_label(task, label)
+                check_label(task, label)
             instances.append(_instance(task, name, label, shape, size))
     if len({instance.polygon for instance in instances}) > 1:
         raise ValueError(f"{task}: an answer holds boxes or polygons, not both; write two answers")
     return instances
 
 
-def _check_label(task: str, label: str) -> None:
+def check_label(task: str, label: str) -> None:
+    """Raises ValueError for a label that `parse` would not read back from an answer to `task`."""
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"{task}: a label must be a non-empty string, got {label!r}")
     if label != label.strip() or _UNREADABLE.search(label):
