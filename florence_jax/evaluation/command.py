@@ -196,7 +196,7 @@ def _report(plan: Plan, options: argparse.Namespace, directory: Path) -> Report:
     report = score_rows(
         plan,
         rows,
-        model=options.model,
+        model=str(options.model),
         settings={
             "prompt": plan.prompt,
             "run": manifest.get("job"),
