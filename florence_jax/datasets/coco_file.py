@@ -158,7 +158,7 @@ class _Reader:
             raise self._error(
                 f"lacks COCO's `images` and `annotations`: there is no "
                 f"{' and no '.join(f'`{key}`' for key in missing)}, but "
-                f"{', '.join(map(str, list(content)[:8])) or 'nothing'}"
+                f"{', '.join(map(str, list(content)[:8])) or 'nothing':.200}"
             )
         self.images, self.image_of = self._images(self._entries(content, "images"))
         self.labels, self.label_of = self._categories(self._entries(content, "categories"))
@@ -199,10 +199,10 @@ class _Reader:
                 first = images[image_of[key]].file_name
                 if first != file_name:
                     raise self._error(
-                        f"two images have the id {entry['id']!r}, {first!r} and {file_name!r}: "
+                        f"two images have the id {entry['id']!r:.80}, {first!r:.80} and {file_name!r:.80}: "
                         "give each an id of its own, and their annotations the right image_id"
                     )
-                self._note(f"the image {file_name!r} is listed twice and counts once")
+                self._note(f"the image {file_name!r:.80} is listed twice and counts once")
                 continue
             image_of[key] = len(images)
             caption = entry.get("caption")
@@ -218,7 +218,7 @@ class _Reader:
         names = [name for name, count in repeated.items() if count > 1]
         if names and self.needs_labels:
             self._note(
-                f"{len(names)} pictures are listed under several image ids, such as {names[0]!r}: "
+                f"{len(names)} pictures are listed under several image ids, such as {names[0]!r:.80}: "
                 "each listing is asked by itself, with its own annotations"
             )
         return images, image_of
@@ -232,14 +232,14 @@ class _Reader:
             label = self._text(self._value(entry, "name", place), f"name of {place}").strip()
             if label_of.get(key, label) != label:
                 raise self._error(
-                    f"two categories have the id {entry['id']!r}, {label_of[key]!r} and {label!r}: "
+                    f"two categories have the id {entry['id']!r:.80}, {label_of[key]!r:.80} and {label!r:.80}: "
                     "give each an id of its own, and their annotations the right category_id"
                 )
             label_of[key] = label
             seen[label] += 1
         for label, count in seen.items():
             if count > 1:
-                self._note(f"{count} categories are called {label!r} and count as one")
+                self._note(f"{count} categories are called {label!r:.80} and count as one")
         return list(seen), label_of
 
     def _annotation(self, number: int, record: Mapping[str, Any]) -> _Raw | None:
@@ -268,14 +268,14 @@ class _Reader:
             if _is_caption(record):
                 return None
             raise self._error(
-                f"{name} of image_id {image_id!r} has no `category_id`, and objects need names"
+                f"{name} of image_id {image_id!r:.80} has no `category_id`, and objects need names"
             )
         category = record["category_id"]
         label = self.label_of.get(self._id(category, f"the category_id of {name}"))
         if label is None:
-            has = ", ".join(list(self.label_of)[:12]) or "no categories"
+            has = ", ".join(f"{key:.20}" for key in list(self.label_of)[:12]) or "no categories"
             raise self._error(
-                f"the category_id {category!r} of {name} is not among the categories ({has}): add "
+                f"the category_id {category!r:.80} of {name} is not among the categories ({has}): add "
                 "the category with its name, or remove its annotations"
             )
         return label
@@ -288,7 +288,7 @@ class _Reader:
             return None
         if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
             raise self._error(
-                f"the bbox of {name} of image_id {image_id!r} is {box!r:.80}, expected four finite "
+                f"the bbox of {name} of image_id {image_id!r:.80} is {box!r:.80}, expected four finite "
                 "numbers [x, y, width, height]"
             )
         x, y, width, height = map(float, box)
@@ -333,7 +333,9 @@ class _Reader:
                 )
             box, fault = _within(corners, size)
             if fault:
-                left_out.setdefault(fault, []).append(f"{one.name}, bbox {one.record.get('bbox')}")
+                left_out.setdefault(fault, []).append(
+                    f"{one.name}, bbox {one.record.get('bbox')!s:.80}"
+                )
                 continue
             cut += box != corners
             objects.append(
@@ -369,8 +371,8 @@ class _Reader:
         image = self.images[one.image]
         if image.size is None:
             raise self._error(
-                f"its boxes are shares of the pictures' sides, and image {image.id!r} has no "
-                f"`width` and `height`, nor can the picture {image.file_name!r} be read: add them"
+                f"its boxes are shares of the pictures' sides, and image {image.id!r:.80} has no "
+                f"`width` and `height`, nor can the picture {image.file_name!r:.80} be read: add them"
             )
         return image.size
 

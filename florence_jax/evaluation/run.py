@@ -113,7 +113,7 @@ def plan_evaluation(
     if repeated:
         # Rows are found again by their ids.
         raise LayoutError(
-            f"{dataset.files[-1]} has {len(repeated)} ids more than once, such as {repeated[0]!r}: "
+            f"{dataset.files[-1]} has {len(repeated)} ids more than once, such as {repeated[0]!r:.80}: "
             "give each example an id of its own"
         )
     return Plan(
@@ -196,7 +196,9 @@ def _parts(plan: Plan, known: Benchmark | None, rows: Sequence[Row]) -> list[Par
 def _read(benchmark: str, read: Callable[[], Dataset]) -> Dataset:
     try:
         return read()
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except LayoutError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Somewhere a number stands for a list, or the like: more ways than there are messages for.
         raise LayoutError(
             f"the files of {benchmark} are not what its authors publish "

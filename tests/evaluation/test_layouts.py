@@ -57,7 +57,9 @@ def damaged(content, draw):
     if draw.random() < 0.4:
         del place[key]
     else:
-        place[key] = draw.choice([None, 7, "text", [], {}, [3], {"a": None}, True])
+        place[key] = draw.choice(
+            [None, 7, "text", [], {}, [3], {"a": None}, True, 10**400, float("nan"), -1, "\ud800"]
+        )
     return content
 
 

@@ -103,7 +103,7 @@ class Coco:
             name, image_id = file.orphans[0]
             raise DataError(
                 f"{self.path}: {len(file.orphans)} annotations are of images that are not among "
-                f"the images; {name} is of image_id {image_id!r}, which is not among the images: "
+                f"the images; {name} is of image_id {image_id!r:.80}, which is not among the images: "
                 "add the image, or remove its annotations"
             )
         if self.task in _LABELLED:
@@ -111,7 +111,7 @@ class Coco:
                 try:
                     check_label(self.task, label)
                 except ValueError as error:
-                    raise DataError(f"{self.path}: category {label!r}: {error}") from None
+                    raise DataError(f"{self.path}: category {label!r:.80}: {error}") from None
 
     def _picture_size(self, name: str) -> Size | None:
         """Of a picture on this machine; those of a bucket are fetched when they are drawn."""
@@ -161,7 +161,7 @@ class Coco:
         if self.task == "<REGION_TO_CATEGORY>":
             if image.size is None:
                 raise DataError(
-                    f"{where}: image {image.id!r} has no `width` and `height`, nor can its picture "
+                    f"{where}: image {image.id!r:.80} has no `width` and `height`, nor can its picture "
                     "be read: add them"
                 )
             region = box_to_text(boxes[0], image.size)

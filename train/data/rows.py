@@ -114,7 +114,6 @@ class RowMaker:
     ) -> Row:
         """The row of an example whose picture is open, `size` = (width, height)."""
         answer = ordered_answer(example, size, rng)
-        check_no_control_tokens(example.prefix, "the prompt")
         check_no_control_tokens(answer, "the answer")
         prompt, target = self.tokenizer.encode([build_prompt(example.prefix), answer])
         for name, ids, limit in (

@@ -78,7 +78,7 @@ class _Detection:
             name, image_id = file.orphans[0]
             self._note(
                 f"{len(file.orphans)} annotations are of images that the file does not list and "
-                f"are left out, such as {name} of image_id {image_id!r}"
+                f"are left out, such as {name} of image_id {image_id!r:.80}"
             )
         if not any(one.box is not None and not one.crowd for one in file.objects):
             raise LayoutError(f"{self.path} holds no box of an image: there is nothing to compare")
@@ -128,7 +128,7 @@ class _Detection:
             spellings[label_key(label)].append(label)
         for labels in spellings.values():
             if len(labels) > 1:
-                self._note(f"the categories {', '.join(map(repr, labels))} are judged as one")
+                self._note(f"the categories {', '.join(map(repr, labels)):.200} are judged as one")
         return {key: number for number, key in enumerate(spellings, start=1)}
 
     def _named(self, numbers: dict[str, int]) -> list[dict[str, Any]]:
@@ -143,7 +143,7 @@ class _Detection:
         width, height = image.size
         if abs(stored[0] * height / (stored[1] * width) - 1.0) > _SAME_SHAPE:
             raise LayoutError(
-                f"{self.path}: the picture {image.file_name!r} is {stored[0]} x {stored[1]} pixels "
+                f"{self.path}: the picture {image.file_name!r:.80} is {stored[0]} x {stored[1]} pixels "
                 f"as shown (EXIF orientation applied), and the file says {width} x {height}: turn "
                 "the picture, or mend its `width`, `height` and boxes"
             )
