@@ -22,76 +22,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from florence_jax.datasets.coco_parts import (
+    CocoFile,
+    CocoImage,
+    CocoObject,
+    Corners,
+    Size,
+    is_number,
+)
 from florence_jax.datasets.coco_units import Unit, unit_of
 from florence_jax.datasets.errors import DatasetError
-from florence_jax.datasets.outlines import Outline, outline_of
-
-Corners = tuple[float, float, float, float]
-Size = tuple[float, float]
+from florence_jax.datasets.outlines import outline_of
 
 # Boxes of polygons leave a picture by rounding; pycocotools shall see those as they are.
 _ROUNDING = 0.5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CocoImage:
-    """One entry of `images`.
-
-    Attributes:
-        id: as the file has it.
-        file_name: as the file has it.
-        size: (width, height) in pixels; None where neither the file nor the picture says it.
-        caption: of RefCOCO's conversions, what the image's annotations are called.
-    """
-
-    id: int | str
-    file_name: str
-    size: Size | None
-    caption: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CocoObject:
-    """One entry of `annotations`.
-
-    Attributes:
-        number: its place in the file, from 1.
-        image: index of its image in `CocoFile.images`.
-        label: name of its category; None where it has none.
-        box: (x0, y0, x1, y1) in pixels; None for a caption of the whole image.
-        outline: its polygons in pixels; None where they were not asked for or there are none.
-        area: in square pixels.
-        crowd: whether it stands for several things at once (`iscrowd`).
-        caption: what it is called in words.
-    """
-
-    number: int
-    image: int
-    label: str | None
-    box: Corners | None
-    outline: Outline | None
-    area: float
-    crowd: bool
-    caption: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CocoFile:
-    """A COCO file.
-
-    Attributes:
-        images, objects: in the file's order.
-        labels: names of the categories, each once, in the file's order.
-        orphans: (annotation, image id) of annotations whose image is not in the file; they are not
-            among the objects.
-        notes: sentences for the user about what was joined, cut or left out.
-    """
-
-    images: list[CocoImage]
-    objects: list[CocoObject]
-    labels: list[str]
-    orphans: list[tuple[str, Any]]
-    notes: list[str]
 
 
 def read_coco(
@@ -199,7 +143,8 @@ class _Reader:
                 first = images[image_of[key]].file_name
                 if first != file_name:
                     raise self._error(
-                        f"two images have the id {entry['id']!r:.80}, {first!r:.80} and {file_name!r:.80}: "
+                        f"two images have the id {entry['id']!r:.80}, {first!r:.80} and "
+                        f"{file_name!r:.80}: "
                         "give each an id of its own, and their annotations the right image_id"
                     )
                 self._note(f"the image {file_name!r:.80} is listed twice and counts once")
@@ -218,7 +163,8 @@ class _Reader:
         names = [name for name, count in repeated.items() if count > 1]
         if names and self.needs_labels:
             self._note(
-                f"{len(names)} pictures are listed under several image ids, such as {names[0]!r:.80}: "
+                f"{len(names)} pictures are listed under several image ids, such as "
+                f"{names[0]!r:.80}: "
                 "each listing is asked by itself, with its own annotations"
             )
         return images, image_of
@@ -232,7 +178,8 @@ class _Reader:
             label = self._text(self._value(entry, "name", place), f"name of {place}").strip()
             if label_of.get(key, label) != label:
                 raise self._error(
-                    f"two categories have the id {entry['id']!r:.80}, {label_of[key]!r:.80} and {label!r:.80}: "
+                    f"two categories have the id {entry['id']!r:.80}, {label_of[key]!r:.80} and "
+                    f"{label!r:.80}: "
                     "give each an id of its own, and their annotations the right category_id"
                 )
             label_of[key] = label
@@ -275,8 +222,8 @@ class _Reader:
         if label is None:
             has = ", ".join(f"{key:.20}" for key in list(self.label_of)[:12]) or "no categories"
             raise self._error(
-                f"the category_id {category!r:.80} of {name} is not among the categories ({has}): add "
-                "the category with its name, or remove its annotations"
+                f"the category_id {category!r:.80} of {name} is not among the categories ({has}): "
+                "add the category with its name, or remove its annotations"
             )
         return label
 
@@ -288,8 +235,8 @@ class _Reader:
             return None
         if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
             raise self._error(
-                f"the bbox of {name} of image_id {image_id!r:.80} is {box!r:.80}, expected four finite "
-                "numbers [x, y, width, height]"
+                f"the bbox of {name} of image_id {image_id!r:.80} is {box!r:.80}, expected four "
+                "finite numbers [x, y, width, height]"
             )
         x, y, width, height = map(float, box)
         return x, y, width, height
@@ -372,7 +319,8 @@ class _Reader:
         if image.size is None:
             raise self._error(
                 f"its boxes are shares of the pictures' sides, and image {image.id!r:.80} has no "
-                f"`width` and `height`, nor can the picture {image.file_name!r:.80} be read: add them"
+                f"`width` and `height`, nor can the picture {image.file_name!r:.80} be read: add "
+                "them"
             )
         return image.size
 
@@ -399,16 +347,6 @@ class _Reader:
 
     def _error(self, text: str) -> DatasetError:
         return DatasetError(f"{self.where}: {text}")
-
-
-def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number that a float holds; true and false are none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
-        return False
 
 
 def _without_box(one: _Raw) -> CocoObject:

@@ -113,8 +113,8 @@ def plan_evaluation(
     if repeated:
         # Rows are found again by their ids.
         raise LayoutError(
-            f"{dataset.files[-1]} has {len(repeated)} ids more than once, such as {repeated[0]!r:.80}: "
-            "give each example an id of its own"
+            f"{dataset.files[-1]} has {len(repeated)} ids more than once, such as "
+            f"{repeated[0]!r:.80}: give each example an id of its own"
         )
     return Plan(
         benchmark=benchmark,

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from florence_jax.datasets.coco_file import CocoFile, CocoImage, CocoObject, Size, read_coco
+from florence_jax.datasets.coco_file import read_coco
+from florence_jax.datasets.coco_parts import CocoFile, CocoImage, CocoObject, Size
 from florence_jax.datasets.errors import DatasetError
 from florence_jax.datasets.picture_files import PictureNames
 from florence_jax.processing import box_to_text
@@ -103,8 +104,8 @@ class Coco:
             name, image_id = file.orphans[0]
             raise DataError(
                 f"{self.path}: {len(file.orphans)} annotations are of images that are not among "
-                f"the images; {name} is of image_id {image_id!r:.80}, which is not among the images: "
-                "add the image, or remove its annotations"
+                f"the images; {name} is of image_id {image_id!r:.80}, which is not among the "
+                "images: add the image, or remove its annotations"
             )
         if self.task in _LABELLED:
             for label in {found.label for found in file.objects if found.label is not None}:
@@ -161,8 +162,8 @@ class Coco:
         if self.task == "<REGION_TO_CATEGORY>":
             if image.size is None:
                 raise DataError(
-                    f"{where}: image {image.id!r:.80} has no `width` and `height`, nor can its picture "
-                    "be read: add them"
+                    f"{where}: image {image.id!r:.80} has no `width` and `height`, nor can its "
+                    "picture be read: add them"
                 )
             region = box_to_text(boxes[0], image.size)
             return region, names[0] + region

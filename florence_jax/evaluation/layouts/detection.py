@@ -8,7 +8,8 @@ from typing import Any
 
 from florence_jax.batch.images import FileBelow
 from florence_jax.batch.job import Item
-from florence_jax.datasets.coco_file import CocoFile, CocoImage, CocoObject, Size, read_coco
+from florence_jax.datasets.coco_file import read_coco
+from florence_jax.datasets.coco_parts import CocoFile, CocoImage, CocoObject, Size
 from florence_jax.datasets.errors import DatasetError
 from florence_jax.datasets.picture_files import PictureNames
 from florence_jax.evaluation.layouts.files import (
@@ -143,9 +144,9 @@ class _Detection:
         width, height = image.size
         if abs(stored[0] * height / (stored[1] * width) - 1.0) > _SAME_SHAPE:
             raise LayoutError(
-                f"{self.path}: the picture {image.file_name!r:.80} is {stored[0]} x {stored[1]} pixels "
-                f"as shown (EXIF orientation applied), and the file says {width} x {height}: turn "
-                "the picture, or mend its `width`, `height` and boxes"
+                f"{self.path}: the picture {image.file_name!r:.80} is {stored[0]} x {stored[1]} "
+                f"pixels as shown (EXIF orientation applied), and the file says {width} x {height}: "
+                "turn the picture, or mend its `width`, `height` and boxes"
             )
         return stored, (stored[0] / width, stored[1] / height)
 
