@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from florence_jax.inference.json_text import json_text
-from florence_jax.processing.vocabulary import check_no_control_tokens
 from florence_jax.runtime.text_file import TextFileError, parse_json
 
 SCHEMA = 1
@@ -305,7 +304,6 @@ def _part(kind: type[Part], record: Any, **shape: int) -> Part:
             values[name] = _is(value, int, name)
         elif name in _TEXT_FIELDS:
             values[name] = _is(value, str, name)
-            check_no_control_tokens(value, f"the {name} of a {what}")
         else:
             (values[name],) = _numbers([value], name, 1)
     return kind(**values)

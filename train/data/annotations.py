@@ -13,6 +13,7 @@ from pathlib import Path
 from florence_jax.annotation.questions import Question, questions
 from florence_jax.annotation.schema import AnnotationError, annotation_files, from_row, parse_line
 from florence_jax.processing import TASKS
+from florence_jax.processing.vocabulary import CONTROL_TOKENS
 from train.data.example import DataError, Example
 from train.data.place import Place, contained, local_copy, place
 
@@ -29,6 +30,9 @@ class Annotations:
         tasks: whose questions.
         image_root: the directory that image names start from; by default that of the file.
         questions: of one image that an example asks together, at most.
+
+    Attributes:
+        notes: how many images have texts that are not learnt, for the user.
 
     Raises:
         DataError: it is no set of annotations, or answers nothing of the tasks.
@@ -53,10 +57,11 @@ class Annotations:
         # example.
         self._places = array.array("q")
         self._firsts = array.array("q")
-        count = 0
+        count = unspeakable = 0
         try:
             self._files = _files(self.path)
             for number, offset, line in _lines(self._files):
+                unspeakable += any(token.encode() in line for token in CONTROL_TOKENS)
                 found = _count(line, self.tasks, f"{self._files[number].name} at byte {offset}")
                 if found:
                     self._places.extend((number, offset))
@@ -67,6 +72,10 @@ class Annotations:
         if not count:
             raise DataError(f"{self.path} answers nothing of {', '.join(self.tasks)}")
         self._count = count
+        self.notes = [
+            f"{self.path}: {unspeakable} images have texts or labels with special tokens "
+            f"({', '.join(CONTROL_TOKENS)}), which no answer can hold: these are left out"
+        ][: bool(unspeakable)]
 
     @staticmethod
     def tasks_of(path: str | Place) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from florence_jax.evaluation.layouts.files import (
 from florence_jax.evaluation.scoring import label_key
 from florence_jax.processing.errors import ImageError
 from florence_jax.processing.image import image_size
+from florence_jax.processing.vocabulary import check_no_control_tokens
 
 # How much the shape of a picture may differ from the file's, as in training: by rounding.
 _SAME_SHAPE = 0.02
@@ -126,6 +127,10 @@ class _Detection:
         """Numbers of the labels, by what answers are compared with."""
         spellings: dict[str, list[str]] = defaultdict(list)
         for label in self.file.labels:
+            try:
+                check_no_control_tokens(label, "the category")
+            except ValueError as error:
+                raise LayoutError(f"{self.path}: {error}") from None
             spellings[label_key(label)].append(label)
         for labels in spellings.values():
             if len(labels) > 1:
@@ -145,8 +150,8 @@ class _Detection:
         if abs(stored[0] * height / (stored[1] * width) - 1.0) > _SAME_SHAPE:
             raise LayoutError(
                 f"{self.path}: the picture {image.file_name!r:.80} is {stored[0]} x {stored[1]} "
-                f"pixels as shown (EXIF orientation applied), and the file says {width} x {height}: "
-                "turn the picture, or mend its `width`, `height` and boxes"
+                f"pixels as shown (EXIF orientation applied), and the file says {width} x "
+                f"{height}: turn the picture, or mend its `width`, `height` and boxes"
             )
         return stored, (stored[0] / width, stored[1] / height)
 
