@@ -34,6 +34,9 @@ SCHEMA = 1
 Level = Literal["brief", "detailed", "more_detailed"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
+# Pixels from a picture's corner; areas of larger boxes would overflow.
+_FARTHEST = 1e7
+
 # In a directory: the blocks of a run, or the one file that a merge wrote.
 FILE = "annotations.jsonl"
 _BLOCKS = "block-*.jsonl"
@@ -350,4 +353,6 @@ def _numbers(values: Any, name: str, count: int | None = None) -> Coordinates:
         raise ValueError(f"{name} holds a number beyond any float") from None
     if not all(map(math.isfinite, found)):
         raise ValueError(f"{name} {numbers!r:.80} are not finite numbers")
+    if max(map(abs, found)) > _FARTHEST:
+        raise ValueError(f"{name} {numbers!r:.80} lies beyond any picture")
     return found

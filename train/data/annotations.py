@@ -67,7 +67,8 @@ class Annotations:
                     self._places.extend((number, offset))
                     self._firsts.append(count)
                     count += -(-found // questions)
-        except (AnnotationError, OSError) as error:
+        # Beside its own errors, a box that no question can ask about.
+        except (ValueError, OSError) as error:
             raise DataError(f"{self.path}: {error}") from error
         if not count:
             raise DataError(f"{self.path} answers nothing of {', '.join(self.tasks)}")
@@ -91,7 +92,7 @@ class Annotations:
                 row = parse_line(line, f"{files[number].name} at byte {offset}")
                 if "error" not in row:
                     found.update(question.task for question in questions(from_row(row)))
-        except (AnnotationError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise DataError(f"{path}: {error}") from error
         if not found:
             raise DataError(f"{path} answers none of the tasks: nothing is left to learn from")
@@ -104,17 +105,21 @@ class Annotations:
         A batch is padded to its longest row: a group's batches hold little else than words. By the
         first 256 annotations; what these do not ask is of the first group.
         """
-        files, words, asked = _files(place(path)), Counter[str](), Counter[str]()
-        for number, offset, line in itertools.islice(_lines(files), 256):
-            where = f"{files[number].name} at byte {offset}"
-            row = parse_line(line, where)
-            if "error" in row:
-                continue
-            annotation = from_row(row, where)
-            for question in questions(annotation, tasks):
-                texts = question.prompt, question.suffix(annotation.size)
-                words[question.task] += max(len(_WORDS.findall(text)) for text in texts)
-                asked[question.task] += 1
+        words, asked = Counter[str](), Counter[str]()
+        try:
+            files = _files(place(path))
+            for number, offset, line in itertools.islice(_lines(files), 256):
+                where = f"{files[number].name} at byte {offset}"
+                row = parse_line(line, where)
+                if "error" in row:
+                    continue
+                annotation = from_row(row, where)
+                for question in questions(annotation, tasks):
+                    texts = question.prompt, question.suffix(annotation.size)
+                    words[question.task] += max(len(_WORDS.findall(text)) for text in texts)
+                    asked[question.task] += 1
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path}: {error}") from error
         groups: dict[int, list[str]] = {}
         for task in tasks:
             # Below 16 tokens nothing is padded shorter.
@@ -134,7 +139,10 @@ class Annotations:
             stream.seek(self._places[2 * image + 1])
             line = stream.readline()
         where = f"{file.name}:{index}"
-        annotation = from_row(parse_line(line, where), where)
+        try:
+            annotation = from_row(parse_line(line, where), where)
+        except AnnotationError as error:
+            raise DataError(f"{self.path}: {error}") from None
         first = (index - self._firsts[image]) * self.questions
         asked = _in_turns(questions(annotation, self.tasks))[first : first + self.questions]
         picture = contained(self.image_root, annotation.image, where)
