@@ -15,6 +15,8 @@ ROOMS = {
     "config": {"config_dialects"},
     "config_dialects": {"config"},
     "processing": set(),
+    # Files of training and evaluation data; the trainer and the evaluator read them alike.
+    "datasets": {"processing"},
     "quantization": set(),
     "sharding": set(),
     "model/lane_forms": set(),
@@ -53,7 +55,7 @@ ROOMS = {
                             "sharding"},
     "generation/__init__": {"generation", "generation_config"},
     "evaluation/metrics": set(),
-    "evaluation": {"batch", "inference", "processing", "evaluation/metrics"},
+    "evaluation": {"batch", "datasets", "inference", "processing", "evaluation/metrics"},
     "bench": {"config", "model", "generation", "processing", "checkpoint", "inference"},
     "inference": {"config", "model", "checkpoint", "evaluation/metrics", "generation", "processing",
                   "quantization", "sharding"},

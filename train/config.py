@@ -8,6 +8,7 @@ from florence_jax.processing import TASKS
 from florence_jax.sharding import parse_mesh
 from train.checkpoints import CheckpointConfig
 from train.data.augment import AugmentConfig
+from train.data.example import ObjectOrder
 from train.data.place import is_url
 from train.lora import LoraConfig
 from train.losses import LossConfig
@@ -78,6 +79,12 @@ class SourceConfig:
             the world (default all 15); each has an equal part of the weight.
         image_root: directory that image names start from; by default the file's own.
         annotations: of vqa, VQAv2's second file.
+        order: in which an answer to <OD>, <DENSE_REGION_CAPTION>, <REGION_PROPOSAL> or
+            <OPEN_VOCABULARY_DETECTION> names things: random (anew in each epoch), as_annotated,
+            left_to_right, top_to_bottom, area (largest first) or label (by the alphabet). By
+            default random for coco and annotations, since a model that learns the annotators' order
+            learns where they begin and may find little else; as_annotated for the others, whose
+            texts are learnt as they stand.
         image_pattern: of vqa, such as "COCO_train2014_{image_id:012d}.jpg".
         scenes: of shapes, how many.
         questions: of annotations and shapes, asked of each picture of a batch at most: the tower
@@ -94,6 +101,7 @@ class SourceConfig:
     tasks: tuple[str, ...] = ()
     image_root: str = ""
     annotations: str = ""
+    order: ObjectOrder | None = None
     image_pattern: str = ""
     scenes: int = 1_000_000
     questions: int = 1

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -13,9 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from florence_jax.runtime.directory_lock import directory_lock
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
-from train.data.example import DataError
+from train.data.example import DataError, Source
 from train.data.rows import HostBatch
-from train.data.sources import training_sources, valid_sources
+from train.data.sources import source_notes, training_sources, valid_sources
 from train.data.stream import Stream
 from train.ending import Ending, Outcome
 from train.evaluation import Evaluation
@@ -104,8 +104,10 @@ def _train(config: TrainConfig, directory: Path, profile_steps: int) -> Outcome:
 def build_stream(config: TrainConfig, start: Start, share: tuple[int, int] = (0, 1)) -> Stream:
     """The training data, or one of the equal shares that processes bring to each step."""
     number, count = share
+    sources = training_sources(config.data, config.seed)
+    say_notes(source for _, source, _ in sources)
     return Stream(
-        sources=training_sources(config.data, config.seed),
+        sources=sources,
         # A share's longest row says nothing of the others', and all must have one shape.
         make_row=row_maker(config.data, start, training=True, longest=count > 1),
         batch_size=config.batch_size,
@@ -115,6 +117,12 @@ def build_stream(config: TrainConfig, start: Start, share: tuple[int, int] = (0,
         hosts=count,
         mix=config.data.mix,
     )
+
+
+def say_notes(sources: Iterable[Source]) -> None:
+    """What the data sets joined, cut or left out."""
+    for note in source_notes(sources) if is_first() else ():
+        say(f"note: {note}")
 
 
 class Run:
@@ -152,6 +160,7 @@ class Run:
         )
         data = self.config.data
         valid = valid_sources(data, config.seed)
+        say_notes(valid.values())
         evaluation = Evaluation(
             self.training, self.start, valid, self.interruption, drawing=log.reporting
         )

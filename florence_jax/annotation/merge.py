@@ -91,8 +91,8 @@ def merge(
     if len(frames) > 1:
         first, second = sorted(frames)[:2]
         raise AnnotationError(
-            f"{first} and {second} (id, image, width, height) are not one image: annotate the same "
-            "pictures, from the same directory (--image-root)"
+            f"{first!s:.200} and {second!s:.200} (id, image, width, height) are not one image: "
+            "annotate the same pictures, from the same directory (--image-root)"
         )
     annotators = of or len(annotations)
 

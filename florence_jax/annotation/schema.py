@@ -20,25 +20,31 @@ annotation.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from florence_jax.inference.json_text import json_text
 from florence_jax.runtime.output_file import replaced_file
+from florence_jax.runtime.text_file import TextFileError, parse_json
 
 SCHEMA = 1
 Level = Literal["brief", "detailed", "more_detailed"]
 LEVELS: tuple[Level, ...] = get_args(Level)
+
+# Pixels from a picture's corner; areas of larger boxes would overflow.
+_FARTHEST = 1e7
 
 # In a directory: the blocks of a run, or the one file that a merge wrote.
 FILE = "annotations.jsonl"
 _BLOCKS = "block-*.jsonl"
 
 Coordinates = tuple[float, ...]
+Part = TypeVar("Part", "Text", "Region", "Line", "Phrase")
+Kind = TypeVar("Kind")
 
 
 class AnnotationError(ValueError):
@@ -161,29 +167,28 @@ def from_row(row: Mapping[str, Any], where: str = "a row") -> Annotation:
     Raises:
         AnnotationError: another schema, or a field that is missing or wrong; `where` names the row.
     """
-    if row.get("schema") != SCHEMA:
+    if row.get("schema") != SCHEMA or isinstance(row["schema"], bool):
         raise AnnotationError(
-            f"{where} has the schema {row.get('schema')!r}, this release reads {SCHEMA}: annotate "
-            "anew, or use the release that wrote it"
+            f"{where} has the schema {row.get('schema')!r:.80}, this release reads {SCHEMA}: "
+            "annotate anew, or use the release that wrote it"
         )
     try:
-        texts = tuple(Text(**text) for text in row["texts"])
+        texts = tuple(_part(Text, text) for text in _listed(row, "texts"))
+        name = _is(row.get("id"), str, "id")
         found = Annotation(
-            id=row["id"],
-            image=row.get("image", row["id"]),
-            width=row["width"],
-            height=row["height"],
+            id=name,
+            image=_is(row.get("image", name), str, "image"),
+            width=_side(row, "width"),
+            height=_side(row, "height"),
             texts=texts,
-            regions=tuple(Region(**_shaped(region, "box", 4)) for region in row["regions"]),
-            ocr=tuple(Line(**_shaped(line, "quad", 8)) for line in row["ocr"]),
-            phrases=tuple(Phrase(**_shaped(phrase, "box", 4)) for phrase in row["phrases"]),
-            rejected=row.get("rejected", {}),
-            lost=row.get("lost", {}),
+            regions=tuple(_part(Region, one, box=4) for one in _listed(row, "regions")),
+            ocr=tuple(_part(Line, one, quad=8) for one in _listed(row, "ocr")),
+            phrases=tuple(_part(Phrase, one, box=4) for one in _listed(row, "phrases")),
+            rejected=_counts(row, "rejected"),
+            lost=_counts(row, "lost"),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise AnnotationError(
-            f"{where} is not an annotation ({type(error).__name__}: {error})"
-        ) from None
+    except ValueError as error:
+        raise AnnotationError(f"{where} is not an annotation: {error}") from None
     for text in texts:
         if text.level not in LEVELS:
             raise AnnotationError(f"{where}: the level {text.level!r} is none of {LEVELS}")
@@ -215,9 +220,9 @@ def parse_line(line: bytes | str, where: str) -> dict[str, Any]:
         AnnotationError: it is not one.
     """
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise AnnotationError(f"{where} is not JSON: {error}") from None
+        row = parse_json(line, where)
+    except TextFileError as error:
+        raise AnnotationError(str(error)) from None
     if not isinstance(row, dict):
         raise AnnotationError(f"{where} is not a JSON object")
     return row
@@ -266,16 +271,88 @@ def _record(part: Text | Region | Line | Phrase) -> dict[str, Any]:
     return record
 
 
-def _shaped(record: Mapping[str, Any], name: str, count: int) -> dict[str, Any]:
-    shape = _numbers(record[name])
-    if len(shape) != count:
-        raise ValueError(f"{name} has {len(shape)} numbers, expected {count}")
-    polygons = tuple(_numbers(polygon) for polygon in record.get("polygons", ()))
-    return {**record, name: shape, **({"polygons": polygons} if polygons else {})}
+# What each field of a part holds. None stands for a field that may be absent.
+_TEXT_FIELDS = frozenset({"level", "text", "label", "description", "phrase"})
+_NUMBERS_OF_TEXTS = frozenset({"text", "start", "end"})
 
 
-def _numbers(values: Sequence[Any]) -> Coordinates:
-    numbers = tuple(float(value) for value in values)
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{list(values)} are not finite numbers")
-    return numbers
+def _part(kind: type[Part], record: Any, **shape: int) -> Part:
+    """One part from its JSON object.
+
+    Args:
+        kind: what it is.
+        record: its fields.
+        shape: name of its coordinates, and how many they are.
+
+    Raises:
+        ValueError: a field is unknown, missing or of another type.
+    """
+    what = kind.__name__.lower()
+    _is(record, dict, f"a {what}")
+    fields = {one.name: one for one in dataclasses.fields(kind)}
+    unknown = [name for name in record if name not in fields]
+    if unknown:
+        raise ValueError(f"a {what} has the unknown field {unknown[0]!r:.80}")
+    values: dict[str, Any] = {}
+    for name, declared in fields.items():
+        value = record.get(name)
+        if value is None:
+            if declared.default is MISSING:
+                raise ValueError(f"a {what} lacks {name!r}: {record!r:.80}")
+        elif name in shape:
+            values[name] = _numbers(value, name, shape[name])
+        elif name == "polygons":
+            values[name] = tuple(_numbers(one, name) for one in _is(value, list, name))
+        elif issubclass(kind, Phrase) and name in _NUMBERS_OF_TEXTS:
+            values[name] = _is(value, int, name)
+        elif name in _TEXT_FIELDS:
+            values[name] = _is(value, str, name)
+        else:
+            (values[name],) = _numbers([value], name, 1)
+    return kind(**values)
+
+
+def _is(value: Any, kind: type[Kind], name: str) -> Kind:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r:.80}, expected {_JSON_NAMES[kind]}")
+    return value
+
+
+_JSON_NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
+
+
+def _listed(row: Mapping[str, Any], name: str) -> list[Any]:
+    return _is(row.get(name), list, name)
+
+
+def _side(row: Mapping[str, Any], name: str) -> int:
+    side = _is(row.get(name), int, name)
+    if not 0 < side < 10**6:
+        raise ValueError(f"{name} is {side!r:.80}, expected pixels")
+    return side
+
+
+def _counts(row: Mapping[str, Any], name: str) -> dict[str, int]:
+    counts = _is(row.get(name, {}), dict, name)
+    return {key: _is(count, int, f"{name} {key!r}") for key, count in counts.items()}
+
+
+def _numbers(values: Any, name: str, count: int | None = None) -> Coordinates:
+    """Finite numbers; of a polygon, x and y of at least one point."""
+    numbers = _is(values, list, name)
+    if count is None and (len(numbers) < 2 or len(numbers) % 2):
+        raise ValueError(f"{name} has {len(numbers)} numbers, expected pairs")
+    if count is not None and len(numbers) != count:
+        raise ValueError(f"{name} has {len(numbers)} numbers, expected {count}")
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{name} holds {number!r:.80}, expected a number")
+    try:
+        found = tuple(float(number) for number in numbers)
+    except OverflowError:
+        raise ValueError(f"{name} holds a number beyond any float") from None
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"{name} {numbers!r:.80} are not finite numbers")
+    if max(map(abs, found)) > _FARTHEST:
+        raise ValueError(f"{name} {numbers!r:.80} lies beyond any picture")
+    return found

@@ -138,6 +138,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
         image_root=options.image_root,
     )
     directory = options.output or _default_output(options.model, plan)
+    for note in plan.dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
     if options.dry_run:
         print(_describe(plan, options, directory))
         return 0
@@ -199,7 +201,12 @@ def _report(plan: Plan, options: argparse.Namespace, directory: Path) -> Report:
         plan,
         rows,
         model=str(options.model),
-        settings={"prompt": plan.prompt, "run": manifest.get("job"), "data": str(options.data)},
+        settings={
+            "prompt": plan.prompt,
+            "run": manifest.get("job"),
+            "data": str(options.data),
+            "notes": list(plan.dataset.notes),
+        },
     )
     pictures = {item.id: item.image for item in plan.items}
     # Several processes of one evaluation come here: their files must not be mixed.

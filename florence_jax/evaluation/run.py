@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,13 @@ def plan_evaluation(
         dataset = _read(benchmark, lambda: known.read(Path(data), split))
         prompt = prompt or known.prompt
     asked = [_asked(item, prompt) for item in dataset.items]
+    repeated = [name for name, count in Counter(item.id for item in asked).items() if count > 1]
+    if repeated:
+        # Rows are found again by their ids.
+        raise LayoutError(
+            f"{dataset.files[-1]} has {len(repeated)} ids more than once, such as "
+            f"{repeated[0]!r:.80}: give each example an id of its own"
+        )
     return Plan(
         benchmark=benchmark,
         split=split,
@@ -188,7 +196,9 @@ def _parts(plan: Plan, known: Benchmark | None, rows: Sequence[Row]) -> list[Par
 def _read(benchmark: str, read: Callable[[], Dataset]) -> Dataset:
     try:
         return read()
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except LayoutError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Somewhere a number stands for a list, or the like: more ways than there are messages for.
         raise LayoutError(
             f"the files of {benchmark} are not what its authors publish "

@@ -78,22 +78,22 @@ def score_detection(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
     """COCO's AP with every box equally sure, as for a model without confidences, and with ours.
 
     Labels that are no category of the data set name nothing there and are left out, as they must
-    be: a category is found by its name, case aside.
+    be: a category is found by its name, case and underscores aside.
     """
     content = truth["coco"]
-    categories = {_name(category["name"]): category["id"] for category in content["categories"]}
+    categories = {label_key(category["name"]): category["id"] for category in content["categories"]}
     results, each = [], []
     for row in rows:
         found = _found(row)
         results += [
             {
                 "image_id": row["image_id"],
-                "category_id": categories[_name(one.label)],
+                "category_id": categories[label_key(one.label)],
                 "bbox": _coco_box(one.shape),
                 "score": one.score,
             }
             for one in found
-            if _name(one.label) in categories
+            if label_key(one.label) in categories
         ]
         each.append(_f1(row["truth"], found))
     image_ids = [row["image_id"] for row in rows]
@@ -117,7 +117,7 @@ def score_phrases(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
         found = _found(row)
         right = []
         for phrase in row["truth"]:
-            own = [one for one in found if _name(one.label) == _name(phrase["phrase"])]
+            own = [one for one in found if label_key(one.label) == label_key(phrase["phrase"])]
             boxes = [one.shape for one in own]
             sure = [one.shape for one in sorted(own, key=lambda one: -one.score)]
             right.append(recall_at_1(phrase["boxes"], boxes))
@@ -227,6 +227,11 @@ def score_text(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
 Scoring = Callable[[Sequence[Row], Mapping[str, Any]], Outcome]
 
 
+def label_key(label: str) -> str:
+    """What two spellings of a label have in common: case, spaces and underscores set aside."""
+    return " ".join(label.replace("_", " ").lower().split())
+
+
 def answer_value(row: Row) -> Any:
     """What stands under the task in the row's answer: a text or a mapping; None without one."""
     for answer in row.get("answers", ()):
@@ -261,20 +266,16 @@ def _found(row: Row) -> list[Found]:
 def _f1(truth: Mapping[str, Any], found: Sequence[Found]) -> float:
     """How one picture went: F1 of its boxes at half overlap, 1 where there was nothing to find."""
     true = [
-        Found(label=_name(label), shape=box)
+        Found(label=label_key(label), shape=box)
         for box, label in zip(truth["bboxes"], truth["labels"], strict=True)
     ]
-    given = [Found(label=_name(one.label), shape=one.shape, score=one.score) for one in found]
+    given = [Found(label=label_key(one.label), shape=one.shape, score=one.score) for one in found]
     total = len(true) + len(given)
     return 2 * sum(matched(true, given)) / total if total else 1.0
 
 
 def _coco_box(box: Sequence[float]) -> list[float]:
     return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-
-
-def _name(label: str) -> str:
-    return " ".join(label.lower().split())
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -6,7 +6,6 @@ world of coloured shapes and drawn words, made by `train/shapes`, and nothing of
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.inference.requests import Request
 from florence_jax.processing import parse, task_of
 from florence_jax.quantization import Quantization
+from florence_jax.runtime.text_file import json_lines
 
 SHAPES = Path(florence_jax.__file__).parent / "assets" / "shapes"
 _SCENES = SHAPES / "scenes" / "test"
@@ -84,8 +84,7 @@ def shapes_pipeline(
 
 def held_out_scenes() -> list[dict[str, str]]:
     """The rows `image, prefix, suffix` of the bundled scenes: every task for each of them."""
-    lines = (_SCENES / "annotations.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return [row for _, row in json_lines(_SCENES / "annotations.jsonl")]
 
 
 def show(pipeline: Florence2Pipeline, generation: GenerationConfig) -> Iterator[Shown]:

@@ -82,6 +82,29 @@ def load_image(
     )
 
 
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height) that `load_image` would give a file, from its header alone.
+
+    Raises:
+      ImageError: as `load_image`, but for damage behind the header.
+    """
+    name = f"image {os.fsdecode(path)!r}"
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(f"{name} is not a regular file; pass a file")
+        Image.init()
+        known = [one for one in FORMATS if one in Image.OPEN]
+        with _no_pil_limit(), Image.open(path, formats=known) as image:
+            width, height = image.size
+            # PIL's header of a TIFF is turned already.
+            turned = image.format != "TIFF" and _orientation(image) >= 5
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _damaged(name, error) from error
+    return (height, width) if turned else (width, height)
+
+
 def _read_file(source: str | os.PathLike, name: str, max_bytes: int) -> bytes:
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ImageError(f"{name} is a URL, which is not fetched; download it and pass its bytes")

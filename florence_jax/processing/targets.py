@@ -26,7 +26,7 @@ from florence_jax.processing.conventions import ALL_MARKERS, UNGROUNDED_PHRASES
 from florence_jax.processing.locations import bins_to_text, box_to_text, check_image_size, quantize
 from florence_jax.processing.tasks import TASKS
 
-Order = Literal["given", "reading", "area", "class", "random"]
+Order = Literal["given", "reading", "left_to_right", "area", "class", "random"]
 
 # Where one label precedes all its boxes. The published models repeat the label for
 # open-vocabulary detection and name it once in these answers.
@@ -66,10 +66,10 @@ def target_text(
             boxes or polygons with `..._labels`. Pixels, x and y alternating. Labels of a task that
             writes none (`<REGION_PROPOSAL>`, segmentation) may be left out.
         image_size: (width, height) in pixels, for answers with coordinates.
-        order: "given"; "reading": by the upper, then the left edge; "area": largest bounding box
-            first, as the published models tend to; "class": by label, then reading; "random": a
-            permutation drawn from `rng`. Tasks in `LABELS_ONCE` then gather each label's boxes at
-            its first. Text has no order.
+        order: "given"; "reading": by the upper, then the left edge; "left_to_right": by the left,
+            then the upper edge; "area": largest bounding box first, as the published models tend
+            to; "class": by label, then reading; "random": a permutation drawn from `rng`. Tasks in
+            `LABELS_ONCE` then gather each label's boxes at its first. Text has no order.
         rng: for "random" alone.
 
     Coordinates are floored into bins 0..999 and clamped. Polygons are written clockwise from the
@@ -157,14 +157,15 @@ def _instances(
             raise ValueError(f"{task}: {len(shapes)} {name} need as many labels, got {labels!r}")
         for label, shape in zip(labels, shapes, strict=True):
             if kind not in _UNLABELLED:
-                _check_label(task, label)
+                check_label(task, label)
             instances.append(_instance(task, name, label, shape, size))
     if len({instance.polygon for instance in instances}) > 1:
         raise ValueError(f"{task}: an answer holds boxes or polygons, not both; write two answers")
     return instances
 
 
-def _check_label(task: str, label: str) -> None:
+def check_label(task: str, label: str) -> None:
+    """Raises ValueError for a label that `parse` would not read back from an answer to `task`."""
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"{task}: a label must be a non-empty string, got {label!r}")
     if label != label.strip() or _UNREADABLE.search(label):
@@ -210,6 +211,8 @@ def _ordered(
         x0, y0, x1, y1 = instance.bounds()
         if order == "area":
             return ((x0 - x1) * (y1 - y0), y0, x0)
+        if order == "left_to_right":
+            return (x0, y0)
         return (instance.label, y0, x0) if order == "class" else (y0, x0)
 
     return sorted(instances, key=key)

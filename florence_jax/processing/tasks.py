@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from florence_jax.processing.locations import box_to_text, check_image_size
+from florence_jax.processing.vocabulary import check_no_control_tokens
 
 Compat = Literal["original", "native"] | None
 AnswerType = Literal[
@@ -151,12 +152,15 @@ def build_prompt(
       compat: ``"original"`` inserts the input as it is, ``"native"`` and None strip it.
 
     Raises:
-      ValueError: input for a task that takes none, the wrong kind of input, two inputs, or a region
-        in pixels without ``image_size``.
+      ValueError: input for a task that takes none, the wrong kind of input, two inputs, a region in
+        pixels without ``image_size``, or (without ``compat``) special tokens such as </s>.
     """
     check_compat(compat)
     if not isinstance(prompt, str):
         raise ValueError(f"prompt must be a string such as '<OD>', got {type(prompt).__name__}")
+    if compat is None:
+        for given in (prompt, *([text] if isinstance(text, str) else text or ())):
+            check_no_control_tokens(str(given), "the prompt")
     task = TASKS.get(task_of(prompt))
     added = _added_input(task, text, region, image_size)
     if task is None:

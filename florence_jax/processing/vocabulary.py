@@ -24,6 +24,29 @@ FLORENCE_TOKENS: tuple[str, ...] = (
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 
+# What no prompt, label or answer may hold as text: the tokenizer reads each as one token, so that
+# "a </s> b" ends after "a". Native checkpoints read <image> so too.
+CONTROL_TOKENS = (*SPECIAL_TOKENS, "<mask>", "<image>")
+
+
+def check_no_control_tokens(text: str, what: str) -> None:
+    """Refuse a text with special tokens in it; <loc_N> and Florence-2's other markup may stand.
+
+    Args:
+        text: a prompt, label or answer.
+        what: names it in the message, such as "the suffix".
+
+    Raises:
+        ValueError: it holds one of `CONTROL_TOKENS`.
+    """
+    found = [token for token in CONTROL_TOKENS if token in text]
+    if found:
+        raise ValueError(
+            f"{what} {text!r:.100} holds {', '.join(found)}, which the tokenizer reads as special "
+            f"tokens and not as text: remove {'it' if len(found) == 1 else 'them'} (<s>, </s> and "
+            "the image are added by the program)"
+        )
+
 
 def byte_symbols() -> dict[str, int]:
     """The printable character that byte-level BPE writes for each byte, as symbol -> byte.

@@ -57,7 +57,9 @@ def damaged(content, draw):
     if draw.random() < 0.4:
         del place[key]
     else:
-        place[key] = draw.choice([None, 7, "text", [], {}, [3], {"a": None}, True])
+        place[key] = draw.choice(
+            [None, 7, "text", [], {}, [3], {"a": None}, True, 10**400, float("nan"), -1, "\ud800"]
+        )
     return content
 
 
@@ -228,7 +230,17 @@ def test_own_rows(tmp_path):
     [
         ("{", r"line 1 is not JSON"),
         ("[]", r"line 1 is not an object of image, prefix and suffix"),
-        ('{"image": "a", "prefix": "<OD>"}', r"line 1: `suffix` is None, expected a text"),
+        (
+            '{"image": "a", "prefix": "<OD>"}',
+            r"line 1 lacks the columns suffix; it has image, prefix: .* expected image \(or file_",
+        ),
+        ('{"file_name": "a.png", "text": "a cat"}', r"lacks the columns prefix, suffix; it has fi"),
+        ('{"image": "a", "file_name": "b", "prefix": "", "suffix": ""}', r"names two pictures"),
+        (
+            '{"image": "a", "prefix": "", "suffix": "a</s>b"}',
+            r"line 1: `suffix` 'a</s>b' holds </s",
+        ),
+        ('{"image": "a", "prefix": "<s>", "suffix": ""}', r"line 1: `prefix` '<s>' holds <s>"),
         ('{"image": 1, "prefix": "", "suffix": ""}', r"line 1: `image` is 1, expected a text"),
         ("", "has no row"),
     ],

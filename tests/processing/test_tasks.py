@@ -129,3 +129,17 @@ def test_wrong_arguments_are_explained(arguments, message):
 )
 def test_task_of(prompt, task):
     assert task_of(prompt) == task
+
+
+@pytest.mark.parametrize("token", ["<s>", "</s>", "<pad>", "<unk>", "<mask>", "<image>"])
+def test_special_tokens_in_a_prompt_are_refused_by_name(token):
+    message = f"the prompt .* holds {token}.* as special tokens and not as text: remove it"
+    with pytest.raises(ValueError, match=message):
+        build_prompt(f"<VQA>what is {token}?")
+    with pytest.raises(ValueError, match=message):
+        build_prompt("<CAPTION_TO_PHRASE_GROUNDING>", text=f"a {token} cat")
+    with pytest.raises(ValueError, match=message):
+        build_prompt("<OPEN_VOCABULARY_DETECTION>", text=["cat", token])
+    # The references pass them on.
+    assert token in build_prompt(f"<VQA>{token}", compat="original")
+    assert "<loc_3>" in build_prompt("<REGION_TO_OCR><loc_1><loc_2><loc_3><loc_4>")

@@ -13,6 +13,7 @@ from pathlib import Path
 from florence_jax.annotation.questions import Question, questions
 from florence_jax.annotation.schema import AnnotationError, annotation_files, from_row, parse_line
 from florence_jax.processing import TASKS
+from florence_jax.processing.vocabulary import CONTROL_TOKENS
 from train.data.example import DataError, Example
 from train.data.place import Place, contained, local_copy, place
 
@@ -29,6 +30,9 @@ class Annotations:
         tasks: whose questions.
         image_root: the directory that image names start from; by default that of the file.
         questions: of one image that an example asks together, at most.
+
+    Attributes:
+        notes: how many images have texts that are not learnt, for the user.
 
     Raises:
         DataError: it is no set of annotations, or answers nothing of the tasks.
@@ -53,20 +57,26 @@ class Annotations:
         # example.
         self._places = array.array("q")
         self._firsts = array.array("q")
-        count = 0
+        count = unspeakable = 0
         try:
             self._files = _files(self.path)
             for number, offset, line in _lines(self._files):
+                unspeakable += any(token.encode() in line for token in CONTROL_TOKENS)
                 found = _count(line, self.tasks, f"{self._files[number].name} at byte {offset}")
                 if found:
                     self._places.extend((number, offset))
                     self._firsts.append(count)
                     count += -(-found // questions)
-        except (AnnotationError, OSError) as error:
+        # Beside its own errors, a box that no question can ask about.
+        except (ValueError, OSError) as error:
             raise DataError(f"{self.path}: {error}") from error
         if not count:
             raise DataError(f"{self.path} answers nothing of {', '.join(self.tasks)}")
         self._count = count
+        self.notes = [
+            f"{self.path}: {unspeakable} images have texts or labels with special tokens "
+            f"({', '.join(CONTROL_TOKENS)}), which no answer can hold: these are left out"
+        ][: bool(unspeakable)]
 
     @staticmethod
     def tasks_of(path: str | Place) -> tuple[str, ...]:
@@ -82,7 +92,7 @@ class Annotations:
                 row = parse_line(line, f"{files[number].name} at byte {offset}")
                 if "error" not in row:
                     found.update(question.task for question in questions(from_row(row)))
-        except (AnnotationError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise DataError(f"{path}: {error}") from error
         if not found:
             raise DataError(f"{path} answers none of the tasks: nothing is left to learn from")
@@ -95,17 +105,21 @@ class Annotations:
         A batch is padded to its longest row: a group's batches hold little else than words. By the
         first 256 annotations; what these do not ask is of the first group.
         """
-        files, words, asked = _files(place(path)), Counter[str](), Counter[str]()
-        for number, offset, line in itertools.islice(_lines(files), 256):
-            where = f"{files[number].name} at byte {offset}"
-            row = parse_line(line, where)
-            if "error" in row:
-                continue
-            annotation = from_row(row, where)
-            for question in questions(annotation, tasks):
-                texts = question.prompt, question.suffix(annotation.size)
-                words[question.task] += max(len(_WORDS.findall(text)) for text in texts)
-                asked[question.task] += 1
+        words, asked = Counter[str](), Counter[str]()
+        try:
+            files = _files(place(path))
+            for number, offset, line in itertools.islice(_lines(files), 256):
+                where = f"{files[number].name} at byte {offset}"
+                row = parse_line(line, where)
+                if "error" in row:
+                    continue
+                annotation = from_row(row, where)
+                for question in questions(annotation, tasks):
+                    texts = question.prompt, question.suffix(annotation.size)
+                    words[question.task] += max(len(_WORDS.findall(text)) for text in texts)
+                    asked[question.task] += 1
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path}: {error}") from error
         groups: dict[int, list[str]] = {}
         for task in tasks:
             # Below 16 tokens nothing is padded shorter.
@@ -125,7 +139,10 @@ class Annotations:
             stream.seek(self._places[2 * image + 1])
             line = stream.readline()
         where = f"{file.name}:{index}"
-        annotation = from_row(parse_line(line, where), where)
+        try:
+            annotation = from_row(parse_line(line, where), where)
+        except AnnotationError as error:
+            raise DataError(f"{self.path}: {error}") from None
         first = (index - self._firsts[image]) * self.questions
         asked = _in_turns(questions(annotation, self.tasks))[first : first + self.questions]
         picture = contained(self.image_root, annotation.image, where)

@@ -1,15 +1,20 @@
 """Annotations in COCO's layout: detection, captions, and referring expressions on its pictures."""
 
-import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
+from florence_jax.datasets.coco_file import read_coco
+from florence_jax.datasets.coco_parts import CocoFile, CocoImage, CocoObject, Size
+from florence_jax.datasets.errors import DatasetError
+from florence_jax.datasets.picture_files import PictureNames
 from florence_jax.processing import box_to_text
+from florence_jax.processing.errors import ImageError
+from florence_jax.processing.image import image_size
+from florence_jax.processing.targets import check_label
 from train.data.example import DataError, Example
-from train.data.json_file import read_object
+from train.data.json_file import read_value
 from train.data.place import Place, contained, place
 
 CocoTask = Literal[
@@ -22,6 +27,8 @@ CocoTask = Literal[
     "<CAPTION_TO_PHRASE_GROUNDING>",
 ]
 
+_LABELLED = ("<OD>", "<OPEN_VOCABULARY_DETECTION>", "<REGION_TO_CATEGORY>")
+
 
 class Coco:
     """One COCO JSON file as examples of one task.
@@ -31,12 +38,14 @@ class Coco:
     - `<REGION_TO_CATEGORY>`: one a box.
     - `<CAPTION>`: one a caption annotation.
     - `<REFERRING_EXPRESSION_SEGMENTATION>`, `<CAPTION_TO_PHRASE_GROUNDING>`: one an annotation with
-      a `caption` (or, as the RefCOCO conversions have it, a picture with a `caption`), its polygon
+      a `caption` (or, as the RefCOCO conversions have it, a picture with a `caption`), its polygons
       or its box.
 
-    Boxes are pixels, or shares of the picture's sides where no number of the file exceeds 1 (as
-    Azure exports them). Crowd regions (`iscrowd`) are left out, and boxes without area in the
-    picture. Pictures without annotations are examples of an empty answer for the tasks by picture.
+    `florence_jax.datasets.coco_file` says how a file is read. Crowd regions (`iscrowd`) are left
+    out. Pictures without annotations are examples of an empty answer for the tasks by picture.
+
+    Attributes:
+        notes: what was joined, cut or left out, for the user.
 
     Raises:
         DataError: the file is not COCO's layout, or has nothing for the task.
@@ -45,147 +54,131 @@ class Coco:
     def __init__(self, path: str | Place, task: CocoTask, image_root: str | Place | None = None):
         self.path, self.task = place(path), task
         self.image_root = place(image_root) if image_root else self.path.parent
-        content = read_object(self.path, all_of=("images", "annotations"))
-        images = self._parts(content, "images", "id", "file_name")
-        self._images = {image["id"]: image for image in images}
-        categories = self._parts(content, "categories", "id", "name")
-        self._categories = {category["id"]: category["name"] for category in categories}
-        self._annotations: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
-        for annotation in self._parts(content, "annotations", "image_id"):
-            if annotation["image_id"] not in self._images:
-                raise DataError(
-                    f"{self.path}: an annotation is of image_id {annotation['image_id']!r}, which "
-                    "is not among the images: add the image, or remove its annotations"
-                )
-            box = annotation.get("bbox")
-            if box and not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-                raise DataError(
-                    f"{self.path}: the bbox of an annotation of image_id "
-                    f"{annotation['image_id']!r} is {box!r:.80}, expected [x, y, width, height]"
-                )
-            if not annotation.get("iscrowd"):
-                self._annotations[annotation["image_id"]].append(annotation)
-        boxes = [a["bbox"] for found in self._annotations.values() for a in found if a.get("bbox")]
-        self._shares = bool(boxes) and max(map(max, boxes)) <= 1.0
-        for image_id, found in self._annotations.items():
-            if self._shares and found and _size(self._images[image_id]) is None:
-                raise DataError(
-                    f"{self.path}: its boxes are shares of the pictures' sides, and image "
-                    f"{image_id!r} has no `width` and `height`: add them"
-                )
-        self._items = list(self._numbered())
-        if not self._items:
+        content = read_value(self.path)
+        self._names = PictureNames(_file_names(content))
+        try:
+            file = read_coco(
+                content,
+                str(self.path),
+                labels=task in _LABELLED,
+                boxes=task != "<CAPTION>",
+                outlines=task == "<REFERRING_EXPRESSION_SEGMENTATION>",
+                picture_size=self._picture_size,
+            )
+        except DatasetError as error:
+            raise DataError(str(error)) from None
+        self._images, self.notes = file.images, file.notes
+        self._refuse(file)
+        self._objects: dict[int, list[CocoObject]] = defaultdict(list)
+        for found in file.objects:
+            if not found.crowd:
+                self._objects[found.image].append(found)
+        self._items = list(self._numbered(file))
+        # Pictures without things are examples, but a file without any thing teaches to answer
+        # nothing: its boxes are missing.
+        if not self._items or (
+            task != "<CAPTION>" and not any(chosen for _, chosen in self._items)
+        ):
             raise DataError(f"{self.path} has no annotations for {task}")
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Example:
-        image_id, chosen = self._items[index]
-        image = self._images[image_id]
+        number, chosen = self._items[index]
+        image = self._images[number]
         where = f"{self.path} {self.task}:{index}"
         prompt, answer = self._asked(image, chosen, where)
         return Example(
             id=where,
-            image=contained(self.image_root, image["file_name"], where),
+            image=contained(self.image_root, self._file_name(image.file_name), where),
             task=self.task,
             prompt=prompt,
             answer=answer,
-            size=_size(image),
+            size=image.size,
         )
 
-    def _parts(self, content: Mapping[str, Any], name: str, *keys: str) -> list[Mapping[str, Any]]:
-        """One of the file's lists, each entry with these keys."""
-        parts = content.get(name, [])
-        if not isinstance(parts, list):
-            raise DataError(f"{self.path}: `{name}` is {type(parts).__name__}, expected a list")
-        for number, part in enumerate(parts):
-            missing = [key for key in keys if not isinstance(part, Mapping) or key not in part]
-            if missing:
-                raise DataError(
-                    f"{self.path}: {name}[{number}] has no `{missing[0]}`: {part!r:.80}"
-                )
-        return parts
+    def _refuse(self, file: CocoFile) -> None:
+        """Annotations of other images, and names that an answer cannot hold."""
+        if file.orphans:
+            name, image_id = file.orphans[0]
+            raise DataError(
+                f"{self.path}: {len(file.orphans)} annotations are of images that are not among "
+                f"the images; {name} is of image_id {image_id!r:.80}, which is not among the "
+                "images: add the image, or remove its annotations"
+            )
+        if self.task in _LABELLED:
+            for label in {found.label for found in file.objects if found.label is not None}:
+                try:
+                    check_label(self.task, label)
+                except ValueError as error:
+                    raise DataError(f"{self.path}: category {label!r:.80}: {error}") from None
 
-    def _numbered(self) -> Any:
-        """(image id, what of it is asked about) of every example."""
-        for image_id in self._images:
-            boxes = [
-                annotation
-                for annotation in self._annotations[image_id]
-                if self._has_area(annotation, self._images[image_id])
-            ]
+    def _picture_size(self, name: str) -> Size | None:
+        """Of a picture on this machine; those of a bucket are fetched when they are drawn."""
+        if not isinstance(self.image_root, Path):
+            return None
+        try:
+            return image_size(contained(self.image_root, self._file_name(name), str(self.path)))
+        except (ImageError, DataError):
+            return None  # the row says so when it is drawn
+
+    def _file_name(self, name: str) -> str:
+        root = self.image_root
+        return self._names.existing(root, name) if isinstance(root, Path) else name
+
+    def _numbered(self, file: CocoFile) -> Iterator[tuple[int, list[CocoObject]]]:
+        """(number of the image, what of it is asked about) of every example."""
+        for number, image in enumerate(self._images):
+            found = self._objects[number]
+            boxes = [one for one in found if one.box is not None]
             if self.task in ("<OD>", "<REGION_PROPOSAL>"):
-                yield image_id, boxes
+                yield number, boxes
             elif self.task == "<OPEN_VOCABULARY_DETECTION>":
-                if any("category_id" not in a for a in boxes):
-                    raise DataError(
-                        f"{self.path}: an annotation of image_id {image_id!r} has no `category_id`"
-                    )
-                for category in sorted({a["category_id"] for a in boxes}):
-                    yield image_id, [a for a in boxes if a["category_id"] == category]
+                present = {one.label for one in boxes}
+                for label in (label for label in file.labels if label in present):
+                    yield number, [one for one in boxes if one.label == label]
             elif self.task == "<REGION_TO_CATEGORY>":
-                yield from ((image_id, [a]) for a in boxes)
+                yield from ((number, [one]) for one in boxes)
             elif self.task == "<CAPTION>":
-                found = (a for a in self._annotations[image_id] if a.get("caption"))
-                yield from ((image_id, [a]) for a in found)
+                yield from ((number, [one]) for one in found if one.caption)
             else:
-                about = self._images[image_id].get("caption")
-                yield from ((image_id, [a]) for a in boxes if a.get("caption") or about)
+                yield from ((number, [one]) for one in boxes if one.caption or image.caption)
 
     def _asked(
-        self, image: Mapping[str, Any], chosen: list[Mapping[str, Any]], where: str
+        self, image: CocoImage, chosen: list[CocoObject], where: str
     ) -> tuple[str, str | dict[str, Any]]:
         """(what follows the task token, the answer)."""
         if self.task == "<CAPTION>":
-            return "", chosen[0]["caption"].strip()
-        boxes = [self._corners(annotation, image) for annotation in chosen]
+            return "", (chosen[0].caption or "").strip()
+        boxes = [list(one.box or ()) for one in chosen]
+        names = [one.label or "" for one in chosen]
         if self.task == "<REGION_PROPOSAL>":
             return "", {"bboxes": boxes}
         if self.task == "<OD>":
-            return "", {"bboxes": boxes, "labels": [self._name(a, where) for a in chosen]}
+            return "", {"bboxes": boxes, "labels": names}
         if self.task == "<OPEN_VOCABULARY_DETECTION>":
-            names = [self._name(a, where) for a in chosen]
             return names[0], {"bboxes": boxes, "bboxes_labels": names}
         if self.task == "<REGION_TO_CATEGORY>":
-            region = box_to_text(boxes[0], _size(image) or (0, 0))
-            return region, self._name(chosen[0], where) + region
-        phrase = (chosen[0].get("caption") or image["caption"]).strip()
+            if image.size is None:
+                raise DataError(
+                    f"{where}: image {image.id!r:.80} has no `width` and `height`, nor can its "
+                    "picture be read: add them"
+                )
+            region = box_to_text(boxes[0], image.size)
+            return region, names[0] + region
+        phrase = (chosen[0].caption or image.caption or "").strip()
         if self.task == "<CAPTION_TO_PHRASE_GROUNDING>":
             return phrase, {"bboxes": boxes, "labels": [phrase]}
-        polygons = chosen[0].get("segmentation")
-        if not isinstance(polygons, list) or not polygons:
+        outline = chosen[0].outline
+        if outline is None:
             raise DataError(f"{where} has no polygons to learn <REFERRING_EXPRESSION_SEGMENTATION>")
-        return phrase, {"polygons": [polygons], "labels": [""]}
-
-    def _corners(self, annotation: Mapping[str, Any], image: Mapping[str, Any]) -> list[float]:
-        """COCO's x, y, width, height as corners in pixels, cut at the picture's edges."""
-        x, y, width, height = annotation["bbox"]
-        corners = np.array([x, y, x + width, y + height], np.float64)
-        size = _size(image)
-        if size is not None:
-            edges = np.array([*size, *size])
-            corners = np.clip(corners * edges if self._shares else corners, 0, edges)
-        return corners.tolist()
-
-    def _has_area(self, annotation: Mapping[str, Any], image: Mapping[str, Any]) -> bool:
-        # Without numpy: a file has a million boxes.
-        x, y, width, height = annotation.get("bbox") or (0, 0, 0, 0)
-        right, lower = (1, 1) if self._shares else _size(image) or (math.inf, math.inf)
-        inside = x < right and y < lower and x + width > 0 and y + height > 0
-        return width > 0 and height > 0 and inside
-
-    def _name(self, annotation: Mapping[str, Any], where: str) -> str:
-        category = annotation.get("category_id")
-        if category not in self._categories:
-            raise DataError(f"{where}: category_id {category!r} is not among the categories")
-        return self._categories[category]
+        return phrase, {"polygons": [[list(part) for part in outline.polygons]], "labels": [""]}
 
 
-def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    size = image.get("width"), image.get("height")
-    return size if all(_is_number(side) and side > 0 for side in size) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _file_names(content: Any) -> list[str]:
+    """Of a file whose layout is not checked yet."""
+    images = content.get("images") if isinstance(content, dict) else None
+    entries = images if isinstance(images, list) else []
+    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    return [name for name in names if isinstance(name, str)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from etils import epath
 from PIL import Image
+
+ObjectOrder = Literal["random", "as_annotated", "left_to_right", "top_to_bottom", "area", "label"]
 
 
 class DataError(ValueError):
@@ -31,6 +33,7 @@ class Example:
             the data set says so; None for the picture as it is.
         others: further examples of this very picture, which are learnt beside it: the image
             encoder then runs once for all of them.
+        order: in which the answer names things, where its task has none of its own.
     """
 
     id: str
@@ -40,6 +43,7 @@ class Example:
     answer: str | Mapping[str, Any]
     size: tuple[int, int] | None = None
     others: tuple[Example, ...] = ()
+    order: ObjectOrder = "as_annotated"
 
     @property
     def prefix(self) -> str:

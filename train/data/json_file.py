@@ -1,9 +1,9 @@
 """Annotation files that are one JSON value."""
 
-import json
 from collections.abc import Collection
 from typing import Any
 
+from florence_jax.runtime.text_file import TextFileError, parse_json, read_bytes
 from train.data.example import DataError
 from train.data.place import Place, local_copy
 
@@ -15,11 +15,11 @@ def read_value(path: Place) -> Any:
         DataError: no such file, or no JSON.
     """
     try:
-        return json.loads(local_copy(path).read_bytes())
+        return parse_json(read_bytes(local_copy(path)), str(path))
+    except TextFileError as error:
+        raise DataError(str(error)) from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
 
 
 def read_object(path: Place, *, all_of: Collection[str] = ()) -> dict[str, Any]:

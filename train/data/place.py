@@ -69,12 +69,15 @@ def contained(root: Place, name: str, where: str) -> Place:
     Raises:
         DataError: it lies outside of `root`, by "..", an absolute path, a link or another URL.
     """
-    if isinstance(root, Path):
-        base = root.resolve()
-        found: Place = (base / name).resolve()
-        inside = found.is_relative_to(base) and not is_url(name)
-    else:
-        found, inside = _object_below(str(root), name)
+    try:
+        if isinstance(root, Path):
+            base = root.resolve()
+            found: Place = (base / name).resolve()
+            inside = found.is_relative_to(base) and not is_url(name)
+        else:
+            found, inside = _object_below(str(root), name)
+    except (OSError, ValueError, KeyError) as error:  # a null byte, or another kind of URL
+        raise DataError(f"{where}: the image {name!r:.80} is no file name ({error})") from None
     if not inside:
         raise DataError(
             f"{where}: the image {name!r} lies outside of {root}; move it there, or name the "

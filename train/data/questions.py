@@ -44,15 +44,14 @@ class Vqa:
         self._answers: dict[Any, str] = {}
         if annotations is not None:
             path = place(annotations)
-            for number, found in enumerate(
-                read_object(path, all_of=("annotations",))["annotations"]
-            ):
-                if not isinstance(found, dict) or "question_id" not in found:
-                    raise DataError(
-                        f"{path}: annotation {number} has no question_id: {found!r:.80}"
-                    )
-                answer = found.get("multiple_choice_answer") or _frequent(found)
-                self._answers[found["question_id"]] = answer
+            found = read_object(path, all_of=("annotations",))["annotations"]
+            if not isinstance(found, list):
+                raise DataError(f"{path}: `annotations` is {found!r:.80}, expected a list")
+            for number, one in enumerate(found):
+                where = f"{path}: annotation {number}"
+                if not isinstance(one, dict) or "question_id" not in one:
+                    raise DataError(f"{where} has no question_id: {one!r:.80}")
+                self._answers[_key(one["question_id"], where)] = _frequent(one, where)
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -62,7 +61,9 @@ class Vqa:
         where = f"{self.path}:{index}"
         if not isinstance(question, dict) or not isinstance(question.get("question"), str):
             raise DataError(f"{where} has no text as its `question`: {question!r:.80}")
-        answer = self._answers.get(question.get("question_id")) or _frequent(question)
+        number = question.get("question_id")
+        answer = "" if number is None else self._answers.get(_key(number, where), "")
+        answer = answer or _frequent(question, where)
         if not answer:
             raise DataError(f"{where} has no answer")
         return Example(
@@ -77,7 +78,7 @@ class Vqa:
         if self.image_pattern:
             try:
                 return self.image_pattern.format(**question)
-            except (KeyError, IndexError, ValueError) as error:
+            except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
                 raise DataError(
                     f"{where}: image_pattern {self.image_pattern!r} does not fit ({error!r}); the "
                     f"question has {', '.join(question)}"
@@ -85,6 +86,8 @@ class Vqa:
         name = question.get("image") or question.get("file_name")
         if not name:
             raise DataError(f"{where} names no image: set image_pattern")
+        if not isinstance(name, str):
+            raise DataError(f"{where}: its image is {name!r:.80}, expected a file name")
         return name
 
 
@@ -94,8 +97,23 @@ class DocVqa(Vqa):
     task = "<DocVQA>"
 
 
-def _frequent(question: dict[str, Any]) -> str:
-    """The most frequent answer, the first of equals."""
+def _key(number: Any, where: str) -> str:
+    """A question's number as text: one file may have 7 where the other has "7"."""
+    if not isinstance(number, int | str):
+        raise DataError(f"{where}: its question_id is {number!r:.80}, expected a number or a text")
+    return str(number)
+
+
+def _frequent(question: dict[str, Any], where: str) -> str:
+    """VQAv2's choice, or the most frequent answer, the first of equals; "" where there is none."""
+    chosen = question.get("multiple_choice_answer")
+    if isinstance(chosen, str) and chosen:
+        return chosen
     answers = question.get("answers") or []
-    texts = [answer["answer"] if isinstance(answer, dict) else str(answer) for answer in answers]
-    return Counter(texts).most_common(1)[0][0] if texts else ""
+    if not isinstance(answers, list):
+        raise DataError(f"{where}: its answers are {answers!r:.80}, expected a list")
+    texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+    for text in texts:
+        if not isinstance(text, str | int | float) or isinstance(text, bool):
+            raise DataError(f"{where}: one of its answers is {text!r:.80}, expected a text")
+    return Counter(map(str, texts)).most_common(1)[0][0] if texts else ""

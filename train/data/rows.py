@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.processing import FlorenceTokenizer, build_prompt, load_image
-from florence_jax.processing.targets import target_text
+from florence_jax.processing.vocabulary import check_no_control_tokens
 from train.data.augment import AugmentConfig, augment, in_frame_of
 from train.data.example import Example, Source
+from train.data.order import ordered_answer
 from train.data.place import readable_image
 from train.features.store import FeatureStore
 from train.losses import IGNORE
@@ -95,21 +96,25 @@ class RowMaker:
             example = in_frame_of(picture.size, example)
             picture, example = augment(picture, example, self.augmentation, rng)
             size, image = picture.size, self.pixels(picture)
-        others = tuple(self._other(other, size, image) for other in example.others)
-        return replace(self._asked(example, size, image), others=others)
+        row = self._asked(example, size, image, rng)
+        others = tuple(self._other(other, size, image, rng) for other in example.others)
+        return replace(row, others=others)
 
-    def _other(self, example: Example, size: tuple[int, int], image: np.ndarray) -> Row:
+    def _other(
+        self, example: Example, size: tuple[int, int], image: np.ndarray, rng: np.random.Generator
+    ) -> Row:
         # The picture is good, and so may be the rest of what is asked of it.
         try:
-            return self._asked(example, size, image)
+            return self._asked(example, size, image, rng)
         except ValueError as error:
             return Row(example.id, image, [], [], f"{type(error).__name__}: {error}")
 
-    def _asked(self, example: Example, size: tuple[int, int], image: np.ndarray) -> Row:
+    def _asked(
+        self, example: Example, size: tuple[int, int], image: np.ndarray, rng: np.random.Generator
+    ) -> Row:
         """The row of an example whose picture is open, `size` = (width, height)."""
-        answer = example.answer
-        if not isinstance(answer, str):
-            answer = target_text(example.task, answer, size)
+        answer = ordered_answer(example, size, rng)
+        check_no_control_tokens(answer, "the answer")
         prompt, target = self.tokenizer.encode([build_prompt(example.prefix), answer])
         for name, ids, limit in (
             ("prompt", prompt, self.max_prompt),

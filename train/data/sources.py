@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import get_args
 
 from florence_jax.processing import TASKS
@@ -9,6 +10,7 @@ from train.config import DataConfig, SourceConfig
 from train.data.annotations import Annotations
 from train.data.coco import Coco, CocoTask
 from train.data.example import DataError, Source
+from train.data.order import Ordered
 from train.data.place import Place, existing, place
 from train.data.questions import DocVqa, Vqa
 from train.data.tables import ArrayRecord, Jsonl, Parquet
@@ -68,7 +70,24 @@ def _in_directory(directory: Place, split: str) -> SourceConfig:
     return SourceConfig(kind=kind, path=str(files[0]))
 
 
+def source_notes(sources: Iterable[Source]) -> list[str]:
+    """What the sources joined, cut or left out, each sentence once."""
+    inner = (one.source if isinstance(one, Ordered) else one for one in sources)
+    return list(dict.fromkeys(note for one in inner for note in getattr(one, "notes", ())))
+
+
 def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
+    """The sources of one setting, their answers in its order."""
+    order = config.order or ("random" if config.kind in ("coco", "annotations") else "as_annotated")
+    for name, source, weight in _opened(config, seed):
+        if isinstance(source, ShapesSource):
+            source = replace(source, order=order)
+        elif order != "as_annotated":
+            source = Ordered(source, order)
+        yield name, source, weight
+
+
+def _opened(config: SourceConfig, seed: int) -> Iterator[Named]:
     root = config.image_root or None
     path = place(config.path)
     if config.kind != "shapes":

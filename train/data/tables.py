@@ -3,22 +3,34 @@
 import array
 import base64
 import bisect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from florence_jax.datasets.errors import DatasetError
+from florence_jax.datasets.text_rows import (
+    COLUMNS,
+    FILE_NAME,
+    columns_error,
+    missing_columns,
+    row_columns,
+)
 from florence_jax.processing import task_of
+from florence_jax.runtime.text_file import TextFileError, check_regular, parse_json
 from train.data.example import DataError, Example
 from train.data.place import Place, contained, local_copy, place
 
-_COLUMNS = ("image", "prefix", "suffix")
+# So many first rows are looked at for columns before a run starts.
+_LOOKED_AT = 16
 
 
 class Jsonl:
     """One JSON object a line; images are files below `image_root`, by default the file's folder.
 
     Lines are read when asked for: only their offsets are held, 8 bytes a line.
+
+    Raises:
+        DataError: there is no row, or none of the first ones has the columns.
     """
 
     def __init__(self, path: str | Place, image_root: str | Place | None = None):
@@ -28,20 +40,36 @@ class Jsonl:
         self._offsets = array.array("q", _line_offsets(self._file))
         if not self._offsets:
             raise DataError(f"{self.path} holds no rows")
+        self._look()
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Example:
         where = f"{self.path}:{index}"
+        return row_example(where, self._row(index, where), self.image_root)
+
+    def _row(self, index: int, where: str) -> Any:
         with self._file.open("rb") as stream:
             stream.seek(self._offsets[index])
             line = stream.readline()
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where} is not JSON: {error}") from None
-        return row_example(where, row, self.image_root)
+            return parse_json(line, where)
+        except TextFileError as error:
+            raise DataError(str(error)) from None
+
+    def _look(self) -> None:
+        """One bad row is put aside when it is drawn; a file of other columns is refused at once."""
+        faults: list[str] = []
+        for index in range(min(_LOOKED_AT, len(self))):
+            where = f"{self.path}:{index}"
+            try:
+                row_columns(self._row(index, where), where)
+            except (DataError, DatasetError) as error:
+                faults.append(str(error))
+            else:
+                return
+        raise DataError(faults[0])
 
 
 class Parquet:
@@ -69,12 +97,8 @@ class Parquet:
             except (OSError, ValueError) as error:
                 raise DataError(f"{file} cannot be read as Parquet: {error}") from None
             names = metadata.schema.to_arrow_schema().names
-            missing = [column for column in _COLUMNS if column not in names]
-            if missing:
-                raise DataError(
-                    f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(names)}: "
-                    f"rename those that hold {', '.join(_COLUMNS)}"
-                )
+            if missing_columns(names):
+                raise DataError(str(columns_error(str(file), names)))
             for group in range(metadata.num_row_groups):
                 self._groups.append((count, file, group))
                 count += metadata.row_group(group).num_rows
@@ -98,7 +122,8 @@ class Parquet:
             _, file, group = self._groups[number]
             # Of an object the columns' pieces are fetched together, not one after another.
             content = parquet.ParquetFile(_opened(file), pre_buffer=not isinstance(file, Path))
-            kept = (number, content.read_row_group(group, columns=_COLUMNS))
+            wanted = [one for one in (*COLUMNS, FILE_NAME) if one in content.schema_arrow.names]
+            kept = (number, content.read_row_group(group, columns=wanted))
             self._kept = kept
         return kept[1]
 
@@ -133,9 +158,12 @@ class ArrayRecord:
     def __getitem__(self, index: int) -> Example:
         where = f"{self.path}:{index}"
         try:
-            row = json.loads(self._records[index])
-            row["image"] = base64.b64decode(row["image"], validate=True)
-        except (ValueError, KeyError, TypeError) as error:
+            row = parse_json(self._records[index], where)
+            image, _, _ = row_columns(row, where)
+            row["image"] = base64.b64decode(image, validate=True)
+        except (TextFileError, DatasetError) as error:
+            raise DataError(str(error)) from None
+        except (ValueError, TypeError) as error:
             raise DataError(f"{where} is not a row with a base64 image: {error}") from None
         return row_example(where, row, self.path)
 
@@ -146,24 +174,22 @@ def row_example(where: str, row: Any, image_root: Place) -> Example:
     Raises:
         DataError: a column is missing or of the wrong type, or the image lies outside of the root.
     """
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where} is {type(row).__name__}, expected an object with {_COLUMNS}")
-    image = row.get("image")
+    try:
+        image, prefix, suffix = row_columns(row, where)
+    except DatasetError as error:
+        raise DataError(str(error)) from None
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):
         image = contained(image_root, image, where)
-    for name, value in (("prefix", row.get("prefix")), ("suffix", row.get("suffix"))):
+    for name, value in (("prefix", prefix), ("suffix", suffix)):
         if not isinstance(value, str):
-            raise DataError(f"{where}: {name} must be text, got {value!r}")
+            raise DataError(f"{where}: {name} must be text, got {value!r:.80}")
     if not isinstance(image, Place | bytes):
-        raise DataError(f"{where}: image must be a file name or bytes, got {image!r}")
-    prefix = row["prefix"]
+        raise DataError(f"{where}: image must be a file name or bytes, got {image!r:.80}")
     task = task_of(prefix)
     task = task if prefix.startswith(task) else ""
-    return Example(
-        id=where, image=image, task=task, prompt=prefix[len(task) :], answer=row["suffix"]
-    )
+    return Example(id=where, image=image, task=task, prompt=prefix[len(task) :], answer=suffix)
 
 
 def _opened(file: Place) -> Any:
@@ -174,6 +200,8 @@ def _opened(file: Place) -> Any:
 def _line_offsets(path: Path) -> list[int]:
     offsets, position = [], 0
     try:
+        if not path.is_dir():
+            check_regular(path)
         with path.open("rb") as stream:
             for line in stream:
                 if line.strip():
@@ -184,6 +212,8 @@ def _line_offsets(path: Path) -> list[int]:
             f"{path} is a directory: name the .jsonl file in it, or set data.directory to the one "
             "that holds train/ and valid/"
         ) from None
+    except TextFileError as error:
+        raise DataError(str(error)) from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     return offsets

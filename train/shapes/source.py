@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from florence_jax.processing import TASKS
-from train.data.example import DataError, Example
+from train.data.example import DataError, Example, ObjectOrder
 from train.shapes.drawing import draw
 from train.shapes.questions import Question, questions
 from train.shapes.world import ShapesWorld
@@ -26,6 +26,7 @@ class ShapesSource:
     scenes: int
     tasks: Sequence[str] = tuple(TASKS)
     questions: int = 1
+    order: ObjectOrder = "as_annotated"
 
     def __len__(self) -> int:
         return self.scenes * len(self.tasks) // self.questions
@@ -51,4 +52,5 @@ class ShapesSource:
             task=question.task,
             prompt=question.prefix.removeprefix(question.task),
             answer=question.answer if isinstance(question.answer, dict) else question.suffix,
+            order=self.order,
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.job import Item
+from florence_jax.datasets.coco_parts import is_number
+from florence_jax.runtime import text_file
 
 
 class LayoutError(ValueError):
@@ -25,11 +26,13 @@ class Dataset:
             of; further columns are for the reader of the rows.
         files: the annotation files that were read.
         truth: what scoring needs beside the rows, such as COCO's own content.
+        notes: what was joined, cut or left out, in sentences for the user.
     """
 
     items: Sequence[Item]
     files: Sequence[Path]
     truth: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def find_file(root: Path, names: Iterable[str], where: str) -> Path:
@@ -53,11 +56,36 @@ def read_json(path: Path) -> Any:
         LayoutError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return text_file.read_json(path)
     except OSError as error:
         raise LayoutError(f"{path}: {error.strerror}; check the path and its rights") from None
-    except ValueError as error:
-        raise LayoutError(f"{path} is not JSON ({error}): download it again") from None
+    except text_file.TextFileError as error:
+        raise LayoutError(f"{error}: download it again, or mend it") from None
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        LayoutError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return text_file.read_text(path)
+    except OSError as error:
+        raise LayoutError(f"{path}: {error.strerror}; check the path and its rights") from None
+    except text_file.TextFileError as error:
+        raise LayoutError(str(error)) from None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of each line of a text file that is not blank.
+
+    Raises:
+        LayoutError: as `read_text`.
+    """
+    for number, line in enumerate(text_file.split_lines(read_text(path)), start=1):
+        if line.strip():
+            yield number, line
 
 
 def entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
@@ -69,6 +97,9 @@ def entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
     found = content.get(key) if isinstance(content, Mapping) else content
     if not isinstance(found, list) or not found or not isinstance(found[0], dict):
         raise LayoutError(f"{path} holds no list `{key}` of objects: is it another release's file?")
+    for number, entry in enumerate(found):
+        if not isinstance(entry, dict):
+            raise LayoutError(f"{path}: entry {number} of `{key}` is {entry!r:.80}, no object")
     return found
 
 
@@ -99,7 +130,7 @@ def check_text(value: Any, name: str, path: Path) -> str:
         LayoutError: it is no text.
     """
     if not isinstance(value, str):
-        raise LayoutError(f"{path}: a `{name}` is {value!r}, expected a text")
+        raise LayoutError(f"{path}: a `{name}` is {value!r:.80}, expected a text")
     return value
 
 
@@ -110,9 +141,8 @@ def box_of(entry: Mapping[str, Any], path: Path) -> list[float]:
         LayoutError: it is not four numbers.
     """
     box = value_of(entry, "bbox", path)
-    numbers = isinstance(box, list) and all(type(value) in (int, float) for value in box)
-    if not numbers or len(box) != 4:
-        raise LayoutError(f"{path}: a `bbox` is {box!r}, expected x, y, width, height")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        raise LayoutError(f"{path}: a `bbox` is {box!r:.80}, expected x, y, width, height")
     return corners(box)
 
 

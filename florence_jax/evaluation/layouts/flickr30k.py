@@ -11,7 +11,14 @@ from typing import Any
 
 from florence_jax.batch.images import FileBelow
 from florence_jax.batch.job import Item
-from florence_jax.evaluation.layouts.files import Dataset, LayoutError, find_file, find_folder
+from florence_jax.evaluation.layouts.files import (
+    Dataset,
+    LayoutError,
+    find_file,
+    find_folder,
+    numbered_lines,
+    read_text,
+)
 
 _WHERE = (
     "annotations.zip and the lists of splits are in the repository BryanPlummer/flickr30k_entities,"
@@ -34,10 +41,10 @@ def flickr30k_entities(root: Path, split: str) -> Dataset:
     sentences_of = find_folder(root, ("Sentences",), _WHERE)
     folder = find_folder(root, ("flickr30k-images", "flickr30k_images", "images", "Images"), _WHERE)
     items = []
-    for name in names.read_text(encoding="utf-8").split():
+    for name in read_text(names).split():
         boxes = _boxes(find_file(boxes_of, (f"{name}.xml",), _WHERE))
-        lines = find_file(sentences_of, (f"{name}.txt",), _WHERE).read_text(encoding="utf-8")
-        for number, line in enumerate(filter(None, lines.splitlines())):
+        lines = numbered_lines(find_file(sentences_of, (f"{name}.txt",), _WHERE))
+        for number, (_, line) in enumerate(lines):
             phrases = [
                 {"phrase": phrase, "boxes": boxes[entity]}
                 for entity, phrase in _phrases(line)
@@ -67,7 +74,7 @@ def _phrases(line: str) -> Iterator[tuple[str, str]]:
 
 def _boxes(path: Path) -> dict[str, list[list[int]]]:
     """The boxes of every entity, corners in pixels, counted from 0 as the authors' reader does."""
-    content = path.read_text(encoding="utf-8")
+    content = read_text(path)
     if "<!DOCTYPE" in content or "<!ENTITY" in content:
         raise LayoutError(f"{path} declares entities, which no annotation needs: download it again")
     try:

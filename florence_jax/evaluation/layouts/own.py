@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.images import FileBelow
 from florence_jax.batch.job import Item
+from florence_jax.datasets.errors import DatasetError
+from florence_jax.datasets.text_rows import row_columns
 from florence_jax.evaluation.layouts.detection import detection_file
-from florence_jax.evaluation.layouts.files import Dataset, LayoutError
+from florence_jax.evaluation.layouts.files import Dataset, LayoutError, numbered_lines
+from florence_jax.processing.vocabulary import check_no_control_tokens
+from florence_jax.runtime.text_file import TextFileError, parse_json
 
 
 def own_file(path: Path, image_root: Path | None = None) -> Dataset:
@@ -27,39 +30,49 @@ def own_file(path: Path, image_root: Path | None = None) -> Dataset:
             "COCO's layout"
         )
     root = image_root or path.parent
-    return detection_file(path, root) if path.suffix == ".json" else _lines(path, root)
+    is_json = path.suffix.lower() == ".json"
+    return detection_file(path, root) if is_json else _lines(path, root)
 
 
 def _lines(path: Path, root: Path) -> Dataset:
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        row = _row(line, f"{path}, line {number}")
-        truths = row["suffix"] if isinstance(row["suffix"], list) else [row["suffix"]]
-        items.append(
-            Item(
-                id=str(row.get("id", number)),
-                image=FileBelow(str(root), row["image"]),
-                extra={"input": row["prefix"], "truth": truths},
-            )
-        )
-    if not items:
-        raise LayoutError(f"{path} has no row: expected lines of image, prefix, suffix")
-    return Dataset(items=items, files=[path])
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise LayoutError(f"{where} is not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise LayoutError(f"{where} is not an object of image, prefix and suffix")
-    for name in ("image", "prefix", "suffix"):
-        value = row.get(name)
+    rows: list[tuple[int, Any, FileBelow, str, list[str]]] = []
+    for number, line in numbered_lines(path):
+        where = f"{path}, line {number}"
+        try:
+            row = parse_json(line, where)
+            image, prefix, suffix = row_columns(row, where)
+        except (TextFileError, DatasetError) as error:
+            raise LayoutError(str(error)) from None
         # Several texts may be right.
-        texts = value if name == "suffix" and isinstance(value, list) and value else [value]
-        if not all(isinstance(text, str) for text in texts):
-            raise LayoutError(f"{where}: `{name}` is {value!r}, expected a text")
-    return row
+        truths: list[Any] = suffix if isinstance(suffix, list) and suffix else [suffix]
+        for name, texts in (("image", [image]), ("prefix", [prefix]), ("suffix", truths)):
+            for text in texts:
+                _check_text(text, name, where)
+        rows.append((number, row.get("id"), FileBelow(str(root), image), prefix, truths))
+    if not rows:
+        raise LayoutError(f"{path} has no row: expected lines of image, prefix, suffix")
+    ids = [identity for _, identity, *_ in rows]
+    named = [str(one) for one in ids if type(one) in (str, int)]
+    distinct = len(set(named)) == len(rows)
+    notes = []
+    if any(one is not None for one in ids) and not distinct:
+        notes.append(f"{path}: its ids are not one for each row, rows are named by their lines")
+    items = [
+        Item(
+            id=str(identity) if distinct else str(number),
+            image=image,
+            extra={"input": prefix, "truth": truths},
+        )
+        for number, identity, image, prefix, truths in rows
+    ]
+    return Dataset(items=items, files=[path], notes=notes)
+
+
+def _check_text(text: Any, name: str, where: str) -> None:
+    if not isinstance(text, str):
+        raise LayoutError(f"{where}: `{name}` is {text!r:.80}, expected a text")
+    if name != "image":
+        try:
+            check_no_control_tokens(text, f"`{name}`")
+        except ValueError as error:
+            raise LayoutError(f"{where}: {error}") from None

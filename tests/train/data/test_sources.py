@@ -90,11 +90,12 @@ def test_shares_of_sides_need_the_sides(coco, known):
     if not known:
         content["images"][0] |= {"width": None}
     coco.write_text(json.dumps(content))
-    if known:
-        assert read(Coco(coco, "<OD>"))[1] == "cat<loc_100><loc_100><loc_600><loc_600>"
-        return
-    with pytest.raises(DataError, match="image 7 has no `width` and `height`"):
-        Coco(coco, "<OD>")
+    # Where the file does not say them, the picture does.
+    assert read(Coco(coco, "<OD>"))[1] == "cat<loc_100><loc_100><loc_600><loc_600>"
+    if not known:
+        (coco.parent / "a.png").unlink()
+        with pytest.raises(DataError, match="image 7 has no `width` and `height`, nor can the pic"):
+            Coco(coco, "<OD>")
 
 
 def test_coordinates_of_a_larger_original_are_scaled(coco):
@@ -271,8 +272,17 @@ def test_array_records(tmp_path):
     ("line", "message"),
     [
         ("{", "a.jsonl:0 is not JSON"),
-        ("[]", "is list, expected an object"),
-        ('{"image": "a.png", "prefix": "<OD>"}', "suffix must be text, got None"),
+        ("[]", "is not an object of image, prefix and suffix, but a list"),
+        # What is missing is said with what is there and what was expected, as in evaluation.
+        (
+            '{"image": "a.png", "prefix": "<OD>"}',
+            "a.jsonl:0 lacks the columns suffix; it has image, prefix: .* expected image .or",
+        ),
+        ('{"file_name": "a.png", "text": "a cat"}', "columns prefix, suffix; it has file_name"),
+        ('{"messages": []}', "lacks the columns image, prefix, suffix; it has messages"),
+        ('{"image": "a.png", "prefix": "<OD>", "suffix": null}', "suffix must be text, got None"),
+        ("[" * 100000, "nested too deeply"),
+        ('{"image": "a\\u0000", "prefix": "", "suffix": ""}', "is no file name"),
         ('{"image": 3, "prefix": "<OD>", "suffix": ""}', "image must be a file name or bytes"),
     ],
 )
@@ -280,6 +290,74 @@ def test_a_row_that_is_none_is_named(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_text(line)
     with pytest.raises(DataError, match=message):
         Jsonl(tmp_path / "a.jsonl")[0]
+
+
+def written(path, *rows, encoding="utf-8", end="\n"):
+    lines = (json.dumps(row, ensure_ascii=False) + end for row in rows)
+    path.write_bytes("".join(lines).encode(encoding))
+    return path
+
+
+def row(suffix="a cat", image="image"):
+    return {image: "a.png", "prefix": "<CAPTION>", "suffix": suffix}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "end"),
+    [("utf-8", "\n"), ("utf-8-sig", "\n"), ("utf-8", "\r\n"), ("utf-8", "\n\n")],
+)
+@pytest.mark.parametrize("image", ["image", "file_name"])
+def test_rows_as_editors_write_them(tmp_path, encoding, end, image):
+    (tmp_path / "a.png").write_bytes(png())
+    texts = ["a cat", "one\u2028two", "three\u0085four", "caf\u00e9"]
+    rows = [row(text, image) for text in texts]
+    source = Jsonl(written(tmp_path / "a.jsonl", *rows, encoding=encoding, end=end))
+    assert [source[index].answer for index in range(len(source))] == texts
+    assert source[0].image == tmp_path / "a.png"
+
+
+def test_a_row_that_is_not_utf_8_is_named_and_the_others_are_read(tmp_path):
+    path = written(tmp_path / "a.jsonl", row("caf\u00e9"), row(), encoding="latin-1")
+    source = Jsonl(path)
+    with pytest.raises(DataError, match=r"a.jsonl:0 is not UTF-8: byte 0xe9 .* LATIN1"):
+        source[0]
+    assert source[1].answer == "a cat"
+    with pytest.raises(DataError, match=r"a.jsonl:0 is UTF-16: save it as UTF-8"):
+        Jsonl(written(path, row(), encoding="utf-16"))
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("plain", "a cat"),
+        ("bom", "a cat"),
+        ("crlf", "a cat"),
+        ("u2028", "a cat\u2028 sits"),
+        ("latin1", "latin1.jsonl:0 is not UTF-8"),
+        ("metadata", "metadata.jsonl:0 lacks the columns prefix, suffix; it has file_name, text"),
+    ],
+)
+def test_rows_from_the_field(name, first):
+    path = shared_path("..", "field", "jsonl", f"{name}.jsonl")
+    if "jsonl" in first:
+        with pytest.raises(DataError, match=first):
+            Jsonl(path)[0]
+    else:
+        assert "".join(Jsonl(path)[0].answer.split()) == "".join(first.split())
+
+
+@pytest.mark.parametrize("token", ["<s>", "</s>", "<pad>", "<unk>", "<mask>", "<image>"])
+def test_special_tokens_in_a_row_are_refused_by_name(tmp_path, token):
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [row(f"a cat {token} b"), row() | {"prefix": f"what {token}?"}]
+    source = Jsonl(written(tmp_path / "a.jsonl", *rows))
+    with pytest.raises(ValueError, match=f"the answer .* holds {token}.* as special tokens"):
+        read(source)
+    with pytest.raises(ValueError, match=f"the prompt .* holds {token}.* as special tokens"):
+        read(source, 1)
+    regions = row("cat<loc_1><loc_2><loc_3><loc_4>") | {"prefix": "<OD>"}
+    assert "<loc_4>" in read(Jsonl(written(tmp_path / "b.jsonl", regions)))[1]
 
 
 @pytest.mark.parametrize("make", [Jsonl, lambda path: Coco(path, "<OD>"), Vqa, DocVqa])

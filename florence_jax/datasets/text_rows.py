@@ -1,0 +1,55 @@
+"""Rows `image, prefix, suffix`, as the trainer learns them and the evaluator judges by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from florence_jax.datasets.errors import DatasetError
+
+COLUMNS = ("image", "prefix", "suffix")
+# Hugging Face's imagefolder names the picture so, in metadata.jsonl.
+FILE_NAME = "file_name"
+
+
+def missing_columns(names: Iterable[str]) -> list[str]:
+    """The columns of a row that are not among `names`; `file_name` stands for `image`."""
+    present = set(names)
+    if FILE_NAME in present:
+        present.add("image")
+    return [column for column in COLUMNS if column not in present]
+
+
+def columns_error(where: str, names: Iterable[str]) -> DatasetError:
+    """The error of rows that have other columns."""
+    found = list(names)
+    listed = ", ".join(found[:12]) + (", ..." if len(found) > 12 else "") if found else "none"
+    return DatasetError(
+        f"{where} lacks the columns {', '.join(missing_columns(found))}; it has {listed}: rename "
+        f"or add columns, expected {COLUMNS[0]} (or {FILE_NAME}), {COLUMNS[1]}, {COLUMNS[2]}"
+    )
+
+
+def row_columns(row: Any, where: str) -> tuple[Any, Any, Any]:
+    """(image, prefix, suffix) of a row; their types are not checked.
+
+    Args:
+        row: a JSON value, or a row of a table.
+        where: the file and the row, for messages.
+
+    Raises:
+        DatasetError: it is no object, lacks a column, or `image` and `file_name` differ.
+    """
+    if not isinstance(row, Mapping):
+        raise DatasetError(
+            f"{where} is not an object of image, prefix and suffix, but a {type(row).__name__}"
+        )
+    if missing_columns(row):
+        raise columns_error(where, map(str, row))
+    image = row.get("image", row.get(FILE_NAME))
+    if FILE_NAME in row and row[FILE_NAME] != image:
+        raise DatasetError(
+            f"{where} names two pictures, image {image!r:.80} and file_name {row[FILE_NAME]!r:.80}:"
+            " remove one of them"
+        )
+    return image, row["prefix"], row["suffix"]
