@@ -40,16 +40,19 @@ class RowsAnswerer:
         batch_size: int = 8,
         constrained: bool = False,
         image_root: str = ".",
+        free_prompt: bool = False,
         **decoding: Any,
     ) -> None:
         """
         Args:
-            model: checkpoint directory or hub id; "demo" is a tiny model with random weights.
+            model: as for `Florence2Pipeline.from_pretrained`; "demo" is a tiny model with random
+                weights.
             tasks: asked about rows that bring none of their own.
             dtype: of weights and activations.
             batch_size: rows in one compiled call, on each device of the process.
             constrained: allow only answers that can be read whole.
             image_root: the directory below which rows name pictures.
+            free_prompt: allow prompts that look like a task and are none.
             decoding: fields of `GenerationConfig`, such as `max_new_tokens=64`.
         """
         several = [tasks] if isinstance(tasks, str) else tasks
@@ -57,6 +60,7 @@ class RowsAnswerer:
         self._reader = RowReader(queries=queries, root=image_root)
         self._model, self._dtype, self._decoding = model, dtype, decoding
         self._batch_size, self._constrained = batch_size, constrained
+        self._free_prompt = free_prompt
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
         """Columns in, columns out, as Ray Data's `map_batches` calls it with numpy batches.
@@ -107,6 +111,7 @@ class RowsAnswerer:
             dataclasses.replace(pipeline.generation, **self._decoding),
             constrained=self._constrained,
             batch_size=self._batch_size,
+            free_prompt=self._free_prompt,
         )
         job.check(self._reader.queries)
         return job

@@ -20,6 +20,7 @@ from florence_jax.evaluation.published import figures_of_variants, published_fig
 from florence_jax.evaluation.report import Part, Report
 from florence_jax.evaluation.scoring import score_detection
 from florence_jax.inference.requests import Query
+from florence_jax.processing.request_check import tasks_of_data
 
 OWN = "own"
 ROWS = "rows"
@@ -39,6 +40,7 @@ class Plan:
         dataset: every item of the split, with its query.
         limit: how many of them are asked, from the first; None for all.
         prompt: as in `Benchmark.prompt`.
+        own_tasks: the tasks beside the 15 that the data set itself asks.
     """
 
     benchmark: str
@@ -46,6 +48,7 @@ class Plan:
     dataset: Dataset
     limit: int | None
     prompt: str
+    own_tasks: frozenset[str] = frozenset()
 
     @property
     def items(self) -> Sequence[Item]:
@@ -95,7 +98,7 @@ def plan_evaluation(
         root = Path(image_root) if image_root else None
         dataset = _read(benchmark, lambda: own_file(Path(data), root))
         split = "all"
-        prompt = prompt or ("<OD>" if "coco" in dataset.truth else "{input}")
+        usual = "<OD>" if "coco" in dataset.truth else "{input}"
     else:
         known = benchmark_named(benchmark)
         if image_root is not None:
@@ -106,14 +109,18 @@ def plan_evaluation(
                 f"{benchmark} has no split {split!r}, it has {', '.join(known.splits)}"
             )
         dataset = _read(benchmark, lambda: known.read(Path(data), split))
-        prompt = prompt or known.prompt
+        usual = known.prompt
+    prompt = prompt or usual
     asked = [_asked(item, prompt) for item in dataset.items]
+    # What the data asks; a prompt of the command line is no part of it.
+    own = [_asked(item, form).queries[0].prompt for form in (usual, "{input}") for item in asked]
     return Plan(
         benchmark=benchmark,
         split=split,
         dataset=dataclasses.replace(dataset, items=asked),
         limit=limit,
         prompt=prompt,
+        own_tasks=tasks_of_data(own),
     )
 
 

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, read_config, resolve
 from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.inference.answering import DEFAULT_BATCH_SIZE, Answering, Result
 from florence_jax.inference.buckets import batch_buckets
 from florence_jax.inference.compilation_cache import use_compilation_cache
 from florence_jax.inference.constrained import AnswerConstraints
+from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.inference.meshes import DEFAULT_RULES, MeshLike, RulesLike, load_on_mesh
 from florence_jax.inference.programs import LivePrograms
 from florence_jax.inference.requests import Request
@@ -29,7 +32,12 @@ from florence_jax.processing import (
     load_tokenizer,
 )
 from florence_jax.processing.tasks import Compat
-from florence_jax.quantization import Quantization, check_quantization, quantized
+from florence_jax.quantization import (
+    Quantization,
+    check_quantization,
+    quantized,
+    quantized_modules,
+)
 
 __all__ = ["Florence2Pipeline", "Request", "Result", "load"]
 
@@ -91,6 +99,15 @@ class Florence2Pipeline(Answering):
     def __post_init__(self) -> None:
         use_compilation_cache()
 
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        kept = ", int8 weights" if quantized_modules(self.params) else ""
+        height, width = self.image_config.size
+        return (
+            f"Florence2Pipeline({self.model!r}{kept}, {count / 1e6:.1f}M parameters, images "
+            f"{width}x{height}, compat={self.compat!r})"
+        )
+
     @classmethod
     def from_pretrained(
         cls,
@@ -110,7 +127,8 @@ class Florence2Pipeline(Answering):
 
         Args:
             source: a directory or a hub id such as "microsoft/Florence-2-base-ft", in the original
-                or in transformers' native naming, or a directory in this library's own format.
+                or in transformers' native naming, or a directory in this library's own format; the
+                directory of a training run or of a PEFT adapter; or "shapes", the bundled model.
             dtype: "float32", "bfloat16" or "float16", for weights and activations.
             quantize: "int8" keeps the decoder's and the token table's weights in that, see
                 `florence_jax.quantization`; by default everything is of `dtype`.
@@ -144,6 +162,7 @@ class Florence2Pipeline(Answering):
             image_config=ImageConfig.from_hf(files.preprocessor or {}),
             generation=GenerationConfig.from_hf(files.config, files.generation),
             compat=compat,
+            tasks=own_tasks(directory),
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -109,14 +110,21 @@ def predict(
     generation: GenerationConfig | None = None,
     constrained: bool = False,
     batch_size: int = 8,
+    seed: int | None = None,
+    free_prompt: bool = False,
 ) -> Iterator[Prediction]:
     """Answer every query about every image, image by image.
 
-    An image that cannot be read gives predictions with an error and stops nothing.
+    An image that cannot be read, or that a query does not suit, gives predictions with an error and
+    stops nothing.
 
     Raises:
         ValueError: a query or setting that suits no image.
     """
+    for query in queries:
+        request = Request(image=None, **vars(query))
+        pipeline.check(request, free_prompt=free_prompt)
+        pipeline.constraint_of([request], constrained)
     # What has been read but not answered yet, in order; unreadable images wait here for their turn.
     waiting: deque[Prediction] = deque()
 
@@ -131,25 +139,28 @@ def predict(
                 continue
             for query in queries:
                 waiting.append(Prediction(path=path, query=query, image=image))
-                yield Request(
-                    image=image,
-                    prompt=query.prompt,
-                    text=query.text,
-                    region=query.region,
-                    labels=query.labels,
-                )
+                yield Request(image=image, **vars(query))
 
     def unreadable() -> Iterator[Prediction]:
         while waiting and waiting[0].error is not None:
             yield waiting.popleft()
 
     results = pipeline.answer(
-        requests(), generation, constrained=constrained, batch_size=batch_size
+        requests(),
+        generation,
+        constrained=constrained,
+        batch_size=batch_size,
+        seed=seed,
+        free_prompt=free_prompt,
+        on_error="return",
     )
     for result in results:
         yield from unreadable()
         asked = waiting.popleft()
-        yield Prediction(path=asked.path, query=asked.query, image=asked.image, result=result)
+        if isinstance(result, Exception):
+            yield dataclasses.replace(asked, error=str(result))
+        else:
+            yield dataclasses.replace(asked, result=result)
     yield from unreadable()
 
 
