@@ -26,7 +26,6 @@ from convert.command import (
     guarded,
     program_parser,
 )
-from convert.torch_config import torch_config
 from florence_jax.adapters.adapter import Adapter, merge
 from florence_jax.adapters.file import read_adapter
 from florence_jax.checkpoint import Report, plan_checkpoint, read_config, resolve, torch_tensors
@@ -35,6 +34,7 @@ from florence_jax.checkpoint.keymap import Naming
 from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
 from florence_jax.checkpoint.replace import replaced_directory
 from florence_jax.checkpoint.safetensors_writer import save_tensors
+from florence_jax.checkpoint.torch_config import torch_config
 from florence_jax.checkpoint.tree import insert
 
 _PROGRAM = "convert.merge_lora"

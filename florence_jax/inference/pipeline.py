@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -38,6 +38,9 @@ from florence_jax.quantization import (
     quantized,
     quantized_modules,
 )
+
+if TYPE_CHECKING:
+    from florence_jax.inference.save_pretrained import SaveFormat
 
 __all__ = ["Florence2Pipeline", "Request", "Result", "load"]
 
@@ -90,11 +93,16 @@ class Florence2Pipeline(Answering):
 
     Attributes:
         model, params: what `florence_jax.load` returns.
-        tokenizer, image_config, generation, compat: see `Answering`.
+        tokenizer, image_config, generation, compat, tasks: see `Answering`.
+        source: directory of the checkpoint's configuration and processor files, which
+            `save_pretrained` copies; None for a model that was made in code.
+        tokenizer_source: the same for the tokenizer's files.
     """
 
     model: Model
     params: Params
+    source: Path | None = None
+    tokenizer_source: Path | None = None
 
     def __post_init__(self) -> None:
         use_compilation_cache()
@@ -155,14 +163,17 @@ class Florence2Pipeline(Answering):
             )
             model, params = Model(config=config, dtype=dtype), quantized(params, quantize)
         files = read_config(directory)
+        tokenizer, tokenizer_source = _find_tokenizer(directory, files.has_tokenizer, processor)
         return cls(
             model=model,
             params=params,
-            tokenizer=_find_tokenizer(directory, files.has_tokenizer, processor),
+            tokenizer=tokenizer,
             image_config=ImageConfig.from_hf(files.preprocessor or {}),
             generation=GenerationConfig.from_hf(files.config, files.generation),
             compat=compat,
             tasks=own_tasks(directory),
+            source=directory,
+            tokenizer_source=tokenizer_source,
         )
 
     @property
@@ -263,6 +274,28 @@ class Florence2Pipeline(Answering):
             progress=progress,
         )
 
+    def save_pretrained(
+        self, path: str | Path, format: SaveFormat = "jax", *, overwrite: bool = False
+    ) -> None:
+        """Write the pipeline as a checkpoint directory, which `from_pretrained` reads.
+
+        Weights keep the pipeline's dtype. The tokenizer's and processor's files are those that it
+        was loaded from; decoding settings and image size are the pipeline's.
+
+        Args:
+            path: the directory; it appears when it is complete.
+            format: "jax" is this library's own, verified when it is loaded; "native" is read by
+                transformers' `Florence2ForConditionalGeneration` and `AutoProcessor`; "original" by
+                Microsoft's code (beside its *.py files).
+            overwrite: replace an existing checkpoint.
+
+        Raises:
+            CheckpointError, ValueError: what cannot be written, and why.
+        """
+        from florence_jax.inference.save_pretrained import save_pipeline
+
+        save_pipeline(self, Path(path).expanduser(), format, overwrite=overwrite)
+
     def _usual_constraints(self, constrained: bool) -> tuple[Constraint | None, ...]:
         """What programs are compiled for, with a start for one row: nothing, or a table too."""
         if not constrained:
@@ -282,18 +315,21 @@ def _check_whole(quantize: Quantization | None) -> None:
 
 def _find_tokenizer(
     directory: Path, has_tokenizer: bool, processor: str | Path | None
-) -> FlorenceTokenizer:
+) -> tuple[FlorenceTokenizer, Path]:
+    """The tokenizer, and the directory of its files."""
     if processor is not None:
-        return load_tokenizer(resolve(processor, weights=False))
+        found = resolve(processor, weights=False)
+        return load_tokenizer(found), found
     if has_tokenizer:
-        return load_tokenizer(directory)
+        return load_tokenizer(directory), directory
     warnings.warn(
         f"{directory} has no tokenizer files; taking those of {BASE_PROCESSOR}, which all "
         "published Florence-2 models share (pass processor= to choose another)",
         stacklevel=3,
     )
     try:
-        return load_tokenizer(resolve(BASE_PROCESSOR, weights=False))
+        found = resolve(BASE_PROCESSOR, weights=False)
+        return load_tokenizer(found), found
     except CheckpointError as error:
         raise CheckpointError(
             f"{directory} has no tokenizer files and {BASE_PROCESSOR} cannot be reached ({error}); "
