@@ -5,7 +5,6 @@ They bring scheduling, retries and storage of their own, for those who outgrow o
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,8 @@ from florence_jax.batch.sources.rows import RowReader
 from florence_jax.batch.workers import WorkerPool
 from florence_jax.inference.requests import Query
 
+# Keywords beside the decoding settings.
+_OWN = ("model", "tasks", "dtype", "batch_size", "constrained", "image_root", "free_prompt")
 # Batches come from other processes' memory; nothing else is read ahead here.
 _IN_THIS_PROCESS = 0
 
@@ -100,6 +101,7 @@ class RowsAnswerer:
         from florence_jax.batch.local_devices import over_local_devices
         from florence_jax.batch.predict_job import PredictJob
         from florence_jax.inference.demo import demo_pipeline
+        from florence_jax.inference.overrides import with_overrides
         from florence_jax.inference.pipeline import Florence2Pipeline
 
         if self._model == "demo":
@@ -108,7 +110,7 @@ class RowsAnswerer:
             pipeline = Florence2Pipeline.from_pretrained(self._model, dtype=self._dtype)
         job = PredictJob(
             over_local_devices(pipeline),
-            dataclasses.replace(pipeline.generation, **self._decoding),
+            with_overrides(pipeline.generation, self._decoding, _OWN),
             constrained=self._constrained,
             batch_size=self._batch_size,
             free_prompt=self._free_prompt,

@@ -1,10 +1,10 @@
-"""Decoding settings given as keywords of a call: which there are, and what was probably meant."""
+"""Keywords of a call: which there are, and what was probably meant by one that is not there."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from florence_jax.generation import GenerationConfig
@@ -30,7 +30,13 @@ _ALIASES = {
     "classes": "text",
     "texts": "text",
     "label": "labels",
+    "device_map": "mesh",
+    "load_in_8bit": "quantize",
+    "quantization_config": "quantize",
+    "tokenizer": "processor",
+    "torch_dtype": "dtype",
 }
+_SETTINGS = tuple(field.name for field in dataclasses.fields(GenerationConfig))
 
 
 def with_overrides(
@@ -47,15 +53,29 @@ def with_overrides(
         TypeError: a keyword that does not exist; the message lists those that do.
         ValueError: a value that a field cannot have.
     """
-    fields = [field.name for field in dataclasses.fields(GenerationConfig)]
-    for name in overrides:
-        if name not in fields:
-            known = [*own, *fields]
-            close = difflib.get_close_matches(name, [*known, *_ALIASES], n=1)
-            found = _ALIASES.get(close[0], close[0]) if close else None
-            hint = f" Did you mean {found!r}?" if found in known else ""
-            raise TypeError(
-                f"there is no keyword {name!r}.{hint} There are {', '.join(own)}, and the decoding "
-                f"settings {', '.join(fields)}"
-            )
+    check_keywords(overrides, own, _SETTINGS)
     return dataclasses.replace(settings, **overrides)
+
+
+def check_keywords(
+    given: Iterable[str], own: Collection[str], settings: Collection[str] = ()
+) -> None:
+    """Refuse keywords that are in neither list.
+
+    Args:
+        given: names.
+        own: the call's own keywords.
+        settings: names of decoding settings, where the call takes them too.
+
+    Raises:
+        TypeError: one is in neither; the message lists those that there are.
+    """
+    known = [*own, *settings]
+    for name in given:
+        if name in known:
+            continue
+        close = difflib.get_close_matches(name, [*known, *_ALIASES], n=1)
+        found = _ALIASES.get(close[0], close[0]) if close else None
+        hint = f" Did you mean {found!r}?" if found in known else ""
+        more = f", and the decoding settings {', '.join(settings)}" if settings else ""
+        raise TypeError(f"there is no keyword {name!r}.{hint} There are {', '.join(own)}{more}")

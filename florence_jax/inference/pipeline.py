@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from florence_jax.inference.compilation_cache import use_compilation_cache
 from florence_jax.inference.constrained import AnswerConstraints
 from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.inference.meshes import DEFAULT_RULES, MeshLike, RulesLike, load_on_mesh
+from florence_jax.inference.overrides import check_keywords, with_overrides
 from florence_jax.inference.programs import LivePrograms
 from florence_jax.inference.requests import Request
 from florence_jax.inference.warmup import usual_prompts, warm_up
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Florence2Pipeline", "Request", "Result", "load"]
 
+# Keywords of `warmup` beside the decoding settings.
+_WARMUP = ("image_sizes", "prompts", "batch_sizes", "generation", "constrained", "progress")
+# Keywords of both ways to load.
+_LOADING = ("source", "dtype", "quantize", "mesh", "rules", "revision", "verify")
 # Where the tokenizer of checkpoints that ship none comes from; all Florence-2s share it.
 BASE_PROCESSOR = "microsoft/Florence-2-base"
 
@@ -57,6 +61,7 @@ def load(
     rules: RulesLike = DEFAULT_RULES,
     revision: str | None = None,
     verify: bool = True,
+    **unknown: Any,
 ) -> tuple[Model, Params]:
     """Weights alone: the model handle and its parameters. Needs no tokenizer or processor files.
 
@@ -74,7 +79,9 @@ def load(
     Raises:
         CheckpointError, ConfigError: what is missing or wrong, and what to do.
         RuleError, ValueError: a mesh or rules that do not fit.
+        TypeError: a keyword that does not exist (`unknown` takes none).
     """
+    check_keywords(unknown, _LOADING)
     check_quantization(quantize)
     if mesh is not None:
         _check_whole(quantize)
@@ -130,6 +137,7 @@ class Florence2Pipeline(Answering):
         compat: Compat = None,
         verify: bool = True,
         progress: bool = False,
+        **unknown: Any,
     ) -> Florence2Pipeline:
         """Load a published or fine-tuned checkpoint.
 
@@ -149,7 +157,9 @@ class Florence2Pipeline(Answering):
 
         Raises:
             CheckpointError, ValueError: what is missing or wrong, and what to do.
+            TypeError: a keyword that does not exist (`unknown` takes none).
         """
+        check_keywords(unknown, (*_LOADING, "processor", "compat", "progress"))
         check_quantization(quantize)
         directory = resolve(source, revision=revision)
         if mesh is not None:
@@ -220,7 +230,7 @@ class Florence2Pipeline(Answering):
             image_sizes=[self.image_config.size] if image_sizes is None else image_sizes,
             prompt_lengths=self._lengths(prompts),
             batch_sizes=batch_sizes,
-            settings=dataclasses.replace(generation or self.generation, **overrides),
+            settings=with_overrides(generation or self.generation, overrides, _WARMUP),
             constraints=self._usual_constraints(constrained),
             progress=progress,
         )
@@ -267,7 +277,11 @@ class Florence2Pipeline(Answering):
             image_sizes=[self.image_config.size] if image_sizes is None else image_sizes,
             prompt_lengths=self._lengths(prompts),
             batch_sizes=batch_sizes,
-            settings=dataclasses.replace(generation or self.generation, **overrides),
+            settings=with_overrides(
+                generation or self.generation,
+                overrides,
+                ("path", "platforms", *_WARMUP, "include_weights", "overwrite"),
+            ),
             constraints=self._usual_constraints(constrained),
             include_weights=include_weights,
             overwrite=overwrite,
