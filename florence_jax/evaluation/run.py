@@ -141,7 +141,7 @@ def read_all_rows(plan: Plan, directory: Path) -> list[Row]:
 
 
 def score_rows(
-    plan: Plan, rows: Sequence[Row], *, model: str, settings: Mapping[str, Any]
+    plan: Plan, rows: Sequence[Row], *, model: str | Path, settings: Mapping[str, Any]
 ) -> Report:
     """The figures of a finished run.
 
@@ -154,15 +154,15 @@ def score_rows(
     Raises:
         EvaluationError: the truth of a row is nothing that can be compared with.
     """
-    known = plan.known
+    known, name = plan.known, str(model)
     figure, variants = None, []
     if known is not None and plan.split in known.columns:
         column = known.columns[plan.split]
-        figure, variants = published_figure(model, column), figures_of_variants(model, column)
+        figure, variants = published_figure(name, column), figures_of_variants(name, column)
     return Report(
         benchmark=plan.benchmark,
         split=plan.split,
-        model=model,
+        model=name,
         settings=settings,
         parts=_parts(plan, known, rows),
         examples=len(plan.items),
