@@ -8,6 +8,7 @@ from pathlib import Path
 
 from florence_jax.checkpoint.files import contained_file, has_file
 from florence_jax.checkpoint.hub import METADATA_FILES
+from florence_jax.checkpoint.processor_config import completed_processor
 from florence_jax.runtime.program import run_program
 
 
@@ -69,7 +70,11 @@ def add_writing_options(parser: argparse.ArgumentParser) -> None:
 
 
 def copy_metadata(source: Path, destination: Path) -> None:
-    """Copy the configs, tokenizer and processor files of a checkpoint, as far as it has them."""
+    """Copy the configs, tokenizer and processor files of a checkpoint, as far as it has them.
+
+    A processor_config.json gets the `post_processor_config` that transformers needs.
+    """
     for name in METADATA_FILES:
         if has_file(source, name):
-            (destination / name).write_bytes(contained_file(source, name).read_bytes())
+            content = contained_file(source, name).read_bytes()
+            (destination / name).write_bytes(completed_processor(name, content))

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convert.command import as_size, guarded
-from convert.lora import Adapter
-from convert.lora_file import read_adapter, write_lora
-from convert.lora_peft import CONFIG_FILE, WEIGHTS_FILE, peft_files
+from florence_jax.adapters.adapter import Adapter
+from florence_jax.adapters.file import read_adapter, write_lora
+from florence_jax.adapters.peft import CONFIG_FILE, WEIGHTS_FILE, peft_files
 from florence_jax.checkpoint import CheckpointError
 from florence_jax.checkpoint.keymap import Naming
 from florence_jax.checkpoint.replace import replaced_directory
@@ -36,8 +36,9 @@ examples:
     python -m convert.export_lora adapter/ lora.safetensors --to ours
 
 SOURCE is the directory of a PEFT adapter, or a .safetensors file of low-rank factors; its format
-stands at the top of convert/lora_file.py. PEFT loads DEST with PeftModel.from_pretrained(model,
-DEST). Factors keep their dtype, and an adapter that goes to ours and back comes back byte for byte.
+stands at the top of florence_jax/adapters/file.py. PEFT loads DEST with
+PeftModel.from_pretrained(model, DEST). Factors keep their dtype, and an adapter that goes to ours
+and back comes back byte for byte.
 """
 
 
@@ -80,7 +81,7 @@ def export_lora(
 def write_peft(
     destination: Path, adapter: Adapter, naming: Naming, base_model: str | None = None
 ) -> None:
-    """Write `adapter` as a directory that PEFT loads; see `convert.lora_peft.peft_files`.
+    """Write `adapter` as a directory that PEFT loads; see `florence_jax.adapters.peft.peft_files`.
 
     Raises:
         CheckpointError: as `peft_files`, or `destination` exists already, or the disk is full.

@@ -24,9 +24,9 @@ from convert.command import (
     guarded,
     program_parser,
 )
-from convert.decoding import decoding_settings
 from florence_jax.checkpoint import Manifest, Plan, plan_checkpoint, read_config, resolve
 from florence_jax.checkpoint.data_files import Leaf
+from florence_jax.checkpoint.decoding_settings import decoding_settings
 from florence_jax.checkpoint.fetch import checked_dtype, fetch_into, leaf_dtype
 from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
 from florence_jax.checkpoint.recognise import Source

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.lora import Adapter
-from convert.lora_file import read_adapter
-from convert.lora_peft import CONFIG_FILE, is_adapter
+from florence_jax.adapters.adapter import Adapter
+from florence_jax.adapters.file import read_adapter
+from florence_jax.adapters.peft import CONFIG_FILE, is_adapter
 from florence_jax.checkpoint import CheckpointError, plan_checkpoint, read_config, resolve
 from florence_jax.checkpoint.files import read_json_object
 from florence_jax.checkpoint.hub import METADATA_FILES

@@ -26,15 +26,15 @@ from convert.command import (
     guarded,
     program_parser,
 )
-from convert.lora import Adapter, merge
-from convert.lora_file import read_adapter
-from convert.torch_config import torch_config
+from florence_jax.adapters.adapter import Adapter, merge
+from florence_jax.adapters.file import read_adapter
 from florence_jax.checkpoint import Report, plan_checkpoint, read_config, resolve, torch_tensors
 from florence_jax.checkpoint.fetch import checked_dtype, leaf_dtype
 from florence_jax.checkpoint.keymap import Naming
 from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
 from florence_jax.checkpoint.replace import replaced_directory
 from florence_jax.checkpoint.safetensors_writer import save_tensors
+from florence_jax.checkpoint.torch_config import torch_config
 from florence_jax.checkpoint.tree import insert
 
 _PROGRAM = "convert.merge_lora"
@@ -109,7 +109,8 @@ def merge_lora(
     """Merge one adapter and write the model; weights that stay as they are are never copied.
 
     Args:
-        adapter: directory of a PEFT adapter, or file of low-rank factors (`convert.lora_file`).
+        adapter: directory of a PEFT adapter, or file of low-rank factors
+            (`florence_jax.adapters.file`).
         base: directory or hub id of the base model, in either naming or in our format.
         destination: directory to write.
         dtype: "float32", "bfloat16" or "float16"; None keeps each parameter's own.

@@ -27,7 +27,6 @@ from convert.command import (
     guarded,
     program_parser,
 )
-from convert.torch_config import torch_config, with_rows
 from convert.vocabulary import check_rows, resized
 from florence_jax.checkpoint import Plan, plan_checkpoint, read_config, resolve, torch_tensors
 from florence_jax.checkpoint.fetch import checked_dtype, fetch, leaf_dtype
@@ -45,6 +44,7 @@ from florence_jax.checkpoint.keymap import (
 from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
 from florence_jax.checkpoint.replace import replaced_directory
 from florence_jax.checkpoint.safetensors_writer import save_tensors
+from florence_jax.checkpoint.torch_config import torch_config, with_rows
 from florence_jax.checkpoint.tree import insert
 
 _PROGRAM = "convert.to_torch"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from florence_jax.inference.drawing import draw_result
     from florence_jax.inference.export import to_coco_dataset, to_coco_results, to_supervision
     from florence_jax.inference.pipeline import Florence2Pipeline, Request, load
+    from florence_jax.inference.processor import Processor
     from florence_jax.model import Model
     from florence_jax.processing import ImageError, load_image, parse, preprocess_image
 
@@ -35,6 +36,7 @@ _HOMES = {
     "GenerationConfig": "florence_jax.generation",
     "ImageError": "florence_jax.processing",
     "Model": "florence_jax.model",
+    "Processor": "florence_jax.inference.processor",
     "Request": "florence_jax.inference.pipeline",
     "draw_result": "florence_jax.inference.drawing",
     "generate": "florence_jax.generation",
@@ -57,6 +59,7 @@ __all__ = [
     "GenerationConfig",
     "ImageError",
     "Model",
+    "Processor",
     "Request",
     "draw_result",
     "generate",

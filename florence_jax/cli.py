@@ -22,7 +22,9 @@ from florence_jax.bench.command import add_bench
 from florence_jax.evaluation.command import add_evaluate
 from florence_jax.inference.command import (
     add_decoding_options,
+    add_free_prompt_option,
     add_model_options,
+    add_sampling_options,
     decoding_settings,
     load_answering,
     say_on_stderr,
@@ -47,7 +49,8 @@ examples:
       --save-images drawn/
   florence-jax predict photo.jpg --task "<REGION_TO_DESCRIPTION>" --region 10,20,300,200
   florence-jax predict photo.jpg --task "<OD>" --constrained --label cat --label dog
-  florence-jax predict list.txt --task "<DocVQA>What is the total?" --model ./my-fine-tune
+  florence-jax predict list.txt --task "<DocVQA>What is the total?" --model ./my-fine-tune \\
+      --free-prompt
   florence-jax predict photos/ more.tar --task "<CAPTION>" --output-dir captions/
   florence-jax verify-output captions/
 
@@ -107,7 +110,8 @@ def _add_predict(commands: Any) -> None:
         "--task",
         action="append",
         default=[],
-        help="a task below, or any prompt of a fine-tune; repeat it to ask several",
+        help="a task below, or any prompt of a fine-tune (see --free-prompt); repeat it to ask "
+        "several",
     )
     predict.add_argument(
         "--text", action="append", help="the task's text; repeat it for several classes"
@@ -135,7 +139,9 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--save-images", type=Path, metavar="DIR", help="draw each answer on its image into here"
     )
+    add_free_prompt_option(predict)
     add_decoding_options(predict)
+    add_sampling_options(predict)
     predict.add_argument(
         "--constrained",
         action="store_true",
@@ -175,12 +181,16 @@ def _add_demo(commands: Any) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from florence_jax.inference.declared_tasks import check_queries
     from florence_jax.inference.drawn_file import drawing_error
     from florence_jax.inference.export import result_to_json
     from florence_jax.inference.image_files import find_images
     from florence_jax.inference.predict import PictureNames, predict
 
     queries = _queries(options)
+    check_queries(
+        queries, model=options.model, revision=options.revision, free_prompt=options.free_prompt
+    )
     if options.output_dir is not None:
         return predict_into_directory(options, queries)
     check_no_run_options(options)
@@ -201,6 +211,8 @@ def _predict(options: argparse.Namespace) -> int:
             generation=settings,
             constrained=options.constrained,
             batch_size=options.batch_size,
+            seed=options.seed,
+            free_prompt=options.free_prompt,
         )
         for prediction in _progress(predictions, len(paths) * len(queries), options.quiet):
             row = prediction.record()

@@ -147,6 +147,14 @@ class Florence2Config:
             )
         return frames + rows * columns
 
+    def describe(self) -> str:
+        """The sizes that tell models apart, in a few words."""
+        text = self.text
+        return (
+            f"Florence-2 of width {text.d_model}, {text.encoder_layers} encoder and "
+            f"{text.decoder_layers} decoder layers, {text.vocab_size} tokens"
+        )
+
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Florence2Config:
         """Read a published `config.json` of either dialect.

@@ -46,7 +46,10 @@ ROOMS = {
     "model/handle": {"config", "model/florence2", "quantization", "sharding"},
     "model/spread": {"config", "model/handle", "model/projector"},
     "model/__init__": {"model/florence2", "model/handle", "model/spread"},
-    "checkpoint": {"config", "config_dialects", "model"},
+    "checkpoint": {"config", "config_dialects", "generation_config", "model"},
+    # An adapter's directory is a model too: merged on the first use, by the room built on this one.
+    "checkpoint/model_directory": {"checkpoint", "adapters"},
+    "adapters": {"checkpoint", "config"},
     # The loops know a `tokens -> logits` callback; `generate` alone binds them to the model.
     # Beside `config`, so that whoever only reads or writes settings does not wait for jax.
     "generation_config": set(),

@@ -192,6 +192,7 @@ def _check_merge_output(directory: Path) -> None:
 def _refine(options: argparse.Namespace) -> int:
     from florence_jax.annotation.pictures import find_pictures
     from florence_jax.annotation.rounds import Refine, refine
+    from florence_jax.inference.command import model_from_anywhere
 
     if options.revision is not None or options.processor is not None:
         raise ValueError(
@@ -200,11 +201,10 @@ def _refine(options: argparse.Namespace) -> int:
         )
     pictures = find_pictures(options.images, options.image_root)
     _check_lists(options)
-    model = options.model
     loop = Refine(
         directory=Path(os.path.abspath(options.output)),
         # A directory is found from the checkout too.
-        model=os.path.abspath(model) if Path(model).exists() else model,
+        model=model_from_anywhere(options.model),
         rounds=options.rounds,
         recipe=Path(os.path.abspath(options.refine)),
         checkout=Path(os.path.abspath(options.checkout)),

@@ -118,7 +118,7 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
     """Run `florence-jax predict --output-dir`; the exit status."""
     from florence_jax.batch.drawn_answers import DrawnAnswers
     from florence_jax.batch.local_devices import over_local_devices
-    from florence_jax.batch.predict_job import PredictJob, check_prompts
+    from florence_jax.batch.predict_job import PredictJob
     from florence_jax.batch.run import default_block_size, run_blocks
     from florence_jax.batch.shares import find_share
     from florence_jax.batch.sources.open import open_source
@@ -133,7 +133,6 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
     say = None if options.quiet else say_on_stderr
     source = open_source(options.images, queries, image_root=options.image_root, say=say)
     share = find_share(options.process_index, options.process_count)
-    check_prompts(queries)
     blocks: dict[str, Any] = {
         "block_size": options.block_size,
         "default_size": functools.partial(default_block_size, options.batch_size),
@@ -155,6 +154,7 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
         decoding_settings(pipeline, options),
         constrained=options.constrained,
         batch_size=options.batch_size,
+        free_prompt=options.free_prompt,
     )
     job.check(queries)
     with ended_at_once(_how_to_go_on(options.output_dir)):

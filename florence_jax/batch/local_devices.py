@@ -85,7 +85,10 @@ class MeshPrograms:
         attention_mask: np.ndarray,
         settings: GenerationConfig,
         constraint: Constraint | None = None,
+        rng: jax.Array | None = None,
     ) -> GenerateOutput:
+        if rng is not None:
+            raise ValueError("a batch that is divided over local devices is not sampled")
         prepared = prepare(
             self.model,
             self.params,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ from florence_jax.generation.prompts import prompt_bucket
 from florence_jax.inference.answering import Answering
 from florence_jax.inference.buckets import padded_rows
 from florence_jax.inference.requests import Query, Request
-from florence_jax.processing import ImageConfig, build_prompt, task_of
+from florence_jax.processing import ImageConfig, check_request, request_prompt, task_of
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
 _NO_LIMIT = 1 << 30
@@ -64,6 +64,8 @@ class PredictJob:
         constrained: bool = False,
         batch_size: int = 8,
         activity: Activity | None = None,
+        free_prompt: bool = False,
+        declared: Collection[str] = (),
     ) -> None:
         """
         Args:
@@ -72,6 +74,8 @@ class PredictJob:
             constrained: allow only answers that can be read whole.
             batch_size: rows in one compiled call; exported programs have their own.
             activity: where tokens and the device's time are counted.
+            free_prompt: allow prompts that look like a task and are none.
+            declared: further tasks, beside those that the checkpoint declares.
 
         Raises:
             ValueError: settings that give no single, reproducible answer.
@@ -84,6 +88,8 @@ class PredictJob:
                 f"{settings.do_sample} and {settings.num_return_sequences}"
             )
         self._pipeline, self._settings, self._constrained = pipeline, settings, constrained
+        self._free_prompt = free_prompt
+        self._declared = pipeline.declared_tasks | frozenset(declared)
         self._rows = max(pipeline.programs.batch_buckets(batch_size))
         self._normalise = Normalisation(pipeline.image_config)
         self._activity = activity or Activity()
@@ -114,8 +120,14 @@ class PredictJob:
             ValueError: a prompt, text, region or label that does not go together with its task.
         """
         queries = list(queries)
-        check_prompts(queries)
         for query in queries:
+            check_request(
+                query.prompt,
+                text=query.text,
+                region=query.region,
+                declared=self._declared,
+                free_prompt=self._free_prompt,
+            )
             self._constraint([query])
 
     def __call__(self, loaded: Iterable[LoadedItem]) -> Sequence[Row]:
@@ -163,12 +175,14 @@ class PredictJob:
             entry = query.record()
             answers.append(entry)
             try:
-                prompt = build_prompt(
+                prompt = request_prompt(
                     query.prompt,
                     text=query.text,
                     region=query.region,
                     image_size=item.size,
                     compat=self._pipeline.compat,
+                    declared=self._declared,
+                    free_prompt=self._free_prompt,
                 )
                 tokens = len(self._pipeline.tokenizer.encode([prompt])[0])
             except Exception as error:
@@ -254,16 +268,6 @@ def _answer(
     row = GenerateOutput(*(value[number : number + 1] for value in output))
     (result,) = pipeline.read_answers(row, asked[number : number + 1])
     return result
-
-
-def check_prompts(queries: Iterable[Query]) -> None:
-    """Refuse prompts that suit no image; needs no model.
-
-    Raises:
-        ValueError: a prompt, text or region that does not go together with its task.
-    """
-    for query in queries:
-        build_prompt(query.prompt, text=query.text, region=query.region, image_size=(1e6, 1e6))
 
 
 def _chunks(loaded: Iterable[LoadedItem], pictures: int) -> Iterator[list[LoadedItem]]:

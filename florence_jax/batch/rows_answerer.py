@@ -5,7 +5,6 @@ They bring scheduling, retries and storage of their own, for those who outgrow o
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,8 @@ from florence_jax.batch.sources.rows import RowReader
 from florence_jax.batch.workers import WorkerPool
 from florence_jax.inference.requests import Query
 
+# Keywords beside the decoding settings.
+_OWN = ("model", "tasks", "dtype", "batch_size", "constrained", "image_root", "free_prompt")
 # Batches come from other processes' memory; nothing else is read ahead here.
 _IN_THIS_PROCESS = 0
 
@@ -40,16 +41,19 @@ class RowsAnswerer:
         batch_size: int = 8,
         constrained: bool = False,
         image_root: str = ".",
+        free_prompt: bool = False,
         **decoding: Any,
     ) -> None:
         """
         Args:
-            model: checkpoint directory or hub id; "demo" is a tiny model with random weights.
+            model: as for `Florence2Pipeline.from_pretrained`; "demo" is a tiny model with random
+                weights.
             tasks: asked about rows that bring none of their own.
             dtype: of weights and activations.
             batch_size: rows in one compiled call, on each device of the process.
             constrained: allow only answers that can be read whole.
             image_root: the directory below which rows name pictures.
+            free_prompt: allow prompts that look like a task and are none.
             decoding: fields of `GenerationConfig`, such as `max_new_tokens=64`.
         """
         several = [tasks] if isinstance(tasks, str) else tasks
@@ -57,6 +61,7 @@ class RowsAnswerer:
         self._reader = RowReader(queries=queries, root=image_root)
         self._model, self._dtype, self._decoding = model, dtype, decoding
         self._batch_size, self._constrained = batch_size, constrained
+        self._free_prompt = free_prompt
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
         """Columns in, columns out, as Ray Data's `map_batches` calls it with numpy batches.
@@ -96,6 +101,7 @@ class RowsAnswerer:
         from florence_jax.batch.local_devices import over_local_devices
         from florence_jax.batch.predict_job import PredictJob
         from florence_jax.inference.demo import demo_pipeline
+        from florence_jax.inference.overrides import with_overrides
         from florence_jax.inference.pipeline import Florence2Pipeline
 
         if self._model == "demo":
@@ -104,9 +110,10 @@ class RowsAnswerer:
             pipeline = Florence2Pipeline.from_pretrained(self._model, dtype=self._dtype)
         job = PredictJob(
             over_local_devices(pipeline),
-            dataclasses.replace(pipeline.generation, **self._decoding),
+            with_overrides(pipeline.generation, self._decoding, _OWN),
             constrained=self._constrained,
             batch_size=self._batch_size,
+            free_prompt=self._free_prompt,
         )
         job.check(self._reader.queries)
         return job

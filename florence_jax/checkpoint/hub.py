@@ -4,6 +4,12 @@ import re
 from pathlib import Path
 
 from florence_jax.checkpoint.manifest import MANIFEST
+from florence_jax.checkpoint.model_directory import (
+    BUNDLED,
+    model_directory,
+    similar_directory,
+    unknown_model,
+)
 from florence_jax.checkpoint.problems import CheckpointError
 from florence_jax.checkpoint.weights import WEIGHT_FILES
 
@@ -27,6 +33,7 @@ _SAFETENSORS = (
     "model.safetensors.index.json",
 )
 _SAVED = (MANIFEST, "params/*")
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _TORCH = (
     "pytorch_model.bin",
     "pytorch_model-?????-of-?????.bin",
@@ -38,37 +45,41 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 def resolve(source: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
     """The local directory of a checkpoint, downloaded to Hugging Face's cache if need be.
 
+    Everything that takes a model takes what this takes. "shapes" is always the bundled model; a
+    directory of that name is "./shapes".
+
     Args:
-        source: an existing directory, or a hub id "org/name".
+        source: the name of a bundled model ("shapes"); a directory of a checkpoint, of a training
+            run (its export) or of a PEFT adapter (merged into its base, see
+            `florence_jax.adapters.merged`); or a hub id "org/name" of a checkpoint or adapter.
         revision: branch, tag or commit of a hub id.
         weights: False downloads the configuration, tokenizer and processor files alone.
 
     Raises:
         CheckpointError: there is no such directory or id, or it cannot be downloaded.
     """
-    path = Path(source).expanduser()
+    bundled = BUNDLED.get(source) if isinstance(source, str) else None
+    path = bundled or Path(source).expanduser()
     if path.is_dir():
         if revision is not None:
             raise CheckpointError(
                 f"revision {revision!r} was given, but {path} is a local directory: revisions "
                 "exist only for Hugging Face ids"
             )
-        return path
+        return model_directory(path, weights=weights)
     if path.exists():
         raise CheckpointError(
             f"{path} is a file; pass the directory that holds it ({path.parent}), which must also "
             "hold config.json"
         )
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
-        raise CheckpointError(
-            f"{source} is neither an existing directory nor a Hugging Face id of the form org/name"
-        )
+        raise unknown_model(source)
     if not weights:
         return _download(source, revision, METADATA_FILES)
-    directory = _download(source, revision, (*METADATA_FILES, *_SAFETENSORS, *_SAVED))
-    if not any((directory / name).exists() for name in (*WEIGHT_FILES, MANIFEST)):
+    directory = _download(source, revision, (*METADATA_FILES, *_SAFETENSORS, *_SAVED, *_ADAPTER))
+    if not any((directory / name).exists() for name in (*WEIGHT_FILES, MANIFEST, _ADAPTER[0])):
         directory = _download(source, revision, (*METADATA_FILES, *_TORCH))
-    return directory
+    return model_directory(directory)
 
 
 def _download(repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
@@ -83,9 +94,12 @@ def _download(repository: str, revision: str | None, patterns: tuple[str, ...]) 
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
+        meant = similar_directory(repository)
+        local = f" (did you mean {meant}?)" if meant else ""
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"cannot get {repository}{at} from Hugging Face ({first_line.rstrip('.')}), and it is "
-            "no local directory; a directory with config.json and model.safetensors works without "
-            "network. HF_HOME says where the cache is, and HF_HUB_OFFLINE=1 uses only what is in it"
+            f"no local directory{local}; a directory with config.json and model.safetensors works "
+            "without network. HF_HOME says where the cache is, and HF_HUB_OFFLINE=1 uses only what "
+            "is in it"
         ) from error

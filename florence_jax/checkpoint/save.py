@@ -17,6 +17,7 @@ from florence_jax.checkpoint.manifest import MANIFEST, Manifest
 from florence_jax.checkpoint.orbax_layout import index_files, place
 from florence_jax.checkpoint.origin import Origin
 from florence_jax.checkpoint.problems import CheckpointError, Problems
+from florence_jax.checkpoint.processor_config import completed_processor
 from florence_jax.checkpoint.replace import replaced_directory
 from florence_jax.checkpoint.saved import SECTION, saved_config
 from florence_jax.checkpoint.stored import FLOAT_DTYPES
@@ -155,7 +156,8 @@ def _copied(files: Path) -> Iterator[tuple[str, bytes]]:
     for name in METADATA_FILES:
         if name != _CONFIG:
             with contextlib.suppress(FileNotFoundError):
-                yield name, contained_file(files, name).read_bytes()
+                content = contained_file(files, name).read_bytes()
+                yield name, completed_processor(name, content)
 
 
 def _dump(value: Any) -> bytes:

@@ -13,6 +13,7 @@ from florence_jax.batch.command import add_process_options
 from florence_jax.batch.interruption import INTERRUPTED, ended_at_once
 from florence_jax.inference.command import (
     add_decoding_options,
+    add_free_prompt_option,
     add_model_options,
     decoding_settings,
     load_answering,
@@ -106,6 +107,7 @@ def add_evaluate(commands: Any) -> None:
         "--weights", metavar="MODEL", help="the checkpoint of exported programs without weights"
     )
     add_decoding_options(evaluate)
+    add_free_prompt_option(evaluate)
     evaluate.add_argument("--constrained", action="store_true", help="only answers read whole")
     evaluate.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     evaluate.add_argument("--workers", type=int, metavar="N", help="processes that read pictures")
@@ -166,6 +168,7 @@ def _answer(plan: Plan, options: argparse.Namespace, directory: Path) -> Summary
     from florence_jax.batch.predict_job import PredictJob
     from florence_jax.batch.run import default_block_size, run_blocks
     from florence_jax.batch.shares import find_share
+    from florence_jax.processing.request_check import check_task
 
     if options.max_new_tokens is None and plan.known is not None:
         options.max_new_tokens = plan.known.max_new_tokens
@@ -176,8 +179,13 @@ def _answer(plan: Plan, options: argparse.Namespace, directory: Path) -> Summary
         decoding_settings(pipeline, options),
         constrained=options.constrained,
         batch_size=options.batch_size,
+        free_prompt=options.free_prompt,
+        declared=plan.own_tasks,
     )
     job.check(item.queries[0] for item in plan.items[:1])
+    declared = pipeline.declared_tasks | plan.own_tasks
+    for item in plan.items:
+        check_task(item.queries[0].prompt, declared=declared, free_prompt=options.free_prompt)
     return run_blocks(
         source,
         job,

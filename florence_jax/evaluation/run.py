@@ -21,6 +21,7 @@ from florence_jax.evaluation.published import figures_of_variants, published_fig
 from florence_jax.evaluation.report import Part, Report
 from florence_jax.evaluation.scoring import score_detection
 from florence_jax.inference.requests import Query
+from florence_jax.processing.request_check import tasks_of_data
 
 OWN = "own"
 ROWS = "rows"
@@ -40,6 +41,7 @@ class Plan:
         dataset: every item of the split, with its query.
         limit: how many of them are asked, from the first; None for all.
         prompt: as in `Benchmark.prompt`.
+        own_tasks: the tasks beside the 15 that the data set itself asks.
     """
 
     benchmark: str
@@ -47,6 +49,7 @@ class Plan:
     dataset: Dataset
     limit: int | None
     prompt: str
+    own_tasks: frozenset[str] = frozenset()
 
     @property
     def items(self) -> Sequence[Item]:
@@ -96,7 +99,7 @@ def plan_evaluation(
         root = Path(image_root) if image_root else None
         dataset = _read(benchmark, lambda: own_file(Path(data), root))
         split = "all"
-        prompt = prompt or ("<OD>" if "coco" in dataset.truth else "{input}")
+        usual = "<OD>" if "coco" in dataset.truth else "{input}"
     else:
         known = benchmark_named(benchmark)
         if image_root is not None:
@@ -107,7 +110,8 @@ def plan_evaluation(
                 f"{benchmark} has no split {split!r}, it has {', '.join(known.splits)}"
             )
         dataset = _read(benchmark, lambda: known.read(Path(data), split))
-        prompt = prompt or known.prompt
+        usual = known.prompt
+    prompt = prompt or usual
     asked = [_asked(item, prompt) for item in dataset.items]
     repeated = [name for name, count in Counter(item.id for item in asked).items() if count > 1]
     if repeated:
@@ -116,12 +120,15 @@ def plan_evaluation(
             f"{dataset.files[-1]} has {len(repeated)} ids more than once, such as "
             f"{repeated[0]!r:.80}: give each example an id of its own"
         )
+    # What the data asks; a prompt of the command line is no part of it.
+    own = [_asked(item, form).queries[0].prompt for form in (usual, "{input}") for item in asked]
     return Plan(
         benchmark=benchmark,
         split=split,
         dataset=dataclasses.replace(dataset, items=asked),
         limit=limit,
         prompt=prompt,
+        own_tasks=tasks_of_data(own),
     )
 
 
@@ -142,7 +149,7 @@ def read_all_rows(plan: Plan, directory: Path) -> list[Row]:
 
 
 def score_rows(
-    plan: Plan, rows: Sequence[Row], *, model: str, settings: Mapping[str, Any]
+    plan: Plan, rows: Sequence[Row], *, model: str | Path, settings: Mapping[str, Any]
 ) -> Report:
     """The figures of a finished run.
 
@@ -155,15 +162,15 @@ def score_rows(
     Raises:
         EvaluationError: the truth of a row is nothing that can be compared with.
     """
-    known = plan.known
+    known, name = plan.known, str(model)
     figure, variants = None, []
     if known is not None and plan.split in known.columns:
         column = known.columns[plan.split]
-        figure, variants = published_figure(model, column), figures_of_variants(model, column)
+        figure, variants = published_figure(name, column), figures_of_variants(name, column)
     return Report(
         benchmark=plan.benchmark,
         split=plan.split,
-        model=model,
+        model=name,
         settings=settings,
         parts=_parts(plan, known, rows),
         examples=len(plan.items),

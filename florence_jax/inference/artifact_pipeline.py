@@ -81,6 +81,9 @@ class ExportedPipeline(Answering):
     def __post_init__(self) -> None:
         use_compilation_cache()
 
+    def __repr__(self) -> str:
+        return f"ExportedPipeline({self.exported!r}, compat={self.compat!r})"
+
     @property
     def programs(self) -> ExportedPrograms:
         return self.exported
@@ -105,6 +108,14 @@ class ExportedPrograms:
     contents: Mapping[str, bytes] = field(repr=False)
     _loaded: dict[str, Callable[..., Any]] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        made = self.manifest
+        return (
+            f"ExportedPrograms({self.config.describe()}, {made.dtype}"
+            f"{', ' + made.quantize if made.quantize else ''}, for {', '.join(made.platforms)}: "
+            f"{len(made.encoders)} encoders, {len(made.generators)} generators)"
+        )
+
     def batch_buckets(self, batch_size: int) -> tuple[int, ...]:
         sizes = sorted({encoder.batch for encoder in self.manifest.encoders})
         return tuple(size for size in sizes if size <= batch_size) or (sizes[0],)
@@ -127,7 +138,13 @@ class ExportedPrograms:
         attention_mask: np.ndarray,
         settings: GenerationConfig,
         constraint: Constraint | None = None,
+        rng: jax.Array | None = None,
     ) -> GenerateOutput:
+        if rng is not None:
+            raise ArtifactError(
+                "exported programs take no random key: ask them with do_sample=False, or load the "
+                "checkpoint itself to sample"
+            )
         plan, values = make_plan(settings, self.config.text, constraint)
         ids, mask = check_prompt(input_ids, attention_mask, plan.pad_token_id)
         table = None if constraint is None else np.shape(constraint.next_state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,8 @@ def add_model_options(
     parser.add_argument(
         "--model",
         default=_DEFAULT_MODEL,
-        help="checkpoint directory or hub id; 'shapes' is the small trained model of "
-        "`florence-jax demo`, 'demo' a tiny one with random weights "
+        help="directory of a checkpoint, training run or PEFT adapter, or a hub id; 'shapes' is "
+        "the small trained model of `florence-jax demo`, 'demo' a tiny one with random weights "
         "(default: %(default)s)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the hub id")
@@ -79,19 +80,47 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """--sample, what it draws from, and --seed."""
+    parser.add_argument(
+        "--sample", action="store_true", help="draw each token at random instead of the best"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="with --sample: the same seed gives the same answers"
+    )
+    parser.add_argument("--temperature", type=float, help="with --sample (default: 1.0)")
+    parser.add_argument("--top-k", type=int, help="with --sample: of the K best tokens")
+    parser.add_argument("--top-p", type=float, help="with --sample: of the best that add up to P")
+
+
+def add_free_prompt_option(parser: argparse.ArgumentParser) -> None:
+    """--free-prompt."""
+    parser.add_argument(
+        "--free-prompt",
+        action="store_true",
+        help="allow prompts that look like a task and are none that the model declares, such as a "
+        "fine-tune's <DocVQA>; without it they are refused as misspelt",
+    )
+
+
+def model_from_anywhere(model: str) -> str:
+    """--model as a process in another working directory has to name it."""
+    from florence_jax.checkpoint.model_directory import BUNDLED
+
+    is_path = model not in BUNDLED and Path(model).expanduser().exists()
+    return os.path.abspath(Path(model).expanduser()) if is_path else model
+
+
 def load_pipeline(options: argparse.Namespace, *, progress: bool) -> Florence2Pipeline:
     """The pipeline that the model options name."""
     from florence_jax.inference.demo import WEIGHTS_NOTICE, demo_pipeline
     from florence_jax.inference.meshes import DEFAULT_RULES, on_mesh
     from florence_jax.inference.pipeline import Florence2Pipeline
-    from florence_jax.inference.shapes import SHAPES
 
     dtype = options.dtype or "float32"
     if options.rules is not None and options.mesh is None:
         raise ValueError("--rules belongs to --mesh: name the mesh too, for example --mesh data=-1")
     rules = options.rules or DEFAULT_RULES
-    if options.model == "shapes":
-        options.model = SHAPES
     if options.model == "demo":
         print(WEIGHTS_NOTICE, file=sys.stderr)
         pipeline = demo_pipeline(dtype, quantize=options.quantize, compat=options.compat)
@@ -138,5 +167,13 @@ def load_answering(options: argparse.Namespace, *, progress: bool) -> Answering:
 def decoding_settings(pipeline: Answering, options: argparse.Namespace) -> GenerationConfig:
     """The pipeline's settings with what the options change."""
     given: dict[str, Any] = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
+    drawn = {name: getattr(options, name, None) for name in ("temperature", "top_k", "top_p")}
+    given |= drawn | {"do_sample": getattr(options, "sample", False) or None}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(pipeline.generation, **chosen)
+    settings = dataclasses.replace(pipeline.generation, **chosen)
+    idle = [name for name in ("seed", *drawn) if getattr(options, name, None) is not None]
+    if idle and not settings.do_sample:
+        raise ValueError(
+            f"--{idle[0].replace('_', '-')} belongs to --sample: the best answer is not drawn"
+        )
+    return settings

@@ -8,6 +8,7 @@ place in the frame is left out, and text that does not fit is shortened.
 from __future__ import annotations
 
 import math
+import os
 import re
 import unicodedata
 import zlib
@@ -56,7 +57,7 @@ _LOCATIONS = re.compile(r"<loc_\d+>")
 
 
 def draw_result(
-    image: Image.Image,
+    image: Image.Image | str | os.PathLike,
     result: Mapping[str, Any],
     *,
     line_width: int | None = None,
@@ -65,11 +66,11 @@ def draw_result(
     show_scores: bool = True,
     font: str | Path | None = None,
 ) -> Image.Image:
-    """A copy of the image with the result drawn on it.
+    """A copy of the picture with the result drawn on it.
 
     Args:
-      image: any PIL mode. EXIF orientation is applied first, since results are in that frame;
-        transparency is laid over white.
+      image: a path, or a PIL image of any mode. EXIF orientation is applied first, since results
+        are in that frame; transparency is laid over white.
       result: `{task: value}`, coordinates in pixels. Values that are text go in a panel below the
         picture, which then grows downwards (and to the right, if it is too narrow for words).
       line_width: pixels. Default: 1 at 200 px, 14 at 4000 x 3000.
@@ -92,7 +93,11 @@ def draw_result(
             raise ValueError(f"{name} is at least 1 pixel, not {option}")
     if not 0 <= fill_opacity <= 1:
         raise ValueError(f"fill_opacity is between 0 and 1, not {fill_opacity}")
-    picture = load_image(image, max_pixels=image.width * image.height)
+    if isinstance(image, Image.Image):
+        # It is in memory already, whatever its size.
+        picture = load_image(image, max_pixels=image.width * image.height)
+    else:
+        picture = load_image(image)
     side = math.sqrt(picture.width * picture.height)
     line_width = line_width or max(1, round(0.004 * side))
     writer = _Writer(font_size or max(9, round(6 + 0.018 * side)), font and str(font))

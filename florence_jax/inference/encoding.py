@@ -34,6 +34,14 @@ class EncodedImage:
     pixel_size: tuple[int, int]
     params: Any = dataclasses.field(repr=False)
 
+    def __repr__(self) -> str:
+        height, width = self.pixel_size
+        tokens, channels = self.features.shape
+        return (
+            f"EncodedImage({self.size[0]}x{self.size[1]} picture, encoded at {width}x{height}: "
+            f"{tokens} features of {channels} {self.features.dtype})"
+        )
+
 
 @jax.jit
 def stack_features(features: Sequence[jax.Array]) -> jax.Array:
@@ -68,19 +76,28 @@ class ImageEncoder:
         self._params = params
         self._before: dict[Hashable, _Picture] = {}
 
-    def read(self, images: Sequence[Any]) -> list[_Picture]:
+    def read(self, images: Sequence[Any], *, keep_errors: bool = False) -> list[Any]:
         """A picture for each of `images`; the same one where they are the same.
+
+        Args:
+            keep_errors: give the error of an image that cannot be read in place of its picture.
 
         Raises:
             ImageError: an image cannot be read.
             ValueError: it was encoded by another pipeline.
         """
-        found: dict[Hashable, _Picture] = {}
+        found: dict[Hashable, _Picture | ValueError] = {}
         for image in images:
             key = image_key(image)
-            if key not in found:
+            if key in found:
+                continue
+            try:
                 found[key] = self._known(image) or self._read(image, self._before.get(key))
-        self._before = found
+            except ValueError as error:  # an ImageError is one
+                if not keep_errors:
+                    raise
+                found[key] = error
+        self._before = {key: one for key, one in found.items() if isinstance(one, _Picture)}
         return [found[image_key(image)] for image in images]
 
     def encode(self, pictures: Sequence[_Picture]) -> list[EncodedImage]:

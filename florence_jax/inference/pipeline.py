@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import jax
 
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, read_config, resolve
 from florence_jax.generation import Constraint, GenerationConfig
@@ -16,7 +17,9 @@ from florence_jax.inference.answering import DEFAULT_BATCH_SIZE, Answering, Resu
 from florence_jax.inference.buckets import batch_buckets
 from florence_jax.inference.compilation_cache import use_compilation_cache
 from florence_jax.inference.constrained import AnswerConstraints
+from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.inference.meshes import DEFAULT_RULES, MeshLike, RulesLike, load_on_mesh
+from florence_jax.inference.overrides import check_keywords, with_overrides
 from florence_jax.inference.programs import LivePrograms
 from florence_jax.inference.requests import Request
 from florence_jax.inference.warmup import usual_prompts, warm_up
@@ -29,10 +32,22 @@ from florence_jax.processing import (
     load_tokenizer,
 )
 from florence_jax.processing.tasks import Compat
-from florence_jax.quantization import Quantization, check_quantization, quantized
+from florence_jax.quantization import (
+    Quantization,
+    check_quantization,
+    quantized,
+    quantized_modules,
+)
+
+if TYPE_CHECKING:
+    from florence_jax.inference.save_pretrained import SaveFormat
 
 __all__ = ["Florence2Pipeline", "Request", "Result", "load"]
 
+# Keywords of `warmup` beside the decoding settings.
+_WARMUP = ("image_sizes", "prompts", "batch_sizes", "generation", "constrained", "progress")
+# Keywords of both ways to load.
+_LOADING = ("source", "dtype", "quantize", "mesh", "rules", "revision", "verify")
 # Where the tokenizer of checkpoints that ship none comes from; all Florence-2s share it.
 BASE_PROCESSOR = "microsoft/Florence-2-base"
 
@@ -46,6 +61,7 @@ def load(
     rules: RulesLike = DEFAULT_RULES,
     revision: str | None = None,
     verify: bool = True,
+    **unknown: Any,
 ) -> tuple[Model, Params]:
     """Weights alone: the model handle and its parameters. Needs no tokenizer or processor files.
 
@@ -63,7 +79,9 @@ def load(
     Raises:
         CheckpointError, ConfigError: what is missing or wrong, and what to do.
         RuleError, ValueError: a mesh or rules that do not fit.
+        TypeError: a keyword that does not exist (`unknown` takes none).
     """
+    check_keywords(unknown, _LOADING)
     check_quantization(quantize)
     if mesh is not None:
         _check_whole(quantize)
@@ -82,14 +100,28 @@ class Florence2Pipeline(Answering):
 
     Attributes:
         model, params: what `florence_jax.load` returns.
-        tokenizer, image_config, generation, compat: see `Answering`.
+        tokenizer, image_config, generation, compat, tasks: see `Answering`.
+        source: directory of the checkpoint's configuration and processor files, which
+            `save_pretrained` copies; None for a model that was made in code.
+        tokenizer_source: the same for the tokenizer's files.
     """
 
     model: Model
     params: Params
+    source: Path | None = None
+    tokenizer_source: Path | None = None
 
     def __post_init__(self) -> None:
         use_compilation_cache()
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        kept = ", int8 weights" if quantized_modules(self.params) else ""
+        height, width = self.image_config.size
+        return (
+            f"Florence2Pipeline({self.model!r}{kept}, {count / 1e6:.1f}M parameters, images "
+            f"{width}x{height}, compat={self.compat!r})"
+        )
 
     @classmethod
     def from_pretrained(
@@ -105,12 +137,14 @@ class Florence2Pipeline(Answering):
         compat: Compat = None,
         verify: bool = True,
         progress: bool = False,
+        **unknown: Any,
     ) -> Florence2Pipeline:
         """Load a published or fine-tuned checkpoint.
 
         Args:
             source: a directory or a hub id such as "microsoft/Florence-2-base-ft", in the original
-                or in transformers' native naming, or a directory in this library's own format.
+                or in transformers' native naming, or a directory in this library's own format; the
+                directory of a training run or of a PEFT adapter; or "shapes", the bundled model.
             dtype: "float32", "bfloat16" or "float16", for weights and activations.
             quantize: "int8" keeps the decoder's and the token table's weights in that, see
                 `florence_jax.quantization`; by default everything is of `dtype`.
@@ -123,7 +157,9 @@ class Florence2Pipeline(Answering):
 
         Raises:
             CheckpointError, ValueError: what is missing or wrong, and what to do.
+            TypeError: a keyword that does not exist (`unknown` takes none).
         """
+        check_keywords(unknown, (*_LOADING, "processor", "compat", "progress"))
         check_quantization(quantize)
         directory = resolve(source, revision=revision)
         if mesh is not None:
@@ -137,13 +173,17 @@ class Florence2Pipeline(Answering):
             )
             model, params = Model(config=config, dtype=dtype), quantized(params, quantize)
         files = read_config(directory)
+        tokenizer, tokenizer_source = _find_tokenizer(directory, files.has_tokenizer, processor)
         return cls(
             model=model,
             params=params,
-            tokenizer=_find_tokenizer(directory, files.has_tokenizer, processor),
+            tokenizer=tokenizer,
             image_config=ImageConfig.from_hf(files.preprocessor or {}),
             generation=GenerationConfig.from_hf(files.config, files.generation),
             compat=compat,
+            tasks=own_tasks(directory),
+            source=directory,
+            tokenizer_source=tokenizer_source,
         )
 
     @property
@@ -190,7 +230,7 @@ class Florence2Pipeline(Answering):
             image_sizes=[self.image_config.size] if image_sizes is None else image_sizes,
             prompt_lengths=self._lengths(prompts),
             batch_sizes=batch_sizes,
-            settings=dataclasses.replace(generation or self.generation, **overrides),
+            settings=with_overrides(generation or self.generation, overrides, _WARMUP),
             constraints=self._usual_constraints(constrained),
             progress=progress,
         )
@@ -237,12 +277,38 @@ class Florence2Pipeline(Answering):
             image_sizes=[self.image_config.size] if image_sizes is None else image_sizes,
             prompt_lengths=self._lengths(prompts),
             batch_sizes=batch_sizes,
-            settings=dataclasses.replace(generation or self.generation, **overrides),
+            settings=with_overrides(
+                generation or self.generation,
+                overrides,
+                ("path", "platforms", *_WARMUP, "include_weights", "overwrite"),
+            ),
             constraints=self._usual_constraints(constrained),
             include_weights=include_weights,
             overwrite=overwrite,
             progress=progress,
         )
+
+    def save_pretrained(
+        self, path: str | Path, format: SaveFormat = "jax", *, overwrite: bool = False
+    ) -> None:
+        """Write the pipeline as a checkpoint directory, which `from_pretrained` reads.
+
+        Weights keep the pipeline's dtype. The tokenizer's and processor's files are those that it
+        was loaded from; decoding settings and image size are the pipeline's.
+
+        Args:
+            path: the directory; it appears when it is complete.
+            format: "jax" is this library's own, verified when it is loaded; "native" is read by
+                transformers' `Florence2ForConditionalGeneration` and `AutoProcessor`; "original" by
+                Microsoft's code (beside its *.py files).
+            overwrite: replace an existing checkpoint.
+
+        Raises:
+            CheckpointError, ValueError: what cannot be written, and why.
+        """
+        from florence_jax.inference.save_pretrained import save_pipeline
+
+        save_pipeline(self, Path(path).expanduser(), format, overwrite=overwrite)
 
     def _usual_constraints(self, constrained: bool) -> tuple[Constraint | None, ...]:
         """What programs are compiled for, with a start for one row: nothing, or a table too."""
@@ -263,18 +329,21 @@ def _check_whole(quantize: Quantization | None) -> None:
 
 def _find_tokenizer(
     directory: Path, has_tokenizer: bool, processor: str | Path | None
-) -> FlorenceTokenizer:
+) -> tuple[FlorenceTokenizer, Path]:
+    """The tokenizer, and the directory of its files."""
     if processor is not None:
-        return load_tokenizer(resolve(processor, weights=False))
+        found = resolve(processor, weights=False)
+        return load_tokenizer(found), found
     if has_tokenizer:
-        return load_tokenizer(directory)
+        return load_tokenizer(directory), directory
     warnings.warn(
         f"{directory} has no tokenizer files; taking those of {BASE_PROCESSOR}, which all "
         "published Florence-2 models share (pass processor= to choose another)",
         stacklevel=3,
     )
     try:
-        return load_tokenizer(resolve(BASE_PROCESSOR, weights=False))
+        found = resolve(BASE_PROCESSOR, weights=False)
+        return load_tokenizer(found), found
     except CheckpointError as error:
         raise CheckpointError(
             f"{directory} has no tokenizer files and {BASE_PROCESSOR} cannot be reached ({error}); "

@@ -15,7 +15,7 @@ from PIL import Image
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.answering import Answering, Result
 from florence_jax.inference.requests import Query, Request
-from florence_jax.processing import build_prompt, load_image
+from florence_jax.processing import load_image
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 from florence_jax.runtime.output_file import file_name
 
@@ -54,6 +54,8 @@ def predict(
     generation: GenerationConfig | None = None,
     constrained: bool = False,
     batch_size: int = 8,
+    seed: int | None = None,
+    free_prompt: bool = False,
 ) -> Iterator[Prediction]:
     """Answer every query about every image, image by image.
 
@@ -64,7 +66,10 @@ def predict(
         ValueError: a query or setting that suits no image.
         RuntimeError: the device fails.
     """
-    _check(pipeline, queries, constrained)
+    for query in queries:
+        request = Request(image=None, **vars(query))
+        pipeline.check(request, free_prompt=free_prompt)
+        pipeline.constraint_of([request], constrained)
     # What has been read but not answered yet, in order; failures wait here for their turn.
     waiting: deque[tuple[Prediction, Request | None]] = deque()
 
@@ -83,8 +88,21 @@ def predict(
                 waiting.append((Prediction(path=path, query=query, image=image), request))
                 yield request
 
-    def answers(some: Iterable[Request]) -> Iterator[Result]:
-        return pipeline.answer(some, generation, constrained=constrained, batch_size=batch_size)
+    def answers(some: Iterable[Request]) -> Iterator[Result | Exception]:
+        return pipeline.answer(
+            some,
+            generation,
+            constrained=constrained,
+            batch_size=batch_size,
+            seed=seed,
+            free_prompt=free_prompt,
+            on_error="return",
+        )
+
+    def answered(asked: Prediction, result: Result | Exception) -> Prediction:
+        if isinstance(result, Exception):
+            return dataclasses.replace(asked, error=row_error_text(result))
+        return dataclasses.replace(asked, result=result)
 
     def failures() -> Iterator[Prediction]:
         while waiting and waiting[0][1] is None:
@@ -102,9 +120,8 @@ def predict(
             except Exception as error:
                 if not is_of_one_input(error):
                     raise
-                yield dataclasses.replace(asked, error=row_error_text(error))
-            else:
-                yield dataclasses.replace(asked, result=result)
+                result = error
+            yield answered(asked, result)
 
     remaining = requests()
     while True:
@@ -120,18 +137,7 @@ def predict(
             yield from failures()
             if result is None:
                 return
-            yield dataclasses.replace(waiting.popleft()[0], result=result)
-
-
-def _check(pipeline: Answering, queries: Sequence[Query], constrained: bool) -> None:
-    """Refuse queries that suit no image, before a million rows say so.
-
-    Raises:
-        ValueError: a prompt, text, region or label that does not go together with its task.
-    """
-    for query in queries:
-        build_prompt(query.prompt, text=query.text, region=query.region, image_size=(1e6, 1e6))
-        pipeline.constraint_of([Request(image=None, **vars(query))], constrained)
+            yield answered(waiting.popleft()[0], result)
 
 
 class PictureNames:

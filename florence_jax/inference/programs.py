@@ -50,6 +50,7 @@ class LivePrograms:
         attention_mask: np.ndarray,
         settings: GenerationConfig,
         constraint: Constraint | None = None,
+        rng: jax.Array | None = None,
     ) -> GenerateOutput:
         prepared = prepare(
             self.model,
@@ -59,6 +60,7 @@ class LivePrograms:
             attention_mask=attention_mask,
             config=settings,
             constraint=constraint,
+            rng=rng,
         )
         return run(prepared)
 
@@ -104,6 +106,7 @@ class LivePrograms:
             input_ids=np.zeros((batch, prompt_tokens), np.int32),
             config=settings,
             constraint=None if constraint is None else constraint.repeated(batch),
+            rng=jax.random.key(0) if settings.do_sample else None,
         )
         with using(self.model.mesh):
             mesh = self.model.mesh

@@ -125,6 +125,8 @@ def _is_several_texts(text: Any) -> bool:
 def _is_one_region(region: Any) -> bool:
     if region is None or isinstance(region, str):
         return True
+    if not hasattr(region, "__len__"):
+        raise ValueError(f"region must be (x0, y0, x1, y1) in pixels, got {region!r:.200}")
     return len(region) == 4 and all(
         np.ndim(number) == 0 and not isinstance(number, str | None) for number in region
     )

@@ -79,7 +79,7 @@ def shapes_pipeline(
     dtype: str = "float32", *, quantize: Quantization | None = None
 ) -> Florence2Pipeline:
     """The bundled model."""
-    return Florence2Pipeline.from_pretrained(SHAPES, dtype=dtype, quantize=quantize)
+    return Florence2Pipeline.from_pretrained("shapes", dtype=dtype, quantize=quantize)
 
 
 def held_out_scenes() -> list[dict[str, str]]:

@@ -45,6 +45,10 @@ class Model:
     dtype: str = "float32"
     layout: Layout | None = None
 
+    def __repr__(self) -> str:
+        mesh = "" if self.mesh is None else f", mesh {dict(self.mesh.shape)}"
+        return f"Model({self.config.describe()}, {self.dtype}{mesh})"
+
     @property
     def mesh(self) -> Mesh | None:
         """The devices that programs run on; None for one, and where they are only planned."""

@@ -14,6 +14,7 @@ from florence_jax.processing.locations import (
     text_to_box,
 )
 from florence_jax.processing.pixels import ImageConfig, preprocess_image
+from florence_jax.processing.request_check import check_request, request_prompt
 from florence_jax.processing.tasks import TASKS, Task, build_prompt, task_of
 from florence_jax.processing.tokenizer import FlorenceTokenizer, demo_tokenizer, load_tokenizer
 
@@ -25,6 +26,7 @@ __all__ = [
     "Task",
     "box_to_text",
     "build_prompt",
+    "check_request",
     "demo_tokenizer",
     "dequantize",
     "load_image",
@@ -33,6 +35,7 @@ __all__ = [
     "parse_tokens",
     "preprocess_image",
     "quantize",
+    "request_prompt",
     "task_of",
     "text_to_bins",
     "text_to_box",

@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -188,6 +189,17 @@ class FlorenceTokenizer:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._backend.save(str(path))
         return path
+
+    def declared_tasks(self) -> frozenset[str]:
+        """Tokens such as ``"<DocVQA>"`` that were added for a fine-tune's own tasks: all added
+        tokens in angle brackets but those that every Florence-2 has."""
+        added = self._backend.get_added_tokens_decoder().values()
+        common = {*SPECIAL_TOKENS, *FLORENCE_TOKENS, "<mask>", "<image>"}
+        return frozenset(
+            token.content
+            for token in added
+            if re.fullmatch(r"<[A-Za-z]\w*>", token.content) and token.content not in common
+        )
 
     def token_id(self, token: str) -> int | None:
         """The id of a token such as ``"<sep>"``, None where the vocabulary has none."""

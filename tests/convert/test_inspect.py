@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from convert.inspect import inspect, main
-from convert.lora_file import FORMAT
 from convert.reference import spread_params
+from florence_jax.adapters.file import FORMAT
 from florence_jax.checkpoint import CheckpointError, save_checkpoint
 from florence_jax.config import PRESETS, tiny
 from tests.checkpoint.generated import (

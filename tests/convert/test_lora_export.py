@@ -9,9 +9,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convert.export_lora import export_lora, main
-from convert.lora import Adapter, merge
-from convert.lora_file import FORMAT, adapter_from_factors, read_adapter, read_lora, write_lora
 from convert.reference import native_model
+from florence_jax.adapters.adapter import Adapter, merge
+from florence_jax.adapters.file import (
+    FORMAT,
+    adapter_from_factors,
+    read_adapter,
+    read_lora,
+    write_lora,
+)
 from florence_jax.checkpoint import CheckpointError, torch_tensors
 from florence_jax.checkpoint.tree import flatten, insert
 from tests.convert import lora_adapters as peft_side

@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert.lora import Adapter, LowRank, merge
-from convert.lora_file import read_adapter
 from convert.reference import native_model
+from florence_jax.adapters.adapter import Adapter, LowRank, merge
+from florence_jax.adapters.file import read_adapter
 from florence_jax.checkpoint import CheckpointError
 from florence_jax.checkpoint.keymap import match_name
 from florence_jax.checkpoint.tree import flatten, insert

@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from convert.lora_file import adapter_from_factors, read_adapter, write_lora
 from convert.merge_lora import main, merge_lora
 from convert.reference import native_model
+from florence_jax.adapters.file import adapter_from_factors, read_adapter, write_lora
 from florence_jax.checkpoint import (
     CheckpointError,
     load_checkpoint,

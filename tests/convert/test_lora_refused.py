@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from convert.lora_file import read_adapter
+from florence_jax.adapters.file import read_adapter
 from florence_jax.checkpoint import CheckpointError
 
 LAYER = "base_model.model.model.language_model.encoder.layers.0"

@@ -144,6 +144,7 @@ def test_one_label_is_the_answer_of_a_text_task():
         labels=labels,
         constrained=True,
         max_new_tokens=30,
+        free_prompt=True,
     )
     region, caption, own = (answer for result in results for answer in result.values())
     # About a region the published models repeat its box behind the label.

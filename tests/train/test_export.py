@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from convert.lora_file import read_lora
 from convert.merge_lora import main as merge_lora
 from convert.to_torch import main as to_torch
+from florence_jax.adapters.file import read_lora
 from florence_jax.checkpoint import load_checkpoint
 from florence_jax.checkpoint.tree import flatten
 from tests.train.runs import a_config

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models, processors, trainers
 
+from florence_jax.checkpoint.processor_config import post_processor_config
 from florence_jax.processing import TASKS, FlorenceTokenizer, load_tokenizer
 from florence_jax.processing.pixels import BICUBIC, IMAGENET_MEAN, IMAGENET_STD
 from florence_jax.processing.tasks import CLASS_SEPARATOR
@@ -123,6 +124,7 @@ def save_processor(directory: str | os.PathLike, *, image_side: int, image_token
         "processor_config.json": {
             "image_processor": images,
             "num_additional_image_tokens": 0,
+            "post_processor_config": post_processor_config(),
             **processor,
         },
     }

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from convert.decoding import decoding_settings
-from florence_jax.checkpoint import RepositoryConfig
+from florence_jax.checkpoint.decoding_settings import decoding_settings
 from florence_jax.checkpoint.keymap import Naming
+from florence_jax.checkpoint.repository import RepositoryConfig
 from florence_jax.checkpoint.saved import SECTION, with_vocabulary
 from florence_jax.config import Florence2Config
 

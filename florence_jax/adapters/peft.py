@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from convert.lora import Adapter, LowRank
-from convert.lora_settings import LoraSettings, read_settings
+from florence_jax.adapters.adapter import Adapter, LowRank
+from florence_jax.adapters.peft_config import LoraSettings, read_settings
 from florence_jax.checkpoint.files import contained_file, has_file, read_json_object
 from florence_jax.checkpoint.keymap import (
     LM_HEAD,

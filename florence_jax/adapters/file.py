@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from convert.lora import Adapter, LowRank
-from convert.lora_peft import is_adapter, read_peft
+from florence_jax.adapters.adapter import Adapter, LowRank
+from florence_jax.adapters.peft import is_adapter, read_peft
 from florence_jax.checkpoint.files import parse_json
 from florence_jax.checkpoint.keymap import LM_HEAD, NAMINGS, Naming, match_path
 from florence_jax.checkpoint.problems import CheckpointError, Problems, clip

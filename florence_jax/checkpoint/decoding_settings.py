@@ -23,6 +23,17 @@ _ALWAYS = (
 )
 
 
+def settings_json(settings: GenerationConfig) -> dict[str, Any]:
+    """`settings` as generation_config.json has them: what differs from the defaults of
+    `GenerationConfig`, and what readers assume differently."""
+    default = GenerationConfig()
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.name in _ALWAYS or getattr(settings, field.name) != getattr(default, field.name)
+    }
+
+
 def decoding_settings(
     config: Mapping[str, Any], generation: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -32,10 +43,4 @@ def decoding_settings(
         config: the content of config.json, in either dialect.
         generation: the content of generation_config.json, None where there is none.
     """
-    settings = GenerationConfig.from_hf(config, generation)
-    default = GenerationConfig()
-    return {
-        field.name: getattr(settings, field.name)
-        for field in dataclasses.fields(settings)
-        if field.name in _ALWAYS or getattr(settings, field.name) != getattr(default, field.name)
-    }
+    return settings_json(GenerationConfig.from_hf(config, generation))

@@ -1,0 +1,1 @@
+"""LoRA adapters: PEFT's and our own files, and their addition to a model."""

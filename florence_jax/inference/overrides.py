@@ -1,0 +1,81 @@
+"""Keywords of a call: which there are, and what was probably meant by one that is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from florence_jax.generation import GenerationConfig
+
+# Other programs' names for the same thing.
+_ALIASES = {
+    "beams": "num_beams",
+    "max_length": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "new_tokens": "max_new_tokens",
+    "generator": "seed",
+    "key": "seed",
+    "random_state": "seed",
+    "rng": "seed",
+    "sample": "do_sample",
+    "prompt": "prompts",
+    "task": "prompts",
+    "tasks": "prompts",
+    "image": "images",
+    "box": "region",
+    "bbox": "region",
+    "regions": "region",
+    "classes": "text",
+    "texts": "text",
+    "label": "labels",
+    "device_map": "mesh",
+    "load_in_8bit": "quantize",
+    "quantization_config": "quantize",
+    "tokenizer": "processor",
+    "torch_dtype": "dtype",
+}
+_SETTINGS = tuple(field.name for field in dataclasses.fields(GenerationConfig))
+
+
+def with_overrides(
+    settings: GenerationConfig, overrides: Mapping[str, Any], own: Collection[str]
+) -> GenerationConfig:
+    """`settings` with the fields in `overrides` replaced.
+
+    Args:
+        settings: what applies where nothing is said.
+        overrides: keywords of a call, fields of `GenerationConfig`.
+        own: the call's own keywords, for the message.
+
+    Raises:
+        TypeError: a keyword that does not exist; the message lists those that do.
+        ValueError: a value that a field cannot have.
+    """
+    check_keywords(overrides, own, _SETTINGS)
+    return dataclasses.replace(settings, **overrides)
+
+
+def check_keywords(
+    given: Iterable[str], own: Collection[str], settings: Collection[str] = ()
+) -> None:
+    """Refuse keywords that are in neither list.
+
+    Args:
+        given: names.
+        own: the call's own keywords.
+        settings: names of decoding settings, where the call takes them too.
+
+    Raises:
+        TypeError: one is in neither; the message lists those that there are.
+    """
+    known = [*own, *settings]
+    for name in given:
+        if name in known:
+            continue
+        close = difflib.get_close_matches(name, [*known, *_ALIASES], n=1)
+        found = _ALIASES.get(close[0], close[0]) if close else None
+        hint = f" Did you mean {found!r}?" if found in known else ""
+        more = f", and the decoding settings {', '.join(settings)}" if settings else ""
+        raise TypeError(f"there is no keyword {name!r}.{hint} There are {', '.join(own)}{more}")

@@ -1,0 +1,308 @@
+"""Check what a model is asked before it runs: the prompt, and the text or region it needs.
+
+`request_prompt` is the one way from a request to a prompt for everything that answers requests. It
+refuses what `build_prompt`, which reproduces the reference, would turn into a prompt that the model
+was never trained on: misspelt tasks, missing inputs, and regions that are not in the picture.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from florence_jax.processing.locations import check_image_size, text_to_bins
+from florence_jax.processing.tasks import TASKS, Compat, Task, build_prompt, task_of
+from florence_jax.processing.vocabulary import FLORENCE_TOKENS
+
+# What people write for a task, in the form that `_key` gives words.
+_ALIASES = {
+    "objects": "<OD>",
+    "detect": "<OD>",
+    "detection": "<OD>",
+    "detect_objects": "<OD>",
+    "object_detection": "<OD>",
+    "bbox": "<OD>",
+    "boxes": "<OD>",
+    "bounding_boxes": "<OD>",
+    "captions": "<CAPTION>",
+    "captioning": "<CAPTION>",
+    "image_caption": "<CAPTION>",
+    "image_captioning": "<CAPTION>",
+    "brief_caption": "<CAPTION>",
+    "detailed": "<DETAILED_CAPTION>",
+    "more_detailed": "<MORE_DETAILED_CAPTION>",
+    "very_detailed_caption": "<MORE_DETAILED_CAPTION>",
+    "text_recognition": "<OCR>",
+    "read_text": "<OCR>",
+    "ocr_with_box": "<OCR_WITH_REGION>",
+    "ocr_with_boxes": "<OCR_WITH_REGION>",
+    "ocr_with_regions": "<OCR_WITH_REGION>",
+    "ocr_region": "<OCR_WITH_REGION>",
+    "dense_caption": "<DENSE_REGION_CAPTION>",
+    "dense_captions": "<DENSE_REGION_CAPTION>",
+    "dense_captioning": "<DENSE_REGION_CAPTION>",
+    "region_caption": "<DENSE_REGION_CAPTION>",
+    "proposal": "<REGION_PROPOSAL>",
+    "proposals": "<REGION_PROPOSAL>",
+    "grounding": "<CAPTION_TO_PHRASE_GROUNDING>",
+    "phrase_grounding": "<CAPTION_TO_PHRASE_GROUNDING>",
+    "caption_grounding": "<CAPTION_TO_PHRASE_GROUNDING>",
+    "segment": "<REFERRING_EXPRESSION_SEGMENTATION>",
+    "segmentation": "<REFERRING_EXPRESSION_SEGMENTATION>",
+    "referring_segmentation": "<REFERRING_EXPRESSION_SEGMENTATION>",
+    "referring_expression": "<REFERRING_EXPRESSION_SEGMENTATION>",
+    "region_segmentation": "<REGION_TO_SEGMENTATION>",
+    "ovd": "<OPEN_VOCABULARY_DETECTION>",
+    "open_vocabulary": "<OPEN_VOCABULARY_DETECTION>",
+    "open_vocab_detection": "<OPEN_VOCABULARY_DETECTION>",
+    "open_vocabulary_object_detection": "<OPEN_VOCABULARY_DETECTION>",
+    "region_category": "<REGION_TO_CATEGORY>",
+    "region_description": "<REGION_TO_DESCRIPTION>",
+    "region_ocr": "<REGION_TO_OCR>",
+}
+_NAMES = {token.strip("<>").lower(): token for token in TASKS}
+_KNOWN = _NAMES | _ALIASES
+
+# A token at the start of a prompt, closed or not, however it is spaced; and one anywhere in it.
+_LEADING_TOKEN = re.compile(r"\s*(<\s*[^<>\s][^<>]*?\s*(?:>|$))")
+_INNER_TOKEN = re.compile(r"<[A-Za-z]\w*>")
+_CONSTANT_NAME = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
+_REGION_TEXT = re.compile(r"(?:<loc_[0-9]{1,3}>){4,}")
+# Tokens that every Florence-2 has and that are no tasks. `<od>` and the like are left out: nobody
+# means them.
+_MARKUP = frozenset(t for t in FLORENCE_TOKENS if t.startswith("<loc_")) | {"<and>", "<sep>"}
+# Words that are compared with the names of tasks; longer prompts are sentences.
+_MOST_WORDS = 3
+_SIMILAR = 0.8
+# Edges of boxes are rounded now and then.
+_ROUNDING_PIXELS = 0.5
+
+
+def request_prompt(
+    prompt: str,
+    *,
+    text: str | Sequence[str] | None = None,
+    region: Any = None,
+    image_size: Sequence[float],
+    compat: Compat = None,
+    declared: Collection[str] = (),
+    free_prompt: bool = False,
+) -> str:
+    """`build_prompt` for a request that passes `check_request`.
+
+    Args:
+      prompt, text, region, image_size, compat: as for `build_prompt`.
+      declared, free_prompt: as for `check_request`.
+
+    Raises:
+      ValueError: what is wrong with the request, and what to do.
+    """
+    check_request(
+        prompt,
+        text=text,
+        region=region,
+        image_size=image_size,
+        declared=declared,
+        free_prompt=free_prompt,
+    )
+    return build_prompt(prompt, text=text, region=region, image_size=image_size, compat=compat)
+
+
+def check_request(
+    prompt: str,
+    *,
+    text: str | Sequence[str] | None = None,
+    region: Any = None,
+    image_size: Sequence[float] | None = None,
+    declared: Collection[str] = (),
+    free_prompt: bool = False,
+) -> None:
+    """Refuse a request that the model would answer with nonsense.
+
+    Args:
+      prompt, text, region: as for `build_prompt`.
+      image_size: ``(width, height)`` in pixels; None where it is not known yet, and then a region
+        in pixels is not compared with it.
+      declared: further tasks that the checkpoint declares, such as ``"<DocVQA>"``.
+      free_prompt: allow a prompt that looks like a task and is none.
+
+    Raises:
+      ValueError: a misspelt task, a prompt that looks like a task and is none, a task without the
+        text or region that it takes or with one that it does not take, or a region that is not in
+        the picture.
+    """
+    check_task(prompt, declared=declared, free_prompt=free_prompt)
+    if text is not None and not isinstance(text, str):
+        _check_texts(text)
+    task = TASKS.get(task_of(prompt))
+    if task is not None:
+        _check_input(task, prompt.replace(task.token, ""), text, region)
+    if region is not None:
+        _check_region(region, image_size)
+    # The rest of what does not go together: two inputs, input for a task that takes none.
+    size = image_size if image_size is not None else (1e9, 1e9)
+    build_prompt(prompt, text=text, region=region, image_size=size)
+
+
+def check_task(prompt: str, *, declared: Collection[str] = (), free_prompt: bool = False) -> None:
+    """Refuse a prompt that looks like a task and is none.
+
+    Raises:
+      ValueError: with the task that was probably meant.
+    """
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt must be a string such as '<OD>', got {type(prompt).__name__}")
+    if free_prompt or task_of(prompt) in TASKS:
+        return
+    if not prompt.strip():
+        raise ValueError("the prompt is empty: name a task such as '<OD>'")
+    found = _suspect(prompt, declared)
+    if found is None:
+        return
+    meant = _meant(found)
+    hint = f": did you mean {meant!r}?" if meant else f" (they are {', '.join(TASKS)})."
+    raise ValueError(
+        f"{prompt!r} looks like a task, but {found!r} is none of the 15{hint} A prompt of a "
+        "fine-tune's own is asked with free_prompt=True (--free-prompt), or without it where the "
+        'checkpoint declares its token, in the tokenizer or in the list "tasks" of '
+        "processor_config.json"
+    )
+
+
+def may_be_declared(prompt: str) -> bool:
+    """Whether `check_task` allows `prompt` only where a checkpoint declares it: a token that is
+    none of the 15 tasks, in any case."""
+    if task_of(prompt) in TASKS:
+        return False
+    token = _suspect(prompt, ())
+    return token is not None and token.startswith("<") and _key(token) not in _NAMES
+
+
+def tasks_of_data(prompts: Iterable[str]) -> frozenset[str]:
+    """The leading tokens of prompts that come with data: the data's own tasks, but for what is
+    nearly one of the 15."""
+    tokens = {task_of(prompt) for prompt in prompts} - TASKS.keys() - {"text"}
+    return frozenset(
+        token
+        for token in tokens
+        if not difflib.get_close_matches(_key(token), _KNOWN, n=1, cutoff=_SIMILAR)
+    )
+
+
+def _suspect(prompt: str, declared: Collection[str]) -> str | None:
+    """The part of a prompt that looks like a task and is not declared."""
+    plain = unicodedata.normalize("NFKC", prompt)
+    leading = _LEADING_TOKEN.match(plain)
+    tokens = [*([leading[1].strip()] if leading else []), *_INNER_TOKEN.findall(plain)]
+    for token in tokens:
+        if token not in declared and token not in _MARKUP:
+            return token
+    if tokens:
+        return None
+    words = plain.split()
+    key = _key(plain)
+    if key in _KNOWN or (
+        len(words) <= _MOST_WORDS
+        and "?" not in plain
+        and difflib.get_close_matches(key, _KNOWN, n=1, cutoff=_SIMILAR)
+    ):
+        return plain.strip()
+    first = words[0].strip(":,;.") if words else ""
+    return first if _CONSTANT_NAME.fullmatch(first) else None
+
+
+def _meant(name: str) -> str | None:
+    """The task whose name is closest to what was written; None where none is close."""
+    key = _key(name)
+    if key in _KNOWN:
+        return _KNOWN[key]
+    close = difflib.get_close_matches(key, _KNOWN, n=1, cutoff=0.6)
+    return _KNOWN[close[0]] if close else None
+
+
+def _key(words: str) -> str:
+    return re.sub(r"[\W_]+", "_", words.casefold()).strip("_")
+
+
+def _check_texts(text: Any) -> None:
+    if not isinstance(text, list | tuple) or not all(isinstance(one, str) for one in text):
+        raise ValueError(f"text must be a string or a list of strings, got {text!r:.200}")
+
+
+def _check_input(task: Task, given: str, text: Any, region: Any) -> None:
+    """The task has the input that it takes, in its prompt or as an argument."""
+    if task.takes == "text":
+        content = given if text is None else text
+        if region is None and not (content if isinstance(content, list) else str(content).strip()):
+            raise ValueError(
+                f"{task.token} needs a text and got none: pass text= (--text), "
+                f"{'a caption' if 'CAPTION' in task.token else 'a name'} of what to look for"
+            )
+    if task.takes == "region" and region is None:
+        content = given if text is None else text
+        if not isinstance(content, str) or not content.strip():
+            raise ValueError(
+                f"{task.token} needs a region and got none: pass region=(x0, y0, x1, y1) in "
+                "pixels (--region X0,Y0,X1,Y1)"
+            )
+        _check_location_text(content)
+
+
+def _check_region(region: Any, image_size: Sequence[float] | None) -> None:
+    if isinstance(region, str):
+        _check_location_text(region)
+        return
+    expected = "expected (x0, y0, x1, y1) in pixels of the upright picture"
+    try:
+        numbers = np.array([float(number) for number in region])
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"the region is {region!r:.200}: {expected}") from None
+    shown = tuple(numbers.tolist())
+    if numbers.shape != (4,) or not np.isfinite(numbers).all():
+        raise ValueError(f"the region is {shown!r:.200}: {expected}, four finite numbers")
+    x0, y0, x1, y1 = shown
+    if max(map(abs, shown)) <= 1:
+        whole = "" if image_size is None else f"; the whole picture is (0, 0, {_size(image_size)})"
+        raise ValueError(
+            f"the region {shown} looks like shares of the picture: {expected}, so multiply by its "
+            f"width and height{whole}"
+        )
+    if x0 >= x1 or y0 >= y1:
+        raise ValueError(
+            f"the region {shown} has its corners in the wrong order: {expected} with x0 < x1 and "
+            "y0 < y1 (x, y, width, height becomes x, y, x + width, y + height)"
+        )
+    least = -_ROUNDING_PIXELS
+    if min(x0, y0) < least:
+        raise ValueError(f"the region {shown} is outside the picture: {expected}, from 0 on")
+    if image_size is None:
+        return
+    width, height = check_image_size(image_size, "a region in pixels")
+    if x1 > width + _ROUNDING_PIXELS or y1 > height + _ROUNDING_PIXELS:
+        raise ValueError(
+            f"the region {shown} is outside the picture of {width:g} x {height:g} pixels: "
+            f"{expected}, at most (0, 0, {_size(image_size)})"
+        )
+
+
+def _check_location_text(text: str) -> None:
+    bins = text_to_bins(text)
+    if not _REGION_TEXT.fullmatch(text.strip()) or len(bins) % 2:
+        raise ValueError(
+            f"the region is {text!r:.200}: expected (x0, y0, x1, y1) in pixels, or text of four "
+            "tokens <loc_0>..<loc_999>"
+        )
+    if len(bins) == 4 and (bins[0] > bins[2] or bins[1] > bins[3]):
+        raise ValueError(
+            f"the region {text.strip()!r} has its corners in the wrong order: expected x0 <= x1 "
+            "and y0 <= y1"
+        )
+
+
+def _size(image_size: Sequence[float]) -> str:
+    return ", ".join(f"{extent:g}" for extent in image_size)
