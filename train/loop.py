@@ -167,10 +167,12 @@ class Run:
             donate_first=True,
             mesh=placement.mesh,
             out_shardings=self._shardings(),
+            name="the training step",
+            say=log.say,
         )
         data = self.config.data
         evaluation = Evaluation(
-            self.training, self.start, valid, self.interruption, drawing=log.reporting
+            self.training, self.start, valid, self.interruption, say=log.say, drawing=log.reporting
         )
         batches = stream.batches(first, threads=data.threads, workers=data.workers)
         profile = Profile(self.directory / "profile", first, profile_steps)

@@ -19,9 +19,12 @@ import pydantic
 import yaml
 
 from train.checked import Checked
-from train.suggest import did_you_mean
+from train.suggest import did_you_mean, nearest
 
 Config = TypeVar("Config")
+
+# So many names are no burden to read.
+_FEW = 30
 
 
 class SettingsError(ValueError):
@@ -210,12 +213,18 @@ def _unknown_lines(kind: type, unknown: Sequence[str]) -> list[str]:
         return []
     known = [name for name, *_ in describe(kind)]
     groups = {name.rpartition(".")[0] for name in known if "[" not in name} - {""}
-    found = {
-        name: did_you_mean(re.sub(r"\[\d+\]", "[]", name), [*known, *groups]) for name in unknown
-    }
+    meant = {}
+    for name in unknown:
+        found = nearest(re.sub(r"\[\d+\]", "[]", name), [*known, *groups])
+        if found:
+            meant[name] = found
+    line = f"unknown settings: {', '.join(unknown)}"
     # Of a hundred settings one wants to see all only where none is meant.
-    others = "" if all(found.values()) else f"; there are: {', '.join(known)}"
-    return [f"unknown settings: {', '.join(map(''.join, found.items()))}{others}"]
+    if len(meant) < len(unknown) or len(known) < _FEW:
+        line += f"; there are: {', '.join(known)}"
+    if meant:
+        line += f"; did you mean {', '.join(f'{one} for {name}' for name, one in meant.items())}?"
+    return [line]
 
 
 def _without(tree: Any, names: Sequence[str]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # What other trainers call these settings.
 _ELSEWHERE = {
@@ -35,11 +35,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         choices: what could have been, perhaps with dots between parts ("optimizer.clip_norm"): a
             word may leave out or mistake all but the last part.
     """
-    found = _nearest(word, list(choices))
+    found = nearest(word, list(choices))
     return f" (did you mean {found}?)" if found else ""
 
 
-def _nearest(word: str, choices: list[str]) -> str | None:
+def nearest(word: str, choices: Sequence[str]) -> str | None:
+    """The choice that is most like a word, or None."""
     last = word.rpartition(".")[2]
     for name in (last, _ELSEWHERE.get(last)):
         same = [choice for choice in choices if choice.rpartition(".")[2] == name]
