@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from florence_jax.runtime.error_text import error_text
 from train.config import TrainConfig
 from train.data.example import Source
 from train.data.longest import longest_texts_of
 from train.data.rows import padded_length
 from train.data.sources import Named, training_sources, valid_sources
 from train.processes import longest_of_first
-from train.resume import PROCESSOR, RunError, check_same, has_begun
+from train.resume import PROCESSOR, RunError, check_data, check_same, has_begun
 from train.run_log import say
 from train.settings import SettingsError
 from train.start import Start, longest_texts, prepare_start, read_start
@@ -54,6 +55,7 @@ def prepare(config: TrainConfig, files: Path, *, run: Path | None = None) -> Pre
     sources: list[Named] = []
     valid: Mapping[str, Source] = {}
     start = training = None
+    by_epochs = config.epochs is not None
     resumed = run if run is not None and has_begun(run) else None
     with _noting(problems):
         sources = training_sources(config.data, config.seed)
@@ -62,6 +64,9 @@ def prepare(config: TrainConfig, files: Path, *, run: Path | None = None) -> Pre
         valid = valid_sources(config.data, config.seed)
     with _noting(problems):
         if resumed is not None and config.steps is not None:
+            if by_epochs:
+                # Other rows make other steps: what has changed is the data.
+                check_data(config, resumed, sources)
             check_same(config, resumed)
         start = prepare_start(config, files) if resumed is None else read_start(resumed / PROCESSOR)
     if start is not None:
@@ -73,7 +78,7 @@ def prepare(config: TrainConfig, files: Path, *, run: Path | None = None) -> Pre
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        raise SettingsError("\n".join(map(str, problems)))
+        raise SettingsError("\n".join(map(_sentence, problems)))
     assert start is not None
     assert training is not None
     return Prepared(config=config, start=start, training=training, sources=sources, valid=valid)
@@ -117,6 +122,10 @@ def with_longest(config: TrainConfig, start: Start, sources: list[Named]) -> Tra
         "max_target": data.max_target or padded_length(target, data.least_target, most[1]),
     }
     return dataclasses.replace(config, data=dataclasses.replace(data, **lengths))
+
+
+def _sentence(error: Exception) -> str:
+    return error_text(error) if isinstance(error, OSError) else str(error)
 
 
 @contextlib.contextmanager
