@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from florence_jax.checkpoint.replace import make_durable, sync
+from train.checked import Checked, within
 from train.manifest import damage, stored_arrays, write_manifest
 from train.processes import agreed, is_first, wait_for_all
 
@@ -34,7 +35,7 @@ class RestoreError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked):
     """When to save, and what to keep.
 
     Attributes:
@@ -49,12 +50,10 @@ class CheckpointConfig:
     keep_every: int = 0
     keep_best: bool = True
 
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.keep_last < 1 or self.keep_every < 0:
-            raise ValueError(
-                "checkpoint.every and checkpoint.keep_last must be at least 1 and "
-                f"checkpoint.keep_every at least 0, got {self}"
-            )
+    def problems(self) -> Iterator[str]:
+        yield from within("checkpoint.every", self.every, 1)
+        yield from within("checkpoint.keep_last", self.keep_last, 1)
+        yield from within("checkpoint.keep_every", self.keep_every, 0)
 
 
 class Checkpoints:

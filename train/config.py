@@ -1,26 +1,29 @@
 """Everything that a run is made of. `python -m train.main --help` prints every field."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from florence_jax.config import PRESETS, Florence2Config
 from florence_jax.processing import TASKS
 from florence_jax.sharding import parse_mesh
+from train.checked import Checked, not_finite, positive, within
 from train.checkpoints import CheckpointConfig
 from train.data.augment import AugmentConfig
 from train.data.example import ObjectOrder
 from train.data.place import is_url
 from train.lora import LoraConfig
 from train.losses import LossConfig
-from train.optimizer import OptimizerConfig
+from train.optimizer import OptimizerConfig, warmup_problem
 from train.remat import Remat
 from train.shapes.config import SceneConfig
+from train.suggest import did_you_mean
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """What trains.
 
     Attributes:
@@ -53,19 +56,23 @@ class ModelConfig:
     drop_path: float | None = None
     remat: Remat = "none"
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[str]:
+        yield from not_finite(self, "model.")
         if bool(self.start) == (self.architecture is not None):
-            raise ValueError("set either model.start or model.architecture, and not both")
+            yield "set either model.start or model.architecture, and not both"
         if isinstance(self.architecture, str) and self.architecture not in PRESETS:
-            raise ValueError(
+            yield (
                 f"model.architecture {self.architecture!r} is none of {', '.join(PRESETS)}"
+                f"{did_you_mean(self.architecture, PRESETS)}"
             )
         if not self.start and not self.processor:
-            raise ValueError("random weights have no tokenizer: set model.processor")
+            yield "random weights have no tokenizer: set model.processor"
+        for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path"):
+            yield from within(f"model.{name}", getattr(self, name), 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig:
+class SourceConfig(Checked):
     """One data set.
 
     Attributes:
@@ -108,23 +115,27 @@ class SourceConfig:
     split: Literal["train", "valid", "held-out"] = "train"
     scene: SceneConfig = field(default_factory=SceneConfig)
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[str]:
+        if self.kind is None:
+            return
         if (self.kind == "shapes") == bool(self.path):
-            raise ValueError(
-                f"a {self.kind} source " + ("has no" if self.path else "needs a") + " path"
-            )
+            yield f"a {self.kind} source " + ("has no" if self.path else "needs a") + " path"
         most = {"annotations": 64, "shapes": len(self.tasks) or len(TASKS)}.get(self.kind, 1)
         if not 1 <= self.questions <= most:
-            raise ValueError(
+            yield (
                 f"a {self.kind} source asks 1 to {most} questions of a picture, got questions="
                 f"{self.questions}"
             )
-        if not self.weight > 0.0:
-            raise ValueError(f"the weight of {self.path or self.kind} must be positive")
+        if not 0.0 < self.weight <= 1e30:
+            yield (
+                f"the weight of {self.path or self.kind} must be positive and finite, got "
+                f"{self.weight}"
+            )
+        yield from within("scenes", self.scenes, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Checked):
     """Where examples come from and how they become batches.
 
     Attributes:
@@ -135,10 +146,13 @@ class DataConfig:
             source, so that short answers are not padded to the length of long ones.
         image_size: (height, width) in pixels that pictures are resized to; by default the
             processor's.
-        max_prompt, max_target: tokens; a longer row is put into quarantine, nothing is cut.
-        least_prompt, least_target: tokens that every batch is padded to, doubled until its longest
-            row fits. Each pair of lengths compiles a program of its own: where that takes long, set
-            them to the longest.
+        max_prompt, max_target: tokens; a longer row is put into quarantine, nothing is cut. By
+            default the most that the model has positions for. Several processes pad every batch to
+            them: there the default is the longest row of the training data, which is read for it
+            once.
+        least_prompt, least_target: tokens that every batch is padded to, doubled (to the longest
+            allowed at most) until its longest row fits. Each pair of lengths compiles a program of
+            its own: where that takes long, set them to the longest.
         augment: how pictures are changed.
         cached_features: of a frozen vision tower: a directory, filled by `python -m
             train.features`, with its output for every training picture. The tower is never run in
@@ -148,6 +162,8 @@ class DataConfig:
         quarantine_share: the run stops when more than this share of rows could not be used: of the
             rows that a process has seen since it started (of 1,000 at least, or of all where there
             are fewer). A picture that several questions share is seen as one row.
+        changed: what a run does when the files of its training rows (not the pictures that they
+            name) have other content than when it began: "refuse" to go on, or "accept" them.
     """
 
     directory: str = ""
@@ -155,8 +171,8 @@ class DataConfig:
     valid: tuple[SourceConfig, ...] = ()
     mix: Literal["rows", "batches"] = "rows"
     image_size: tuple[int, int] | None = None
-    max_prompt: int = 256
-    max_target: int = 1024
+    max_prompt: int | None = None
+    max_target: int | None = None
     least_prompt: int = 16
     least_target: int = 32
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -164,51 +180,31 @@ class DataConfig:
     threads: int = 4
     workers: int = 0
     quarantine_share: float = 0.01
+    changed: Literal["refuse", "accept"] = "refuse"
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[str]:
         if not self.directory and not self.train:
-            raise ValueError("name training data: data.directory or data.train")
+            yield "name training data: data.directory or data.train"
         for kind in ("prompt", "target"):
-            least, most = getattr(self, f"least_{kind}"), getattr(self, f"max_{kind}")
-            if min(least, most) < 2:
-                raise ValueError(f"data.least_{kind} and data.max_{kind} must be at least 2 tokens")
+            yield from within(f"data.least_{kind}", getattr(self, f"least_{kind}"), 2)
+            yield from within(f"data.max_{kind}", getattr(self, f"max_{kind}"), 2)
         if self.image_size is not None and min(self.image_size) < 1:
-            raise ValueError(f"data.image_size must be positive pixels, got {self.image_size}")
+            yield f"data.image_size must be positive pixels, got {self.image_size}"
         if self.threads < 0 or self.workers < 0:
-            raise ValueError(
+            yield (
                 f"data.threads={self.threads} and data.workers={self.workers} must not be negative"
             )
         if any(source.questions > 1 for source in self.valid):
-            raise ValueError(
-                "evaluation asks one question at a time: leave questions of data.valid at 1"
-            )
-        moved = [f"data.augment.{n}" for n in ("flip", "scale_jitter") if getattr(self.augment, n)]
-        if moved and any(source.questions > 1 for source in self.train):
-            raise ValueError(
-                f"{' and '.join(moved)} would move a picture under the other questions asked of "
-                "it: set these to 0, or questions of each source to 1"
-            )
+            yield "evaluation asks one question at a time: leave questions of data.valid at 1"
         if not 0.0 <= self.quarantine_share <= 1.0:
-            raise ValueError("data.quarantine_share must be within [0, 1]")
+            yield f"data.quarantine_share must be within [0, 1], got {self.quarantine_share}"
+        yield from _augment_problems(self)
         if self.cached_features is not None:
-            if not self.cached_features:
-                raise ValueError("data.cached_features must name a directory, or be null for none")
-            if is_url(self.cached_features):
-                raise ValueError(
-                    f"data.cached_features={self.cached_features} is a URL, and features are read "
-                    "in place: name a directory of a file system"
-                )
-            changed = [f"data.augment.{n}={v:g}" for n, v in vars(self.augment).items() if v]
-            if changed:
-                raise ValueError(
-                    f"data.cached_features={self.cached_features} holds what a tower sees in "
-                    f"pictures as they are, and {', '.join(changed)} would change them: set these "
-                    "to 0, or data.cached_features to null"
-                )
+            yield from _cached_features_problems(self, self.cached_features)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked):
     """What is measured on the valid split while training.
 
     Attributes:
@@ -232,18 +228,15 @@ class EvaluationConfig:
     no_repeat_ngram_size: int = 0
     max_new_tokens: int = 256
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[str]:
         least = dict.fromkeys(("every", "examples", "answers", "pictures", "batch_size"), 0)
         least |= {"num_beams": 1, "no_repeat_ngram_size": 0, "max_new_tokens": 1}
         for name, number in least.items():
-            if getattr(self, name) < number:
-                raise ValueError(
-                    f"evaluation.{name} must be at least {number}, got {getattr(self, name)}"
-                )
+            yield from within(f"evaluation.{name}", getattr(self, name), number)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
+class LoggingConfig(Checked):
     """What is written down while training.
 
     Attributes:
@@ -258,9 +251,10 @@ class LoggingConfig:
     tensorboard: bool = True
     peak_flops: float = 0.0
 
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"logging.every must be at least 1, got {self.every}")
+    def problems(self) -> Iterator[str]:
+        yield from not_finite(self, "logging.")
+        yield from within("logging.every", self.every, 1)
+        yield from within("logging.peak_flops", self.peak_flops, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,12 +271,15 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """A run.
 
     Attributes:
         directory: the run's own. Where it holds a checkpoint, the run goes on from there.
-        steps: updates, all told.
+        steps: updates, all told. A finished run with more steps than it had goes on: the rest of
+            its learning rates are those of the longer run.
+        epochs: in place of `steps`: how many times as many rows as there are in the training data
+            (in all sources of a mixture together, whose weights say how often each one's come).
         batch_size: rows of one update.
         accumulation: micro-batches that an update is made of.
         seed: of the order, the augmentation, the dropout and random weights.
@@ -291,8 +288,12 @@ class TrainConfig:
         rules: how parameters are divided: dp, fsdp, tp, fsdp_tp, or a .toml file.
     """
 
+    # On a command line one of them replaces the other.
+    ALTERNATIVES: ClassVar = (("steps", "epochs"),)
+
     directory: str
-    steps: int
+    steps: int | None = None
+    epochs: float | None = None
     model: ModelConfig
     data: DataConfig
     batch_size: int = 8
@@ -308,25 +309,43 @@ class TrainConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
 
-    def __post_init__(self) -> None:
-        if not self.directory:
-            raise ValueError("directory must name the run's own, for example directory=runs/mine")
-        if is_url(self.directory):
-            raise ValueError(
+    def problems(self) -> Iterator[str]:
+        yield from not_finite(self)
+        if self.directory == "":
+            yield "directory must name the run's own, for example directory=runs/mine"
+        if is_url(self.directory or ""):
+            yield (
                 f"directory={self.directory} is a URL, and a run needs a file system: its logs are "
                 "appended to, and its checkpoints become whole by a rename. Name a directory that "
                 "every process sees (train/launch/README.md has the ways), and copy what is "
                 "finished to the bucket, for example with `gcloud storage rsync`"
             )
         if self.mesh:
-            parse_mesh(self.mesh)
-        for name in ("steps", "batch_size", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_size % self.accumulation:
-            raise ValueError(
-                f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
-            )
+            try:
+                parse_mesh(self.mesh)
+            except ValueError as error:
+                yield str(error)
+        if self.steps is None and self.epochs is None:
+            yield "steps or epochs must be set: how long the run is, for example epochs=3"
+        if self.steps is not None and self.epochs is not None:
+            yield f"set either steps or epochs, and not both: got {self.steps} and {self.epochs}"
+        # A step is counted in int32, and the seed's thousandfold is one of numpy's uint32.
+        for name, least, most in (
+            ("steps", 1, 2**31 - 1),
+            ("batch_size", 1, 2**31 - 1),
+            ("accumulation", 1, 2**31 - 1),
+            ("seed", 0, 4_000_000),
+        ):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                wanted = f"within [{least}, {most}]" if value > least else f"at least {least}"
+                yield f"{name} must be {wanted}, got {value if abs(value) < 1e15 else 'far more'}"
+        yield from positive("epochs", self.epochs)
+        if self.accumulation and self.batch_size % self.accumulation:
+            yield f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
+        problem = self.steps and warmup_problem(self.optimizer, self.steps)
+        if problem:
+            yield problem
 
     @property
     def evaluation_rows(self) -> int:
@@ -335,7 +354,7 @@ class TrainConfig:
 
 # What may change between a run and its continuation: none of it touches the updates.
 FREE = ("checkpoint", "evaluation", "logging", "export", "directory", "mesh", "rules")
-FREE_DATA = ("threads", "workers", "quarantine_share", "valid")
+FREE_DATA = ("threads", "workers", "quarantine_share", "valid", "changed")
 
 
 def fixed(tree: dict[str, Any]) -> dict[str, Any]:
@@ -348,3 +367,29 @@ def fixed(tree: dict[str, Any]) -> dict[str, Any]:
     if tree["optimizer"]["schedule"] == "constant":
         del kept["steps"]
     return kept
+
+
+def _augment_problems(data: DataConfig) -> Iterator[str]:
+    moved = [f"data.augment.{n}" for n in ("flip", "scale_jitter") if getattr(data.augment, n)]
+    if moved and any(source.questions > 1 for source in data.train):
+        yield (
+            f"{' and '.join(moved)} would move a picture under the other questions asked of "
+            "it: set these to 0, or questions of each source to 1"
+        )
+
+
+def _cached_features_problems(data: DataConfig, directory: str) -> Iterator[str]:
+    if not directory:
+        yield "data.cached_features must name a directory, or be null for none"
+    if is_url(directory):
+        yield (
+            f"data.cached_features={directory} is a URL, and features are read in place: "
+            "name a directory of a file system"
+        )
+    changed = [f"data.augment.{n}={v:g}" for n, v in vars(data.augment).items() if v]
+    if changed:
+        yield (
+            f"data.cached_features={directory} holds what a tower sees in pictures as they "
+            f"are, and {', '.join(changed)} would change them: set these to 0, or "
+            "data.cached_features to null"
+        )

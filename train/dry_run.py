@@ -15,12 +15,14 @@ from florence_jax.inference.side_by_side import enlarged, save_side_by_side
 from florence_jax.processing import TASKS, parse
 from train.config import TrainConfig
 from train.data.rows import HostBatch
+from train.data.sources import source_notes
 from train.features.tower import origin_of
 from train.flops import update_flops
 from train.loop import build_stream
+from train.preparation import prepare
 from train.settings import to_tree
-from train.start import Start, prepare_start
-from train.training import Training, build_training
+from train.start import Start, longest_texts
+from train.training import Training
 
 _PICTURES = 8
 
@@ -28,15 +30,19 @@ _PICTURES = 8
 def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
     """Lines to print; the first batch's pictures go to `directory`."""
     yield yaml.safe_dump(to_tree(config), sort_keys=False)
-    start = prepare_start(config, directory / "processor")
     # Of a run on many devices, from a machine with few.
-    training = build_training(dataclasses.replace(config, mesh=""), start)
+    prepared = prepare(dataclasses.replace(config, mesh=""), directory / "processor")
+    start, training = prepared.start, prepared.training
     yield from _sizes(training)
     # Pixels, whether or not there are features of them: a person shall see pictures.
-    stream = build_stream(config, start)
+    stream = build_stream(prepared.config, start, sources=prepared.sources)
+    prompt, target = longest_texts(config.data, start)
+    yield f"steps: {prepared.config.steps:,}; texts of at most {prompt} and {target} tokens"
     yield f"training data: {len(stream.sources)} sources"
     for name, source, weight in stream.sources:
         yield f"  {name}: {len(source):,} rows, weight {weight:g}"
+    opened = [*(source for _, source, _ in prepared.sources), *prepared.valid.values()]
+    yield from (f"note: {note}" for note in source_notes(opened))
     batch = stream.batch(0)
     if config.data.cached_features is not None:
         rows = sum(len(source) for _, source, _ in stream.sources)

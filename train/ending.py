@@ -11,8 +11,8 @@ from train.keeping import Keeping
 from train.quarantine import Quarantine
 from train.run_log import RunLog
 from train.start import Start
-from train.state import TrainState
-from train.training import Training
+from train.state import TrainState, not_finite
+from train.training import Training, without_frozen
 
 
 class Outcome(enum.IntEnum):
@@ -68,16 +68,27 @@ class Ending:
         return Outcome.INTERRUPTED
 
     def not_finite(self, state: TrainState) -> Outcome:
-        """By a loss or a gradient that is not finite; `state` is the last good one."""
+        """By a loss, gradient or update that is not finite; `state` is the last good one."""
         step = int(state.failed_at)
+        self._log.write("not finite", step, {})
+        begun = (
+            f"stopped: the loss, its gradient or the update was not finite in the step after {step}"
+        )
+        bad = not_finite(without_frozen(state))
+        if bad:
+            # Only what the run started from can be so: no step makes it.
+            self._saved(
+                f"{begun}, and nothing is saved, because {', '.join(bad[:3])} "
+                f"{'has' if len(bad) == 1 else 'have'} numbers that are not finite already before "
+                "it: check what model.start names, or model.from_scratch"
+            )
+            return Outcome.FAILED
         good = dataclasses.replace(state, failed_at=jax.numpy.full_like(state.failed_at, -1))
         self._save(good, step)
-        self._log.write("not finite", step, {})
         self._saved(
-            f"stopped: the loss or its gradient was not finite in the step after {step}; the last "
-            f"good state is saved as step {step}. Lower optimizer.learning_rate, lengthen the "
-            "warm-up or set model.dtype=float32 in a new run; "
-            f"`python -m train.export {self._directory}` makes its model.start"
+            f"{begun}; the last good state is saved as step {step}. Lower optimizer.learning_rate "
+            "or optimizer.weight_decay, lengthen the warm-up or set model.dtype=float32 in a new "
+            f"run; `python -m train.export {self._directory}` makes its model.start"
         )
         return Outcome.FAILED
 

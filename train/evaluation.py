@@ -46,10 +46,12 @@ class Evaluation:
         sources: Mapping[str, Source],
         interruption: Interruption,
         *,
+        say: Callable[[str], None] | None = None,
         drawing: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         """
         Args:
+            say: told when something is compiled.
             drawing: entered around each picture that is written; may swallow an OSError.
         """
         self.sources = sources
@@ -62,7 +64,10 @@ class Evaluation:
             interruption,
             mesh=mesh,
             out_shardings=NamedSharding(mesh, PartitionSpec()),
+            name="the evaluation's loss",
+            say=say,
         )
+        self._say = say
         self._pixels = jax.jit(training.objective.pixels)
         self._make_row = row_maker(training.config.data, start, training=False)
 
@@ -80,6 +85,9 @@ class Evaluation:
         self.problems = []
         scores = self._loss(params)
         if self._config.evaluation.answers:
+            if self._say is not None:
+                self._say("generating answers (this compiles first, which may take minutes) ...")
+                self._say = None
             tree = nested(merged(params, self._training))
             drawn = itertools.count()
             for name, source in self.sources.items():

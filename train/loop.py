@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from train.checkpoints import Checkpoints
 from train.config import TrainConfig
 from train.data.example import DataError, Source
 from train.data.rows import HostBatch
-from train.data.sources import source_notes, training_sources, valid_sources
+from train.data.sources import Named, source_notes, training_sources
 from train.data.stream import Stream
 from train.ending import Ending, Outcome
 from train.evaluation import Evaluation
@@ -23,16 +24,17 @@ from train.features.tower import with_features
 from train.flops import peak_flops, update_flops
 from train.interruption import Interrupted, Interruption
 from train.keeping import Keeping
+from train.preparation import Prepared, prepare, with_longest
 from train.processes import AnyOf, is_first, is_of_another
 from train.profile import Profile
 from train.programs import Programs
 from train.quarantine import Quarantine, TooManyProblems
-from train.resume import RunError, first_or_restored, start_of
+from train.resume import PROCESSOR, RunError, begin, check_data, first_or_restored
 from train.run_log import RunLog, say
 from train.start import Start
 from train.state import TrainState
 from train.step import together
-from train.training import Training, build_training, parameters_in_use, row_maker
+from train.training import Training, parameters_in_use, row_maker
 
 
 def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
@@ -49,16 +51,24 @@ def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
         TooManyProblems: too many rows cannot be used.
     """
     directory = Path(config.directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    # Of a run's processes the first writes what there is once; it keeps another run out.
-    with directory_lock(directory) if is_first() else contextlib.nullcontext():
-        return _train(config, directory, profile_steps)
+    with tempfile.TemporaryDirectory(prefix="florence-run-") as temporary:
+        files = Path(temporary) / PROCESSOR
+        prepared = prepare(config, files, run=directory)
+        say_notes([*(source for _, source, _ in prepared.sources), *prepared.valid.values()])
+        pins = check_data(prepared.config, directory, prepared.sources)
+        directory.mkdir(parents=True, exist_ok=True)
+        # Of a run's processes the first writes what there is once; it keeps another run out.
+        with directory_lock(directory) if is_first() else contextlib.nullcontext():
+            begin(prepared.config, directory, files, pins)
+            return _train(prepared, directory, profile_steps)
 
 
-def _train(config: TrainConfig, directory: Path, profile_steps: int) -> Outcome:
-    start = start_of(config, directory)
-    training = build_training(config, start)
-    stream = build_stream(config, start, training.placement.share)
+def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
+    config, training = prepared.config, prepared.training
+    share = training.placement.share
+    padded = with_longest(config, prepared.start, prepared.sources) if share[1] > 1 else config
+    stream = build_stream(padded, prepared.start, share, prepared.sources)
+    start = dataclasses.replace(prepared.start, files=directory / PROCESSOR)
     total = sum(len(source) for _, source, _ in stream.sources)
     # Each process writes down what it sees: the first for all, the others of their own data.
     own = directory if is_first() else directory / f"process_{jax.process_index()}"
@@ -90,7 +100,7 @@ def _train(config: TrainConfig, directory: Path, profile_steps: int) -> Outcome:
         keeping = Keeping(training, checkpoints, meta)
         run = Run(training, start, directory, keeping, interruption, log, quarantine)
         try:
-            return run.go(state, stream, profile_steps)
+            return run.go(state, stream, prepared.valid, profile_steps)
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             if not is_of_another(error):
                 raise
@@ -101,11 +111,20 @@ def _train(config: TrainConfig, directory: Path, profile_steps: int) -> Outcome:
             ) from error
 
 
-def build_stream(config: TrainConfig, start: Start, share: tuple[int, int] = (0, 1)) -> Stream:
-    """The training data, or one of the equal shares that processes bring to each step."""
+def build_stream(
+    config: TrainConfig,
+    start: Start,
+    share: tuple[int, int] = (0, 1),
+    sources: Sequence[Named] | None = None,
+) -> Stream:
+    """The training data, or one of the equal shares that processes bring to each step.
+
+    Args:
+        sources: of the settings, where they are open already.
+    """
     number, count = share
-    sources = training_sources(config.data, config.seed)
-    say_notes(source for _, source, _ in sources)
+    if sources is None:
+        sources = training_sources(config.data, config.seed)
     return Stream(
         sources=sources,
         # A share's longest row says nothing of the others', and all must have one shape.
@@ -146,7 +165,13 @@ class Run:
         self.refused: TooManyProblems | None = None
         self.ending = Ending(training, start, directory, keeping, log, quarantine)
 
-    def go(self, state: TrainState, stream: Stream, profile_steps: int) -> Outcome:
+    def go(
+        self,
+        state: TrainState,
+        stream: Stream,
+        valid: Mapping[str, Source],
+        profile_steps: int,
+    ) -> Outcome:
         """From `state` to the end of the run."""
         config, log, keeping = self.config, self.log, self.keeping
         first = int(state.step)
@@ -157,12 +182,12 @@ class Run:
             donate_first=True,
             mesh=placement.mesh,
             out_shardings=self._shardings(),
+            name="the training step",
+            say=log.say,
         )
         data = self.config.data
-        valid = valid_sources(data, config.seed)
-        say_notes(valid.values())
         evaluation = Evaluation(
-            self.training, self.start, valid, self.interruption, drawing=log.reporting
+            self.training, self.start, valid, self.interruption, say=log.say, drawing=log.reporting
         )
         batches = stream.batches(first, threads=data.threads, workers=data.workers)
         profile = Profile(self.directory / "profile", first, profile_steps)

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from florence_jax.model.layers import Linear, dropout, fold_in
+from train.checked import Checked, not_finite, positive, within
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(Checked):
     """Which kernels get an adapter, and how large.
 
     Attributes:
@@ -37,15 +38,15 @@ class LoraConfig:
     targets: str = r"(?!projector/).*/(q_proj|k_proj|v_proj|out_proj|fc1|fc2|qkv|proj)/kernel"
     rank_stabilised: bool = False
 
-    def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ValueError(f"lora.rank must not be negative, got {self.rank}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"lora.dropout must be within [0, 1), got {self.dropout}")
+    def problems(self) -> Iterator[str]:
+        yield from not_finite(self, "lora.")
+        yield from within("lora.rank", self.rank, 0)
+        yield from within("lora.dropout", self.dropout, 0, 1)
+        yield from positive("lora.alpha", self.alpha)
         try:
-            re.compile(self.targets)
+            re.compile(self.targets or "")
         except re.error as error:
-            raise ValueError(f"lora.targets {self.targets!r} is no regex: {error}") from None
+            yield f"lora.targets {self.targets!r} is no regex: {error}"
 
     @property
     def scale(self) -> float:

@@ -3,19 +3,21 @@
 Shapes: B batch, L target tokens, D model, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from train.checked import Checked, not_finite, within
+
 # torch's CrossEntropyLoss(ignore_index), transformers' label for "no token here".
 IGNORE = -100
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(Checked):
     """What is minimised.
 
     Attributes:
@@ -30,13 +32,11 @@ class LossConfig:
     z_loss: float = 0.0
     chunk: int = 0
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must be within [0, 1), got {self.label_smoothing}")
-        if self.z_loss < 0.0:
-            raise ValueError(f"z_loss must not be negative, got {self.z_loss}")
-        if self.chunk < 0:
-            raise ValueError(f"chunk must be 0 or a number of tokens, got {self.chunk}")
+    def problems(self) -> Iterator[str]:
+        yield from not_finite(self, "loss.")
+        yield from within("loss.label_smoothing", self.label_smoothing, 0, 1)
+        yield from within("loss.z_loss", self.z_loss, 0)
+        yield from within("loss.chunk", self.chunk, 0)
 
 
 class TokenSums(NamedTuple):

@@ -1,6 +1,6 @@
 """From a config to an optax transformation, and the schedule of its learning rate."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from train.checked import Checked, not_finite, positive, within
 from train.parameters import NO_DECAY, Treatment
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """How parameters move.
 
     Attributes:
@@ -47,23 +48,26 @@ class OptimizerConfig:
     layer_decay: float = 1.0
     ema_decay: float = 0.0
 
-    def __post_init__(self) -> None:
-        problems = []
-        if self.name not in ("adamw", "lion", "adafactor"):
-            problems.append(f"name {self.name!r} is not adamw, lion or adafactor")
-        if self.schedule not in ("cosine", "linear", "constant"):
-            problems.append(f"schedule {self.schedule!r} is not cosine, linear or constant")
+    def problems(self) -> Iterator[str]:
+        yield from not_finite(self, "optimizer.")
         for field in ("learning_rate", "eps", "layer_decay"):
-            if not getattr(self, field) > 0.0:
-                problems.append(f"{field} must be positive, got {getattr(self, field)}")
+            yield from positive(f"optimizer.{field}", getattr(self, field))
         for field in ("warmup_steps", "weight_decay", "clip_norm", "final_fraction"):
-            if getattr(self, field) < 0:
-                problems.append(f"{field} must not be negative, got {getattr(self, field)}")
+            yield from within(f"optimizer.{field}", getattr(self, field), 0)
         for field in ("b1", "b2", "ema_decay"):
-            if not 0.0 <= getattr(self, field) < 1.0:
-                problems.append(f"{field} must be within [0, 1), got {getattr(self, field)}")
-        if problems:
-            raise ValueError("optimizer: " + "; ".join(problems))
+            yield from within(f"optimizer.{field}", getattr(self, field), 0, 1)
+        for pattern, rate in self.rules or ():
+            yield from within(f"optimizer.rules: the rate of {pattern!r}", rate, 0)
+
+
+def warmup_problem(config: OptimizerConfig, steps: int) -> str | None:
+    """Why the warm-up does not fit into a run of so many steps, or None."""
+    if not config.warmup_steps or config.warmup_steps < steps:
+        return None
+    return (
+        f"optimizer.warmup_steps is {config.warmup_steps} and the run has {steps} steps: the peak "
+        "would never be reached; shorten the warm-up or lengthen the run"
+    )
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -73,11 +77,9 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
         ValueError: the warm-up is longer than the run.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
-    if warmup and warmup >= steps:
-        raise ValueError(
-            f"optimizer.warmup_steps is {warmup} and the run has {steps} steps: the peak would "
-            "never be reached; shorten the warm-up or lengthen the run"
-        )
+    problem = warmup_problem(config, steps)
+    if problem is not None:
+        raise ValueError(problem)
     rest = max(steps - warmup, 1)
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)

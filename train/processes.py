@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
+from collections.abc import Callable
 
 # Seconds without a sign of life after which a process counts as dead, and the others end.
 _PATIENCE = 20
@@ -44,6 +47,48 @@ def agreed(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(value))
+
+
+def of_first_here(make: Callable[[], bytes]) -> bytes:
+    """`make()` of the first process of each machine, in every process.
+
+    Args:
+        make: gives 32 bytes, the same on every machine.
+
+    Raises:
+        RuntimeError: on some machine they are others; it is raised in every process.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return make()
+    machine = hashlib.sha256(socket.gethostname().encode()).digest()
+    machines = multihost_utils.process_allgather(np.frombuffer(machine, np.uint8))
+    firsts = [not (machines[:n] == row).all(-1).any() for n, row in enumerate(machines)]
+    own = make() if firsts[jax.process_index()] else bytes(32)
+    made = multihost_utils.process_allgather(np.frombuffer(own, np.uint8))
+    others = [n for n, first in enumerate(firsts) if first and (made[n] != made[0]).any()]
+    if others:
+        raise RuntimeError(
+            f"the files of training rows are not the same on all machines: process {others[0]} has "
+            "others than process 0; copy them again"
+        )
+    return made[0].tobytes()
+
+
+def longest_of_first(make: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """Two numbers that the first process makes, in all of them; each waits for the others."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return make()
+    own = make() if is_first() else (0, 0)
+    first, second = multihost_utils.broadcast_one_to_all(np.asarray(own, np.int32))
+    return int(first), int(second)
 
 
 def wait_for_all(what: str) -> None:

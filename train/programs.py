@@ -26,9 +26,12 @@ class Programs:
         donate_first: bool = False,
         mesh: Mesh | None = None,
         out_shardings: Any = None,
+        name: str = "the program",
+        say: Callable[[str], None] | None = None,
     ):
         """
         Args:
+            name, say: what is compiled, and who is told before and after it.
             donate_first: the first argument is used up.
             mesh: what the function is compiled for, where its arguments lie on several devices.
             out_shardings: of its value, as `jax.jit` takes them; None leaves them to the compiler.
@@ -37,7 +40,7 @@ class Programs:
             function, donate_argnums=(0,) if donate_first else (), out_shardings=out_shardings
         )
         self._interruption = interruption
-        self._mesh = mesh
+        self._mesh, self._name, self._say = mesh, name, say
         self._compiled: dict[tuple, Callable[[Any, Any], Any]] = {}
         self.seconds_compiling = 0.0
 
@@ -50,11 +53,20 @@ class Programs:
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
         if shapes not in self._compiled:
             started = time.perf_counter()
+            sizes = ", ".join(str(list(shape)) for shape, _ in shapes)
+            # Minutes without another word, for a large model.
+            self._tell(f"compiling {self._name} for batches of {sizes} ...")
             self._compiled[shapes] = self._interruption.wait_for(
                 lambda: self._compile(first, batch)
             )
-            self.seconds_compiling += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self._tell(f"compiled {self._name} in {seconds:.1f} s")
+            self.seconds_compiling += seconds
         return self._compiled[shapes](first, batch)
+
+    def _tell(self, text: str) -> None:
+        if self._say is not None:
+            self._say(text)
 
     def _compile(self, first: Any, batch: Any) -> Callable[[Any, Any], Any]:
         # Here and not around the call: the mesh in use is each thread's own.

@@ -1,8 +1,10 @@
 """Where a run begins: at the start, or where its directory says that it was."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,17 @@ import jax
 
 from train.checkpoints import CheckpointConfig, Checkpoints
 from train.config import TrainConfig, fixed
-from train.processes import is_first, wait_for_all
+from train.data.pins import changes, pin
+from train.data.sources import Named, training_configs
+from train.processes import agreed, is_first, of_first_here, wait_for_all
+from train.run_log import say
 from train.settings import differences, to_tree
-from train.start import Start, load_parameters, prepare_start, read_start
+from train.start import Start, load_parameters
 from train.state import TrainState
 from train.training import Training, without_frozen
 
 CONFIG = "config.json"
+DATA = "data.json"
 PROCESSOR = "processor"
 
 
@@ -24,22 +30,107 @@ class RunError(RuntimeError):
     """A run that cannot start, go on, or end well; the message says what to do."""
 
 
-def start_of(config: TrainConfig, directory: Path) -> Start:
-    """The run directory's own start where it holds a checkpoint; it refuses another config."""
-    if not any((directory / "checkpoints").glob("step_*[0-9]")):
-        if is_first():
-            prepare_start(config, directory / PROCESSOR)
-            (directory / CONFIG).write_text(json.dumps(to_tree(config), indent=1))
-        wait_for_all("the run's start")
-        return read_start(directory / PROCESSOR)
+def has_begun(directory: Path) -> bool:
+    """Whether a run's directory holds a checkpoint to go on from."""
+    return bool(_steps(directory))
+
+
+def check_same(config: TrainConfig, directory: Path) -> None:
+    """Compare the settings, whose steps are known, with those of a run that has begun.
+
+    A finished run may have more steps than it had, whatever its schedule.
+
+    Raises:
+        RunError: they would make other updates than the run's.
+    """
     before = json.loads((directory / CONFIG).read_text())
-    changed = differences(fixed(before), fixed(to_tree(config)))
-    if changed:
-        raise RunError(
-            f"{directory} holds a run with another config: {'; '.join(changed)}. Undo these "
-            "changes to go on with it, or name another directory to start a new run"
-        )
-    return read_start(directory / PROCESSOR)
+    old, new = fixed(before), fixed(to_tree(config))
+    longer = config.steps is not None and config.steps > before["steps"]
+    finished = max(_steps(directory)) >= before["steps"]
+    if longer and finished:
+        old.pop("steps", None)
+        new.pop("steps", None)
+    changed = differences(old, new)
+    if not changed:
+        return
+    later = ""
+    if longer and "steps" in old:
+        later = " (more steps can be added once the run is finished)"
+    raise RunError(
+        f"{directory} holds a run with another config: {'; '.join(changed)}{later}. Undo these "
+        "changes to go on with it, or name another directory to start a new run"
+    )
+
+
+def check_data(
+    config: TrainConfig, directory: Path, sources: Sequence[Named]
+) -> dict[str, dict[str, Any]]:
+    """The pins of the training data as they are now.
+
+    Raises:
+        RunError: the run has begun with others, and `data.changed` does not accept that.
+    """
+    pins: dict[str, dict[str, Any]] = {}
+
+    def digest() -> bytes:
+        pins.update(pin(training_configs(config.data), sources))
+        return hashlib.sha256(json.dumps(pins, sort_keys=True).encode()).digest()
+
+    of_first_here(digest)
+    refused = None
+    if is_first() and has_begun(directory):
+        refused = _refused(config, directory, pins)
+    if agreed(refused is not None):
+        raise RunError(refused or "the training data have changed: the first process says how")
+    return pins
+
+
+def begin(config: TrainConfig, directory: Path, files: Path, pins: Mapping[str, Any]) -> None:
+    """Write down what a run is made of; each process waits until it is there.
+
+    Args:
+        files: the tokenizer's and the processor's, of a run that has not begun.
+        pins: as from `check_data`.
+    """
+    if is_first():
+        if not has_begun(directory):
+            shutil.rmtree(directory / PROCESSOR, ignore_errors=True)
+            shutil.copytree(files, directory / PROCESSOR)
+            _write(directory / CONFIG, to_tree(config))
+        elif config.steps > json.loads((directory / CONFIG).read_text())["steps"]:
+            _write(directory / CONFIG, to_tree(config))
+        _write(directory / DATA, pins)
+    wait_for_all("the run's start")
+
+
+def _refused(config: TrainConfig, directory: Path, pins: Mapping[str, Any]) -> str | None:
+    """Why a run that has begun does not go on with data of these pins, or None."""
+    if not (directory / DATA).is_file():
+        say(f"{directory} does not say what its training data were; those of now are written down")
+        return None
+    changed = changes(json.loads((directory / DATA).read_text()), pins)
+    if not changed:
+        return None
+    if config.data.changed == "accept":
+        say(f"going on with training data that have changed: {'; '.join(changed)}")
+        return None
+    return (
+        f"the training data of {directory} have changed since the run began: {'; '.join(changed)}. "
+        "Restore them to go on, name another directory to start a new run, or set "
+        "data.changed=accept to go on with the data as they are now"
+    )
+
+
+def _write(path: Path, content: Any) -> None:
+    aside = path.with_suffix(".saving")
+    aside.write_text(json.dumps(content, indent=1))
+    aside.replace(path)
+
+
+def _steps(directory: Path) -> list[int]:
+    """Of the finished checkpoints."""
+    found = (directory / "checkpoints").glob("step_*[0-9]")
+    return [int(path.name.removeprefix("step_")) for path in found]
 
 
 def first_or_restored(

@@ -1,4 +1,4 @@
-"""What a person sees of a run: the bar, RUN/metrics.jsonl and TensorBoard."""
+"""What a person sees of a run: the bar or its lines, RUN/metrics.jsonl and TensorBoard."""
 
 import contextlib
 import sys
@@ -17,6 +17,8 @@ from train.tensorboard import TensorBoard
 class RunLog:
     """The log of one run; use it as a context manager.
 
+    A terminal shows a bar; a file or a pipe gets a line for each line of metrics.jsonl instead.
+
     A log that cannot be written (a full disk) is said so once and does not end the run.
     """
 
@@ -33,8 +35,14 @@ class RunLog:
         self._boards = (
             TensorBoard(directory / "tensorboard", first=first) if config.tensorboard else None
         )
+        self._first, self._steps_in_all = first, steps
         self._bar = tqdm(
-            total=steps, initial=first, unit="step", dynamic_ncols=True, file=_Terminal()
+            total=steps,
+            initial=first,
+            unit="step",
+            dynamic_ncols=True,
+            file=_Terminal(),
+            disable=not _is_terminal(),
         )
         self._said: set[str] = set()
         self._started = time.perf_counter()
@@ -91,6 +99,8 @@ class RunLog:
         }
         if "mfu" in rates:
             shown["MFU"] = f"{rates['mfu']:.1%}"
+        if self._bar.disable:
+            say(self._line(step, shown))
         self._bar.set_postfix(shown)
         self.write("train", step, {**values, **rates})
 
@@ -109,7 +119,10 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self._bar.write(text, file=_Terminal())
+        if self._bar.disable:
+            say(text)
+        else:
+            self._bar.write(text, file=_Terminal())
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
@@ -121,6 +134,11 @@ class RunLog:
                 self._said.add(str(error))
                 self.say(f"the log cannot be written: {error}; the run goes on")
 
+    def _line(self, step: int, shown: Mapping[str, str]) -> str:
+        left = self.seconds / max(step - self._first, 1) * (self._steps_in_all - step)
+        values = ", ".join(f"{name} {value}" for name, value in shown.items())
+        return f"step {step} of {self._steps_in_all}: {values}, {tqdm.format_interval(left)} left"
+
     def _restart(self) -> None:
         self._since = time.perf_counter()
         self._tokens = self._images = self._steps = 0
@@ -130,6 +148,13 @@ class RunLog:
 def say(text: str) -> None:
     """A line to the terminal, before and after there is a log."""
     print(text, file=_Terminal(), flush=True)
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # pythonw has none, and a closed one cannot be asked
+        return False
 
 
 class _Terminal:

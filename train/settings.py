@@ -9,6 +9,7 @@ import inspect
 import re
 import runpy
 import traceback
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,13 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
+from train.checked import Checked
+from train.suggest import did_you_mean, nearest
+
 Config = TypeVar("Config")
+
+# So many names are no burden to read.
+_FEW = 30
 
 
 class SettingsError(ValueError):
@@ -31,31 +38,58 @@ def load_settings(kind: type[Config], recipe: str | Path | None, words: Sequence
         SettingsError: an unknown field, a wrong type or value, an unreadable recipe or word.
     """
     tree = _read_recipe(kind, Path(recipe)) if recipe is not None else {}
+    problems, values = [], {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
-            raise SettingsError(f"{word!r} is not key=value, for example optimizer.clip_norm=1")
+            problems.append(f"{word!r} is not key=value, for example optimizer.clip_norm=1")
+            continue
         try:
             # Nothing behind the sign is an empty text; none at all is written null.
-            value = yaml.safe_load(text) if text else ""
+            values[name] = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
-            raise SettingsError(f"{word!r}: the value cannot be read: {error}") from None
-        _put(tree, name, value)
-    return from_tree(kind, tree)
+            problems.append(f"{word!r}: the value cannot be read: {error}")
+    # steps=9 on the command line stands in place of a recipe's epochs.
+    for names in getattr(kind, "ALTERNATIVES", ()):
+        for name in names if values.keys() & names else ():
+            tree.pop(name, None)
+    for name, value in values.items():
+        try:
+            _put(tree, name, value)
+        except SettingsError as error:
+            problems.append(str(error))
+    try:
+        config = from_tree(kind, tree)
+    except SettingsError as error:
+        raise SettingsError("\n".join([*problems, str(error)])) from None
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return config
 
 
 def from_tree(kind: type[Config], tree: Mapping[str, Any]) -> Config:
-    """The dataclass `kind` from nested mappings, every value checked against its annotation."""
+    """The dataclass `kind` from nested mappings, every value checked against its annotation.
+
+    Raises:
+        SettingsError: with a line for each unknown field and each value that does not fit.
+    """
     unknown = sorted(_unknown(kind, tree))
-    if unknown:
-        known = ", ".join(name for name, *_ in describe(kind))
-        raise SettingsError(f"unknown settings: {', '.join(unknown)}; there are: {known}")
+    lines = _unknown_lines(kind, unknown)
     try:
-        return pydantic.TypeAdapter(kind).validate_python(tree)
+        config = pydantic.TypeAdapter(kind).validate_python(_without(tree, unknown))
     except pydantic.ValidationError as error:
         meanings = {name: meaning for name, _, _, meaning in describe(kind)}
-        lines = [_line(problem, meanings) for problem in error.errors()]
-        raise SettingsError("\n".join(lines)) from None
+        problems = error.errors()
+        lines += [_line(problem, meanings) for problem in problems]
+        failed = [problem["loc"] for problem in problems if problem["type"] != "value_error"]
+        failed += [
+            (*problem["loc"], "") for problem in problems if problem["type"] == "value_error"
+        ]
+        lines += _not_reached(kind, tree, failed)
+        raise SettingsError("\n".join(dict.fromkeys(lines))) from None
+    if lines:
+        raise SettingsError("\n".join(lines))
+    return config
 
 
 def to_tree(config: Any) -> dict[str, Any]:
@@ -137,9 +171,75 @@ def _line(problem: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         return message if not name or f"{name}." in message else f"{name}: {message}"
     meaning = meanings.get(re.sub(r"\.\d+", "[]", name), "")
-    return f"{name}: {problem['msg']}, got {problem['input']!r}" + (
+    given = problem["input"]
+    near = ""
+    if problem["type"] == "literal_error" and isinstance(given, str):
+        near = did_you_mean(given, re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+    return f"{name}: {problem['msg']}, got {given!r:.200}{near}" + (
         f"; {meaning}" if meaning else ""
     )
+
+
+def _not_reached(kind: type, tree: Any, failed: Sequence[tuple]) -> Iterator[str]:
+    """What is wrong beside `failed`: a class is not asked for its problems where a field failed.
+
+    Args:
+        failed: the paths of fields with a problem, from `kind` on.
+    """
+    if not isinstance(tree, Mapping):
+        return
+    hints = typing.get_type_hints(kind)
+    bad = {path[0] for path in failed if path and path[0] in hints}
+    if bad and issubclass(kind, Checked):
+        known: dict[str, Any] = {}
+        for field in dataclasses.fields(kind):
+            default = _default(field)
+            known[field.name] = None if default == "(required)" else default
+            if field.name in tree and field.name not in bad:
+                adapter = pydantic.TypeAdapter(hints[field.name])
+                known[field.name] = adapter.validate_python(tree[field.name])
+        for sentence in kind.problems(types.SimpleNamespace(**known)):
+            if sentence.partition(" ")[0] not in bad:
+                yield sentence
+    for name in bad:
+        inner = _dataclass_in(hints[name])
+        if inner is not None:
+            below = [path[1:] for path in failed if path and path[0] == name]
+            yield from _not_reached(inner, tree.get(name), below)
+
+
+def _unknown_lines(kind: type, unknown: Sequence[str]) -> list[str]:
+    if not unknown:
+        return []
+    known = [name for name, *_ in describe(kind)]
+    groups = {name.rpartition(".")[0] for name in known if "[" not in name} - {""}
+    meant = {}
+    for name in unknown:
+        found = nearest(re.sub(r"\[\d+\]", "[]", name), [*known, *groups])
+        if found:
+            meant[name] = found
+    line = f"unknown settings: {', '.join(unknown)}"
+    # Of a hundred settings one wants to see all only where none is meant.
+    if len(meant) < len(unknown) or len(known) < _FEW:
+        line += f"; there are: {', '.join(known)}"
+    if meant:
+        line += f"; did you mean {', '.join(f'{one} for {name}' for name, one in meant.items())}?"
+    return [line]
+
+
+def _without(tree: Any, names: Sequence[str]) -> Any:
+    """Nested mappings and lists without the fields "a.b" and "a[0].b"."""
+    if isinstance(tree, Mapping):
+        kept = {key: value for key, value in tree.items() if str(key) not in names}
+        return {key: _without(value, _below(names, f"{key}")) for key, value in kept.items()}
+    if isinstance(tree, list | tuple):
+        return [_without(item, _below(names, f"[{n}]")) for n, item in enumerate(tree)]
+    return tree
+
+
+def _below(names: Sequence[str], parent: str) -> list[str]:
+    found = (name.removeprefix(parent) for name in names if name.startswith(parent))
+    return [name.removeprefix(".") for name in found if name[:1] in (".", "[")]
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:

@@ -21,7 +21,7 @@ from florence_jax.processing import (
     load_tokenizer,
 )
 from florence_jax.sharding import Layout
-from train.config import ModelConfig, TrainConfig
+from train.config import DataConfig, ModelConfig, TrainConfig
 from train.scratch import scratch_parameters
 from train.settings import from_tree, to_tree
 from train.shapes.tokens import save_processor, world_tokenizer
@@ -207,19 +207,31 @@ def read_preprocessor(files: Path) -> dict[str, Any] | None:
     return None
 
 
-def _check_lengths(config: TrainConfig, start: Start) -> None:
-    """Every padded batch must fit the position table."""
+def longest_texts(data: DataConfig, start: Start) -> tuple[int, int]:
+    """(tokens of the longest prompt, of the longest target) that a run takes.
+
+    What the settings leave out is the most that the model's position table has room for.
+    """
     positions = start.config.text.max_position_embeddings
     image_tokens = start.config.num_image_tokens(*start.image.size)
-    data = config.data
-    for name, length, taken in (
-        ("max_prompt", data.least_prompt, image_tokens),
-        ("max_target", data.least_target, 0),
-    ):
-        while length < getattr(data, name):
-            length *= 2
-        if taken + length > positions:
+    return data.max_prompt or positions - image_tokens, data.max_target or positions
+
+
+def _check_lengths(config: TrainConfig, start: Start) -> None:
+    """The picture's tokens and a text must fit the position table."""
+    positions = start.config.text.max_position_embeddings
+    image_tokens = start.config.num_image_tokens(*start.image.size)
+    if image_tokens > positions - 2:
+        height, width = start.image.size
+        raise ValueError(
+            f"a picture of {height} x {width} pixels is {image_tokens} tokens, which leaves no "
+            f"room for a prompt in the model's {positions} positions: lower data.image_size"
+        )
+    for name, taken in (("max_prompt", image_tokens), ("max_target", 0)):
+        length = getattr(config.data, name)
+        if length is not None and taken + length > positions:
             raise ValueError(
-                f"data.{name}={getattr(data, name)} is padded to {length} tokens, with "
-                f"{taken} of the picture more than the model's {positions} positions: lower it"
+                f"data.{name}={length} tokens, with {taken} of the picture, are more than the "
+                f"model's {positions} positions: set it to {positions - taken} at most, or leave "
+                "it out"
             )

@@ -22,8 +22,9 @@ class TrainState:
         frozen: the other parameters, in the dtype that they are kept in.
         opt_state: optax's, for `trainable` alone.
         ema: float32 moving average of `trainable`, or None.
-        failed_at: int32[], the step whose loss or gradient was not finite, or -1. From there on
-            updates change nothing, so the last good state is still here when the host looks.
+        failed_at: int32[], the step whose loss, gradient or update was not finite, or -1. From
+            there on updates change nothing, so the last good state is still here when the host
+            looks.
     """
 
     step: jax.Array
@@ -52,3 +53,15 @@ def new_state(
         ema=jax.tree.map(jnp.copy, masters) if with_ema else None,
         failed_at=jnp.full((), -1, jnp.int32),
     )
+
+
+def not_finite(state: TrainState) -> list[str]:
+    """The names of the leaves of a state that hold a number that is not finite."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    good = jax.device_get(jax.jit(_all_finite)([leaf for _, leaf in leaves]))
+    return [name for name, is_good in zip(names, good, strict=True) if not is_good]
+
+
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])

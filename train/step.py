@@ -183,22 +183,46 @@ def build_step(
             grad_norm=grad_norm,
             learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
         )
-        finite = jnp.isfinite(metrics.loss) & jnp.isfinite(grad_norm)
-        good = finite & (state.failed_at < 0)
+        updates, _ = optimizer.update(gradients, state.opt_state, state.trainable)
+        # Finite norms of the gradient and of the update keep a finite state finite: moments are
+        # weighted means of gradients and of their squares, which the gradient's norm has summed,
+        # and a number below the norm's limit of 2**64 takes no float32 past its largest value.
+        finite = (
+            jnp.isfinite(metrics.loss)
+            & jnp.isfinite(grad_norm)
+            & jnp.isfinite(optax.tree.norm(updates))
+        )
         failed_at = jnp.where((state.failed_at < 0) & ~finite, state.step, state.failed_at)
 
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        ema = state.ema
-        if ema is not None:
-            ema = update_ema(ema, trainable, ema_decay, state.step)
-        moved = dataclasses.replace(
-            state, step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=ema
-        )
-        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
+        def moved(state: TrainState, gradients: Flat, updates: Flat) -> TrainState:
+            _, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+            trainable = optax.apply_updates(state.trainable, updates)
+            ema = state.ema
+            if ema is not None:
+                ema = update_ema(ema, trainable, ema_decay, state.step)
+            return dataclasses.replace(
+                state, step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=ema
+            )
+
+        changing = dataclasses.replace(state, frozen={})
+        kept = _moved_if(failed_at < 0, moved, changing, gradients, updates)
         return dataclasses.replace(kept, frozen=state.frozen, failed_at=failed_at), metrics
 
     return step
+
+
+def _moved_if(good: jax.Array, move: Callable[..., TrainState], state: TrainState, *more: Any):
+    """`move(state, *more)` where `good`, else `state`."""
+
+    def selected(state: TrainState, *more: Any) -> TrainState:
+        return jax.tree.map(lambda new, old: jnp.where(good, new, old), move(state, *more), state)
+
+    def branched(state: TrainState, *more: Any) -> TrainState:
+        return jax.lax.cond(good, move, lambda state, *more: state, state, *more)
+
+    # XLA:CPU has no fusions of several outputs: selecting reads and writes the state once more
+    # than a branch does. On a GPU a branch would make the host wait for the gradient.
+    return jax.lax.platform_dependent(state, *more, cpu=branched, default=selected)
 
 
 def build_evaluation(objective: Objective) -> Callable[[Flat, Batch], TokenSums]:

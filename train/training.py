@@ -19,7 +19,7 @@ from train.lora import init_factors
 from train.optimizer import build_optimizer, learning_rate_schedule
 from train.parameters import Treatment, treatments
 from train.placement import Placement, make_placement
-from train.start import Start, training_config
+from train.start import Start, longest_texts, training_config
 from train.state import Flat, TrainState, new_state
 from train.step import Objective, Step, build_step
 
@@ -125,6 +125,8 @@ def build_training(
         layer_decay=optimizer_config.layer_decay,
         no_decay=optimizer_config.no_decay,
     )
+    if config.steps is None:
+        raise ValueError("steps must be known: `train.preparation` counts them from the epochs")
     schedule = learning_rate_schedule(optimizer_config, config.steps)
     training = {path: treatment for path, treatment in treated.items() if treatment.trains}
     optimizer = build_optimizer(optimizer_config, schedule, training)
@@ -150,13 +152,14 @@ def row_maker(
         longest: pad every batch to `max_prompt` and `max_target`, and each picture's questions to
             those of the source that asks most, and not to what the batch itself holds.
     """
+    max_prompt, max_target = longest_texts(config, start)
     return RowMaker(
         tokenizer=start.tokenizer,
         image_size=start.image.size,
-        max_prompt=config.max_prompt,
-        max_target=config.max_target,
-        least_prompt=config.max_prompt if longest else config.least_prompt,
-        least_target=config.max_target if longest else config.least_target,
+        max_prompt=max_prompt,
+        max_target=max_target,
+        least_prompt=max_prompt if longest else config.least_prompt,
+        least_target=max_target if longest else config.least_target,
         least_questions=max(source.questions for source in config.train) if longest else 1,
         augmentation=config.augment if training else AugmentConfig(),
         resample=start.image.resample,

@@ -153,16 +153,68 @@ def test_another_config_is_refused_by_name(whole):
     assert stored_config(whole) == config
 
 
-def test_steps_are_fixed_where_the_learning_rate_depends_on_them(whole, tmp_path):
-    directory = tmp_path / "cosine"
-    shutil.copytree(whole, directory)
+def test_a_finished_run_goes_on_with_more_steps_and_the_longer_schedule(stopped):
+    config = as_cosine(stopped, a_config(stopped, steps=5))
+    assert train(config) is Outcome.DONE
+    # The first three steps had a constant rate; the others are the cosine's of five.
+    rates = [row["learning_rate"] for row in lines(stopped, "train")]
+    cosine = [0.5e-2 * (1 + np.cos(np.pi * step / 5)) for step in (3, 4)]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-2, *cosine])
+    assert stored_config(stopped).steps == 5
+    assert train(config) is Outcome.DONE
+    with pytest.raises(RunError, match="steps was 5 and is 4"):
+        train(dataclasses.replace(config, steps=4))
+
+
+def test_steps_are_fixed_while_the_learning_rate_depends_on_them(stopped):
+    # As if it had been interrupted at 3 of 5.
+    config = as_cosine(stopped, a_config(stopped, steps=9), steps=5)
+    with pytest.raises(RunError, match=r"steps was 5 and is 9 \(more steps can be added once"):
+        train(config)
+
+
+def as_cosine(directory, config, **stored_changes):
+    """The settings with another schedule, which the run's own are made to have."""
     stored = json.loads((directory / "config.json").read_text())
     stored["optimizer"]["schedule"] = "cosine"
-    (directory / "config.json").write_text(json.dumps(stored))
-    config = a_config(directory, steps=9)
+    (directory / "config.json").write_text(json.dumps(stored | stored_changes))
     optimizer = dataclasses.replace(config.optimizer, schedule="cosine")
-    with pytest.raises(RunError, match="steps was 5 and is 9"):
-        train(dataclasses.replace(config, optimizer=optimizer))
+    return dataclasses.replace(config, optimizer=optimizer)
+
+
+def test_rows_that_have_changed_are_refused_or_accepted_by_name(whole, tmp_path, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    file = folder / "rows.jsonl"
+
+    def write(words):
+        row = {"image": "a.png", "prefix": "<CAPTION>"}
+        file.write_text("".join(json.dumps(row | {"suffix": w}) + "\n" for w in words))
+
+    write(["A red circle."] * 4)
+    directory = tmp_path / "run"
+    source = SourceConfig(kind="jsonl", path=str(file))
+    config = a_config(directory, train=(source,), steps=2)
+    assert train(config) is Outcome.DONE
+    more = dataclasses.replace(config, steps=3)
+    write(["A red square."] * 4)
+    with pytest.raises(RunError, match=r"rows\.jsonl has other content .* 4 rows, as many as"):
+        train(more)
+    write(["A red circle."] * 3)
+    with pytest.raises(RunError, match=r"data/rows\.jsonl had 4 rows and has 3\. Restore them"):
+        train(more)
+    assert steps(directory) == [2]
+    accepting = dataclasses.replace(
+        more, data=dataclasses.replace(more.data, changed="accept", quarantine_share=1.0)
+    )
+    assert train(accepting) is Outcome.DONE
+    assert "going on with training data that have changed" in capsys.readouterr().err
+    # From now on these are its data.
+    assert train(more) is Outcome.DONE
+    write(["A red circle."] * 4)
+    with pytest.raises(RunError, match="had 3 rows and has 4"):
+        train(more)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(whole, stopped, capsys):

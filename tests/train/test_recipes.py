@@ -73,7 +73,10 @@ def test_help_prints_every_field(capsys):
         (["data.train=[{kind: jsonl}]"], "a jsonl source needs a path"),
         (["accumulation=3"], "batch_size 16 is no multiple of accumulation 3"),
         (["model.start=x"], r"either model\.start or model\.architecture"),
-        (["data.max_prompt=500"], "padded to 512 tokens, with 65 of the picture"),
+        (
+            ["data.max_prompt=500"],
+            "data.max_prompt=500 tokens, with 65 of the picture, are more than the model",
+        ),
         (["optimizer.rules=[[decoder, 1.0]]"], "match no rule"),
         (
             ["data.train=[{kind: jsonl, path: nowhere.jsonl}]"],

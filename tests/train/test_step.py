@@ -14,8 +14,8 @@ from tests.train.small import CONFIG, small_batch, small_params
 from train.lora import LoraConfig, init_factors, merge
 from train.optimizer import OptimizerConfig, build_optimizer, learning_rate_schedule
 from train.parameters import split, treatments
-from train.state import new_state
-from train.step import Batch, Objective, build_evaluation, build_step
+from train.state import new_state, not_finite
+from train.step import Batch, Objective, _moved_if, build_evaluation, build_step
 
 # Dropout and drop-path off, so that what is compared is a function of the weights alone.
 QUIET = dataclasses.replace(
@@ -147,6 +147,51 @@ def test_after_a_loss_that_is_not_finite_nothing_changes_any_more():
     assert later.failed_at == 1
     jax.tree.map(np.testing.assert_array_equal, later.trainable, good.trainable)
     jax.tree.map(np.testing.assert_array_equal, later.opt_state, good.opt_state)
+
+
+def test_an_update_that_is_not_finite_is_not_applied():
+    # Loss and gradient are fine; the moments are such that Adam divides its way to infinity.
+    state, step = prepared()
+    good, _ = step(state, small_batch())
+    path = "decoder/layers/0/fc1/kernel"
+
+    def with_moments(mu, nu):
+        def moments(keys, leaf):
+            names = [str(getattr(key, "name", getattr(key, "key", ""))) for key in keys]
+            if path not in names or ("mu" not in names and "nu" not in names):
+                return leaf
+            return jnp.full_like(leaf, mu if "mu" in names else nu)
+
+        changed = jax.tree_util.tree_map_with_path(moments, good.opt_state)
+        return dataclasses.replace(good, opt_state=changed)
+
+    for mu, nu in ((3e38, 0.0), (-3e38, 0.0), (1.0, -1.0)):
+        before = with_moments(mu, nu)
+        after, metrics = step(before, small_batch())
+        assert np.isfinite([metrics.loss, metrics.grad_norm]).all()
+        assert (after.failed_at, after.step) == (1, 1)
+        for name in ("trainable", "opt_state", "ema"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+    assert step(with_moments(1.0, 1.0), small_batch())[0].failed_at == -1
+
+
+def test_a_state_that_is_not_finite_is_named():
+    state, _ = prepared()
+    assert not_finite(state) == []
+    path = "decoder/layers/0/fc1/bias"
+    sick = dict(state.trainable) | {path: np.full(state.trainable[path].shape, np.inf, np.float32)}
+    assert not_finite(dataclasses.replace(state, trainable=sick)) == [f"trainable.{path}"]
+
+
+@pytest.mark.parametrize(("platform", "branches"), [("cpu", 1), ("cuda", 0), ("tpu", 0)])
+def test_only_a_cpu_branches_on_whether_a_step_was_good(platform, branches):
+    # A branch makes the host wait on a GPU, and a selection costs a CPU the state once more.
+    def moved(state, more):
+        return state + more
+
+    traced = jax.jit(lambda good, x: _moved_if(good, moved, x, x)).trace(True, jnp.ones(3))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.case") + text.count("stablehlo.if") == branches
 
 
 def test_adapters_start_at_the_base_and_merge_into_it():

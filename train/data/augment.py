@@ -1,7 +1,7 @@
 """Pictures changed together with their coordinates: flip, scale-jitter crop, colour."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance
 
 from florence_jax.processing import TASKS, box_to_text, parse, text_to_box
 from florence_jax.processing.targets import target_text
+from train.checked import Checked, not_finite, within
 from train.data.example import Example
 
 # A picture's text reads backwards in a mirror, and so do the words for its sides.
@@ -21,7 +22,7 @@ Points = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     """How strongly pictures are changed; all off by default.
 
     Attributes:
@@ -37,10 +38,11 @@ class AugmentConfig:
     scale_jitter: float = 0.0
     colour: float = 0.0
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[str]:
+        yield from not_finite(self, "augment.")
         for name in ("flip", "scale_jitter", "colour"):
-            if not 0.0 <= getattr(self, name) < 1.0 and not (name == "flip" and self.flip == 1.0):
-                raise ValueError(f"augment.{name} must be within [0, 1), got {getattr(self, name)}")
+            if name != "flip" or self.flip != 1.0:
+                yield from within(f"augment.{name}", getattr(self, name), 0, 1)
 
 
 def augment(

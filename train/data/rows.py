@@ -48,7 +48,8 @@ class RowMaker:
         tokenizer: of the model that trains.
         image_size: (height, width) in pixels that every picture is resized to.
         max_prompt, max_target: tokens; a longer one is a problem, nothing is cut.
-        least_prompt, least_target: tokens that batches are padded to, doubled until all fit.
+        least_prompt, least_target: tokens that batches are padded to, doubled until all fit, and
+            never more than the longest that is allowed.
         least_questions: rows of every picture at least.
         augmentation: what may be changed, differently in each epoch.
         resample: PIL's resampling filter; 3 is bicubic, the published processor's.
@@ -166,10 +167,8 @@ def collate(rows: Sequence[Row], *, make_row: RowMaker, micro: int = 1) -> HostB
         for asked in (row, *row.others, *[blank] * (most - 1 - len(row.others)))
     ]
 
-    def padded(sequences: list[list[int]], bucket: int, filler: int) -> np.ndarray:
-        length = bucket
-        while length < max(map(len, sequences)):
-            length *= 2
+    def padded(sequences: list[list[int]], least: int, most: int, filler: int) -> np.ndarray:
+        length = padded_length(max(map(len, sequences)), least, most)
         array = np.full((len(rows), length), filler, np.int32)
         for row, ids in enumerate(sequences):
             array[row, : len(ids)] = ids
@@ -179,10 +178,23 @@ def collate(rows: Sequence[Row], *, make_row: RowMaker, micro: int = 1) -> HostB
         arrays=Batch(
             images=images.reshape(micro, height, *images.shape[1:]),
             input_ids=padded(
-                [row.prompt for row in rows], make_row.least_prompt, make_row.tokenizer.pad_id
+                [row.prompt for row in rows],
+                make_row.least_prompt,
+                make_row.max_prompt,
+                make_row.tokenizer.pad_id,
             ),
-            labels=padded([row.target for row in rows], make_row.least_target, IGNORE),
+            labels=padded(
+                [row.target for row in rows], make_row.least_target, make_row.max_target, IGNORE
+            ),
         ),
         ids=tuple(row.id for row in rows),
         problems=tuple((row.id, row.problem) for row in rows if row.problem is not None),
     )
+
+
+def padded_length(longest: int, least: int, most: int) -> int:
+    """Tokens that texts are padded to: `least`, doubled until the longest fits, at most `most`."""
+    length = least
+    while length < longest:
+        length *= 2
+    return min(length, most)

@@ -26,10 +26,19 @@ def training_sources(config: DataConfig, seed: int) -> list[Named]:
     Raises:
         DataError: a data set that cannot be read; names it and the remedy.
     """
+    return _opened(training_configs(config), seed)
+
+
+def training_configs(config: DataConfig) -> list[SourceConfig]:
+    """Every source of the mixture, that of `config.directory` included.
+
+    Raises:
+        DataError: the directory does not hold one data set.
+    """
     found = list(config.train)
     if config.directory:
         found.append(_in_directory(place(config.directory), "train"))
-    return _named_apart(named for one in found for named in _open(one, seed))
+    return found
 
 
 def valid_sources(config: DataConfig, seed: int) -> dict[str, Source]:
@@ -42,8 +51,21 @@ def valid_sources(config: DataConfig, seed: int) -> dict[str, Source]:
     directory = place(config.directory)
     if config.directory and (directory / "valid").is_dir():
         found.append(_in_directory(directory, "valid"))
-    opened = _named_apart(named for one in found for named in _open(one, seed))
-    return {name: source for name, source, _ in opened}
+    return {name: source for name, source, _ in _opened(found, seed)}
+
+
+def _opened(configs: Iterable[SourceConfig], seed: int) -> list[Named]:
+    opened, problems = [], []
+    for config in configs:
+        try:
+            opened += _open(config, seed)
+        except DataError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise DataError("\n".join(map(str, problems)))
+    return _named_apart(opened)
 
 
 def _named_apart(opened: Iterable[Named]) -> list[Named]:

@@ -54,13 +54,13 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
 
     from florence_jax.inference.compilation_cache import use_compilation_cache
     from florence_jax.sharding import padded_rows
-    from train.data.sources import training_sources
     from train.features.fill import fill
     from train.features.tower import TOWER, check_constant, origin_of, tower_program
     from train.features.writer import filling
     from train.interruption import Interrupted, Interruption
-    from train.start import load_parameters, prepare_start
-    from train.training import build_training, row_maker
+    from train.preparation import prepare
+    from train.start import load_parameters
+    from train.training import row_maker
 
     if config.data.cached_features is None:
         raise ValueError("name the directory of the features: data.cached_features=DIR")
@@ -70,11 +70,11 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
     directory = Path(config.data.cached_features)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="florence-features-") as files, Interruption() as asked:
-        start = prepare_start(config, Path(files) / "processor")
         # On the devices that are here, and not those that the run divides its parameters over.
-        training = build_training(dataclasses.replace(config, mesh=""), start)
+        prepared = prepare(dataclasses.replace(config, mesh=""), Path(files) / "processor")
+        config, start, training = prepared.config, prepared.start, prepared.training
         check_constant(training)
-        sources = [(name, source) for name, source, _ in training_sources(config.data, config.seed)]
+        sources = [(name, source) for name, source, _ in prepared.sources]
         tower = {
             path: jnp.asarray(leaf, config.model.frozen_dtype)
             for path, leaf in load_parameters(config, start, training.placement.layout).items()

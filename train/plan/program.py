@@ -1,5 +1,6 @@
 """The very program that `train.main` or `predict` runs, lowered for devices that are not there."""
 
+import dataclasses
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -140,7 +141,9 @@ def training_config(request: PlanRequest) -> TrainConfig:
         words.append(f"model.remat={request.remat}")
     if not request.config:
         words += ["steps=1000000", "data.train=[{kind: shapes}]"]
-    return load_settings(TrainConfig, request.config or None, [*words, *request.settings])
+    config = load_settings(TrainConfig, request.config or None, [*words, *request.settings])
+    # The program does not depend on them, and nobody has the data that epochs are counted by.
+    return config if config.steps else dataclasses.replace(config, steps=1_000_000, epochs=None)
 
 
 def _generation(request: PlanRequest, mesh: Mesh) -> Lowered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -77,8 +78,8 @@ class SceneConfig:
                 )
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float) and value < 0:
-                raise ValueError(f"{field.name} is {value}, expected at least 0")
+            if isinstance(value, float) and not 0 <= value < math.inf:
+                raise ValueError(f"{field.name} is {value}, expected a finite number from 0")
         shares = ("invented_words", "textured", "repeat", "overlap", "overlap_depth", "inside")
         for name in (*shares, "mislabelled"):
             if getattr(self, name) > 1:
