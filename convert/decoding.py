@@ -32,7 +32,8 @@ def decoding_settings(
         config: the content of config.json, in either dialect.
         generation: the content of generation_config.json, None where there is none.
     """
-    settings = GenerationConfig.from_hf(config, generation)
+    # What is not supported stays in the files; whoever decodes with them is told.
+    settings = GenerationConfig.from_hf(config, generation, strict=False)
     default = GenerationConfig()
     return {
         field.name: getattr(settings, field.name)

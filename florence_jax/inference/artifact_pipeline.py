@@ -129,7 +129,9 @@ class ExportedPrograms:
         constraint: Constraint | None = None,
     ) -> GenerateOutput:
         plan, values = make_plan(settings, self.config.text, constraint)
-        ids, mask = check_prompt(input_ids, attention_mask, plan.pad_token_id)
+        ids, mask = check_prompt(
+            input_ids, attention_mask, plan.pad_token_id, self.config.text.vocab_size
+        )
         table = None if constraint is None else np.shape(constraint.next_state)
         generator = self._generator(len(features), features[0].shape[0], ids.shape[1], plan, table)
         ids, mask = pad_prompt(ids, mask, generator.prompt_tokens, plan.pad_token_id)
