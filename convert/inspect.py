@@ -181,7 +181,7 @@ def _decoding(
     config: Mapping[str, Any], generation: Mapping[str, Any] | None
 ) -> dict[str, dict[str, Any]]:
     """Each decoding setting with the file that decided it."""
-    settings = vars(GenerationConfig.from_hf(config, generation))
+    settings = vars(GenerationConfig.from_hf(config, generation, strict=False))
     return {
         name: {"value": value, "source": _decided_by(name, value, config, generation or {})}
         for name, value in settings.items()
@@ -218,7 +218,7 @@ def _decided_by(
 
 def _setting(name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Any:
     try:
-        return getattr(GenerationConfig.from_hf(config, generation), name)
+        return getattr(GenerationConfig.from_hf(config, generation, strict=False), name)
     except ValueError as error:  # a combination without meaning is another outcome
         return error
 

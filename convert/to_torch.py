@@ -10,7 +10,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from convert.command import (
 from convert.vocabulary import check_rows, resized
 from florence_jax.checkpoint import Plan, plan_checkpoint, read_config, resolve, torch_tensors
 from florence_jax.checkpoint.fetch import checked_dtype, fetch, leaf_dtype
-from florence_jax.checkpoint.files import contained_file, has_file
+from florence_jax.checkpoint.files import contained_file, has_file, read_json_object
 from florence_jax.checkpoint.keymap import (
     DECODER_TOKENS,
     ENCODER_TOKENS,
@@ -46,6 +46,7 @@ from florence_jax.checkpoint.replace import replaced_directory
 from florence_jax.checkpoint.safetensors_writer import save_tensors
 from florence_jax.checkpoint.torch_config import torch_config, with_rows
 from florence_jax.checkpoint.tree import insert
+from florence_jax.config import Florence2Config
 
 _PROGRAM = "convert.to_torch"
 _WEIGHTS = "model.safetensors"
@@ -71,7 +72,8 @@ names that the PyTorch file had which SRC came from, so that the way there and b
 tensors; where SRC came from another naming or from training, and with `once`, there is one name,
 as in published safetensors files. `all` writes every name of the class's state_dict, for a strict
 load_state_dict. An lm_head with values of its own is always written, and then so are the
-embed_tokens, because PyTorch ties all of them or none.
+embed_tokens, which PyTorch may not tie then; only names of a file in transformers' naming stay as
+they were, with text_config.tie_word_embeddings true.
 
 Output bias: the original naming always has `final_logits_bias`, of zeros where SRC has none; in
 transformers' naming there is none, and an output bias that is not zero is refused.
@@ -140,10 +142,22 @@ def to_torch(
     if rows != plan.config.text.vocab_size:
         check_rows(rows, directory)
     config = with_rows(plan.config, rows)
+    if naming == "native" and "image_token_id" not in repository.config:
+        config = dataclasses.replace(config, image_token_id=_image_token(directory, config))
     tensors = _tensors(plan, naming, target, rows, tied_names, progress)
     dtypes = frozenset(array.dtype.name for array in tensors.values())
     json_files = dict(
-        zip(_JSON_FILES, torch_config(repository, config, naming, dtypes), strict=True)
+        zip(
+            _JSON_FILES,
+            torch_config(
+                repository,
+                config,
+                naming,
+                dtypes,
+                ties_embed_tokens=_ties_embed_tokens(plan, naming, tensors),
+            ),
+            strict=True,
+        )
     )
     with replaced_directory(Path(destination), overwrite=overwrite) as new:
         copy_metadata(directory, new)
@@ -157,7 +171,7 @@ def to_torch(
         nbytes=sum(array.nbytes for array in tensors.values()),
         dtypes=dtypes,
         files=files,
-        notes=tuple(_notes(plan, repository.config, naming, rows, directory)),
+        notes=tuple(_notes(plan, repository.config, naming, config, directory)),
     )
 
 
@@ -206,38 +220,86 @@ def _table_names(plan: Plan, naming: Naming, tied_names: TiedNames) -> dict[str,
         return None
     extra = plan.origin.extra
     has_table = any(not name.endswith(LOGITS_BIAS_PATH) for name in extra)
+    embed_tokens = [_name(path, naming) for path in (ENCODER_TOKENS, DECODER_TOKENS)]
+    untied = not plan.config.tie_word_embeddings
     if tied_names == "source" and plan.origin.naming == naming and has_table:
-        return dict(extra)
-    paths = [SHARED, LOGITS_BIAS_PATH]
-    if not plan.config.tie_word_embeddings:
-        # Told not to tie lm_head, both classes tie nothing: they would start from random rows.
-        paths += [ENCODER_TOKENS, DECODER_TOKENS]
-    matches = [match_path(path) for path in paths]
-    names = [match.name(naming) for match in matches if match is not None]
-    return {name: None for name in names if name is not None}
+        names = dict(extra)
+        wanted = {_name(SHARED, naming), embed_tokens[1]}
+        if untied and naming == "original" and not wanted <= names.keys():
+            # Told not to tie lm_head, the original ties nothing: these would start as random rows.
+            # transformers ties them by a flag of their own, see `torch_config`.
+            dtype = next(iter(names.values()))
+            names |= {name: dtype for name in (*wanted, *embed_tokens) if name not in names}
+        return names
+    names = [_name(SHARED, naming), *(embed_tokens if untied else [])]
+    if naming == "original":
+        names.append(_name(LOGITS_BIAS_PATH, naming))
+    return dict.fromkeys(names)
 
 
-def _notes(plan: Plan, config: dict[str, Any], naming: Naming, rows: int, directory: Path):
-    before = plan.config.text.vocab_size
+def _name(path: str, naming: Naming) -> str:
+    match = match_path(path)
+    name = None if match is None else match.name(naming)
+    assert name is not None, path
+    return name
+
+
+def _ties_embed_tokens(plan: Plan, naming: Naming, names: Iterable[str]) -> bool:
+    """What `text_config.tie_word_embeddings` says: are the embed_tokens tied to `shared`?
+
+    In the original it decides about lm_head, too. transformers 5 asks the top level for lm_head;
+    versions before ask here, so that False is right for all of them where every name is written.
+    """
+    paths = (SHARED, ENCODER_TOKENS, DECODER_TOKENS)
+    complete = {_name(path, naming) for path in paths} <= set(names)
+    return plan.config.tie_word_embeddings or (naming == "native" and not complete)
+
+
+def _image_token(directory: Path, config: Florence2Config) -> int:
+    """The id of `<image>`, whose embeddings transformers replaces by the image's.
+
+    By name; where the tokenizer has none, the usual one unless another token has it, as where
+    tokens were added to the original's.
+    """
+    added: dict[str, int] = {}
+    if has_file(directory, "tokenizer.json"):
+        entries = read_json_object(directory, "tokenizer.json") or {}
+        added = {entry["content"]: entry["id"] for entry in entries.get("added_tokens") or []}
+    elif has_file(directory, "added_tokens.json"):
+        added = read_json_object(directory, "added_tokens.json") or {}
+    taken = config.image_token_id in added.values()
+    return added.get("<image>", max(added.values()) + 1 if taken else config.image_token_id)
+
+
+def _notes(
+    plan: Plan, published: dict[str, Any], naming: Naming, config: Florence2Config, directory: Path
+) -> Iterator[str]:
+    before, rows, image = plan.config.text.vocab_size, config.text.vocab_size, config.image_token_id
     if rows > before:
         yield f"vocabulary: {rows - before} rows added to {before}, each the mean of the others"
     elif rows < before:
         yield f"vocabulary: the last {before - rows} of {before} rows removed"
-    image = plan.config.image_token_id
     if naming == "native" and image >= rows:
+        enough = max(51328, -(-(image + 1) // 64) * 64)
         yield (
             f"transformers looks up <image>, token {image}, which a vocabulary of {rows} lacks: "
-            "pass --vocab-size 51328, as the published native checkpoints have, to run it on images"
+            f"pass --vocab-size {enough}, as the published native checkpoints have, to run it on "
+            "images"
         )
     if naming == "native" and has_file(directory, "tokenizer.json"):
         tokenizer = contained_file(directory, "tokenizer.json").read_text(encoding="utf-8")
-        if '"<image>"' not in tokenizer:
+        if '"<image>"' not in tokenizer and image != plan.config.image_token_id:
+            yield (
+                f"the tokenizer has tokens of its own and no <image>, which transformers needs: "
+                f"add it as the next one, token {image}"
+            )
+        elif '"<image>"' not in tokenizer:
             yield (
                 "the tokenizer is the original's, without <image> and the location tokens that "
                 "transformers' processor needs: take the tokenizer and processor files of "
                 "florence-community/Florence-2-base"
             )
-    if naming == "original" and config.get("auto_map"):
+    if naming == "original" and published.get("auto_map"):
         yield (
             "config.json keeps auto_map: copy the *.py files that it names beside it to load this "
             "with the original's remote code"

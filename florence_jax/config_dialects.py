@@ -48,6 +48,8 @@ _TEXT_OPTIONAL = (
     "eos_token_id",
     "decoder_start_token_id",
 )
+# What the reference classes take for an absent key, where it is not what the published sizes have.
+_TEXT_DEFAULTS = {"attention_dropout": 0.0, "activation_dropout": 0.0}
 # Switches of the original config whose other value is a different model that nobody published.
 _UNSUPPORTED_TEXT = {
     "normalize_before": False,
@@ -111,7 +113,11 @@ class _Reader:
         }
         vision_fields |= {key: vision[key] for key in _VISION_OPTIONAL if key in vision}
         text_fields = {key: self._take(text, "text_config", key) for key in _TEXT_REQUIRED}
+        text_fields |= _TEXT_DEFAULTS
         text_fields |= {key: text[key] for key in _TEXT_OPTIONAL if text.get(key) is not None}
+        if isinstance(text_fields.get("eos_token_id"), list):
+            # Several end tokens are a setting of decoding; the first is the model's own.
+            text_fields["eos_token_id"] = next(iter(text_fields["eos_token_id"]), None)
         self._check_supported(vision, text)
         image_positions, temporal_positions = self._positions(vision, original)
         raise_if(self.problems, "config.json")

@@ -52,7 +52,8 @@ ROOMS = {
     "adapters": {"checkpoint", "config"},
     # The loops know a `tokens -> logits` callback; `generate` alone binds them to the model.
     # Beside `config`, so that whoever only reads or writes settings does not wait for jax.
-    "generation_config": set(),
+    "generation_keys": set(),
+    "generation_config": {"generation_keys"},
     "generation": {"config", "generation_config", "sharding"},
     "generation/generate": {"config", "generation_config", "model", "generation", "quantization",
                             "sharding"},

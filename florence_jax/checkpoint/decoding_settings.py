@@ -43,4 +43,5 @@ def decoding_settings(
         config: the content of config.json, in either dialect.
         generation: the content of generation_config.json, None where there is none.
     """
-    return settings_json(GenerationConfig.from_hf(config, generation))
+    # What is not supported stays in the files; whoever decodes with them is told.
+    return settings_json(GenerationConfig.from_hf(config, generation, strict=False))

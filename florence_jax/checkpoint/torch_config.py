@@ -16,7 +16,12 @@ _DTYPE_KEY: Mapping[Naming, str] = {"original": "torch_dtype", "native": "dtype"
 
 
 def torch_config(
-    repository: RepositoryConfig, config: Florence2Config, naming: Naming, dtypes: Collection[str]
+    repository: RepositoryConfig,
+    config: Florence2Config,
+    naming: Naming,
+    dtypes: Collection[str],
+    *,
+    ties_embed_tokens: bool | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(config.json, generation_config.json) for parameters of `config` in `naming`.
 
@@ -29,6 +34,7 @@ def torch_config(
         config: the exported model.
         naming: the dialect to write.
         dtypes: the dtypes of the exported tensors.
+        ties_embed_tokens: text_config's own `tie_word_embeddings`.
     """
     published = {key: value for key, value in repository.config.items() if key != SECTION}
     settings = decoding_settings(published, repository.generation)
@@ -44,9 +50,12 @@ def torch_config(
     if naming == "native":
         # It names the original's remote code, for which transformers would ask before anything.
         written.pop("auto_map", None)
-    for section in (written, written["text_config"]):
-        if section.get("tie_word_embeddings", True) != config.tie_word_embeddings:
-            section["tie_word_embeddings"] = config.tie_word_embeddings
+    ties = config.tie_word_embeddings
+    ties_text = ties if ties_embed_tokens is None else ties_embed_tokens
+    flags = ((written, ties), (written["text_config"], ties_text))
+    for section, ties in flags:
+        if section.get("tie_word_embeddings", True) != ties:
+            section["tie_word_embeddings"] = ties
     if len(dtypes) == 1:
         _set_dtype(written, next(iter(dtypes)), naming)
     return written, generation

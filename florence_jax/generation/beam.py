@@ -4,7 +4,7 @@ Semantics: transformers 5 `generation/utils.py: _beam_search`, its arithmetic in
 that keeps a hypothesis out of a ranking is *added*, because which of several excluded hypotheses
 survives, and with what score, follows from the rounding.
 
-Shape suffixes: B batch, K beams, N candidates (2 K), T tokens, V vocabulary.
+Shape suffixes: B batch, K beams, N candidates (2 K with one end token), T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax import lax
 
 from florence_jax.generation.constraints import FINISHED, REFUSED, first_states, next_states
 from florence_jax.generation.output import GenerateOutput
-from florence_jax.generation.plan import DecodingPlan, DecodingValues
+from florence_jax.generation.plan import DecodingPlan, DecodingValues, ends
 from florence_jax.generation.processors import process
 from florence_jax.generation.stepping import (
     Cache,
@@ -180,7 +180,8 @@ def _extend(
 ) -> tuple[Hypotheses, jax.Array, jax.Array]:
     """The 2 K best, or drawn, one-token continuations of a row's beams.
 
-    2 K, because at most K of them can end here (one `</s>` per beam), so that K go on.
+    2 K, because at most K of them can end here (one `</s>` per beam), so that K go on; with several
+    end tokens, as many times K more.
 
     Returns:
       The continuations, the beam that each extends (int32[B, N]) and whether it ends (bool[B, N]).
@@ -191,7 +192,8 @@ def _extend(
         # Gumbel top-k: N draws without replacement, in the order in which they were drawn.
         draw = jax.vmap(lambda key: jax.random.gumbel(key, (beams, vocab)))
         total_BKV += draw(keys_B)
-    parents_BN, tokens_BN = _best_of_all_beams(total_BKV, min(2 * beams, beams * vocab))
+    wanted = (1 + len(plan.eos_token_ids)) * beams
+    parents_BN, tokens_BN = _best_of_all_beams(total_BKV, min(wanted, beams * vocab))
 
     def of_row(log_probs_KV: jax.Array, parents_N: jax.Array, tokens_N: jax.Array) -> jax.Array:
         return log_probs_KV.at[parents_N, tokens_N].get(mode="promise_in_bounds")
@@ -207,7 +209,7 @@ def _extend(
         lengths=jnp.full_like(parents.lengths, index + 1),
         scores=scores_BN,
     )
-    ends_BN = (tokens_BN == plan.eos_token_id) | (index + 1 >= values.max_new_tokens)
+    ends_BN = ends(tokens_BN, plan) | (index + 1 >= values.max_new_tokens)
     return candidates, parents_BN, ends_BN
 
 

@@ -19,6 +19,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from florence_jax.generation_config import TokenIds
+
 # The states that every automaton begins with: where what is not allowed leads, and after the end.
 REFUSED, FINISHED = 0, 1
 NEVER = 2**30
@@ -105,9 +107,9 @@ def check_constraint(
     constraint: Constraint,
     *,
     vocab_size: int,
-    eos_token_id: int,
+    eos_token_ids: Sequence[int],
     forced_bos_token_id: int | None,
-    forced_eos_token_id: int | None,
+    forced_eos_token_id: TokenIds | None,
     max_new_tokens: int,
 ) -> None:
     """Makes sure that decoding with these settings can give whole answers.
@@ -124,17 +126,19 @@ def check_constraint(
             f"the constraint is for a vocabulary of {len(classes)} tokens, the model has "
             f"{vocab_size}; make it with the model's vocab_size"
         )
-    ends = np.flatnonzero((table == FINISHED).any(axis=0)[classes])
-    if ends.tolist() != [eos_token_id]:
+    ends = _ends(constraint)
+    if not ends or not set(ends) <= set(eos_token_ids):
         raise ValueError(
-            f"eos_token_id={eos_token_id}, but constrained answers end with {ends.tolist()}: make "
+            f"eos_token_id={_said(eos_token_ids)}, but constrained answers end with {ends}: make "
             "the constraint with the model's own tokenizer"
         )
-    if forced_eos_token_id not in (None, eos_token_id):
-        raise ValueError(
-            f"forced_eos_token_id={forced_eos_token_id} would break off a constrained answer: "
-            f"leave it at the model's, {eos_token_id}, or None"
-        )
+    if forced_eos_token_id is not None:
+        forced_ends = np.atleast_1d(forced_eos_token_id).tolist()
+        if not set(forced_ends) <= set(ends):
+            raise ValueError(
+                f"forced_eos_token_id={_said(forced_ends)} would break off a constrained answer: "
+                f"leave it at the model's, {_said(ends)}, or None"
+            )
     forced = 0
     if forced_bos_token_id is not None:
         forced, states = 1, table[states, classes[forced_bos_token_id]]
@@ -151,6 +155,42 @@ def check_constraint(
             f"the constraint allows in row {worst} takes {needed[worst]} tokens, <s> and </s> "
             "included"
         )
+
+
+def ended_by(constraint: Constraint, eos_token_ids: Sequence[int]) -> Constraint:
+    """`constraint` for decoding that ends at any of `eos_token_ids`.
+
+    Answers are still whole: an end token that the constraint takes for a token like others would
+    break them off and is refused within them. With one end token nothing changes.
+    """
+    within = sorted(set(eos_token_ids) - set(_ends(constraint)))
+    if len(eos_token_ids) == 1 or not within:
+        return constraint
+    table = np.array(constraint.next_state)
+    classes = np.array(constraint.class_of_token)
+    within = [token for token in within if token < len(classes) and table[:, classes[token]].any()]
+    if not within:
+        return constraint
+    nowhere = np.flatnonzero(~table.any(axis=0))
+    if not len(nowhere):
+        table = np.pad(table, ((0, 0), (0, table.shape[1])))
+        nowhere = np.flatnonzero(~table.any(axis=0))
+    classes[within] = nowhere[0]
+    # No way to the end may count on a class that is left without tokens.
+    table[:, np.setdiff1d(np.arange(table.shape[1]), classes)] = REFUSED
+    return constraint._replace(
+        class_of_token=classes, next_state=table, least_tokens=least_tokens(table)
+    )
+
+
+def _ends(constraint: Constraint) -> list[int]:
+    """The tokens that end an answer."""
+    finishes = (np.asarray(constraint.next_state) == FINISHED).any(axis=0)
+    return np.flatnonzero(finishes[np.asarray(constraint.class_of_token)]).tolist()
+
+
+def _said(ids: Sequence[int]) -> str:
+    return str(ids[0] if len(ids) == 1 else list(ids))
 
 
 def check_rows(constraint: Constraint, batch: int) -> None:

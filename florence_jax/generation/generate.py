@@ -125,7 +125,9 @@ def prepare(
         if image.ndim != 3:
             raise ValueError(f"image_features must be float[B, I, D], got shape {image.shape}")
         image_tokens = image.shape[1]
-    ids, mask = check_prompt(input_ids, attention_mask, plan.pad_token_id)
+    ids, mask = check_prompt(
+        input_ids, attention_mask, plan.pad_token_id, model.config.text.vocab_size
+    )
     length = ids.shape[1]
     limit = prompt_limit(length, image_tokens, model.config.text.max_position_embeddings)
     ids, mask = pad_prompt(ids, mask, prompt_bucket(length, limit), plan.pad_token_id)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from florence_jax.generation.constraints import Constraint, check_constraint
-from florence_jax.generation_config import EarlyStopping, GenerationConfig
+from florence_jax.generation.constraints import Constraint, check_constraint, ended_by
+from florence_jax.generation.optional_processors import (
+    OptionalValues,
+    optional_values,
+    table_shapes,
+)
+from florence_jax.generation_config import EarlyStopping, GenerationConfig, TokenIds
 
 SMALLEST_TOKEN_BUCKET = 64
 
@@ -37,7 +43,8 @@ class DecodingPlan:
 
     `buffers` are the sizes that token buffers and caches grow through, 64, 128, 256, ..., the last
     capped by the position table: attention over what was generated then costs what its length
-    asks for and not what the limit allows. `top_k` 0 keeps every token.
+    asks for and not what the limit allows. `top_k` 0 keeps every token. `optional` names what is
+    set of `OptionalValues`, `tables` are the sizes of its lists.
     """
 
     num_beams: int
@@ -48,8 +55,16 @@ class DecodingPlan:
     num_return_sequences: int
     buffers: tuple[int, ...]
     decoder_start_token_id: int
-    eos_token_id: int
+    eos_token_id: TokenIds
     pad_token_id: int
+    renormalize_logits: bool = False
+    optional: tuple[str, ...] = ()
+    tables: tuple[int, ...] = ()
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a sequence, of which there may be only one."""
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
 
 class DecodingValues(NamedTuple):
@@ -63,13 +78,25 @@ class DecodingValues(NamedTuple):
     max_new_tokens: ArrayLike  # int32[]
     min_new_tokens: ArrayLike  # int32[]
     forced_bos_token_id: ArrayLike  # int32[]
-    forced_eos_token_id: ArrayLike  # int32[]
+    forced_eos_token_id: ArrayLike  # int32[], or int32[n] to choose among
     repetition_penalty: ArrayLike  # float32[]
     temperature: ArrayLike  # float32[]
     one_minus_top_p: ArrayLike  # float32[]
     length_norm: ArrayLike  # float32[T + 1]
     favours_long: ArrayLike  # bool[]: length_penalty > 0
     constraint: Constraint | None = None
+    optional: OptionalValues | None = None
+
+    def with_room(self, buffers: tuple[int, ...]) -> DecodingValues:
+        """The same for a program with larger buffers: it looks up no entry beyond the limit."""
+
+        def longer(table: ArrayLike) -> np.ndarray:
+            return np.pad(table, (0, buffers[-1] + 1 - len(np.asarray(table))), mode="edge")
+
+        optional = self.optional
+        if optional is not None and optional.decay is not None:
+            optional = optional._replace(decay=longer(optional.decay))
+        return self._replace(length_norm=longer(self.length_norm), optional=optional)
 
 
 def make_plan(
@@ -100,8 +127,20 @@ def make_plan(
         )
     forced_bos, forced_eos = config.forced_bos_token_id, config.forced_eos_token_id
     bos = _or_model(config.bos_token_id, facts.bos_token_id)
-    eos = _or_model(config.eos_token_id, facts.eos_token_id)
+    eos = facts.eos_token_id if config.eos_token_id is None else config.eos_token_id
+    all_eos = eos if isinstance(eos, tuple) else (eos,)
     buffers = token_buckets(limit, positions)
+    forced_bos = bos if isinstance(forced_bos, str) else forced_bos
+    if isinstance(forced_eos, str):
+        forced_eos = facts.eos_token_id if facts.eos_token_id in all_eos else all_eos[0]
+    optional = optional_values(
+        config,
+        eos_token_ids=all_eos,
+        forces_bos=forced_bos is not None,
+        vocab_size=facts.vocab_size,
+        tokens=buffers[-1],
+    )
+    names, tables = table_shapes(optional)
     plan = DecodingPlan(
         num_beams=config.num_beams,
         do_sample=config.do_sample,
@@ -116,9 +155,11 @@ def make_plan(
         ),
         eos_token_id=eos,
         pad_token_id=_or_model(config.pad_token_id, facts.pad_token_id),
+        # Scores of greedy decoding and sampling are normalised in any case.
+        renormalize_logits=config.renormalize_logits and config.num_beams > 1,
+        optional=names,
+        tables=tables,
     )
-    forced_bos = bos if isinstance(forced_bos, str) else forced_bos
-    forced_eos = eos if isinstance(forced_eos, str) else forced_eos
     _check_in_vocabulary(
         facts.vocab_size,
         decoder_start_token_id=plan.decoder_start_token_id,
@@ -127,11 +168,13 @@ def make_plan(
         forced_bos_token_id=forced_bos,
         forced_eos_token_id=forced_eos,
     )
+    _check_possible(config.suppress_tokens or (), forced_bos, forced_eos)
     if constraint is not None:
+        constraint = ended_by(constraint, all_eos)
         check_constraint(
             constraint,
             vocab_size=facts.vocab_size,
-            eos_token_id=eos,
+            eos_token_ids=all_eos,
             forced_bos_token_id=forced_bos,
             forced_eos_token_id=forced_eos,
             max_new_tokens=limit,
@@ -150,8 +193,18 @@ def make_plan(
         length_norm=length_norm,
         favours_long=np.asarray(config.length_penalty > 0),
         constraint=constraint,
+        optional=optional,
     )
     return plan, values
+
+
+def ends(tokens: jax.Array, plan: DecodingPlan) -> jax.Array:
+    """Which tokens end a sequence: bool of their shape."""
+    first, *others = plan.eos_token_ids
+    ended = tokens == first
+    for token in others:
+        ended |= tokens == token
+    return ended
 
 
 def token_buckets(limit: int, positions: int) -> tuple[int, ...]:
@@ -166,7 +219,18 @@ def _or_model(wanted: int | None, models: int) -> int:
     return models if wanted is None else wanted
 
 
-def _check_in_vocabulary(vocab_size: int, **ids: int | None) -> None:
+def _check_in_vocabulary(vocab_size: int, **ids: TokenIds | None) -> None:
     for name, value in ids.items():
-        if value is not None and value >= vocab_size:
+        if value is not None and np.max(value) >= vocab_size:
             raise ValueError(f"{name}={value} is outside the vocabulary of {vocab_size} tokens")
+
+
+def _check_possible(
+    suppressed: tuple[int, ...], forced_bos: int | None, forced_eos: TokenIds | None
+) -> None:
+    for name, forced in (("forced_bos_token_id", forced_bos), ("forced_eos_token_id", forced_eos)):
+        if forced is not None and set(np.atleast_1d(forced).tolist()) <= set(suppressed):
+            raise ValueError(
+                f"{name}={forced} is among suppress_tokens, so that no token would be possible "
+                f"where it is forced: set {name} to None, or leave it out of suppress_tokens"
+            )

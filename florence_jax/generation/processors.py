@@ -18,6 +18,13 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from florence_jax.generation.constraints import keep_legal, legal_tokens
+from florence_jax.generation.optional_processors import (
+    OptionalValues,
+    bias_sequences,
+    favour_end,
+    filter_by_probability,
+    suppress,
+)
 from florence_jax.generation.plan import DecodingPlan, DecodingValues
 from florence_jax.generation.stepping import LANES, best
 from florence_jax.sharding.activations import by_rows
@@ -39,12 +46,21 @@ def process(
       index: int32[], position of the last token of the sequences.
       states_BK: int32[B, K], states of the automaton; needed when `values.constraint`.
     """
+    optional = values.optional or OptionalValues()
+    if optional.sequence_bias is not None:
+        scores_BKV = bias_sequences(scores_BKV, sequences_BKT, index, optional.sequence_bias)
     scores_BKV = penalise_repetition(scores_BKV, sequences_BKT, index, values.repetition_penalty)
     before_bans_BKV = scores_BKV
     scores_BKV = ban_repeated_ngrams(scores_BKV, sequences_BKT, index, plan.no_repeat_ngram_size)
+    if optional.bad_words is not None:
+        scores_BKV = bias_sequences(scores_BKV, sequences_BKT, index, optional.bad_words)
     generated = index
     too_short = generated < values.min_new_tokens
-    scores_BKV = ban_token_if(too_short, scores_BKV, plan.eos_token_id)
+    for eos_token_id in plan.eos_token_ids:
+        scores_BKV = ban_token_if(too_short, scores_BKV, eos_token_id)
+    if values.constraint is not None:
+        # Here they give way, as all bans, where an answer could not be completed without.
+        scores_BKV = suppress(scores_BKV, generated, optional)
     if values.constraint is not None:
         assert states_BK is not None
         remaining = values.max_new_tokens - generated
@@ -53,12 +69,19 @@ def process(
     scores_BKV = force_token_if(generated == 0, scores_BKV, values.forced_bos_token_id)
     last = generated == values.max_new_tokens - 1
     scores_BKV = force_token_if(last, scores_BKV, values.forced_eos_token_id)
+    if optional.decay is not None:
+        scores_BKV = favour_end(scores_BKV, generated, optional.decay, plan.eos_token_ids)
+    if values.constraint is None:
+        scores_BKV = suppress(scores_BKV, generated, optional)
     if plan.do_sample:
-        # Beams need a continuation beside `</s>`, so two tokens survive every filter.
-        keep = 2 if plan.num_beams > 1 else 1
+        # Beams need a continuation beside the end tokens, so one more survives every filter.
+        keep = 1 + len(plan.eos_token_ids) if plan.num_beams > 1 else 1
         scores_BKV = scores_BKV / values.temperature
         scores_BKV = keep_top_k(scores_BKV, plan.top_k, keep)
         scores_BKV = keep_top_p(scores_BKV, values.one_minus_top_p, keep)
+        scores_BKV = filter_by_probability(scores_BKV, optional, keep)
+    if plan.renormalize_logits:
+        scores_BKV = jax.nn.log_softmax(scores_BKV, axis=-1)
     return scores_BKV
 
 
@@ -114,8 +137,15 @@ def ban_token_if(condition: jax.Array, scores_BKV: jax.Array, token: int) -> jax
 
 
 def force_token_if(condition: jax.Array, scores_BKV: jax.Array, token: ArrayLike) -> jax.Array:
-    """0 for `token` and -inf for the rest while `condition` (bool[]) holds; -1 forces nothing."""
-    forced_V = jnp.where(jnp.arange(scores_BKV.shape[-1]) == token, 0.0, -jnp.inf)
+    """0 for `token` and -inf for the rest while `condition` (bool[]) holds; -1 forces nothing.
+
+    `token` is int32[], or int32[n] for a choice among several.
+    """
+    token_V = jnp.arange(scores_BKV.shape[-1])
+    if jnp.ndim(token):
+        forced_V = jnp.where(jnp.isin(token_V, token), 0.0, -jnp.inf)
+        return jnp.where(condition, forced_V, scores_BKV)
+    forced_V = jnp.where(token_V == token, 0.0, -jnp.inf)
     return jnp.where(condition & jnp.greater_equal(token, 0), forced_V, scores_BKV)
 
 

@@ -33,16 +33,24 @@ def prompt_limit(length: int, image_tokens: int, positions: int) -> int:
 
 
 def check_prompt(
-    input_ids: ArrayLike, attention_mask: ArrayLike | None, pad_token_id: int
+    input_ids: ArrayLike, attention_mask: ArrayLike | None, pad_token_id: int, vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids int32[B, L] and their mask bool[B, L], on the host.
 
     Raises:
-      ValueError: not integers of two axes, or a mask of another shape.
+      ValueError: not integers of two axes, a token outside the vocabulary, or a mask of another
+        shape.
     """
     ids = np.asarray(input_ids)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"input_ids must be int[B, L], got {ids.dtype}{list(ids.shape)}")
+    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    if outside.size:
+        # On the device it would be taken for the last token there is.
+        raise ValueError(
+            f"input_ids holds token {outside[0]}, outside the model's vocabulary of {vocab_size}: "
+            "use the checkpoint's own tokenizer, or resize the model's embeddings to the tokenizer"
+        )
     mask = ids != pad_token_id if attention_mask is None else np.asarray(attention_mask)
     if mask.shape != ids.shape:
         raise ValueError(

@@ -15,7 +15,7 @@ from jax import lax
 
 from florence_jax.generation.constraints import first_states, next_states
 from florence_jax.generation.output import GenerateOutput
-from florence_jax.generation.plan import DecodingPlan, DecodingValues
+from florence_jax.generation.plan import DecodingPlan, DecodingValues, ends
 from florence_jax.generation.processors import process
 from florence_jax.generation.stepping import (
     Cache,
@@ -92,7 +92,7 @@ def sample(
             sequences=_put(state.sequences, next_BK, state.index + 1),
             token_scores=_put(state.token_scores, chosen_BK, state.index),
             lengths=state.lengths + ~state.finished,
-            finished=state.finished | (next_BK == plan.eos_token_id),
+            finished=state.finished | ends(next_BK, plan),
             cache=cache,
             states=states,
         )

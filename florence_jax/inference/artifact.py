@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from florence_jax.generation import Constraint, DecodingPlan, DecodingValues, GenerationConfig
+from florence_jax.generation.optional_processors import OptionalValues, SequenceBias
 from florence_jax.processing import ImageConfig
 from florence_jax.processing.tasks import Compat
 from florence_jax.quantization import Quantization
@@ -153,15 +154,27 @@ def plain_values(values: DecodingValues) -> dict[str, Any]:
     plain = {name: value for name, value in values._asdict().items() if value is not None}
     if values.constraint is not None:
         plain["constraint"] = values.constraint._asdict()
+    if values.optional is not None:
+        plain["optional"] = {
+            name: value._asdict() if isinstance(value, SequenceBias) else value
+            for name, value in values.optional._asdict().items()
+            if value is not None
+        }
     return plain
 
 
 def decoding_values(plain: Mapping[str, Any]) -> DecodingValues:
     """The inverse of `plain_values`."""
     values = DecodingValues(**plain)
-    if values.constraint is None:
-        return values
-    return values._replace(constraint=Constraint(**plain["constraint"]))
+    if values.constraint is not None:
+        values = values._replace(constraint=Constraint(**plain["constraint"]))
+    if values.optional is not None:
+        settings: dict[str, Any] = {
+            name: SequenceBias(**value) if isinstance(value, Mapping) else value
+            for name, value in plain["optional"].items()
+        }
+        values = values._replace(optional=OptionalValues(**settings))
+    return values
 
 
 def flat_parameters(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -146,19 +146,18 @@ class ExportedPrograms:
                 "checkpoint itself to sample"
             )
         plan, values = make_plan(settings, self.config.text, constraint)
-        ids, mask = check_prompt(input_ids, attention_mask, plan.pad_token_id)
+        ids, mask = check_prompt(
+            input_ids, attention_mask, plan.pad_token_id, self.config.text.vocab_size
+        )
         table = None if constraint is None else np.shape(constraint.next_state)
         generator = self._generator(len(features), features[0].shape[0], ids.shape[1], plan, table)
         ids, mask = pad_prompt(ids, mask, generator.prompt_tokens, plan.pad_token_id)
-        # A program with room for more tokens looks up no entry beyond the limit.
-        room = generator.plan.buffers[-1] - plan.buffers[-1]
-        length_norm = np.pad(np.asarray(values.length_norm), (0, room), mode="edge")
         output = self._run(generator.file)(
             self.params,
             stack_features(features),
             ids,
             mask,
-            artifact.plain_values(values._replace(length_norm=length_norm)),
+            artifact.plain_values(values.with_room(generator.plan.buffers)),
         )
         return GenerateOutput(**output)
 

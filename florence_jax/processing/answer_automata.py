@@ -215,7 +215,8 @@ def _sort_vocabulary(
     tokenizer: FlorenceTokenizer, vocab_size: int
 ) -> tuple[Kinds, dict[TextRule, np.ndarray]]:
     """The classes of all tokens, and what each text class does under each rule: see `lift`."""
-    names = (*SPECIAL_TOKENS, "<mask>", *FLORENCE_TOKENS)
+    # Of these, answers hold Florence-2's alone; other added tokens are text.
+    names = (*SPECIAL_TOKENS, "<mask>", "<image>", *FLORENCE_TOKENS)
     markup = {name: tokenizer.token_id(name) for name in names}
     taken = set(markup.values())
     spelled = {i: tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size) if i not in taken}

@@ -17,6 +17,8 @@ from florence_jax.processing.image import load_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = int(Image.Resampling.BICUBIC)
 
 
@@ -59,6 +61,9 @@ class ImageConfig:
     def from_hf(cls, preprocessor_config: Mapping[str, Any]) -> ImageConfig:
         """The config in a checkpoint's ``preprocessor_config.json`` (or ``processor_config.json``).
 
+        Without a file (an empty mapping) the base model's settings hold. What a file leaves out is
+        what transformers' ``CLIPImageProcessor``, Florence-2's image processor, takes for it.
+
         Raises:
           ValueError: a setting Florence-2 does not use and we would silently get wrong: a size
             that keeps the aspect, a centre crop, or no resize.
@@ -73,16 +78,19 @@ class ImageConfig:
             raise ValueError(
                 f"preprocessor_config has size={size!r}; Florence-2 needs 'height' and 'width'"
             )
-        if config.get("do_center_crop") or not config.get("do_resize", True):
+        # Its crop is on unless it is switched off.
+        is_clip = str(config.get("image_processor_type", "")).startswith("CLIPImageProcessor")
+        if config.get("do_center_crop", is_clip) or not config.get("do_resize", True):
             raise ValueError(
                 "preprocessor_config asks for a centre crop or for no resize, which Florence-2 "
                 "does not use; set do_center_crop to false and do_resize to true"
             )
+        mean, std = (CLIP_MEAN, CLIP_STD) if config else (IMAGENET_MEAN, IMAGENET_STD)
         rescaled, normalised = config.get("do_rescale", True), config.get("do_normalize", True)
         return cls(
             size=(size["height"], size["width"]),
-            mean=_tuple(config.get("image_mean", IMAGENET_MEAN)) if normalised else (0.0,) * 3,
-            std=_tuple(config.get("image_std", IMAGENET_STD)) if normalised else (1.0,) * 3,
+            mean=_tuple(config.get("image_mean", mean)) if normalised else (0.0,) * 3,
+            std=_tuple(config.get("image_std", std)) if normalised else (1.0,) * 3,
             resample=config.get("resample", BICUBIC),
             rescale=config.get("rescale_factor", 1 / 255) if rescaled else 1.0,
         )

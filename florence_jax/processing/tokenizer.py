@@ -34,10 +34,12 @@ _BYTE_OF = byte_symbols()
 def load_tokenizer(directory: str | os.PathLike) -> FlorenceTokenizer:
     """The tokenizer in a checkpoint folder.
 
-    Reads ``tokenizer.json``, or else ``vocab.json`` with ``merges.txt``. Where the file holds plain
-    BART (the original repositories), Florence-2's 1024 tokens are appended in the original order,
-    ``<od>`` = 50265 ... ``<and>`` = 51288. ``<image>``, which the native repositories append as a
-    placeholder for image features, is left out: this model prepends the features itself.
+    Reads ``tokenizer.json``, or else ``vocab.json`` with ``merges.txt`` and, if it is there,
+    ``added_tokens.json``. Where the files hold plain BART (the original repositories), Florence-2's
+    1024 tokens are appended in the original order, ``<od>`` = 50265 ... ``<and>`` = 51288.
+    ``<image>``, which the native repositories append as a placeholder for image features, is left
+    out where it is the last token: this model prepends the features itself. Behind it, tokens that
+    were added later keep their ids.
 
     Raises:
       FileNotFoundError: no tokenizer files in the folder.
@@ -220,8 +222,9 @@ class FlorenceTokenizer:
 def _read_tokenizer_json(path: Path) -> Tokenizer:
     try:
         content = json.loads(path.read_text("utf-8"))
-        declared = content.get("added_tokens") or []
-        added = [entry for entry in declared if entry["content"] != "<image>"]
+        added = content.get("added_tokens") or []
+        if added and max(added, key=lambda entry: entry["id"])["content"] == "<image>":
+            added = [entry for entry in added if entry["content"] != "<image>"]
         backend = Tokenizer.from_str(json.dumps({**content, "added_tokens": added}))
     except Exception as error:
         # The library reports every fault of the file as a bare Exception.
@@ -232,7 +235,7 @@ def _read_tokenizer_json(path: Path) -> Tokenizer:
     if moved:
         raise ValueError(
             f"{str(path)!r} gives {moved[:5]} ids that its vocabulary does not continue to; "
-            "save the tokenizer again with <image> as its last token, or without it"
+            "save the tokenizer again with transformers, which numbers its tokens without gaps"
         )
     return backend
 
@@ -247,7 +250,34 @@ def _read_vocab_and_merges(vocab: Path, merges: Path) -> Tokenizer:
         ) from error
     present = tuple(t for t in (*SPECIAL_TOKENS, "<mask>") if backend.token_to_id(t) is not None)
     add_special_tokens(backend, present)
+    added = vocab.with_name("added_tokens.json")
+    if added.is_file():
+        _append(backend, added)
     return backend
+
+
+def _append(backend: Tokenizer, path: Path) -> None:
+    """Add the tokens of a slow tokenizer's ``added_tokens.json`` at the ids that it gives them."""
+    try:
+        ids = json.loads(path.read_text("utf-8"))
+        ordered = sorted(ids, key=ids.__getitem__)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no object of tokens and their ids ({error}); download it again"
+        ) from error
+    if ordered and ordered[-1] == "<image>":
+        ordered.pop()
+    for token in ordered:
+        if token in (*FLORENCE_TOKENS, "<image>"):
+            add_special_tokens(backend, (token,))
+        else:
+            backend.add_tokens([token])
+    moved = [token for token in ordered if backend.token_to_id(token) != ids[token]]
+    if moved:
+        raise ValueError(
+            f"{str(path)!r} gives {moved[:5]} ids that the vocabulary does not continue to; "
+            "copy vocab.json and added_tokens.json from one and the same checkpoint"
+        )
 
 
 def _complete(backend: Tokenizer, where: str) -> None:

@@ -92,6 +92,17 @@ def random_tables(seed: int, vocab: int, batch: int, *, eos: float = 0.0) -> Tab
 def torch_arguments(config: GenerationConfig) -> dict:
     """The same settings in transformers' words, for a model with the ids above."""
     named = {"bos": BOS, "eos": EOS}
+    eos = EOS if config.eos_token_id is None else config.eos_token_id
+    forced_eos = named.get(config.forced_eos_token_id, config.forced_eos_token_id)
+    optional = {
+        "suppress_tokens": config.suppress_tokens,
+        "begin_suppress_tokens": config.begin_suppress_tokens,
+        "bad_words_ids": config.bad_words_ids and [list(words) for words in config.bad_words_ids],
+        "sequence_bias": config.sequence_bias
+        and [[list(tokens), bias] for tokens, bias in config.sequence_bias],
+        "exponential_decay_length_penalty": config.exponential_decay_length_penalty,
+        "renormalize_logits": config.renormalize_logits,
+    }
     return {
         "max_new_tokens": config.max_new_tokens,
         "min_new_tokens": config.min_new_tokens,
@@ -103,12 +114,12 @@ def torch_arguments(config: GenerationConfig) -> dict:
         "repetition_penalty": float(config.repetition_penalty),
         "num_return_sequences": config.num_return_sequences,
         "forced_bos_token_id": named.get(config.forced_bos_token_id, config.forced_bos_token_id),
-        "forced_eos_token_id": named.get(config.forced_eos_token_id, config.forced_eos_token_id),
+        "forced_eos_token_id": list(forced_eos) if isinstance(forced_eos, tuple) else forced_eos,
         "bos_token_id": BOS,
-        "eos_token_id": EOS,
+        "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
         "pad_token_id": PAD,
         "decoder_start_token_id": EOS,
-    }
+    } | {name: value for name, value in optional.items() if value}
 
 
 def generate_torch(tables: Tables, config: GenerationConfig, **arguments):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from florence_jax.generation import PUBLISHED, GenerationConfig
+from florence_jax.generation_keys import unknown_keys
 from tests.shared_data import needs_shared, shared_path
 
 
@@ -68,9 +69,100 @@ def test_precedence():
     )
 
 
-def test_several_eos_ids_are_refused():
-    with pytest.raises(ValueError, match="eos_token_id must be one token id"):
-        GenerationConfig.from_hf({}, {"eos_token_id": [1, 2]})
+def test_several_eos_ids_are_kept():
+    """text_config's single id, which every file has, does not hide them."""
+    several = {"eos_token_id": [2, 50118]}
+    assert GenerationConfig.from_hf({}, several).eos_token_id == (2, 50118)
+    text = {"text_config": {"eos_token_id": 2, "forced_eos_token_id": 2}}
+    config = GenerationConfig.from_hf(text, several)
+    assert (config.eos_token_id, config.forced_eos_token_id) == ((2, 50118), 2)
+    text = {"text_config": {"eos_token_id": [2, 7, 2], "forced_eos_token_id": [2, 7]}}
+    config = GenerationConfig.from_hf(text, {"eos_token_id": 2})
+    assert (config.eos_token_id, config.forced_eos_token_id) == ((2, 7), (2, 7))
+    assert hash(config) == hash(GenerationConfig(**vars(config)))
+    for wrong in ([], [2, -1], [2, "x"], "</s>", 2.0):
+        with pytest.raises(ValueError, match="eos_token_id"):
+            GenerationConfig(eos_token_id=wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_supported_settings_are_read():
+    given = {
+        "suppress_tokens": [5, 6],
+        "begin_suppress_tokens": [7],
+        "bad_words_ids": [[4], [5, 6]],
+        "sequence_bias": [[[8, 9], -1.5]],
+        "exponential_decay_length_penalty": [5, 1.2],
+        "min_p": 0.05,
+        "typical_p": 0.9,
+        "epsilon_cutoff": 3e-4,
+        "eta_cutoff": 2e-3,
+        "renormalize_logits": True,
+    }
+    config = GenerationConfig.from_hf({}, given)
+    assert config.bad_words_ids == ((4,), (5, 6))
+    assert config.sequence_bias == (((8, 9), -1.5),)
+    assert {name: getattr(config, name) for name in given} == {
+        name: getattr(GenerationConfig(**given), name) for name in given
+    }
+    assert GenerationConfig.from_hf({"text_config": given}, None) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("encoder_no_repeat_ngram_size", 3),
+        ("encoder_repetition_penalty", 1.2),
+        ("diversity_penalty", 0.5),
+        ("num_beam_groups", 3),
+        ("top_h", 0.4),
+        ("guidance_scale", 1.5),
+        ("penalty_alpha", 0.6),
+        ("prompt_lookup_num_tokens", 3),
+        ("constraints", ["x"]),
+        ("force_words_ids", [[3]]),
+        ("stop_strings", ["."]),
+        ("watermarking_config", {"bias": 2.5}),
+        ("remove_invalid_values", True),
+        ("max_time", 2.0),
+        ("forced_decoder_ids", [[1, 5]]),
+        ("assistant_early_exit", 4),
+        ("dola_layers", "high"),
+        ("token_healing", True),
+    ],
+)
+def test_what_would_change_tokens_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"generation_config.json: {name}="):
+        GenerationConfig.from_hf({}, {name: value})
+    with pytest.raises(ValueError, match=f"text_config.{name}="):
+        GenerationConfig.from_hf({"text_config": {name: value}}, None)
+    assert GenerationConfig.from_hf({}, {name: value}, strict=False) == PUBLISHED
+    assert GenerationConfig.from_hf({}, {name: None}) == PUBLISHED
+
+
+def test_all_defaults_of_transformers_are_harmless():
+    from transformers import GenerationConfig as TheirConfig
+
+    theirs = TheirConfig()
+    defaults = {**theirs.to_dict(), **theirs._get_default_generation_params()}
+    defaults = {name: v for name, v in defaults.items() if name not in ("max_length", "num_beams")}
+    config = GenerationConfig.from_hf({}, defaults | {"output_scores": True, "use_cache": False})
+    assert vars(config) == vars(PUBLISHED) | {
+        "early_stopping": False,
+        "no_repeat_ngram_size": 0,
+    }
+
+
+def test_no_setting_of_transformers_is_unknown():
+    """A new one is refused, supported or harmless: decide when transformers gains it."""
+    from transformers import GenerationConfig as TheirConfig
+
+    ours = frozenset(vars(PUBLISHED)) | {"max_length", "min_length"}
+    assert unknown_keys(dict.fromkeys(vars(TheirConfig()), 1), ours) == []
+
+
+def test_unknown_keys_are_warned_of():
+    with pytest.warns(UserWarning, match="no decoding settings: num_beam; they are ignored"):
+        GenerationConfig.from_hf({}, {"num_beam": 3, "use_cache": True})
 
 
 def read(directory) -> GenerationConfig:

@@ -105,6 +105,33 @@ def test_nothing_compiles_twice(exported):
     assert programs == []
 
 
+def test_several_ends_and_optional_settings_are_exported(pipe, tmp_path):
+    settings = {
+        **GREEDY,
+        "eos_token_id": (2, 300),
+        "suppress_tokens": (40, 41),
+        "bad_words_ids": ((50,), (51, 52)),
+        "exponential_decay_length_penalty": (2, 1.1),
+    }
+    pipe.export(
+        tmp_path / "out",
+        platforms=("cpu",),
+        prompts=["<CAPTION>"],
+        include_weights=True,
+        **settings,
+    )
+    exported = fj.load_exported(path)
+    assert exported.generation == dataclasses.replace(pipe.generation, **settings)
+    call = {"images": pictures(1), "prompts": "<CAPTION>"}
+    assert_close(exported(**call), pipe(**call, **settings))
+    # Other values run the same program, also fewer tokens; other settings were not exported.
+    other = {"suppress_tokens": (60,), "max_new_tokens": 4}
+    assert_close(exported(**call, **other), pipe(**call, **{**settings, **other}))
+    for change in ({"suppress_tokens": None}, {"eos_token_id": 2}, {"num_beams": 2}):
+        with pytest.raises(ArtifactError, match="no program was exported"):
+            exported(**call, **change)
+
+
 def test_every_platform_is_in_every_program(directory):
     files = sorted(directory.glob("*.stablehlo"))
     assert len(files) == 2 * (1 + 2)
