@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +31,7 @@ from florence_jax.inference.export_command import add_export
 from florence_jax.inference.json_text import json_text
 from florence_jax.inference.malloc import add_malloc_option, restart_with_tuned_malloc
 from florence_jax.processing import TASKS
+from florence_jax.results.command import add_format_options, check_formats, open_results
 
 if TYPE_CHECKING:
     from florence_jax.inference.requests import Query
@@ -37,6 +40,9 @@ _PREDICT_EXAMPLES = """\
 examples:
   florence-jax predict photo.jpg --task "<OD>"
   florence-jax predict photos/ --task "<CAPTION>" --task "<OCR>" --output captions.jsonl
+  florence-jax predict photos/ --task "<MORE_DETAILED_CAPTION>" --format txt
+  florence-jax predict photos/ --task "<OD>" --format yolo --sidecar-dir labels/ --min-score 0.1
+  florence-jax predict photos/ --task "<OD>" --format coco --output annotations.json
   florence-jax predict photo.jpg --task "<OPEN_VOCABULARY_DETECTION>" --text cat --text dog \\
       --save-images drawn/
   florence-jax predict photo.jpg --task "<REGION_TO_DESCRIPTION>" --region 10,20,300,200
@@ -90,7 +96,7 @@ def _add_predict(commands: Any) -> None:
     predict = commands.add_parser(
         "predict",
         help="answer tasks about images",
-        description="Answer one or more tasks about each image; one JSON line per answer.",
+        description="Answer one or more tasks about each image; one JSON line per image.",
         epilog=_PREDICT_EXAMPLES + tasks,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -127,9 +133,11 @@ def _add_predict(commands: Any) -> None:
         "--output",
         default="-",
         metavar="FILE",
-        help="JSON lines go here (default: standard output)",
+        help="the answers go here (default: standard output)",
     )
-    predict.add_argument("--overwrite", action="store_true", help="replace an existing --output")
+    predict.add_argument(
+        "--overwrite", action="store_true", help="replace an existing --output, or sidecars"
+    )
     predict.add_argument(
         "--save-images", type=Path, metavar="DIR", help="draw each answer on its image into here"
     )
@@ -148,6 +156,7 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     add_malloc_option(predict)
     predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    add_format_options(predict)
     add_run_options(predict)
     predict.set_defaults(run=_predict)
 
@@ -174,12 +183,14 @@ def _add_demo(commands: Any) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     from florence_jax.inference.drawing import draw_result
-    from florence_jax.inference.export import result_to_json
-    from florence_jax.inference.predict import PictureNames, find_images, predict
+    from florence_jax.inference.predict import PictureNames, Prediction, find_images, predict
+    from florence_jax.results.rows import image_rows
+    from florence_jax.results.scores import drop_below
 
     queries = _queries(options)
     if options.output_dir is not None:
         return predict_into_directory(options, queries)
+    kind = check_formats(options, queries)
     check_no_run_options(options)
     if not queries:
         raise ValueError("--task is missing: florence-jax predict --help lists the tasks")
@@ -187,7 +198,26 @@ def _predict(options: argparse.Namespace) -> int:
     if options.save_images is not None:
         options.save_images.mkdir(parents=True, exist_ok=True)
     names, failed, started = PictureNames(), 0, time.monotonic()
-    with _open_output(options.output, options.overwrite) as output:
+
+    def drawn(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """The predictions, counted and drawn on their way, without what --min-score drops."""
+        nonlocal failed
+        for prediction in predictions:
+            if prediction.image is None or prediction.result is None:
+                failed += 1
+                yield prediction
+                continue
+            result = drop_below(prediction.result, options.min_score)
+            if options.save_images is not None:
+                picture = draw_result(prediction.image, result)
+                picture.save(options.save_images / names(prediction))
+            yield dataclasses.replace(prediction, result=result)
+
+    open_stream = functools.partial(_open_output, options.output, options.overwrite)
+    with open_results(options, kind, paths, open_stream) as results:
+        paths = results.todo
+        if not paths:
+            return 0
         pipeline = load_answering(options, progress=not options.quiet)
         settings = decoding_settings(pipeline, options)
         predictions = predict(
@@ -198,15 +228,9 @@ def _predict(options: argparse.Namespace) -> int:
             constrained=options.constrained,
             batch_size=options.batch_size,
         )
-        for prediction in _progress(predictions, len(paths) * len(queries), options.quiet):
-            print(json_text(result_to_json(prediction.record())), file=output)
-            # Each line is out before the next is begun: an interrupted run keeps what it has.
-            output.flush()
-            if prediction.image is None or prediction.result is None:
-                failed += 1
-            elif options.save_images is not None:
-                drawn = draw_result(prediction.image, prediction.result)
-                drawn.save(options.save_images / names(prediction))
+        shown = _progress(predictions, len(paths) * len(queries), options.quiet)
+        for row in image_rows(drawn(shown), len(queries)):
+            results.write(row)
     if not options.quiet:
         seconds = time.monotonic() - started
         print(

@@ -27,6 +27,7 @@ from florence_jax.inference.answering import Answering
 from florence_jax.inference.buckets import padded_rows
 from florence_jax.inference.requests import Query, Request
 from florence_jax.processing import ImageConfig, build_prompt, task_of
+from florence_jax.results.scores import drop_below
 
 _NO_LIMIT = 1 << 30
 
@@ -61,6 +62,7 @@ class PredictJob:
         generation: GenerationConfig | None = None,
         *,
         constrained: bool = False,
+        min_score: float | None = None,
         batch_size: int = 8,
         activity: Activity | None = None,
     ) -> None:
@@ -69,6 +71,7 @@ class PredictJob:
             pipeline: with the programs of one device, or of a mesh (`over_local_devices`).
             generation: decoding settings; by default the checkpoint's.
             constrained: allow only answers that can be read whole.
+            min_score: leave out shapes with a lower score; answers without scores are errors then.
             batch_size: rows in one compiled call; exported programs have their own.
             activity: where tokens and the device's time are counted.
 
@@ -83,6 +86,7 @@ class PredictJob:
                 f"{settings.do_sample} and {settings.num_return_sequences}"
             )
         self._pipeline, self._settings, self._constrained = pipeline, settings, constrained
+        self._min_score = min_score
         self._rows = max(pipeline.programs.batch_buckets(batch_size))
         self._normalise = Normalisation(pipeline.image_config)
         self._activity = activity or Activity()
@@ -96,7 +100,8 @@ class PredictJob:
             "constrained": self._constrained,
             "batch_rows": self._rows_of_a_device,
         }
-        return own | pipeline_fingerprint(self._pipeline)
+        scored = {} if self._min_score is None else {"min_score": self._min_score}
+        return own | scored | pipeline_fingerprint(self._pipeline)
 
     @property
     def image_config(self) -> ImageConfig:
@@ -229,7 +234,10 @@ class PredictJob:
             host = output.trimmed()
             self._activity.add_tokens(int(host.lengths[: len(entries)].sum()))
             for entry, result in zip(entries, pipeline.read_answers(host, asked), strict=True):
-                entry["result"] = result
+                try:
+                    entry["result"] = drop_below(result, self._min_score)
+                except ValueError as error:
+                    entry["error"] = str(error)
 
         return self._queue.launch(compute, write_down)[1]
 

@@ -1,4 +1,4 @@
-"""`run.json`: what an output directory is the output of.
+"""`run.json`, or `_run.json` beside Parquet: what an output directory is the output of.
 
 The first process of a run writes it; every later one, on this host or another, must be about to do
 the very same, or it is refused by the names of what differs.
@@ -20,6 +20,8 @@ from florence_jax.batch.job import Source
 from florence_jax.inference.json_text import json_text
 
 MANIFEST = "run.json"
+# Readers of a directory of Parquet files pass over names with an underscore alone.
+PARQUET_MANIFEST = "_run.json"
 FORMAT = "florence-jax run"
 VERSION = 1
 _SHOWN = 200
@@ -68,6 +70,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         RunError: there is one that this release cannot read, or there are blocks without one.
     """
     path = directory / MANIFEST
+    if not path.exists() and (directory / PARQUET_MANIFEST).exists():
+        path = directory / PARQUET_MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -88,6 +92,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             f"{path} is of version {manifest.get('version')!r}, this release reads {VERSION}: use "
             "the florence-jax that began the run"
         )
+    if path.name == MANIFEST and manifest.get("blocks", {}).get("format") == "parquet":
+        raise RunError(
+            f"{path} is of an earlier release, whose Parquet had answers as JSON text: use the "
+            "florence-jax that began the run, or name another directory"
+        )
     return manifest
 
 
@@ -101,7 +110,8 @@ def adopt_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     there = read_manifest(directory)
     if there is None:
         content = f"{json_text(manifest, indent=1)}\n".encode()
-        if commit(directory / MANIFEST, content):
+        name = PARQUET_MANIFEST if manifest["blocks"]["format"] == "parquet" else MANIFEST
+        if commit(directory / name, content):
             return
         there = read_manifest(directory)  # another host was first
     differing = list(differences(there, manifest))

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -41,13 +40,6 @@ class Prediction:
     image: Image.Image | None = None
     result: Result | None = None
     error: str | None = None
-
-    def record(self) -> dict[str, Any]:
-        """The JSON-lines row: image, prompt, what was asked with it, and result or error."""
-        row: dict[str, Any] = {"image": str(self.path), **self.query.record()}
-        if self.image is not None:
-            row["width"], row["height"] = self.image.size
-        return row | ({"error": self.error} if self.result is None else {"result": self.result})
 
 
 def find_images(sources: Iterable[str | Path]) -> list[Path]:
