@@ -20,6 +20,7 @@ from florence_jax.batch.command import (
     predict_into_directory,
 )
 from florence_jax.bench.command import add_bench
+from florence_jax.cli_help import DESCRIPTION, EPILOG, CommandParser, VersionAction
 from florence_jax.evaluation.command import add_evaluate
 from florence_jax.inference.command import (
     add_decoding_options,
@@ -57,7 +58,11 @@ tasks:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 where an image failed, or 2 for a wrong call."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.run is None:
+        parser.print_help()
+        return 0
     try:
         # Not where another program calls this function: the process is not ours then.
         if arguments is None and hasattr(options, "malloc_settings"):
@@ -73,10 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="florence-jax", description="Florence-2 in JAX: captions, boxes, masks and text."
+    parser = CommandParser(
+        prog="florence-jax",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument(
+        "-V", "--version", action=VersionAction, nargs=0, help="say the versions at work, and leave"
+    )
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     _add_predict(commands)
     add_verify_output(commands)
     _add_demo(commands)
@@ -95,7 +107,8 @@ def _add_predict(commands: Any) -> None:
     )
     predict = commands.add_parser(
         "predict",
-        help="answer tasks about images",
+        help="answer tasks about images: caption, detect, segment, read; as JSON, CSV, COCO, "
+        "YOLO, VOC, text or Parquet",
         description="Answer one or more tasks about each image; one JSON line per image.",
         epilog=_PREDICT_EXAMPLES + tasks,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -244,6 +257,7 @@ def _predict(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from florence_jax.inference.export import result_to_json
     from florence_jax.inference.shapes import (
+        SCORES_NOTE,
         brief,
         enlarged_answer,
         held_out_scenes,
@@ -262,19 +276,29 @@ def _demo(options: argparse.Namespace) -> int:
             record["right"] = shown.right
             print(json_text(result_to_json(record)), file=output)
             picture = enlarged(shown.picture)
+            factor = picture.width / shown.picture.width
+            prompt = shown.prompt.replace(">", "> ").strip()  # lines may break between tokens
+            verdict = f"{'right' if shown.right else 'wrong'} answer: {prompt}"
             titled = {
-                f"{title}: {shown.prompt}": {
-                    shown.task: enlarged_answer(answer, picture.width / shown.picture.width)
-                }
-                for title, answer in (("truth", shown.truth), ("answer", shown.answer))
+                title: {shown.task: enlarged_answer(answer, factor)}
+                for title, answer in (
+                    (f"truth: {prompt}", shown.truth),
+                    (verdict, shown.answer),
+                )
             }
-            name = f"{shown.task.strip('<>').lower()}.png"
-            save_side_by_side(options.output / shown.scene / name, picture, titled)
+            save_side_by_side(
+                options.output / shown.scene / f"{shown.task.strip('<>').lower()}.png",
+                picture,
+                titled,
+                right={verdict: shown.right},
+                note="" if isinstance(shown.answer, str) else SCORES_NOTE,
+            )
             if shown.scene != scene:
                 print(f"scene {shown.scene}")
             scene, right = shown.scene, right + shown.right
             print(f"  {shown.prompt}{'' if shown.right else '  (wrong)'}")
             print(f"    truth   {brief(shown.truth)}\n    answer  {brief(shown.answer)}")
+    print(SCORES_NOTE)
     print(
         f"{right} of {count} answers are right: text to the letter, shapes by an IoU of 0.5. All "
         f"of them, drawn beside the truth, and results.jsonl are in {options.output}/"

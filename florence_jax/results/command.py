@@ -64,7 +64,8 @@ def add_format_options(predict: argparse.ArgumentParser) -> None:
         type=_share,
         metavar="X",
         help="leave out boxes and outlines with a score below X, from 0 to 1, in files and "
-        "drawings",
+        "drawings; a score is the geometric mean of the probabilities of a shape's location "
+        "tokens, and 0.1 to 0.3 is usual for a box that fits",
     )
 
 
