@@ -8,9 +8,9 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from florence_jax.annotation.command import add_annotate
 from florence_jax.batch.command import (
@@ -226,8 +226,8 @@ def _predict(options: argparse.Namespace) -> int:
                 picture.save(options.save_images / names(prediction))
             yield dataclasses.replace(prediction, result=result)
 
-    open_stream = functools.partial(_open_output, options.output, options.overwrite)
-    with open_results(options, kind, paths, open_stream) as results:
+    open_lines = functools.partial(_open_output, options.output, options.overwrite)
+    with open_results(options, kind, paths, open_lines) as results:
         paths = results.todo
         if not paths:
             return 0
@@ -317,16 +317,17 @@ def _queries(options: argparse.Namespace) -> list[Query]:
 
 
 @contextlib.contextmanager
-def _open_output(name: str, overwrite: bool) -> Iterator[TextIO]:
+def _open_output(name: str, overwrite: bool) -> Iterator[Callable[[str], None]]:
+    """What adds a line to --output, and has written it when it returns."""
     if name == "-":
-        yield sys.stdout
+        yield functools.partial(print, flush=True)
         return
     if Path(name).exists() and not overwrite:
         raise FileExistsError(
             f"{name} exists already: pass --overwrite to replace it, or another --output"
         )
     with open(name, "w", encoding="utf-8") as output:
-        yield output
+        yield functools.partial(print, file=output, flush=True)
 
 
 def _progress(items: Iterable, total: int, quiet: bool) -> Iterable:

@@ -91,7 +91,8 @@ class FinishedRun:
             aside = self._directory / f".incomplete-{secrets.token_hex(8)}"
             try:
                 with aside.open("w", encoding="utf-8", newline="") as stream:
-                    results = self._written(Results(line_writer(self._kind, stream)))
+                    add_line = functools.partial(print, file=stream)
+                    results = self._written(Results(line_writer(self._kind, add_line)))
                 aside.replace(place)
             finally:
                 aside.unlink(missing_ok=True)

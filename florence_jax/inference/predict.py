@@ -33,6 +33,7 @@ class Prediction:
         image: the upright RGB picture that coordinates refer to; None where it cannot be read.
         result: `{task: answer}`; None where there is an error.
         error: why there is no result; None where there is one.
+        drawing_error: why the result is not drawn, though --save-images asked for it.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Prediction:
     image: Image.Image | None = None
     result: Result | None = None
     error: str | None = None
+    drawing_error: str | None = None
 
 
 def find_images(sources: Iterable[str | Path]) -> list[Path]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 from florence_jax.results.formats import FILES, FORMATS, SIDECARS, check_tasks
 from florence_jax.results.scores import check_scored
@@ -123,7 +123,7 @@ def open_results(
     options: argparse.Namespace,
     kind: str,
     paths: Sequence[Path],
-    open_stream: Callable[[], AbstractContextManager[TextIO]],
+    open_lines: Callable[[], AbstractContextManager[Callable[[str], Any]]],
 ) -> Iterator[Results]:
     """Where `predict` writes without --output-dir; what is in the way is said now.
 
@@ -131,7 +131,7 @@ def open_results(
         options: of the command line.
         kind: what `check_formats` returned.
         paths: the pictures.
-        open_stream: opens --output for lines.
+        open_lines: opens --output, and gives what adds a line to it.
 
     Raises:
         ValueError, OSError: the files cannot be written.
@@ -147,16 +147,16 @@ def open_results(
         with _coco(options.output, options.overwrite, file_name) as writer:
             yield Results(writer, paths)
     else:
-        with open_stream() as stream:
-            yield Results(line_writer(kind, stream), paths)
+        with open_lines() as add_line:
+            yield Results(line_writer(kind, add_line), paths)
 
 
-def line_writer(kind: str, stream: TextIO) -> Writer:
+def line_writer(kind: str, add_line: Callable[[str], Any]) -> Writer:
     """A writer of "csv" or "jsonl"."""
     from florence_jax.results.csv_rows import CsvRows
     from florence_jax.results.json_rows import JsonRows
 
-    return CsvRows(stream) if kind == "csv" else JsonRows(stream)
+    return CsvRows(add_line) if kind == "csv" else JsonRows(add_line)
 
 
 @contextlib.contextmanager

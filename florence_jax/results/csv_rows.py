@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from florence_jax.inference.export import Instance, instances
 from florence_jax.results.rows import Row, picture_name, plain_text, size_of
@@ -18,20 +19,24 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class CsvRows:
-    """Writes rows as lines; an image without boxes and one that failed have a line too."""
+    """Hands a row's lines to `add_line`; an image without boxes and one that failed have one too.
 
-    def __init__(self, output: TextIO) -> None:
-        self._output, self._is_new = output, True
-        self._writer = csv.DictWriter(output, COLUMNS, restval="", lineterminator="\r\n")
+    Lines end with CRLF: `add_line` adds the LF of the last one.
+    """
+
+    def __init__(self, add_line: Callable[[str], Any]) -> None:
+        self._add_line, self._is_new = add_line, True
 
     def write(self, row: Row) -> None:
         # Not before there is a row: a run that fails to start writes nothing.
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\r\n")
         if self._is_new:
-            self._writer.writeheader()
+            writer.writeheader()
             self._is_new = False
         for line in csv_lines(row):
-            self._writer.writerow({name: _cell(value) for name, value in line.items()})
-        self._output.flush()
+            writer.writerow({name: _cell(value) for name, value in line.items()})
+        self._add_line(text.getvalue().removesuffix("\n"))
 
 
 def csv_lines(row: Row) -> Iterator[dict[Any, Any]]:

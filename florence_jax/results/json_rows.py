@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TextIO
+from collections.abc import Callable
+from typing import Any
 
 from florence_jax.inference.json_text import json_text
 from florence_jax.results.rows import Row
 
 
 class JsonRows:
-    """Writes each row before the next is begun: an interrupted run keeps what it has."""
+    """Hands each row to `add_line` before the next is begun."""
 
-    def __init__(self, output: TextIO) -> None:
-        self._output = output
+    def __init__(self, add_line: Callable[[str], Any]) -> None:
+        self._add_line = add_line
 
     def write(self, row: Row) -> None:
-        print(json_text(row), file=self._output)
-        self._output.flush()
+        self._add_line(json_text(row))

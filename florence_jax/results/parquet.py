@@ -3,7 +3,7 @@
     id, image: string    width, height: int32    error: string
     answers: list<struct<
         prompt: string, text: string, classes: list<string>, region: list<double>,
-        region_text: string, labels: list<string>, error: string,
+        region_text: string, labels: list<string>, error: string, drawing_error: string,
         result: struct<task: string, text: string, bboxes: list<list<double>>, ...>>>
     extra: string
 
@@ -31,6 +31,7 @@ _BOXES = ("bboxes", "quad_boxes")
 _OUTLINES = ("polygons",)
 _LABELS = ("labels", "bboxes_labels", "polygons_labels")
 _SCORES = ("scores", "bboxes_scores", "polygons_scores", "label_scores")
+_ANSWER = ("prompt", "text", "region", "labels", "error", "drawing_error", "result")
 _COLUMNS = (*_BOXES, *_OUTLINES, *_LABELS, *_SCORES)
 
 
@@ -99,6 +100,7 @@ def _schema(pyarrow: Any) -> Any:
         ("region_text", text),
         ("labels", texts),
         ("error", text),
+        ("drawing_error", text),
         ("result", pyarrow.struct(columns)),
     ]
     return pyarrow.schema(
@@ -128,6 +130,7 @@ def _packed(row: Row) -> dict[str, Any]:
 
 
 def _packed_answer(answer: Mapping[str, Any]) -> dict[str, Any]:
+    _check_known(answer, _ANSWER, "an answer")
     packed = _utf8({name: value for name, value in answer.items() if name != "result"})
     if not isinstance(packed.get("text", ""), str):
         packed["classes"] = packed.pop("text")
@@ -138,11 +141,15 @@ def _packed_answer(answer: Mapping[str, Any]) -> dict[str, Any]:
     if "result" in answer:
         ((task, value),) = answer["result"].items()
         content = {"text": value} if isinstance(value, str) else value
-        unknown = content.keys() - {"text", *_COLUMNS}
-        if unknown:
-            raise ValueError(f"Parquet has no column for {sorted(unknown)} of {task}: use jsonl")
+        _check_known(content, ("text", *_COLUMNS), task)
         packed["result"] = _utf8({"task": task, **content})
     return packed
+
+
+def _check_known(record: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    unknown = sorted(record.keys() - set(known))
+    if unknown:
+        raise ValueError(f"Parquet has no column for {unknown} of {where}: use jsonl")
 
 
 def _unpacked(record: dict[str, Any]) -> Row:

@@ -34,14 +34,18 @@ def _row(predictions: list[Prediction]) -> Row:
     if first.image is None:
         return row | {"error": first.error}
     row["width"], row["height"] = first.image.size
-    row["answers"] = [
-        one.query.record()
-        | ({"error": one.error} if one.result is None else {"result": one.result})
-        for one in predictions
-    ]
+    row["answers"] = list(map(_answer, predictions))
     if all(one.result is None for one in predictions):
         row["error"] = first.error
     return row
+
+
+def _answer(prediction: Prediction) -> dict[str, Any]:
+    answer = prediction.query.record()
+    if prediction.result is None:
+        return answer | {"error": prediction.error}
+    drawn = prediction.drawing_error
+    return answer | {"result": prediction.result} | ({"drawing_error": drawn} if drawn else {})
 
 
 def picture_name(row: Mapping[str, Any]) -> str:

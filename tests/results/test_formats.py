@@ -224,7 +224,7 @@ def test_coco_is_what_pycocotools_and_supervision_read(folder, tmp_path):
 
 def test_csv_has_a_line_for_each_box_and_each_text():
     output = io.StringIO(newline="")
-    writer = CsvRows(output)
+    writer = CsvRows(lambda line: print(line, file=output))
     writer.write(row("photos/a, b.png", BOXES))
     writer.write(row("c.png", 'A "cat",\nand a dog', "<CAPTION>"))
     writer.write(row("d.png", {"bboxes": [], "labels": []}))
@@ -255,7 +255,9 @@ def test_csv_has_a_line_for_each_box_and_each_text():
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_no_cell_of_a_csv_is_a_formula(start):
     output = io.StringIO(newline="")
-    CsvRows(output).write(row("a.png", f"{start}cmd|' /C calc'!A0", "<OCR>"))
+    CsvRows(lambda line: print(line, file=output)).write(
+        row("a.png", f"{start}cmd|' /C calc'!A0", "<OCR>")
+    )
     (line,) = csv.DictReader(io.StringIO(output.getvalue(), newline=""))
     assert line["text"][0] not in "=+-@\t\r"
     assert line["text"].endswith("cmd|' /C calc'!A0")
@@ -317,6 +319,7 @@ ROWS = [
               "polygons_labels": ["x"], "bboxes_scores": [], "polygons_scores": [0.5]},
         "<OPEN_VOCABULARY_DETECTION>", text=["x", "y"], labels=["x"]),
     row("f", "t", "<REGION_TO_OCR>", region="<loc_1><loc_2><loc_3><loc_4>", text="one"),
+    row("g2", "A cat.", "<CAPTION>", drawing_error="the disk is full"),
     {"id": "g", "error": "is not an image"},
     {"id": "h", "width": 3, "height": 4, "answers": [{"prompt": "x", "error": "no"}],
      "error": "no"},
@@ -338,10 +341,10 @@ def test_parquet_holds_every_row_in_typed_columns(tmp_path):
     assert first["prompt"] == "<OD>"
     assert first["result"]["bboxes"] == BOXES["bboxes"]
     assert first["result"]["scores"] == BOXES["scores"]
-    assert table["id"][8].as_py() == "caf\\udce9.png"
+    assert table["id"][9].as_py() == "caf\\udce9.png"
 
 
-@pytest.mark.parametrize("rows", [ROWS[6:7], ROWS[1:2], [row("x", {"bboxes": [], "labels": []})]])
+@pytest.mark.parametrize("rows", [ROWS[7:8], ROWS[1:2], [row("x", {"bboxes": [], "labels": []})]])
 def test_all_parquet_blocks_have_one_schema(rows):
     parquet = pytest.importorskip("pyarrow.parquet")
     schemas = [parquet.read_schema(io.BytesIO(table_bytes(one))) for one in (rows, ROWS)]
@@ -354,3 +357,13 @@ def test_regions_beyond_any_number_stop_no_block(tmp_path):
     path = tmp_path / "rows.parquet"
     path.write_bytes(table_bytes([{"id": "a", "answers": answers}]))
     assert next(table_rows(path))["answers"][0]["region"] == [0, 0, float("inf"), 5]
+
+
+def test_parquet_drops_nothing_in_silence():
+    pytest.importorskip("pyarrow")
+    for bad, message in (
+        (row("a", BOXES | {"angles": [1, 2]}), r"no column for \['angles'\] of <OD>"),
+        (row("a", BOXES, later=1), r"no column for \['later'\] of an answer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            table_bytes([bad])
