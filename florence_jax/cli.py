@@ -251,7 +251,7 @@ def _predict(options: argparse.Namespace) -> int:
             f"in {seconds:.1f} s (compilation included)",
             file=sys.stderr,
         )
-    return 1 if failed else 0
+    return 1 if failed or results.unsuitable else 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,16 @@ from florence_jax.results.voc import voc_xml
 from florence_jax.results.yolo import CLASSES, YoloClasses, are_labels, yolo_lines
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.text_file import TextFileError, read_text
+
+# What is wrong with the name of one row, and not with the disk.
+_BAD_NAME = {
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.EILSEQ,
+    errno.EINVAL,
+}
 
 
 class Sidecars:
@@ -41,8 +52,15 @@ class Sidecars:
             self.skipped += 1
             return
         content = self._render(row)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+        except ValueError as error:  # a null byte
+            raise UnsuitableRowError(f"{str(path)!r} is no file name ({error})") from error
+        except OSError as error:
+            if error.errno not in _BAD_NAME:
+                raise
+            raise UnsuitableRowError(f"{path} cannot be a file: {error.strerror}") from error
         self.written += 1
 
 

@@ -367,3 +367,13 @@ def test_parquet_drops_nothing_in_silence():
     ):
         with pytest.raises(ValueError, match=message):
             table_bytes([bad])
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", "a.txt/b", "deeper"])
+def test_a_name_that_can_be_no_file_stops_no_other_row(folder, name):
+    (folder / "a.txt").write_text("a file")
+    (folder / "deeper.txt").mkdir()
+    with pytest.raises(UnsuitableRowError, match=r"is no file name|cannot be a file"):
+        write_sidecars("txt", folder, [row(f"{folder}/{name}", "A cat.", "<CAPTION>")],
+                       overwrite=True)  # fmt: skip
+    assert not list(folder.rglob(".incomplete*"))
