@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import sys
 import time
@@ -19,6 +20,7 @@ from florence_jax.batch.command import (
     predict_into_directory,
 )
 from florence_jax.bench.command import add_bench
+from florence_jax.cli_help import DESCRIPTION, EPILOG, CommandParser, VersionAction
 from florence_jax.evaluation.command import add_evaluate
 from florence_jax.inference.command import (
     add_decoding_options,
@@ -33,6 +35,7 @@ from florence_jax.inference.export_command import add_export
 from florence_jax.inference.json_text import json_text
 from florence_jax.inference.malloc import add_malloc_option, restart_with_tuned_malloc
 from florence_jax.processing import TASKS
+from florence_jax.results.command import add_format_options, check_formats, open_results
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.output_file import RowsFile, remove_leftovers
 from florence_jax.runtime.program import run_program
@@ -45,6 +48,9 @@ _PREDICT_EXAMPLES = """\
 examples:
   florence-jax predict photo.jpg --task "<OD>"
   florence-jax predict photos/ --task "<CAPTION>" --task "<OCR>" --output captions.jsonl
+  florence-jax predict photos/ --task "<MORE_DETAILED_CAPTION>" --format txt
+  florence-jax predict photos/ --task "<OD>" --format yolo --sidecar-dir labels/ --min-score 0.1
+  florence-jax predict photos/ --task "<OD>" --format coco --output annotations.json
   florence-jax predict photo.jpg --task "<OPEN_VOCABULARY_DETECTION>" --text cat --text dog \\
       --save-images drawn/
   florence-jax predict photo.jpg --task "<REGION_TO_DESCRIPTION>" --region 10,20,300,200
@@ -64,7 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.run is None:
+        parser.print_help()
+        return 0
     # Not where another program calls this function: the process is not ours then.
     if arguments is None and hasattr(options, "malloc_settings"):
         restart_with_tuned_malloc(options.malloc_settings)
@@ -72,10 +82,17 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="florence-jax", description="Florence-2 in JAX: captions, boxes, masks and text."
+    parser = CommandParser(
+        prog="florence-jax",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument(
+        "-V", "--version", action=VersionAction, nargs=0, help="say the versions at work, and leave"
+    )
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     _add_predict(commands)
     add_verify_output(commands)
     _add_demo(commands)
@@ -94,8 +111,9 @@ def _add_predict(commands: Any) -> None:
     )
     predict = commands.add_parser(
         "predict",
-        help="answer tasks about images",
-        description="Answer one or more tasks about each image; one JSON line per answer.",
+        help="answer tasks about images: caption, detect, segment, read; as JSON, CSV, COCO, "
+        "YOLO, VOC, text or Parquet",
+        description="Answer one or more tasks about each image; one JSON line per image.",
         epilog=_PREDICT_EXAMPLES + tasks,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -133,9 +151,11 @@ def _add_predict(commands: Any) -> None:
         "--output",
         default="-",
         metavar="FILE",
-        help="JSON lines go here (default: standard output)",
+        help="the answers go here (default: standard output)",
     )
-    predict.add_argument("--overwrite", action="store_true", help="replace an existing --output")
+    predict.add_argument(
+        "--overwrite", action="store_true", help="replace an existing --output, or sidecars"
+    )
     predict.add_argument(
         "--save-images", type=Path, metavar="DIR", help="draw each answer on its image into here"
     )
@@ -156,6 +176,7 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     add_malloc_option(predict)
     predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    add_format_options(predict)
     add_run_options(predict)
     predict.set_defaults(run=_predict)
 
@@ -183,9 +204,10 @@ def _add_demo(commands: Any) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from florence_jax.inference.declared_tasks import check_queries
     from florence_jax.inference.drawn_file import drawing_error
-    from florence_jax.inference.export import result_to_json
     from florence_jax.inference.image_files import find_images
-    from florence_jax.inference.predict import PictureNames, predict
+    from florence_jax.inference.predict import PictureNames, Prediction, predict
+    from florence_jax.results.rows import image_rows
+    from florence_jax.results.scores import drop_below
 
     queries = _queries(options)
     check_queries(
@@ -193,6 +215,7 @@ def _predict(options: argparse.Namespace) -> int:
     )
     if options.output_dir is not None:
         return predict_into_directory(options, queries)
+    kind = check_formats(options, queries)
     check_no_run_options(options)
     if not queries:
         raise ValueError("--task is missing: florence-jax predict --help lists the tasks")
@@ -201,7 +224,27 @@ def _predict(options: argparse.Namespace) -> int:
         options.save_images.mkdir(parents=True, exist_ok=True)
         remove_leftovers(options.save_images)
     names, failed, started = PictureNames(), 0, time.monotonic()
-    with _open_output(options.output, options.overwrite) as write:
+
+    def drawn(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """The predictions, counted and drawn on their way, without what --min-score drops."""
+        nonlocal failed
+        for prediction in predictions:
+            if prediction.image is None or prediction.result is None:
+                failed += 1
+                yield prediction
+                continue
+            result, error = drop_below(prediction.result, options.min_score), None
+            if options.save_images is not None:
+                path = options.save_images / names(prediction)
+                error = drawing_error(prediction.image, result, path)
+                failed += error is not None
+            yield dataclasses.replace(prediction, result=result, drawing_error=error)
+
+    open_lines = functools.partial(_open_output, options.output, options.overwrite)
+    with open_results(options, kind, paths, open_lines) as results:
+        paths = results.todo
+        if not paths:
+            return 0
         pipeline = load_answering(options, progress=not options.quiet)
         settings = decoding_settings(pipeline, options)
         predictions = predict(
@@ -214,16 +257,9 @@ def _predict(options: argparse.Namespace) -> int:
             seed=options.seed,
             free_prompt=options.free_prompt,
         )
-        for prediction in _progress(predictions, len(paths) * len(queries), options.quiet):
-            row = prediction.record()
-            image, result = prediction.image, prediction.result
-            if options.save_images is not None and image is not None and result is not None:
-                path = options.save_images / names(prediction)
-                error = drawing_error(image, result, path)
-                row |= {} if error is None else {"drawing_error": error}
-            failed += "error" in row or "drawing_error" in row
-            # Each line is out before the next is begun: an interrupted run keeps what it has.
-            write(json_text(result_to_json(row)))
+        shown = _progress(predictions, len(paths) * len(queries), options.quiet)
+        for row in image_rows(drawn(shown), len(queries)):
+            results.write(row)
     if not options.quiet:
         seconds = time.monotonic() - started
         print(
@@ -231,7 +267,7 @@ def _predict(options: argparse.Namespace) -> int:
             f"in {seconds:.1f} s (compilation included)",
             file=sys.stderr,
         )
-    return 1 if failed else 0
+    return 1 if failed or results.unsuitable else 0
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -244,6 +280,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _show_demo(options: argparse.Namespace) -> int:
     from florence_jax.inference.export import result_to_json
     from florence_jax.inference.shapes import (
+        SCORES_NOTE,
         brief,
         enlarged_answer,
         held_out_scenes,
@@ -261,19 +298,29 @@ def _show_demo(options: argparse.Namespace) -> int:
             record["right"] = shown.right
             output.write(json_text(result_to_json(record)))
             picture = enlarged(shown.picture)
+            factor = picture.width / shown.picture.width
+            prompt = shown.prompt.replace(">", "> ").strip()  # lines may break between tokens
+            verdict = f"{'right' if shown.right else 'wrong'} answer: {prompt}"
             titled = {
-                f"{title}: {shown.prompt}": {
-                    shown.task: enlarged_answer(answer, picture.width / shown.picture.width)
-                }
-                for title, answer in (("truth", shown.truth), ("answer", shown.answer))
+                title: {shown.task: enlarged_answer(answer, factor)}
+                for title, answer in (
+                    (f"truth: {prompt}", shown.truth),
+                    (verdict, shown.answer),
+                )
             }
-            name = f"{shown.task.strip('<>').lower()}.png"
-            save_side_by_side(options.output / shown.scene / name, picture, titled)
+            save_side_by_side(
+                options.output / shown.scene / f"{shown.task.strip('<>').lower()}.png",
+                picture,
+                titled,
+                right={verdict: shown.right},
+                note="" if isinstance(shown.answer, str) else SCORES_NOTE,
+            )
             if shown.scene != scene:
                 print(f"scene {shown.scene}")
             scene, right = shown.scene, right + shown.right
             print(f"  {shown.prompt}{'' if shown.right else '  (wrong)'}")
             print(f"    truth   {brief(shown.truth)}\n    answer  {brief(shown.answer)}")
+    print(SCORES_NOTE)
     print(
         f"{right} of {count} answers are right: text to the letter, shapes by an IoU of 0.5. All "
         f"of them, drawn beside the truth, and results.jsonl are in {options.output}/"

@@ -63,11 +63,14 @@ ROOMS = {
     "bench": {"config", "model", "generation", "processing", "checkpoint", "inference"},
     "inference": {"config", "model", "checkpoint", "evaluation/metrics", "generation", "processing",
                   "quantization", "sharding"},
+    # Rows as files that other tools read; no model, no jax.
+    "results": {"inference", "processing"},
     # A worker process and what it runs load neither jax nor the model.
-    "batch": {"config", "generation", "inference", "model", "processing", "sharding"},
+    "batch": {"config", "generation", "inference", "model", "processing", "results", "sharding"},
     "annotation": {"batch", "generation", "inference", "processing"},
     "cli": {"annotation", "batch", "config", "evaluation", "inference", "generation", "processing",
-            "checkpoint", "model", "bench"},
+            "checkpoint", "model", "bench", "results", "cli_help"},
+    "cli_help": set(),
     "__main__": {"cli"},
     "__init__": {"config", "model", "checkpoint", "generation", "processing", "inference"},
 }  # fmt: skip

@@ -46,16 +46,16 @@ def test_directory_to_json_lines_and_pictures(pictures, tmp_path, capsys):
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert status == 1, "one image is broken"
     names = [str(pictures / name) for name in ("a.jpg", "b.png", "broken.jpg", "deeper/a.jpg")]
-    assert [(row["image"], row["prompt"]) for row in rows] == [
-        (name, task) for name in names for task in ("<OD>", "<CAPTION>")
-    ]
+    # One row for each image, as --output-dir has them.
+    assert [row["id"] for row in rows] == names
     for row in rows:
-        if "broken" in row["image"]:
+        if "broken" in row["id"]:
             assert "broken.jpg" in row["error"]
-            assert "result" not in row
+            assert "answers" not in row
         else:
             assert (row["width"], row["height"]) == (60, 40)
-            assert list(row["result"]) == [row["prompt"]]
+            assert [one["prompt"] for one in row["answers"]] == ["<OD>", "<CAPTION>"]
+            assert [list(one["result"]) for one in row["answers"]] == [["<OD>"], ["<CAPTION>"]]
     assert sorted(path.name for path in drawn.iterdir()) == [
         "a.caption.2.png",
         "a.caption.png",
@@ -76,7 +76,7 @@ def test_a_list_goes_to_standard_output(pictures, tmp_path, capsys):
     status = run(listing, "--task", "<REGION_TO_CATEGORY>", "--region", "1,2,30,40")
     good, missing = map(json.loads, capsys.readouterr().out.splitlines())
     assert status == 1
-    assert good["region"] == [1, 2, 30, 40]
+    assert good["answers"][0]["region"] == [1, 2, 30, 40]
     assert "does not exist" in missing["error"]
 
 
@@ -86,7 +86,7 @@ def test_a_file_name_that_is_no_utf8_gives_a_line_too(pictures, tmp_path):
     (tmp_path / "a.png").rename(tmp_path / name)
     assert run(tmp_path / name, "--task", "<CAPTION>", "--output", tmp_path / "out.jsonl") == 0
     (line,) = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(line)["image"] == str(tmp_path / name)
+    assert json.loads(line)["id"] == str(tmp_path / name)
 
 
 def test_constrained_answers_use_the_labels_that_were_given(pictures, capsys):
@@ -94,8 +94,9 @@ def test_constrained_answers_use_the_labels_that_were_given(pictures, capsys):
                  "--constrained", "--label", "cat", "--label", "dog")  # fmt: skip
     (row,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert status == 0
-    assert row["labels"] == ["cat", "dog"]
-    assert row["result"]["<REGION_TO_CATEGORY>"] in ("cat", "dog")
+    (answer,) = row["answers"]
+    assert answer["labels"] == ["cat", "dog"]
+    assert answer["result"]["<REGION_TO_CATEGORY>"] in ("cat", "dog")
 
 
 def test_an_existing_output_is_kept(pictures, tmp_path, capsys):
@@ -105,7 +106,7 @@ def test_an_existing_output_is_kept(pictures, tmp_path, capsys):
     assert output.read_text() == "precious"
     assert "pass --overwrite" in capsys.readouterr().err
     assert run(pictures / "b.png", "--task", "<OD>", "--output", output, "--overwrite") == 0
-    assert json.loads(output.read_text())["prompt"] == "<OD>"
+    assert json.loads(output.read_text())["answers"][0]["prompt"] == "<OD>"
 
 
 @pytest.mark.parametrize(

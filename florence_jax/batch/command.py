@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from florence_jax.batch.interruption import INTERRUPTED, ended_at_once
 from florence_jax.inference.command import decoding_settings, load_answering, say_on_stderr
+from florence_jax.results.command import check_formats
+from florence_jax.results.formats import BLOCKS, SIDECARS
 
 if TYPE_CHECKING:
     from florence_jax.batch.run import Summary
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 _OWN = {
     "image_root": None,
     "block_size": None,
-    "format": None,
     "workers": None,
     "process_index": None,
     "process_count": None,
@@ -33,15 +34,15 @@ def add_run_options(predict: argparse.ArgumentParser) -> None:
     """--output-dir and what belongs to it."""
     options = predict.add_argument_group(
         "runs over many images",
-        "With --output-dir, IMAGE may also be a .jsonl, .parquet or WebDataset .tar file, answers "
-        "are written in blocks, and the same command goes on where it was stopped. The exit "
-        "status is 1 where rows have errors, and 130 where the run was interrupted.",
+        "With --output-dir, IMAGE may also be a .jsonl, .parquet or WebDataset .tar file, answers\n"
+        "are written in blocks of rows (jsonl or parquet), and the same command goes on where it\n"
+        "was stopped. Other formats are made of the blocks when the last one is there:\n"
+        "answers.csv, annotations.json (coco), or sidecars below DIR. A directory of Parquet is\n"
+        "one table of typed columns; other columns of input rows are JSON text in `extra`. The\n"
+        "exit status is 1 where rows have errors, and 130 where the run was interrupted.",
     )
     options.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="write blocks of rows into this directory"
-    )
-    options.add_argument(
-        "--format", choices=("jsonl", "parquet"), help="of the blocks (default: jsonl)"
     )
     options.add_argument(
         "--image-root",
@@ -117,6 +118,7 @@ def check_no_run_options(options: argparse.Namespace) -> None:
 def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]) -> int:
     """Run `florence-jax predict --output-dir`; the exit status."""
     from florence_jax.batch.drawn_answers import DrawnAnswers
+    from florence_jax.batch.finished_run import FinishedRun
     from florence_jax.batch.local_devices import over_local_devices
     from florence_jax.batch.predict_job import PredictJob
     from florence_jax.batch.run import default_block_size, run_blocks
@@ -125,18 +127,20 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
 
     if options.output != "-":
         raise ValueError("--output and --output-dir are two ways to write the answers: give one")
-    if options.overwrite:
+    kind = check_formats(options, queries)
+    if options.overwrite and kind not in SIDECARS:
         raise ValueError(
             "--overwrite belongs to --output: a run goes on in its directory, and another one "
             "needs another --output-dir"
         )
     say = None if options.quiet else say_on_stderr
     source = open_source(options.images, queries, image_root=options.image_root, say=say)
+    finished = FinishedRun(options, kind, source)
     share = find_share(options.process_index, options.process_count)
     blocks: dict[str, Any] = {
         "block_size": options.block_size,
         "default_size": functools.partial(default_block_size, options.batch_size),
-        "row_format": options.format,
+        "row_format": options.format if options.format in BLOCKS else None,
         "workers": options.workers,
         "share": share,
         "extend": options.extend,
@@ -153,6 +157,7 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
         pipeline,
         decoding_settings(pipeline, options),
         constrained=options.constrained,
+        min_score=options.min_score,
         batch_size=options.batch_size,
         free_prompt=options.free_prompt,
     )
@@ -170,7 +175,8 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
         print(_summary(summary, options.output_dir), file=sys.stderr)
     if summary.missing:
         return INTERRUPTED
-    return 1 if summary.errors else 0
+    unsuitable = finished.write()
+    return 1 if summary.errors or unsuitable else 0
 
 
 def _summary(summary: Summary, directory: Path) -> str:

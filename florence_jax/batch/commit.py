@@ -46,7 +46,7 @@ def commit(path: Path, content: bytes) -> bool:
 
 
 def commit_with_digest(path: Path, content: bytes) -> bool:
-    """`commit`, and beside the file PATH.sha256, which `sha256sum -c` reads."""
+    """`commit`, and beside the file its digest (`digest_path`), which `sha256sum -c` reads."""
     made = commit(path, content)
     if made:
         # Of an earlier file of this name, which somebody removed to have it made again.
@@ -65,8 +65,12 @@ def ensure_digests(directory: Path, names: Iterable[str]) -> None:
 
 
 def digest_path(path: Path) -> Path:
-    """Where the digest of `path` is."""
-    return path.with_name(f"{path.name}.sha256")
+    """Where the digest of `path` is.
+
+    Readers of a directory of Parquet files pass over names with an underscore alone.
+    """
+    hidden = "_" if path.suffix == ".parquet" else ""
+    return path.with_name(f"{hidden}{path.name}.sha256")
 
 
 def _write_digest(path: Path, digest: str) -> None:

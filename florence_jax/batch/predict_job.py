@@ -27,6 +27,7 @@ from florence_jax.inference.answering import Answering
 from florence_jax.inference.buckets import padded_rows
 from florence_jax.inference.requests import Query, Request
 from florence_jax.processing import ImageConfig, check_request, request_prompt, task_of
+from florence_jax.results.scores import drop_below
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
 _NO_LIMIT = 1 << 30
@@ -62,6 +63,7 @@ class PredictJob:
         generation: GenerationConfig | None = None,
         *,
         constrained: bool = False,
+        min_score: float | None = None,
         batch_size: int = 8,
         activity: Activity | None = None,
         free_prompt: bool = False,
@@ -72,6 +74,7 @@ class PredictJob:
             pipeline: with the programs of one device, or of a mesh (`over_local_devices`).
             generation: decoding settings; by default the checkpoint's.
             constrained: allow only answers that can be read whole.
+            min_score: leave out shapes with a lower score; answers without scores are errors then.
             batch_size: rows in one compiled call; exported programs have their own.
             activity: where tokens and the device's time are counted.
             free_prompt: allow prompts that look like a task and are none.
@@ -90,6 +93,7 @@ class PredictJob:
         self._pipeline, self._settings, self._constrained = pipeline, settings, constrained
         self._free_prompt = free_prompt
         self._declared = pipeline.declared_tasks | frozenset(declared)
+        self._min_score = min_score
         self._rows = max(pipeline.programs.batch_buckets(batch_size))
         self._normalise = Normalisation(pipeline.image_config)
         self._activity = activity or Activity()
@@ -103,7 +107,8 @@ class PredictJob:
             "constrained": self._constrained,
             "batch_rows": self._rows_of_a_device,
         }
-        return own | pipeline_fingerprint(self._pipeline)
+        scored = {} if self._min_score is None else {"min_score": self._min_score}
+        return own | scored | pipeline_fingerprint(self._pipeline)
 
     @property
     def image_config(self) -> ImageConfig:
@@ -247,7 +252,8 @@ class PredictJob:
             self._activity.add_tokens(int(host.lengths[: len(entries)].sum()))
             for number, entry in enumerate(entries):
                 try:
-                    entry["result"] = _answer(pipeline, host, number, asked)
+                    result = _answer(pipeline, host, number, asked)
+                    entry["result"] = drop_below(result, self._min_score)
                 except Exception as error:
                     entry["error"] = row_error_text(error)
 

@@ -1,28 +1,19 @@
-"""Rows as the bytes of a file, and back: JSON lines, or Parquet with the same content.
-
-A Parquet file has one schema whatever the rows hold: `id`, `image`, `width`, `height` and `error`
-as columns, `answers` and whatever else a row has (`extra`) as JSON text.
-"""
+"""Rows as the bytes of a file, and back: JSON lines, or Parquet with the same content."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from florence_jax.batch.job import Item, Row
 from florence_jax.inference.export import result_to_json
 from florence_jax.inference.json_text import json_text
+from florence_jax.results.parquet import load_pyarrow, table_bytes, table_rows
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
 RowFormat = Literal["jsonl", "parquet"]
-FORMATS: tuple[RowFormat, ...] = ("jsonl", "parquet")
-
-_TEXT = ("id", "image", "error")
-_NUMBERS = ("width", "height")
-_ANSWERS, _EXTRA = "answers", "extra"
 
 
 def encode_rows(rows: Sequence[Row], kind: RowFormat) -> bytes:
@@ -34,7 +25,7 @@ def encode_rows(rows: Sequence[Row], kind: RowFormat) -> bytes:
     plain = [result_to_json(row) for row in rows]
     if kind == "jsonl":
         return b"".join(f"{json_text(row)}\n".encode() for row in plain)
-    return _parquet(plain)
+    return table_bytes(plain)
 
 
 def encode_block(rows: list[Row], kind: RowFormat) -> bytes:
@@ -79,7 +70,7 @@ def check_format(kind: RowFormat) -> None:
         ValueError: Parquet without pyarrow.
     """
     if kind == "parquet":
-        _pyarrow()
+        load_pyarrow()
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -93,54 +84,4 @@ def read_rows(path: Path) -> Iterator[Row]:
             for line in lines:
                 yield json.loads(line)
         return
-    pyarrow, parquet = _pyarrow()
-    try:
-        file = parquet.ParquetFile(path)
-        for batch in file.iter_batches():
-            yield from map(_unpacked, batch.to_pylist())
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
-
-
-def _parquet(rows: Sequence[Row]) -> bytes:
-    pyarrow, parquet = _pyarrow()
-    columns: dict[str, Any] = {}
-    for name in (*_TEXT, *_NUMBERS):
-        kind = pyarrow.int32() if name in _NUMBERS else pyarrow.string()
-        columns[name] = pyarrow.array([_escaped(row.get(name)) for row in rows], kind)
-    packed = [json_text(row[_ANSWERS]) if _ANSWERS in row else None for row in rows]
-    columns[_ANSWERS] = pyarrow.array(packed, pyarrow.string())
-    rest = [{key: row[key] for key in row if key not in columns} for row in rows]
-    columns[_EXTRA] = pyarrow.array(
-        [json_text(one) if one else None for one in rest], pyarrow.string()
-    )
-    buffer = io.BytesIO()
-    parquet.write_table(pyarrow.table(columns), buffer)
-    return buffer.getvalue()
-
-
-def _escaped(value: Any) -> Any:
-    """Text that Parquet can hold: a file name that is no UTF-8 has its bytes as \\udcXX."""
-    if not isinstance(value, str):
-        return value
-    return value.encode("utf-8", "backslashreplace").decode()
-
-
-def _unpacked(record: dict[str, Any]) -> Row:
-    extra, answers = record.pop(_EXTRA), record.pop(_ANSWERS)
-    row = {name: value for name, value in record.items() if value is not None}
-    if answers is not None:
-        row[_ANSWERS] = json.loads(answers)
-    return row | (json.loads(extra) if extra is not None else {})
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError(
-            "reading and writing Parquet needs pyarrow: pip install pyarrow, or write JSON lines "
-            "(--format jsonl)"
-        ) from error
-    return pyarrow, parquet
+    yield from table_rows(path)

@@ -1,4 +1,4 @@
-"""`run.json`: what an output directory is the output of.
+"""`run.json`, or `_run.json` beside Parquet: what an output directory is the output of.
 
 The first process of a run writes it; every later one, on this host or another, must be about to do
 the very same, or it is refused by the names of what differs.
@@ -21,6 +21,8 @@ from florence_jax.inference.json_text import json_text
 from florence_jax.runtime.text_file import parse_json
 
 MANIFEST = "run.json"
+# Readers of a directory of Parquet files pass over names with an underscore alone.
+PARQUET_MANIFEST = "_run.json"
 FORMAT = "florence-jax run"
 VERSION = 2
 _SHOWN = 200
@@ -63,8 +65,11 @@ def id_key(name: str) -> int:
 
 
 def record_name(number: int) -> str:
-    """The file of the addition `number`, from 1."""
-    return f"run-{number:05d}.json"
+    """The file of the addition `number`, from 1.
+
+    Readers of a directory of Parquet files pass over names with an underscore alone.
+    """
+    return f"_run-{number:05d}.json"
 
 
 def make_manifest(
@@ -95,6 +100,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         RunError: there is one that this release cannot read, or there are blocks without one.
     """
     path = directory / MANIFEST
+    if not path.exists() and (directory / PARQUET_MANIFEST).exists():
+        path = directory / PARQUET_MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -114,6 +121,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         raise RunError(
             f"{path} is of version {manifest.get('version')!r}, this release reads {VERSION}: use "
             "the florence-jax that began the run"
+        )
+    if path.name == MANIFEST and manifest.get("blocks", {}).get("format") == "parquet":
+        raise RunError(
+            f"{path} is of an earlier release, whose Parquet had answers as JSON text: use the "
+            "florence-jax that began the run, or name another directory"
         )
     manifest["records"] = 0
     while True:
@@ -136,7 +148,8 @@ def adopt_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if read_manifest(directory) is None:
         content = f"{json_text(manifest, indent=1)}\n".encode()
-        if commit(directory / MANIFEST, content):
+        name = PARQUET_MANIFEST if manifest["blocks"]["format"] == "parquet" else MANIFEST
+        if commit(directory / name, content):
             return
     check_manifest(directory, manifest)  # another host may have been first
 

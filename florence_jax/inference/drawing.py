@@ -65,6 +65,7 @@ def draw_result(
     fill_opacity: float = 0.35,
     show_scores: bool = True,
     font: str | Path | None = None,
+    colours: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> Image.Image:
     """A copy of the picture with the result drawn on it.
 
@@ -79,6 +80,7 @@ def draw_result(
       show_scores: write a score after each label that has one.
       font: a TrueType or OpenType file. Default: Pillow's own font, or a system font for text
         which that cannot write. Characters that no font has appear as its "missing" box.
+      colours: RGB of labels that shall not have their own (`label_colour`).
 
     Returns:
       A new RGB image. Its top left `width x height` pixels are the picture, so coordinates stay.
@@ -100,17 +102,18 @@ def draw_result(
         picture = load_image(image)
     side = math.sqrt(picture.width * picture.height)
     line_width = line_width or max(1, round(0.004 * side))
-    writer = _Writer(font_size or max(9, round(6 + 0.018 * side)), font and str(font))
+    writer = TextWriter(font_size or max(9, round(6 + 0.018 * side)), font and str(font))
 
     found = [i for v in result.values() for i in instances(v, picture.size)]
     # NaN and infinities have no place; large shapes go first so that they do not cover small ones.
     found = [i for i in found if i.is_finite and _in_frame(i, picture.size)]
     found.sort(key=_extent, reverse=True)
-    colours = [_colour(i.label, n) for n, i in enumerate(found)]
-    for instance, colour in zip(found, colours, strict=True):
+    given = colours or {}
+    used = [given.get(i.label) or _colour(i.label, n) for n, i in enumerate(found)]
+    for instance, colour in zip(found, used, strict=True):
         _draw_shape(picture, instance, colour, line_width, fill_opacity)
     plates: list[tuple[int, int, int, int]] = []
-    for instance, colour in zip(found, colours, strict=True):
+    for instance, colour in zip(found, used, strict=True):
         _draw_label(picture, instance, colour, writer, line_width, plates, show_scores)
 
     texts = [(task, value) for task, value in result.items() if isinstance(value, str)]
@@ -214,7 +217,7 @@ def _draw_label(
     picture: Image.Image,
     instance: Instance,
     colour: tuple[int, int, int],
-    writer: _Writer,
+    writer: TextWriter,
     line_width: int,
     plates: list[tuple[int, int, int, int]],
     show_scores: bool,
@@ -225,9 +228,9 @@ def _draw_label(
     score = f"{instance.score:.2f}" if has_score else ""
     x0, y0, x1, y1 = instance.bounds()
     pad = max(1, writer.size // 4)
-    # A long phrase may run as far as its box does, or two fifths of the picture.
+    # A long phrase may run as far as its box does, or three fifths of the picture.
     tail = f" {score}" if label and score else score
-    limit = min(picture.width - 2 * pad, max(x1 - x0, 0.4 * picture.width, 6 * writer.size))
+    limit = min(picture.width - 2 * pad, max(x1 - x0, 0.6 * picture.width, 6 * writer.size))
     label = writer.shorten(label, limit - writer.length(tail))
     if not label and instance.label.strip() and not score:
         return  # not even an ellipsis fits
@@ -260,7 +263,9 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _with_panel(picture: Image.Image, texts: list[tuple[str, str]], writer: _Writer) -> Image.Image:
+def _with_panel(
+    picture: Image.Image, texts: list[tuple[str, str]], writer: TextWriter
+) -> Image.Image:
     """The picture with a light panel below it: each task's name, muted, and its text, wrapped."""
     if writer.font is None:  # one face for the whole panel, not one per line
         writer = replace(writer, font=_best_font(_one_line("".join(text for _, text in texts))))
@@ -283,7 +288,7 @@ def _with_panel(picture: Image.Image, texts: list[tuple[str, str]], writer: _Wri
 
 
 @dataclass(frozen=True)
-class _Writer:
+class TextWriter:
     """Measures and writes text of one size, in a face that has its characters."""
 
     size: int

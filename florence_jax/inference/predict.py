@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -30,6 +29,7 @@ class Prediction:
         image: the upright RGB picture that coordinates refer to; None where it cannot be read.
         result: `{task: answer}`; None where there is an error.
         error: why there is no result; None where there is one.
+        drawing_error: why the result is not drawn, though --save-images asked for it.
     """
 
     path: Path
@@ -37,13 +37,7 @@ class Prediction:
     image: Image.Image | None = None
     result: Result | None = None
     error: str | None = None
-
-    def record(self) -> dict[str, Any]:
-        """The JSON-lines row: image, prompt, what was asked with it, and result or error."""
-        row: dict[str, Any] = {"image": str(self.path), **self.query.record()}
-        if self.image is not None:
-            row["width"], row["height"] = self.image.size
-        return row | ({"error": self.error} if self.result is None else {"result": self.result})
+    drawing_error: str | None = None
 
 
 def predict(

@@ -28,6 +28,11 @@ SHAPES = Path(florence_jax.__file__).parent / "assets" / "shapes"
 _SCENES = SHAPES / "scenes" / "test"
 _LOCATIONS = re.compile(r"(<loc_\d+>)+")
 _LEAST_OVERLAP = 0.5
+SCORES_NOTE = (
+    "Scores are the geometric mean of the probabilities of a shape's location tokens. With 1000 "
+    "locations along each side, neighbours share the probability: 0.1 to 0.3 is usual for a box "
+    "that fits. Compare scores with each other; they are not the chance of being right."
+)
 _COLUMNS = (
     ("bboxes", "labels"),
     ("bboxes", "bboxes_labels"),

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from florence_jax.inference.drawing import draw_result
+from florence_jax.inference.drawing import PALETTE, TextWriter, draw_result, label_colour
+from florence_jax.inference.export import instances
 from florence_jax.runtime.output_file import replaced_file
 
 # Small pictures are enlarged to this height, so that labels can be read on them.
 _HEIGHT = 448
 _GAP = 12
-_PAPER, _INK = (255, 255, 255), (24, 24, 27)
+_PAPER, _INK, _MUTED = (255, 255, 255), (24, 24, 27), (113, 113, 122)
+# Okabe and Ito's green and red; the marks differ in shape too.
+_RIGHT, _WRONG = (0, 128, 92), (200, 60, 0)
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
@@ -24,25 +27,85 @@ def enlarged(picture: Image.Image) -> Image.Image:
 
 
 def save_side_by_side(
-    path: Path, picture: Image.Image, titled: Mapping[str, Mapping[str, Any]]
+    path: Path,
+    picture: Image.Image,
+    titled: Mapping[str, Mapping[str, Any]],
+    *,
+    right: Mapping[str, bool] | None = None,
+    note: str = "",
 ) -> None:
-    """One picture for each result, as `parse` returns it for `picture.size`, under its title."""
-    drawn = [draw_result(picture, result) for result in titled.values()]
+    """Save one picture for each result, side by side.
+
+    A label has one colour on the sheet, and no other label has it while the palette lasts.
+
+    Args:
+        path: the file.
+        picture: what the results are about.
+        titled: results, as `parse` returns them for `picture.size`, by what stands above them.
+        right: by title, results that a mark and a frame call right or wrong.
+        note: stands below.
+    """
+    marks = right or {}
+    labels = (
+        one.label
+        for result in titled.values()
+        for value in result.values()
+        for one in instances(value, picture.size)
+    )
+    colours = distinct_colours(labels)
+    drawn = [draw_result(picture, result, colours=colours) for result in titled.values()]
+    writer, small = TextWriter(16, None), TextWriter(13, None)
+    mark = writer.line_height + 6
+    titles = [
+        writer.wrap(title, one.width - (mark if title in marks else 0))
+        for title, one in zip(titled, drawn, strict=True)
+    ]
     width = sum(one.width + _GAP for one in drawn) + _GAP
-    sheet = Image.new("RGB", (width, max(one.height for one in drawn) + 40), _PAPER)
-    pen, font, left = ImageDraw.Draw(sheet), ImageFont.load_default(16), _GAP
-    for title, one in zip(titled, drawn, strict=True):
-        pen.text((left, 8), _shortened(title, font, one.width), fill=_INK, font=font)
-        sheet.paste(one, (left, 32))
+    top = 8 + writer.line_height * max(map(len, titles)) + 4
+    notes = small.wrap(note, width - 2 * _GAP) if note else []
+    bottom = top + max(one.height for one in drawn) + 8
+    height = bottom + (small.line_height * len(notes) + 8 if notes else 0)
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    pen, left = ImageDraw.Draw(sheet), _GAP
+    for title, lines, one in zip(titled, titles, drawn, strict=True):
+        indent = mark if title in marks else 0
+        for row, line in enumerate(lines):
+            writer.write(pen, (left + indent, 8 + row * writer.line_height), line, _INK)
+        sheet.paste(one, (left, top))
+        if title in marks:
+            _draw_mark(pen, (left, 8), writer.line_height, right=marks[title])
+            # A frame says it at a glance where many sheets are looked through.
+            frame = (left - 3, top - 3, left + one.width + 2, top + one.height + 2)
+            pen.rectangle(frame, outline=_RIGHT if marks[title] else _WRONG, width=3)
         left += one.width + _GAP
+    for row, line in enumerate(notes):
+        small.write(pen, (_GAP, bottom + row * small.line_height), line, _MUTED)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path, "wb", durable=False) as file:
         sheet.save(file, format="png")
 
 
-def _shortened(text: str, font: Any, width: int) -> str:
-    text = " ".join(text.split())
-    while text and font.getlength(text) > width:
-        text = text[:-2] + "…" if len(text) > 2 else ""
-    # Pillow's own font has no letters beyond Latin-1.
-    return text.encode("latin-1", "replace").decode("latin-1")
+def _draw_mark(
+    pen: ImageDraw.ImageDraw, corner: tuple[int, int], size: int, *, right: bool
+) -> None:
+    """A white tick on green or a white cross on red, drawn: not every font has them."""
+    x, y = corner
+    pen.rounded_rectangle((x, y, x + size, y + size), size // 4, fill=_RIGHT if right else _WRONG)
+    strokes = (
+        [[(0.22, 0.54), (0.42, 0.74), (0.78, 0.28)]]
+        if right
+        else [[(0.27, 0.27), (0.73, 0.73)], [(0.73, 0.27), (0.27, 0.73)]]
+    )
+    for stroke in strokes:
+        points = [(x + size * across, y + size * down) for across, down in stroke]
+        pen.line(points, fill=_PAPER, width=3, joint="curve")
+
+
+def distinct_colours(labels: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """A colour for each label, all different while the palette lasts; its own where it can be."""
+    chosen: dict[str, tuple[int, int, int]] = {}
+    for label in dict.fromkeys(label for label in labels if label.strip()):
+        free = [one for one in PALETTE if one not in chosen.values()]
+        own = label_colour(label)
+        chosen[label] = own if own in free or not free else free[0]
+    return chosen

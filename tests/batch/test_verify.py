@@ -5,6 +5,7 @@ import tarfile
 
 import pytest
 
+from florence_jax.batch.commit import commit_with_digest, digest_path
 from florence_jax.batch.job import Item, Listed
 from florence_jax.batch.row_files import encode_rows, read_rows
 from florence_jax.batch.run import run_blocks
@@ -79,17 +80,15 @@ def test_a_missing_block_and_a_missing_digest(output):
     report = verify_output(output)
     assert report.missing == [block(output, 1).name.replace("00001", "00000", 1)]
     assert not report.problems
-    digest = block(output, 2).with_name(f"{block(output, 2).name}.sha256")
+    digest = digest_path(block(output, 2))
     digest.unlink()
     assert f"{digest.name} is missing" in verify_output(output).problems[0]
 
 
 def replace(path, rows):
     """Other rows, under a digest of their own."""
-    from florence_jax.batch.commit import commit_with_digest
-
     path.unlink()
-    path.with_name(f"{path.name}.sha256").unlink()
+    digest_path(path).unlink()
     commit_with_digest(path, encode_rows(rows, path.suffix[1:]))
 
 

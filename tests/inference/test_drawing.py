@@ -148,12 +148,12 @@ def test_plate_text_is_readable(colour):
 def test_plates_make_room_for_each_other():
     result = boxes([20, 60, 120, 120], [22, 62, 118, 118], labels=["first", "second"])
     plates = []
-    original = drawing._Writer.write
+    original = drawing.TextWriter.write
     try:
-        drawing._Writer.write = lambda self, draw, at, text, ink: plates.append((text, at))
+        drawing.TextWriter.write = lambda self, draw, at, text, ink: plates.append((text, at))
         draw_result(blank(), result)
     finally:
-        drawing._Writer.write = original
+        drawing.TextWriter.write = original
     (_, (_, first_y)), (_, (_, second_y)) = plates
     assert abs(first_y - second_y) >= 9
 
@@ -171,7 +171,7 @@ def test_text_goes_below_the_picture(width):
 
 
 def test_the_panel_wraps_and_keeps_line_breaks():
-    writer = drawing._Writer(14, None)
+    writer = drawing.TextWriter(14, None)
     lines = writer.wrap("one two three four five\nsix " + "x" * 200, 80)
     assert all(writer.length(line) <= 80 for line in lines)
     assert "".join(lines).replace(" ", "") == "onetwothreefourfivesix" + "x" * 200

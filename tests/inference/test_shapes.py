@@ -7,6 +7,7 @@ from PIL import Image
 
 from florence_jax.cli import main
 from florence_jax.inference.shapes import (
+    SCORES_NOTE,
     SHAPES,
     Shown,
     brief,
@@ -62,6 +63,7 @@ def test_the_demo_shows_every_task_beside_the_truth(tmp_path, capsys):
     wrong = sum(not row["right"] for row in rows)
     assert printed.count("  (wrong)\n") == wrong < len(rows) // 2
     assert f"{len(rows) - wrong} of {len(rows)} answers are right" in printed
+    assert SCORES_NOTE in printed
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,148 @@
+"""CSV, COCO and sidecars of a run's rows, written when its last block is there."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from florence_jax.batch.blocks import Blocks
+from florence_jax.batch.job import Row, Source
+from florence_jax.batch.row_files import read_rows
+from florence_jax.batch.run_manifest import read_manifest
+from florence_jax.batch.sources.open import DATA_FILES
+from florence_jax.results.coco import CocoFile
+from florence_jax.results.command import Results, line_writer, skipped_text
+from florence_jax.results.formats import BLOCKS, SIDECARS
+from florence_jax.results.places import SidecarPlaces, common_folder, inside, relative_name
+from florence_jax.results.rows import picture_name
+from florence_jax.results.sidecars import check_sidecars, open_sidecars
+from florence_jax.runtime.directory_lock import DirectoryInUseError, directory_lock
+from florence_jax.runtime.output_file import replace_file
+
+CSV, COCO = "answers.csv", "annotations.json"
+_LOCK = ".formats.lock"
+
+
+class FinishedRun:
+    """The run into --output-dir, and the format that its rows are to have in the end."""
+
+    def __init__(self, options: argparse.Namespace, kind: str, source: Source) -> None:
+        """
+        Args:
+            options: of the command line.
+            kind: what `check_formats` returned.
+            source: the run's inputs.
+
+        Raises:
+            ValueError, OSError: the format cannot be written there; nothing was begun.
+        """
+        self._directory: Path = options.output_dir
+        self._options, self._kind = options, kind
+        if kind in BLOCKS:
+            return
+        self._check_blocks()
+        files = [one for one in options.images if Path(one).suffix.lower() not in DATA_FILES]
+        has_rows = len(files) < len(options.images)
+        lists = any(Path(one).suffix.lower() == ".txt" for one in files)
+        ids = source.ids() if lists else ()
+        named = [one for one in options.images if Path(one).suffix.lower() != ".txt"]
+        alone = [one for one in named if not os.path.isdir(one)]
+        self._root = common_folder(options.images, [*alone, *ids])
+        if kind in SIDECARS:
+            folder = options.sidecar_dir or self._directory
+            self._places = SidecarPlaces(self._root, folder, SIDECARS[kind])
+            # Rows of data name their pictures only when they are read.
+            if not has_rows:
+                self._check(list(source.ids()))
+
+    def write(self) -> int:
+        """Write the format of all rows, after the last block.
+
+        Returns:
+            How many rows it could not hold; each was said on stderr.
+        """
+        if self._kind in BLOCKS:
+            return 0
+        try:
+            with directory_lock(self._directory, _LOCK):
+                return self._write()
+        except DirectoryInUseError as error:
+            print(f"another process writes {self._kind}: {error}", file=sys.stderr)
+            return 0
+
+    def _write(self) -> int:
+        if self._kind in SIDECARS:
+            return self._write_sidecars()
+        if self._kind == "coco":
+            place = self._directory / COCO
+            coco = CocoFile(
+                functools.partial(replace_file, place),
+                functools.partial(relative_name, root=self._root),
+            )
+            results = self._written(Results(coco))
+            coco.save()
+        else:
+            place = self._directory / CSV
+            aside = self._directory / f".incomplete-{secrets.token_hex(8)}"
+            try:
+                with aside.open("w", encoding="utf-8", newline="") as stream:
+                    add_line = functools.partial(print, file=stream)
+                    results = self._written(Results(line_writer(self._kind, add_line)))
+                aside.replace(place)
+            finally:
+                aside.unlink(missing_ok=True)
+        self._say(f"all rows are in {place} too")
+        return results.unsuitable
+
+    def _write_sidecars(self) -> int:
+        names = [picture_name(row) for row in self._rows() if "error" not in row]
+        there = self._check(names)
+        overwrite = self._options.overwrite
+        with open_sidecars(self._kind, self._places, overwrite=overwrite) as sidecars:
+            results = self._written(Results(sidecars))
+        if there:
+            self._say(skipped_text(len(there), len(names), self._kind))
+        self._say(f"{sidecars.written} {self._kind} files are written below {self._places.base}/")
+        return results.unsuitable
+
+    def _check(self, names: list[str]) -> set[str]:
+        overwrite, inputs = self._options.overwrite, self._options.images
+        return check_sidecars(self._kind, self._places, names, inputs, overwrite=overwrite)
+
+    def _check_blocks(self) -> None:
+        begun = read_manifest(self._directory)
+        kind = begun["blocks"]["format"] if begun else "jsonl"
+        if kind == "parquet" and self._options.sidecar_dir is None:
+            raise ValueError(
+                f"{self._directory} is a table of Parquet files, among which {self._kind} would "
+                "make it unreadable: "
+                + (
+                    "name another folder (--sidecar-dir DIR)"
+                    if self._kind in SIDECARS
+                    else "read the table, or run into another directory"
+                )
+            )
+
+    def _written(self, results: Results) -> Results:
+        for row in self._rows():
+            results.write(row)
+        return results
+
+    def _rows(self) -> Iterator[Row]:
+        """The rows of all blocks; pictures that rows of data name are below the root."""
+        manifest = read_manifest(self._directory)
+        assert manifest is not None
+        blocks = Blocks(total=manifest["inputs"]["count"], size=manifest["blocks"]["size"])
+        for name in blocks.names(manifest["blocks"]["format"]):
+            for row in read_rows(self._directory / name):
+                named = "image" in row and self._kind != "csv"
+                yield row | {"image": str(self._root / inside(row["image"]))} if named else row
+
+    def _say(self, text: str) -> None:
+        if not self._options.quiet:
+            print(text, file=sys.stderr)

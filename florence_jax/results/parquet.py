@@ -1,0 +1,196 @@
+"""Rows as a Parquet table of typed columns: one schema whatever the rows hold.
+
+    id, image: string    width, height: int32    error: string
+    answers: list<struct<
+        prompt: string, text: string, classes: list<string>, region: list<double>,
+        region_text: string, labels: list<string>, error: string, drawing_error: string,
+        result: struct<task: string, text: string, bboxes: list<list<double>>, ...>>>
+    extra: string
+
+`result` has the keys of the JSON rows, and null for those that the task does not give. `classes` is
+`text` where that was a list, and `region_text` a region given as location tokens. `extra` holds the
+other columns of input rows, which may differ from row to row, as a JSON object.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from florence_jax.inference.json_text import json_text
+
+Row = dict[str, Any]
+
+_TEXT = ("id", "image", "error")
+_NUMBERS = ("width", "height")
+_ANSWERS, _EXTRA = "answers", "extra"
+_BOXES = ("bboxes", "quad_boxes")
+_OUTLINES = ("polygons",)
+_LABELS = ("labels", "bboxes_labels", "polygons_labels")
+_SCORES = ("scores", "bboxes_scores", "polygons_scores", "label_scores")
+_ANSWER = ("prompt", "text", "region", "labels", "error", "drawing_error", "result")
+_COLUMNS = (*_BOXES, *_OUTLINES, *_LABELS, *_SCORES)
+
+
+def table_bytes(rows: Sequence[Row]) -> bytes:
+    """The Parquet file of rows as JSON has them; equal rows give equal bytes.
+
+    Raises:
+        ValueError: pyarrow is not installed.
+    """
+    pyarrow, parquet = load_pyarrow()
+    buffer = io.BytesIO()
+    table = pyarrow.Table.from_pylist(list(map(_packed, rows)), schema=_schema(pyarrow))
+    parquet.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def table_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file that `table_bytes` made.
+
+    Raises:
+        ValueError: the file is not one.
+    """
+    pyarrow, parquet = load_pyarrow()
+    try:
+        file = parquet.ParquetFile(path)
+        for batch in file.iter_batches():
+            yield from map(_unpacked, batch.to_pylist())
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is no Parquet file: {error}") from error
+
+
+def load_pyarrow() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet.
+
+    Raises:
+        ValueError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError(
+            "reading and writing Parquet needs pyarrow: pip install pyarrow, or write JSON lines "
+            "(--format jsonl)"
+        ) from error
+    return pyarrow, parquet
+
+
+def _schema(pyarrow: Any) -> Any:
+    text, number = pyarrow.string(), pyarrow.float64()
+    texts, numbers = pyarrow.list_(text), pyarrow.list_(number)
+    boxes = pyarrow.list_(numbers)
+    columns = [
+        ("task", text),
+        ("text", text),
+        *((name, boxes) for name in _BOXES),
+        *((name, pyarrow.list_(boxes)) for name in _OUTLINES),
+        *((name, texts) for name in _LABELS),
+        *((name, numbers) for name in _SCORES),
+    ]
+    answer = [
+        ("prompt", text),
+        ("text", text),
+        ("classes", texts),
+        ("region", numbers),
+        ("region_text", text),
+        ("labels", texts),
+        ("error", text),
+        ("drawing_error", text),
+        ("result", pyarrow.struct(columns)),
+    ]
+    return pyarrow.schema(
+        [
+            ("id", text),
+            ("image", text),
+            ("width", pyarrow.int32()),
+            ("height", pyarrow.int32()),
+            ("error", text),
+            (_ANSWERS, pyarrow.list_(pyarrow.struct(answer))),
+            (_EXTRA, text),
+        ]
+    )
+
+
+def _packed(row: Row) -> dict[str, Any]:
+    own = {name: row.get(name) for name in (*_TEXT, *_NUMBERS)}
+    rest = {name: value for name, value in row.items() if name not in (*own, _ANSWERS)}
+    for name in _TEXT:
+        text = own[name]
+        if text is not None and _utf8(text) != text:
+            # The column shows it readable, and here it is exact.
+            own[name], rest[name] = _utf8(text), text
+    answers = row.get(_ANSWERS)
+    own[_ANSWERS] = None if answers is None else list(map(_packed_answer, answers))
+    return own | {_EXTRA: json_text(rest) if rest else None}
+
+
+def _packed_answer(answer: Mapping[str, Any]) -> dict[str, Any]:
+    _check_known(answer, _ANSWER, "an answer")
+    packed = _utf8({name: value for name, value in answer.items() if name != "result"})
+    if not isinstance(packed.get("text", ""), str):
+        packed["classes"] = packed.pop("text")
+    if isinstance(packed.get("region"), str):
+        packed["region_text"] = packed.pop("region")
+    elif "region" in packed:
+        packed["region"] = [_number(one) for one in packed["region"]]
+    if "result" in answer:
+        ((task, value),) = answer["result"].items()
+        content = {"text": value} if isinstance(value, str) else value
+        _check_known(content, ("text", *_COLUMNS), task)
+        packed["result"] = _utf8({"task": task, **content})
+    return packed
+
+
+def _check_known(record: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    unknown = sorted(record.keys() - set(known))
+    if unknown:
+        raise ValueError(f"Parquet has no column for {unknown} of {where}: use jsonl")
+
+
+def _unpacked(record: dict[str, Any]) -> Row:
+    extra, answers = record.pop(_EXTRA), record.pop(_ANSWERS)
+    row = _given(record)
+    if answers is not None:
+        row[_ANSWERS] = list(map(_unpacked_answer, answers))
+    return row | (json.loads(extra) if extra is not None else {})
+
+
+def _unpacked_answer(record: Mapping[str, Any]) -> dict[str, Any]:
+    answer = _given(record)
+    if "classes" in answer:
+        answer["text"] = answer.pop("classes")
+    if "region_text" in answer:
+        answer["region"] = answer.pop("region_text")
+    if "result" in answer:
+        content = _given(answer["result"])
+        task = content.pop("task")
+        answer["result"] = {task: content.get("text", content)}
+    return answer
+
+
+def _given(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A table has a value for every column: None means that it is not given."""
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def _utf8(value: Any) -> Any:
+    """The value with halves of surrogate pairs, which have no UTF-8, written out as they read."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {name: _utf8(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_utf8(one) for one in value]
+    return value

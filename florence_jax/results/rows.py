@@ -1,0 +1,98 @@
+"""Predictions put together to rows: one for each image, as `florence_jax.results` describes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from florence_jax.inference.export import Instance, instances, result_to_json
+from florence_jax.inference.predict import Prediction
+
+Row = dict[str, Any]
+
+_LOCATIONS = re.compile(r"(<loc_\d+>)+")
+
+
+class UnsuitableRowError(ValueError):
+    """A row that the chosen format cannot hold; the message says why."""
+
+
+def image_rows(predictions: Iterable[Prediction], queries: int) -> Iterator[Row]:
+    """One row for each image, of predictions that come image by image, `queries` for each."""
+    answers: list[Prediction] = []
+    for prediction in predictions:
+        answers.append(prediction)
+        if len(answers) == queries:
+            yield result_to_json(_row(answers))
+            answers = []
+
+
+def _row(predictions: list[Prediction]) -> Row:
+    first = predictions[0]
+    row: Row = {"id": str(first.path)}
+    if first.image is None:
+        return row | {"error": first.error}
+    row["width"], row["height"] = first.image.size
+    row["answers"] = list(map(_answer, predictions))
+    if all(one.result is None for one in predictions):
+        row["error"] = first.error
+    return row
+
+
+def _answer(prediction: Prediction) -> dict[str, Any]:
+    answer = prediction.query.record()
+    if prediction.result is None:
+        return answer | {"error": prediction.error}
+    drawn = prediction.drawing_error
+    return answer | {"result": prediction.result} | ({"drawing_error": drawn} if drawn else {})
+
+
+def picture_name(row: Mapping[str, Any]) -> str:
+    """What a person knows the row's picture by."""
+    return row.get("image") or row["id"]
+
+
+def size_of(row: Mapping[str, Any]) -> tuple[int, int]:
+    """(width, height) in pixels of a row that has answers."""
+    return row["width"], row["height"]
+
+
+def values(row: Mapping[str, Any]) -> list[Any]:
+    """What was answered, prompt by prompt.
+
+    Raises:
+        UnsuitableRowError: the row or one of its answers is an error.
+    """
+    if "error" in row:
+        raise UnsuitableRowError(str(row["error"]))
+    found = []
+    for answer in row["answers"]:
+        if "error" in answer:
+            raise UnsuitableRowError(f"{answer['prompt']}: {answer['error']}")
+        found += answer["result"].values()
+    return found
+
+
+def shapes(row: Mapping[str, Any], kind: str) -> list[Instance]:
+    """The located answers of a row, for a format that holds nothing else.
+
+    Raises:
+        UnsuitableRowError: the row is an error, or an answer is text.
+    """
+    found: list[Instance] = []
+    for value in values(row):
+        if isinstance(value, str):
+            raise UnsuitableRowError(f"{kind} holds boxes and outlines, and the answer is text")
+        found += [one for one in instances(value, size_of(row)) if one.is_finite]
+    return found
+
+
+def plain_text(value: str) -> str:
+    """A text answer without the region that was asked about."""
+    return _LOCATIONS.sub("", value).strip()
+
+
+def class_name(label: str) -> str:
+    """A label as a class in one line; "object" where the task names nothing."""
+    return " ".join(label.split()) or "object"
