@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from florence_jax.runtime.program import run_program
 
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
 from florence_jax.runtime.program import run_program
@@ -21,9 +23,11 @@ sys.exit(run_program("it", action))
 
 def shell(body, redirection, **options):
     program = PROGRAM.format(body=body)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONUNBUFFERED", None)
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", f'"$0" -c "$1" {redirection}', sys.executable, program],
-        capture_output=True, text=True, **options,
+        capture_output=True, text=True, env=environment, **options,
     )  # fmt: skip
 
 
@@ -76,7 +80,7 @@ def test_a_full_disk_behind_standard_output_is_named():
 def test_closed_standard_streams_take_no_data(tmp_path):
     body = "file = open('data', 'w'); print('said'); sys.stdout.flush(); file.write('x'); "
     body += "import subprocess; subprocess.run(['echo', 'child'], check=False)"
-    done = shell(body, "<&- >&- 2>&-", cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    done = shell(body, "<&- >&- 2>&-", cwd=tmp_path)
     assert done.returncode == 0
     assert (tmp_path / "data").read_text() == "x"
 
