@@ -139,8 +139,11 @@ def blocks_of_manifest(manifest: Mapping[str, Any]) -> Blocks:
 def _pinned(record: Mapping[str, Any], source: PinnedSource, pins: Sequence[str]) -> dict[str, Any]:
     digest = hashlib.sha256("\n".join(pins).encode("utf-8", "surrogatepass")).hexdigest()
     name = hashlib.sha256(f"{record['ids_sha256']} {digest}".encode()).hexdigest()[:16]
+    # Files of rows may come along, and are compared one by one.
+    same = {name: value for name, value in record["source"].items() if name != "row_files"}
     whole = {
         **record,
+        "source": same,
         "pins_sha256": digest,
         "listing": f"inputs-{name}.jsonl",
         "row_files": source.row_files(),
