@@ -63,7 +63,7 @@ def id_key(name: str) -> int:
 
 def record_name(number: int) -> str:
     """The file of the addition `number`, from 1."""
-    return f"run-{number:05d}.json"
+    return f"_added-{number:05d}.json"
 
 
 def make_manifest(

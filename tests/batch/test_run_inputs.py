@@ -96,7 +96,7 @@ def test_several_processes_extend_one_run(folder, tmp_path):
     assert not failures
     assert len(ids_in(out)) == len(set(ids_in(out))) == 16
     assert verify_output(out).is_complete
-    assert [path.name for path in out.glob("run-*.json")] == ["run-00001.json"]
+    assert [path.name for path in out.glob("_added-*")] == ["_added-00001.json"]
 
 
 @pytest.mark.parametrize("extend", [False, True])
