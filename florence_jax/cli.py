@@ -37,7 +37,7 @@ from florence_jax.inference.malloc import add_malloc_option, restart_with_tuned_
 from florence_jax.processing import TASKS
 from florence_jax.results.command import add_format_options, check_formats, open_results
 from florence_jax.runtime.directory_lock import directory_lock
-from florence_jax.runtime.output_file import RowsFile, remove_leftovers
+from florence_jax.runtime.output_file import RowsFile, named_errors, remove_leftovers
 from florence_jax.runtime.program import run_program
 from florence_jax.runtime.standard_streams import standard_output
 
@@ -345,7 +345,8 @@ def _open_output(name: str, overwrite: bool) -> Iterator[Callable[[str], None]]:
         output = standard_output()
 
         def write(line: str) -> None:
-            print(line, file=output, flush=True)
+            with named_errors("standard output"):
+                print(line, file=output, flush=True)
 
         yield write
         return

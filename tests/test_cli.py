@@ -1,5 +1,6 @@
 """The command line, run as a user runs it but for the process."""
 
+import errno
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from florence_jax.cli import main
+from florence_jax.inference import drawn_file
 from florence_jax.processing import TASKS
 
 
@@ -97,6 +99,48 @@ def test_constrained_answers_use_the_labels_that_were_given(pictures, capsys):
     (answer,) = row["answers"]
     assert answer["labels"] == ["cat", "dog"]
     assert answer["result"]["<REGION_TO_CATEGORY>"] in ("cat", "dog")
+
+
+def test_a_start_that_fails_changes_no_output(pictures, tmp_path, capsys):
+    output, model = tmp_path / "out.jsonl", tmp_path / "no-model"
+    model.mkdir()
+    command = ["predict", str(pictures), "--task", "<OD>", "--output", str(output)]
+    assert main([*command, "--model", str(model)]) == 2
+    assert not output.exists()
+    output.write_text("old\n")
+    assert main([*command, "--model", str(model), "--overwrite"]) == 2
+    assert output.read_text() == "old\n"
+    assert "Traceback" not in capsys.readouterr().err
+    missing = tmp_path / "missing" / "out.jsonl"
+    assert main([*command[:-1], str(missing), "--model", str(model)]) == 2
+    assert str(missing.parent) in capsys.readouterr().err
+
+
+def test_what_fails_for_one_image_is_its_row(pictures, tmp_path):
+    """Names that are too long to be drawn under, and a region that is outside of one image."""
+    Image.new("RGB", (400, 300)).save(tmp_path / f"{'n' * 250}.png")
+    output, drawn = tmp_path / "out.jsonl", tmp_path / "drawn"
+    status = run(
+        pictures / "b.png", tmp_path / f"{'n' * 250}.png", "--task", "<CAPTION>",
+        "--output", output, "--save-images", drawn,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert status == 0
+    assert [list(row["result"]) for row in rows] == [["<CAPTION>"]] * 2
+    assert len(list(drawn.iterdir())) == 2
+
+
+def test_a_full_disk_of_drawings_loses_no_answer(pictures, tmp_path, monkeypatch):
+    def full(image, result, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(drawn_file, "save_drawn", full)
+    output = tmp_path / "out.jsonl"
+    options = ("--task", "<CAPTION>", "--output", output, "--save-images", tmp_path / "drawn")
+    assert run(pictures / "b.png", *options) == 1
+    row = json.loads(output.read_text())
+    assert list(row["result"]) == ["<CAPTION>"]
+    assert "No space left on device" in row["drawing_error"]
 
 
 def test_an_existing_output_is_kept(pictures, tmp_path, capsys):

@@ -13,6 +13,7 @@ from florence_jax.batch.interruption import INTERRUPTED, ended_at_once
 from florence_jax.inference.command import decoding_settings, load_answering, say_on_stderr
 from florence_jax.results.command import check_formats
 from florence_jax.results.formats import BLOCKS, SIDECARS
+from florence_jax.runtime.output_file import check_writable
 
 if TYPE_CHECKING:
     from florence_jax.batch.run import Summary
@@ -121,7 +122,9 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
     from florence_jax.batch.finished_run import FinishedRun
     from florence_jax.batch.local_devices import over_local_devices
     from florence_jax.batch.predict_job import PredictJob
+    from florence_jax.batch.row_files import check_format
     from florence_jax.batch.run import default_block_size, run_blocks
+    from florence_jax.batch.run_inputs import settle_inputs
     from florence_jax.batch.shares import find_share
     from florence_jax.batch.sources.open import open_source
 
@@ -152,6 +155,11 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
         print(f"{len(source)} images; tasks: {tasks}")
         print(describe_plan(source, options.output_dir, **blocks))
         return 0
+    # What the end needs is looked for before the model is loaded.
+    check_format(options.format or "jsonl")
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    check_writable(options.output_dir)
+    settle_inputs(options.output_dir, source, extend=options.extend)
     pipeline = over_local_devices(load_answering(options, progress=not options.quiet))
     job = PredictJob(
         pipeline,

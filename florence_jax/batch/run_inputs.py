@@ -1,10 +1,10 @@
 """What a run's inputs were when it began, and what may have become of them since.
 
 A source that can say so pins each input: a picture by its size and time of change, a row by the
-digest of its file. The pins lie beside `run.json` as `_inputs-DIGEST.jsonl`, one `[id, pin]` a line.
+digest of its file. The pins lie beside `run.json` in `_inputs-DIGEST.txt`, one `[id, pin]` a line.
 Other content under the same name is refused. Inputs that were added are done in blocks of their own
 behind the others, where the caller wants that (`--extend`): each addition is a record
-`_run-00001.json`, `_run-00002.json`, ..., and of several processes the first one's counts.
+`_added-00001.json`, `_added-00002.json`, ...; of several processes the first one counts.
 """
 
 from __future__ import annotations
@@ -139,10 +139,14 @@ def blocks_of_manifest(manifest: Mapping[str, Any]) -> Blocks:
 def _pinned(record: Mapping[str, Any], source: PinnedSource, pins: Sequence[str]) -> dict[str, Any]:
     digest = hashlib.sha256("\n".join(pins).encode("utf-8", "surrogatepass")).hexdigest()
     name = hashlib.sha256(f"{record['ids_sha256']} {digest}".encode()).hexdigest()[:16]
+    # Files of rows may come along, and are compared one by one.
+    same = {name: value for name, value in record["source"].items() if name != "row_files"}
     whole = {
         **record,
+        "source": same,
         "pins_sha256": digest,
-        "listing": f"_inputs-{name}.jsonl",
+        # Neither `*.jsonl` nor a reader of a directory of Parquet files takes it for rows.
+        "listing": f"_inputs-{name}.txt",
         "row_files": source.row_files(),
     }
     return json.loads(json.dumps(whole))

@@ -65,11 +65,8 @@ def id_key(name: str) -> int:
 
 
 def record_name(number: int) -> str:
-    """The file of the addition `number`, from 1.
-
-    Readers of a directory of Parquet files pass over names with an underscore alone.
-    """
-    return f"_run-{number:05d}.json"
+    """The file of the addition `number`, from 1."""
+    return f"_added-{number:05d}.json"
 
 
 def make_manifest(

@@ -56,6 +56,11 @@ def directory_lock(
         os.close(descriptor)
 
 
+def _of(holder: str) -> str:
+    # A child that was given the descriptor outlives the process that wrote its name down.
+    return f" ({holder}, or one that it started)" if holder else ""
+
+
 def _locked(path: Path, directory: Path, *, wait: bool) -> int:
     """A descriptor that holds the lock of the file that is at `path` now."""
     while True:
@@ -83,7 +88,7 @@ def _lock(descriptor: int, directory: Path, *, wait: bool) -> bool:
     except BlockingIOError:
         holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
         raise DirectoryInUseError(
-            f"another process is writing to {directory}{f' ({holder})' if holder else ''}: "
+            f"another process is writing to {directory}{_of(holder)}: "
             "wait for it, end it, or name another directory"
         ) from None
     except OSError as error:

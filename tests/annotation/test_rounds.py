@@ -14,6 +14,7 @@ import pytest
 
 from florence_jax.annotation.rounds import STATE, Phase, Refine, RefineError, refine
 from florence_jax.cli import main
+from florence_jax.runtime.directory_lock import DirectoryInUseError
 from tests.batch.fakes import write_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,7 +159,7 @@ def test_a_killed_loop_goes_on_with_the_phase_where_it_was(tmp_path, number):
         while not log.exists() or len(begun(out)) < 2:
             assert process.poll() is None
             time.sleep(0.02)
-        with pytest.raises(RefineError, match="another process works on"):
+        with pytest.raises(DirectoryInUseError, match="another process is writing to"):
             refine(scripted(out), lambda line: None)
         process.send_signal(number)
         status = process.wait(timeout=60)
@@ -167,7 +168,7 @@ def test_a_killed_loop_goes_on_with_the_phase_where_it_was(tmp_path, number):
     # Told to end, it ends its phase and says that the loop is not complete.
     assert status == (130 if number == signal.SIGTERM else -number)
     if number == signal.SIGKILL:
-        with pytest.raises(RefineError, match="a phase outlives"):
+        with pytest.raises(DirectoryInUseError, match="or one that it started"):
             refine(scripted(out), lambda line: None)
     stop.unlink()
     deadline = time.monotonic() + 60

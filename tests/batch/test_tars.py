@@ -356,7 +356,7 @@ def test_leftovers_are_skipped_and_counted(read):
                 said=said)  # fmt: skip
     assert rows == {"1": 1, "2": 2, "3": 3, ".h": 4}
     (sentence,) = said
-    assert "skipped 5: 1 ._* (macOS), 1 .DS_Store, 1 Thumbs.db, 1 in .ipynb_checkpoints" in sentence
+    assert "skipped 5: 1 .DS_Store, 1 ._* (macOS), 1 Thumbs.db, 1 in .ipynb_checkpoints" in sentence
 
 
 def test_an_archive_of_nothing_is_told(read):

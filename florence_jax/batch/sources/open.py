@@ -76,8 +76,10 @@ class _Joined:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        # The content is pinned input by input.
-        return {"prompts": [query.record() for query in self._queries]}
+        return {
+            "prompts": [query.record() for query in self._queries],
+            "row_files": self.row_files(),
+        }
 
     def row_files(self) -> dict[str, Any]:
         return {

@@ -1,8 +1,6 @@
 """Features on disk: found by content, whole or not at all, and never another's."""
 
 import dataclasses
-import fcntl
-import os
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from PIL import Image
 
 from florence_jax.config import DaViTConfig
 from florence_jax.processing import ImageConfig, ImageError, demo_tokenizer
+from florence_jax.runtime.directory_lock import DirectoryInUseError, directory_lock
 from tests.train.small import CONFIG
 from train.data.example import Example
 from train.data.rows import RowMaker
@@ -124,11 +123,11 @@ def test_filling_goes_on_and_clears_what_a_kill_left(tmp_path):
 
 def test_one_process_fills_at_a_time(tmp_path):
     write(tmp_path, [0])
-    other = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(FeaturesError, match="another process is filling"):
+    with (
+        directory_lock(tmp_path),
+        pytest.raises(DirectoryInUseError, match="another process is writing to"),
+    ):
         write(tmp_path, [1])
-    os.close(other)
     write(tmp_path, [1])
 
 
