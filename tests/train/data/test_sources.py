@@ -316,6 +316,15 @@ def test_rows_as_editors_write_them(tmp_path, encoding, end, image):
     assert source[0].image == tmp_path / "a.png"
 
 
+def test_a_file_name_beside_the_image_is_no_contradiction(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [row() | {"file_name": "train/a.png"}, row() | {"file_name": "b.png"}]
+    source = Jsonl(written(tmp_path / "a.jsonl", *rows))
+    assert source[0].image == tmp_path / "a.png"
+    with pytest.raises(DataError, match="names two pictures, image 'a.png' and file_name 'b.png'"):
+        source[1]
+
+
 def test_a_row_that_is_not_utf_8_is_named_and_the_others_are_read(tmp_path):
     path = written(tmp_path / "a.jsonl", row("caf\u00e9"), row(), encoding="latin-1")
     source = Jsonl(path)
