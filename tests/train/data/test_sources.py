@@ -281,7 +281,7 @@ def test_array_records(tmp_path):
         ('{"file_name": "a.png", "text": "a cat"}', "columns prefix, suffix; it has file_name"),
         ('{"messages": []}', "lacks the columns image, prefix, suffix; it has messages"),
         ('{"image": "a.png", "prefix": "<OD>", "suffix": null}', "suffix must be text, got None"),
-        ("[" * 100000, "nested too deeply"),
+        pytest.param("[" * 100000, "nested too deeply", id="deep"),
         ('{"image": "a\\u0000", "prefix": "", "suffix": ""}', "is no file name"),
         ('{"image": 3, "prefix": "<OD>", "suffix": ""}', "image must be a file name or bytes"),
     ],
