@@ -268,7 +268,7 @@ class _Reader:
                 x, y, width, height = one.box
                 corners = (x * sx, y * sy, (x + width) * sx, (y + height) * sy)
             elif outline is not None:
-                corners = outline.bounds()
+                corners = outline.box
             elif _is_caption(one.record):
                 objects.append(_without_box(one))
                 continue

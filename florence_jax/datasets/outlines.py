@@ -19,14 +19,15 @@ _SPECK = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """Polygons around one thing: x and y alternating, in pixels."""
+    """The shape of one thing, in pixels.
+
+    Attributes:
+        polygons: x and y alternating.
+        box: (x0, y0, x1, y1) around all of it.
+    """
 
     polygons: tuple[tuple[float, ...], ...]
-
-    def bounds(self) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1) around all polygons."""
-        numbers = [number for polygon in self.polygons for number in polygon]
-        return min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
+    box: tuple[float, float, float, float]
 
 
 def outline_of(
@@ -49,26 +50,32 @@ def outline_of(
     """
     if isinstance(segmentation, Mapping):
         mask = rle_mask(segmentation, where)
-        polygons = mask_polygons(mask)
-        if not polygons:
+        if not mask.any():
             raise DatasetError(f"{where} has an RLE mask without a pixel: remove the annotation")
         height, width = mask.shape
         scale = (1.0, 1.0) if size is None else (size[0] / width, size[1] / height)
-    elif isinstance(segmentation, list):
-        flat = bool(segmentation) and not isinstance(segmentation[0], list)
-        polygons = [
-            _checked_polygon(one, where) for one in ([segmentation] if flat else segmentation)
-        ]
+        polygons = mask_polygons(mask)
+        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+        # Of all pixels, those of specks too.
+        around = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    elif isinstance(segmentation, list) and segmentation:
+        parts = segmentation if isinstance(segmentation[0], list) else [segmentation]
+        polygons = [_checked_polygon(part, where) for part in parts]
+        numbers = [number for polygon in polygons for number in polygon]
+        xs, ys = numbers[::2], numbers[1::2]
+        around = (min(xs), min(ys), max(xs), max(ys))
     else:
         raise DatasetError(
             f"{where} has the segmentation {segmentation!r:.80}, expected a list of polygons, or "
             "an RLE with `size` and `counts`"
         )
+    x0, y0, x1, y1 = map(float, around)
     return Outline(
-        tuple(
+        polygons=tuple(
             tuple(number * scale[index % 2] for index, number in enumerate(polygon))
             for polygon in polygons
-        )
+        ),
+        box=(x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1]),
     )
 
 

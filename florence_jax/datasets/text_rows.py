@@ -38,7 +38,7 @@ def row_columns(row: Any, where: str) -> tuple[Any, Any, Any]:
         where: the file and the row, for messages.
 
     Raises:
-        DatasetError: it is no object, lacks a column, or `image` and `file_name` differ.
+        DatasetError: it is no object, lacks a column, or `image` and `file_name` name two pictures.
     """
     if not isinstance(row, Mapping):
         raise DatasetError(
@@ -46,10 +46,16 @@ def row_columns(row: Any, where: str) -> tuple[Any, Any, Any]:
         )
     if missing_columns(row):
         raise columns_error(where, map(str, row))
-    image = row.get("image", row.get(FILE_NAME))
-    if FILE_NAME in row and row[FILE_NAME] != image:
+    image, name = row.get("image"), row.get(FILE_NAME)
+    if image is None:
+        image = name
+    if isinstance(image, str) and isinstance(name, str) and _last(image) != _last(name):
         raise DatasetError(
-            f"{where} names two pictures, image {image!r:.80} and file_name {row[FILE_NAME]!r:.80}:"
+            f"{where} names two pictures, image {image!r:.80} and file_name {name!r:.80}:"
             " remove one of them"
         )
     return image, row["prefix"], row["suffix"]
+
+
+def _last(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2]

@@ -122,7 +122,9 @@ class Parquet:
             _, file, group = self._groups[number]
             # Of an object the columns' pieces are fetched together, not one after another.
             content = parquet.ParquetFile(_opened(file), pre_buffer=not isinstance(file, Path))
-            wanted = [one for one in (*COLUMNS, FILE_NAME) if one in content.schema_arrow.names]
+            names = content.schema_arrow.names
+            wanted = [*([] if "image" in names else [FILE_NAME]), *COLUMNS]
+            wanted = [column for column in wanted if column in names]
             kept = (number, content.read_row_group(group, columns=wanted))
             self._kept = kept
         return kept[1]

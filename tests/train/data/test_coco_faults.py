@@ -122,6 +122,13 @@ def test_masks_are_decoded(file, packed):
     ]  # fmt: skip
 
 
+def test_the_box_of_a_mask_is_around_its_specks_too(file):
+    # A second pixel at (0, 0), too small for a polygon of its own.
+    counts = [0, 1, COUNTS[0] - 1, *COUNTS[1:]]
+    source = Coco(file([{"segmentation": {"size": [H, W], "counts": counts}}]), "<OD>")
+    near([("cat", [0, 0, 12, 20])], boxes(source))
+
+
 def test_masks_of_several_parts_and_a_hole():
     from florence_jax.datasets.outlines import area_of, mask_polygons
 

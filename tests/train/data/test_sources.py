@@ -281,7 +281,7 @@ def test_array_records(tmp_path):
         ('{"file_name": "a.png", "text": "a cat"}', "columns prefix, suffix; it has file_name"),
         ('{"messages": []}', "lacks the columns image, prefix, suffix; it has messages"),
         ('{"image": "a.png", "prefix": "<OD>", "suffix": null}', "suffix must be text, got None"),
-        ("[" * 100000, "nested too deeply"),
+        pytest.param("[" * 100000, "nested too deeply", id="deep"),
         ('{"image": "a\\u0000", "prefix": "", "suffix": ""}', "is no file name"),
         ('{"image": 3, "prefix": "<OD>", "suffix": ""}', "image must be a file name or bytes"),
     ],
@@ -314,6 +314,15 @@ def test_rows_as_editors_write_them(tmp_path, encoding, end, image):
     source = Jsonl(written(tmp_path / "a.jsonl", *rows, encoding=encoding, end=end))
     assert [source[index].answer for index in range(len(source))] == texts
     assert source[0].image == tmp_path / "a.png"
+
+
+def test_a_file_name_beside_the_image_is_no_contradiction(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [row() | {"file_name": "train/a.png"}, row() | {"file_name": "b.png"}]
+    source = Jsonl(written(tmp_path / "a.jsonl", *rows))
+    assert source[0].image == tmp_path / "a.png"
+    with pytest.raises(DataError, match=r"names two pictures, image 'a.png' and file_name"):
+        source[1]
 
 
 def test_a_row_that_is_not_utf_8_is_named_and_the_others_are_read(tmp_path):
