@@ -51,7 +51,7 @@ def test_a_wrong_request_is_refused_before_any_model_runs(
     monkeypatch.setattr(LivePrograms, "encode", ran)
     monkeypatch.setattr(LivePrograms, "generate", ran)
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(pipe, compat=compat)([SCENE, "later.png"], prompt, **given)
+        dataclasses.replace(pipe, compat=compat)([SCENE, SCENE], prompt, **given)
 
 
 def test_a_declared_task_needs_no_free_prompt(tmp_path, pipe):
