@@ -65,6 +65,9 @@ def save_torch(
     }
     dtypes = frozenset(array.dtype.name for array in tensors.values())
     written = torch_config(read_config(files), config, naming, dtypes)
+    if config.image_token_id != Florence2Config.image_token_id:
+        # The original code has no such token, and whoever goes on to transformers needs its id.
+        written[0]["image_token_id"] = config.image_token_id
     with replaced_directory(directory, overwrite=overwrite) as new:
         for name in METADATA_FILES:
             if has_file(files, name):

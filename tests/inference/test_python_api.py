@@ -14,6 +14,8 @@ from florence_jax.processing import load_image
 from tests.inference.results import assert_close
 
 SCENE = SHAPES / "scenes" / "test" / "000200.png"
+# One program a batch size for most of this file.
+SHORT = {"max_new_tokens": 32}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_a_wrong_request_is_refused_before_any_model_runs(
     monkeypatch.setattr(LivePrograms, "encode", ran)
     monkeypatch.setattr(LivePrograms, "generate", ran)
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(pipe, compat=compat)([SCENE, "later.png"], prompt, **given)
+        dataclasses.replace(pipe, compat=compat)([SCENE, SCENE], prompt, **given)
 
 
 def test_a_declared_task_needs_no_free_prompt(tmp_path, pipe):
@@ -87,14 +89,14 @@ def test_a_bad_request_gives_its_error_and_the_rest_their_results(pipe, tmp_path
     images = [SCENE, broken, SCENE, tmp_path / "none.png", SCENE]
     prompts = ["<CAPTION>", "<CAPTION>", "<REGION_TO_CATEGORY>", "<OD>", "<OD>"]
     regions = [None, None, (0, 0, 500, 500), None, None]
-    results = pipe(images, prompts, region=regions, on_error="return", batch_size=4)
+    results = pipe(images, prompts, region=regions, on_error="return", batch_size=2, **SHORT)
     assert [type(result).__name__ for result in results] == [
         *("dict", "ImageError", "ValueError", "ImageError", "dict")
     ]
     assert "broken.png" in str(results[1])
     assert "outside the picture" in str(results[2])
-    assert results[0] == pipe(SCENE, "<CAPTION>")
-    assert_close(results[4], pipe(SCENE, "<OD>"))
+    assert results[0] == pipe(SCENE, "<CAPTION>", **SHORT)
+    assert_close(results[4], pipe(SCENE, "<OD>", **SHORT))
     assert isinstance(pipe(broken, "<OD>", on_error="return"), fj.ImageError)
     with pytest.raises(fj.ImageError, match="broken"):
         pipe(images, "<CAPTION>")
@@ -104,10 +106,11 @@ def test_a_bad_request_gives_its_error_and_the_rest_their_results(pipe, tmp_path
 
 def test_a_prompt_that_is_too_long_costs_only_its_own_answer(pipe, encoded):
     long = "<CAPTION_TO_PHRASE_GROUNDING>" + "a red square " * 200
-    results = pipe(encoded, ["<CAPTION>", long, "<OD>"], on_error="return", batch_size=4)
-    assert results[0] == pipe(encoded, "<CAPTION>")
+    asked = ["<CAPTION>", long, "<OD>"]
+    results = pipe(encoded, asked, on_error="return", batch_size=4, **SHORT)
+    assert results[0] == pipe(encoded, "<CAPTION>", **SHORT)
     assert "the prompt is too long" in str(results[1])
-    assert_close(results[2], pipe(encoded, "<OD>"))
+    assert_close(results[2], pipe(encoded, "<OD>", **SHORT))
 
 
 def test_a_seed_decides_what_sampling_draws(pipe, encoded):
@@ -126,7 +129,7 @@ def test_a_seed_decides_what_sampling_draws(pipe, encoded):
         pipe(encoded, "<CAPTION>", do_sample=True)
     with pytest.raises(ValueError, match="seed must be an integer, got 'a'"):
         pipe(encoded, "<CAPTION>", do_sample=True, seed="a")
-    assert pipe(encoded, "<CAPTION>", seed=1) == pipe(encoded, "<CAPTION>")
+    assert pipe(encoded, "<CAPTION>", seed=1, **SHORT) == pipe(encoded, "<CAPTION>", **SHORT)
 
 
 @pytest.mark.parametrize(
@@ -181,14 +184,16 @@ def test_the_processor_feeds_the_model(pipe):
         image_features=features,
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
-        config=pipe.generation,
+        config=dataclasses.replace(pipe.generation, **SHORT),
     )
-    expected = pipe(SCENE, "<OD>")
+    expected = pipe(SCENE, "<OD>", **SHORT)
     result = processor.post_process(out.sequences[0], "<OD>", (192, 192))
     assert result["<OD>"]["labels"] == expected["<OD>"]["labels"]
     np.testing.assert_allclose(result["<OD>"]["bboxes"], expected["<OD>"]["bboxes"])
     caption = processor.batch_decode(out.sequences)[1]
-    assert processor.post_process(caption, "<CAPTION>", (192, 192)) == pipe(SCENE, "<CAPTION>")
+    assert processor.post_process(caption, "<CAPTION>", (192, 192)) == pipe(
+        SCENE, "<CAPTION>", **SHORT
+    )
 
 
 def test_the_processor_checks_what_it_is_asked():

@@ -9,7 +9,8 @@ import pytest
 
 import florence_jax as fj
 from convert.to_torch import to_torch
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.keymap import SHARED
+from florence_jax.checkpoint.tree import flatten, insert
 from florence_jax.inference.demo import demo_pipeline
 from florence_jax.inference.shapes import SHAPES
 
@@ -114,6 +115,25 @@ def test_a_pipeline_made_in_code_is_saved_whole(tmp_path):
     assert native.model.config.text.vocab_size > processor.image_token_id
     result = processor.post_process_generation(text="</s><s>a</s>", task="<OCR>", image_size=(9, 9))
     assert result == {"<OCR>": "a"}
+
+
+def test_a_table_without_a_row_for_the_image_is_padded_for_transformers(tmp_path):
+    demo = demo_pipeline()
+    leaves = dict(flatten(demo.params))
+    rows = demo.model.config.image_token_id
+    params = {}
+    for path, leaf in leaves.items():
+        insert(params, path, leaf[:rows] if path == SHARED else leaf)
+    config = demo.model.config
+    text = dataclasses.replace(config.text, vocab_size=rows)
+    model = dataclasses.replace(demo.model, config=dataclasses.replace(config, text=text))
+    cut = dataclasses.replace(demo, model=model, params=params)
+    for format, expected in (("native", 1344), ("original", rows), ("jax", rows)):
+        cut.save_pretrained(tmp_path / format, format)
+        loaded, found = fj.load(tmp_path / format)
+        table = np.asarray(dict(flatten(found))[SHARED])
+        assert loaded.config.text.vocab_size == len(table) == expected
+        assert np.array_equal(table[:rows], np.asarray(leaves[SHARED])[:rows])
 
 
 def test_what_cannot_be_saved_says_why(pipe, saved, tmp_path):
