@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mesh",
         metavar="AXIS=SIZE,...",
-        help="the setting `mesh`: devices along each axis. Several devices of one CPU are for trying "
-        "meshes out: on few, busy cores XLA:CPU can wait for itself in a collective and abort; the "
+        help="the setting `mesh`: devices along each axis. Several devices of one CPU are for "
+        "trying meshes out: on few, busy cores XLA:CPU can wait for itself in a collective and abort; the "
         "same command goes on from the last checkpoint",
     )
     parser.add_argument("--rules", metavar="NAME|FILE", help="the setting `rules`")
