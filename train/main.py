@@ -22,7 +22,8 @@ examples:
   python -m train.main --config train/recipes/shapes.py steps=1000 batch_size=16
   python -m train.main --config train/recipes/full.py directory=runs/pod --mesh data=4,fsdp=8
 
-The same command goes on where a run was interrupted. Exit status: 0 done, 1 failed, 143 interrupted
+The same command goes on where a run was interrupted, and with more steps where it was finished;
+epochs=3 stands in place of a recipe's steps. Exit status: 0 done, 1 failed, 143 interrupted
 and saved.
 
 settings (given as key=value; values are written as in YAML):
@@ -76,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="in place of the recipe's")
     parser.add_argument("--config", type=Path, metavar="RECIPE", help="a .py or .yaml file")
     parser.add_argument(
-        "--mesh", metavar="AXIS=SIZE,...", help="the setting `mesh`: devices along each axis"
+        "--mesh",
+        metavar="AXIS=SIZE,...",
+        help="the setting `mesh`: devices along each axis. Several devices of one CPU are for "
+        "trying meshes out: on few, busy cores XLA:CPU can wait for itself in a collective and abort; the "
+        "same command goes on from the last checkpoint",
     )
     parser.add_argument("--rules", metavar="NAME|FILE", help="the setting `rules`")
     parser.add_argument(

@@ -4,6 +4,7 @@ Shapes: A accumulated micro-batches, B examples of one, H W pixels, P prompt tok
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -153,8 +154,12 @@ def build_step(
     *,
     seed: int,
     ema_decay: float = 0.0,
+    one_device: bool = True,
 ) -> Step:
     """The update as a pure function; jit it with its state donated.
+
+    Args:
+        one_device: nothing is divided over devices, so no branch holds a collective.
 
     The gradient is that of the mean over the tokens of all micro-batches and all devices: sums are
     accumulated, and divided once.
@@ -205,24 +210,27 @@ def build_step(
             )
 
         changing = dataclasses.replace(state, frozen={})
-        kept = _moved_if(failed_at < 0, moved, changing, gradients, updates)
+        keep = _branched_or_selected if one_device else _selected
+        kept = keep(failed_at < 0, moved, changing, gradients, updates)
         return dataclasses.replace(kept, frozen=state.frozen, failed_at=failed_at), metrics
 
     return step
 
 
-def _moved_if(good: jax.Array, move: Callable[..., TrainState], state: TrainState, *more: Any):
+def _branched_or_selected(good: jax.Array, move: Callable[..., Any], state: Any, *more: Any) -> Any:
     """`move(state, *more)` where `good`, else `state`."""
 
-    def selected(state: TrainState, *more: Any) -> TrainState:
-        return jax.tree.map(lambda new, old: jnp.where(good, new, old), move(state, *more), state)
-
-    def branched(state: TrainState, *more: Any) -> TrainState:
-        return jax.lax.cond(good, move, lambda state, *more: state, state, *more)
+    def branched(state: Any, *more: Any) -> Any:
+        return jax.lax.cond(good, move, lambda state, *_: state, state, *more)
 
     # XLA:CPU has no fusions of several outputs: selecting reads and writes the state once more
     # than a branch does. On a GPU a branch would make the host wait for the gradient.
+    selected = functools.partial(_selected, good, move)
     return jax.lax.platform_dependent(state, *more, cpu=branched, default=selected)
+
+
+def _selected(good: jax.Array, move: Callable[..., Any], state: Any, *more: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), move(state, *more), state)
 
 
 def build_evaluation(objective: Objective) -> Callable[[Flat, Batch], TokenSums]:

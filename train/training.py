@@ -131,7 +131,12 @@ def build_training(
     training = {path: treatment for path, treatment in treated.items() if treatment.trains}
     optimizer = build_optimizer(optimizer_config, schedule, training)
     step = build_step(
-        objective, optimizer, schedule, seed=config.seed, ema_decay=optimizer_config.ema_decay
+        objective,
+        optimizer,
+        schedule,
+        seed=config.seed,
+        ema_decay=optimizer_config.ema_decay,
+        one_device=mesh.size == 1,
     )
     return Training(
         config=config,

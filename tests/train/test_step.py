@@ -15,7 +15,7 @@ from train.lora import LoraConfig, init_factors, merge
 from train.optimizer import OptimizerConfig, build_optimizer, learning_rate_schedule
 from train.parameters import split, treatments
 from train.state import new_state, not_finite
-from train.step import Batch, Objective, _moved_if, build_evaluation, build_step
+from train.step import Batch, Objective, _branched_or_selected, build_evaluation, build_step
 
 # Dropout and drop-path off, so that what is compared is a function of the weights alone.
 QUIET = dataclasses.replace(
@@ -183,15 +183,17 @@ def test_a_state_that_is_not_finite_is_named():
     assert not_finite(dataclasses.replace(state, trainable=sick)) == [f"trainable.{path}"]
 
 
-@pytest.mark.parametrize(("platform", "branches"), [("cpu", 1), ("cuda", 0), ("tpu", 0)])
-def test_only_a_cpu_branches_on_whether_a_step_was_good(platform, branches):
+@pytest.mark.parametrize(("platform", "selects"), [("cpu", False), ("cuda", True), ("tpu", True)])
+def test_only_a_cpu_branches_on_whether_a_step_was_good(platform, selects):
     # A branch makes the host wait on a GPU, and a selection costs a CPU the state once more.
-    def moved(state, more):
-        return state + more
+    def kept(good, x):
+        return _branched_or_selected(good, lambda state, more: state + more, x, x)
 
-    traced = jax.jit(lambda good, x: _moved_if(good, moved, x, x)).trace(True, jnp.ones(3))
+    traced = jax.jit(kept).trace(True, jnp.ones(3))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert text.count("stablehlo.case") + text.count("stablehlo.if") == branches
+    assert ("stablehlo.select" in text) is selects
+    assert kept(True, jnp.ones(3)).tolist() == [2.0] * 3
+    assert kept(False, jnp.ones(3)).tolist() == [1.0] * 3
 
 
 def test_adapters_start_at_the_base_and_merge_into_it():

@@ -167,8 +167,8 @@ def collate(rows: Sequence[Row], *, make_row: RowMaker, micro: int = 1) -> HostB
         for asked in (row, *row.others, *[blank] * (most - 1 - len(row.others)))
     ]
 
-    def padded(sequences: list[list[int]], least: int, most: int, filler: int) -> np.ndarray:
-        length = padded_length(max(map(len, sequences)), least, most)
+    def padded(sequences: list[list[int]], least: int, limit: int, filler: int) -> np.ndarray:
+        length = padded_length(max(map(len, sequences)), least, limit)
         array = np.full((len(rows), length), filler, np.int32)
         for row, ids in enumerate(sequences):
             array[row, : len(ids)] = ids
