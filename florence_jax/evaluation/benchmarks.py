@@ -10,6 +10,7 @@ from pathlib import Path
 from florence_jax.evaluation import scoring
 from florence_jax.evaluation.layouts import captions, detection, flickr30k, questions, refcoco
 from florence_jax.evaluation.layouts.files import Dataset
+from florence_jax.evaluation.metrics import textvqa_accuracy, vizwiz_accuracy
 
 # The prompts of questions and of expressions' boxes are in no publication. Questions are asked as
 # this project's own training writes them, boxes of an expression as of a phrase.
@@ -145,7 +146,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "textvqa": Benchmark(
         title="TextVQA",
         read=questions.textvqa,
-        score=scoring.score_vqa,
+        score=partial(scoring.score_vqa, accuracy=textvqa_accuracy),
         splits=("val", "test"),
         columns={"test": "TextVQA test-dev accuracy"},
         prompt="<VQA>{input}",
@@ -155,7 +156,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "vizwiz": Benchmark(
         title="VizWiz VQA",
         read=questions.vizwiz,
-        score=scoring.score_vqa,
+        score=partial(scoring.score_vqa, accuracy=vizwiz_accuracy),
         splits=("val", "test"),
         columns={"test": "VizWiz test-dev accuracy"},
         prompt="<VQA>{input}",

@@ -180,10 +180,15 @@ def score_masks(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
     )
 
 
-def score_vqa(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
-    """The VQA challenge's accuracy."""
+def score_vqa(
+    rows: Sequence[Row],
+    truth: Mapping[str, Any],
+    *,
+    accuracy: Callable[[Sequence[str], str], float] = vqa_accuracy,
+) -> Outcome:
+    """The VQA challenge's accuracy, or another data set's."""
     del truth
-    each = [vqa_accuracy(row["truth"], _text(row)) for row in rows]
+    each = [accuracy(row["truth"], _text(row)) for row in rows]
     exact = _mean(exact_match(row["truth"], _text(row)) for row in rows)
     return Outcome(
         metric="accuracy",

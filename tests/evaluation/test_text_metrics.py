@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 
+from florence_jax.evaluation.benchmarks import BENCHMARKS
 from florence_jax.evaluation.metrics import (
     anls,
     edit_distance,
     exact_match,
     normalized_answer,
     similarity,
+    textvqa_accuracy,
+    vizwiz_accuracy,
     vqa_accuracy,
 )
 from tests.shared_data import needs_shared, shared_path
@@ -71,7 +74,8 @@ def test_anls_of_the_documented_submission():
 
 
 def test_anls_at_the_threshold():
-    assert anls(["ab"], "ax") == 0.0  # a distance of a half is not below it
+    assert anls(["ab"], "ax") == 0.5  # DocVQA's server zeroes what is below a half
+    assert anls(["abc"], "axx") == 0.0
     assert anls(["abc"], "abx") == pytest.approx(2 / 3)
     assert anls(["abcd"], "a", threshold=1.0) == 0.25
     assert anls([""], "  ") == 1.0
@@ -121,7 +125,45 @@ def test_vqa_accuracy_leaves_out_each_of_the_people():
 
 def test_vqa_accuracy_normalises_only_where_people_differ():
     assert vqa_accuracy(["the dog"] * 10, "dog") == 0.0
-    assert vqa_accuracy(["the dog"] * 10, "The Dog\n") == 1.0
+    # To the letter, as vqaEval compares where people agree.
+    assert vqa_accuracy(["the dog"] * 10, "the dog\n") == 1.0
+    assert vqa_accuracy(["the dog"] * 10, "The Dog") == 0.0
+    assert vqa_accuracy(["Yes"] * 10, "yes") == 0.0
+    assert vqa_accuracy(["Yes"] * 9 + ["no"], "yes") == 1.0
     assert vqa_accuracy(["the dog"] * 9 + ["cat"], "dog") == 1.0
     with pytest.raises(ValueError, match="no truths"):
         vqa_accuracy([], "dog")
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer", "value"),
+    [
+        ("Yes", "yes", 1.0),
+        ("the dog", "dog?", 1.0),
+        ("1,000", "1000", 1.0),
+        ("10, 20", "10 20", 1.0),
+        ("joe's", "joe 's", 1.0),
+        ("two", "2", 1.0),
+        ("t-shirt", "tshirt", 0.0),
+    ],
+)
+def test_textvqa_always_normalises(truth, answer, value):
+    assert textvqa_accuracy([truth] * 10, answer) == value
+    assert textvqa_accuracy([truth] * 3 + ["x"] * 7, answer) == pytest.approx(0.9 * value)
+
+
+def test_vizwiz_normalises_the_models_answer_alone():
+    assert vizwiz_accuracy(["yes"] * 10, "Yes.") == 1.0
+    assert vizwiz_accuracy(["Yes"] * 10, "Yes") == 0.0
+    assert vizwiz_accuracy(["the dog"] * 10, "the dog") == 0.0
+    assert vizwiz_accuracy(["dog"] * 2 + ["cat"] * 8, "a dog!") == pytest.approx(
+        (2 / 3 + 16 / 3) / 10
+    )
+
+
+def test_each_data_set_has_its_own_accuracy():
+    rows = [{"truth": ["Yes"] * 10, "answers": [{"result": {"<VQA>": "yes"}}]}]
+    values = {
+        name: BENCHMARKS[name].score(rows, {}).value for name in ("vqav2", "textvqa", "vizwiz")
+    }
+    assert values == {"vqav2": 0.0, "textvqa": 100.0, "vizwiz": 0.0}

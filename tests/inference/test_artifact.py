@@ -113,13 +113,8 @@ def test_several_ends_and_optional_settings_are_exported(pipe, tmp_path):
         "bad_words_ids": ((50,), (51, 52)),
         "exponential_decay_length_penalty": (2, 1.1),
     }
-    pipe.export(
-        tmp_path / "out",
-        platforms=("cpu",),
-        prompts=["<CAPTION>"],
-        include_weights=True,
-        **settings,
-    )
+    path, prompts = tmp_path / "out", ["<CAPTION>"]
+    pipe.export(path, platforms=("cpu",), prompts=prompts, include_weights=True, **settings)
     exported = fj.load_exported(path)
     assert exported.generation == dataclasses.replace(pipe.generation, **settings)
     call = {"images": pictures(1), "prompts": "<CAPTION>"}

@@ -13,6 +13,8 @@ Plain functions of plain values: nothing here knows the model, jax or a data set
 | R@1, accuracy@0.5 | `recall_at_1`, `box_iou` | MDETR's Flickr30k evaluation |
 | mIoU, oIoU | `mean_and_overall_iou` | LAVT's and PolyFormer's evaluation |
 | VQA accuracy | `vqa_accuracy` | the VQA challenge's vqaEval |
+| TextVQA accuracy | `textvqa_accuracy` | mmf's TextVQAAccuracyEvaluator |
+| VizWiz accuracy | `vizwiz_accuracy` | the VizWiz API's vqaEval |
 | ANLS, edit distance, exact | `anls`, `edit_distance`, `exact_match` | arXiv:1907.00490 |
 """
 
@@ -38,7 +40,12 @@ from florence_jax.evaluation.metrics.rouge import rouge_l
 from florence_jax.evaluation.metrics.score import Scores
 from florence_jax.evaluation.metrics.text import anls, edit_distance, exact_match, similarity
 from florence_jax.evaluation.metrics.treebank import tokenize
-from florence_jax.evaluation.metrics.vqa import normalized_answer, vqa_accuracy
+from florence_jax.evaluation.metrics.vqa import (
+    normalized_answer,
+    textvqa_accuracy,
+    vizwiz_accuracy,
+    vqa_accuracy,
+)
 
 __all__ = [
     "Areas",
@@ -63,6 +70,8 @@ __all__ = [
     "recall_at_1",
     "rouge_l",
     "similarity",
+    "textvqa_accuracy",
     "tokenize",
+    "vizwiz_accuracy",
     "vqa_accuracy",
 ]

@@ -34,7 +34,10 @@ def similarity(one: str, other: str) -> float:
 def anls(truths: Iterable[str], answer: str, *, threshold: float = 0.5) -> float:
     """Average normalised Levenshtein similarity's term for one answer
     (https://arxiv.org/abs/1907.00490, equation 1): the best of the truths, case and repeated spaces
-    aside, and 0 where the normalised distance is not below `threshold`.
+    aside, and 0 where the normalised distance is above `threshold`.
+
+    At the threshold itself the equation says 0; DocVQA's server counts a similarity of just 0.5,
+    and so does this.
 
     Raises:
         ValueError: there is no truth.
@@ -43,7 +46,7 @@ def anls(truths: Iterable[str], answer: str, *, threshold: float = 0.5) -> float
     best = max((similarity(_plain(truth), given) for truth in truths), default=None)
     if best is None:
         raise ValueError(f"the answer {answer!r} has no truth to be compared with")
-    return best if 1.0 - best < threshold else 0.0
+    return best if 1.0 - best <= threshold else 0.0
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""VQA accuracy with the challenge's own normalisation of answers."""
+"""Accuracy of answers to questions as VQAv2, TextVQA and VizWiz each count it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _DIGIT_COMMA = re.compile(r"(\d)(,)(\d)")
 
 
 def vqa_accuracy(truths: Sequence[str], answer: str) -> float:
-    """The VQA challenge's accuracy of one answer: min(1, people who said so / 3), the mean over
-    leaving out each of the people (https://arxiv.org/abs/1505.00468, section 5).
+    """VQAv2's accuracy of one answer: min(1, people who said so / 3), the mean over leaving out
+    each of the people (https://arxiv.org/abs/1505.00468, section 5).
 
-    As in the challenge's evaluation (vqaEval.py), texts are normalised only where the people do not
-    all agree.
+    As in the challenge's evaluation (GT-Vision-Lab/VQA, vqaEval.py), texts are normalised only
+    where the people do not all agree. Where they do, the answer must be theirs to the letter,
+    capitals included.
 
     Args:
         truths: what people answered, ten of them in VQAv2, TextVQA and VizWiz.
@@ -33,16 +34,43 @@ def vqa_accuracy(truths: Sequence[str], answer: str) -> float:
     Raises:
         ValueError: there is no truth.
     """
-    if not truths:
-        raise ValueError(f"the answer {answer!r} has no truths to be compared with")
     people = [_one_line(truth) for truth in truths]
     given = _one_line(answer)
     if len(set(people)) > 1:
         people = [normalized_answer(text) for text in people]
         given = normalized_answer(given)
-    agreed = [text.lower() == given.lower() for text in people]
+    return _agreement(people, given)
+
+
+def textvqa_accuracy(truths: Sequence[str], answer: str) -> float:
+    """TextVQA's accuracy of one answer: `vqa_accuracy` of texts that are always normalised.
+
+    As in its evaluation (facebookresearch/mmf, TextVQAAccuracyEvaluator), which also drops commas
+    and question marks and splits off "'s" first. Arguments, result and errors: `vqa_accuracy`.
+    """
+    return _agreement([_textvqa_answer(truth) for truth in truths], _textvqa_answer(answer))
+
+
+def vizwiz_accuracy(truths: Sequence[str], answer: str) -> float:
+    """VizWiz's accuracy of one answer: `vqa_accuracy` with only the model's answer normalised.
+
+    As in its evaluation (the VizWiz Python API, vqaEval.py), which compares with what people
+    answered as it stands in the file. Arguments, result and errors: `vqa_accuracy`.
+    """
+    return _agreement(truths, normalized_answer(_one_line(answer)))
+
+
+def _agreement(people: Sequence[str], given: str) -> float:
+    if not people:
+        raise ValueError(f"the answer {given!r} has no truths to be compared with")
+    agreed = [text == given for text in people]
     others = (sum(agreed) - own for own in agreed)
     return sum(min(1.0, count / 3) for count in others) / len(people)
+
+
+def _textvqa_answer(text: str) -> str:
+    tokenized = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return normalized_answer(_one_line(tokenized))
 
 
 def normalized_answer(text: str) -> str:
