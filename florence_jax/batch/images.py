@@ -11,6 +11,7 @@ from PIL import Image
 
 from florence_jax.processing.errors import ImageError
 from florence_jax.processing.image import MAX_BYTES, load_image
+from florence_jax.processing.pixels import resize_picture
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ def resized_pixels(
     """
     picture = open_picture(source)
     height, width = image_size
-    resized = picture.resize((width, height), Image.Resampling(resample))
-    return picture.size, np.asarray(resized)
+    return picture.size, np.asarray(resize_picture(picture, (width, height), resample))
 
 
 def image_name(source: ImageSource) -> str | None:

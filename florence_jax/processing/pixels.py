@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from florence_jax.processing.image import load_image
+from florence_jax.processing.errors import ImageError
+from florence_jax.processing.image import MAX_PIXELS, load_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BICUBIC = int(Image.Resampling.BICUBIC)
+# Published sizes are at most 768; the model's position tables end long before this.
+_MAX_SIZE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,12 @@ class ImageConfig:
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(type(n) is int and n > 0 for n in self.size):
             raise ValueError(
-                f"size must be two positive integers (height, width), got {self.size!r}"
+                f"size must be two positive integers (height, width), got {self.size!r:.200}"
+            )
+        if max(self.size) > _MAX_SIZE:
+            raise ValueError(
+                f"size is {self.size!r:.200} (height, width); a side may have at most {_MAX_SIZE} "
+                "pixels: Florence-2 takes 768"
             )
         for field in ("mean", "std"):
             values = getattr(self, field)
@@ -125,12 +133,35 @@ def preprocess_image(
         rescale=float(rescale),
     )
     height, width = config.size
-    resized = load_image(image).resize((width, height), Image.Resampling(config.resample))
-    values = np.asarray(resized)
+    values = np.asarray(resize_picture(load_image(image), (width, height), config.resample))
     pixels = np.empty(values.shape, np.float32)
     for channel, table in enumerate(channel_tables(config)):
         pixels[..., channel] = table.take(values[..., channel])
     return pixels
+
+
+def resize_picture(picture: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
+    """`picture.resize(size)` for a (width, height), in memory that the picture's pixels bound.
+
+    PIL scales the width first, to an image of the new width and the old height: of a picture of
+    100 x 1,000,000 pixels that would be 3 GB. Such pictures are scaled the other way round, which
+    may round differently.
+
+    Raises:
+      ImageError: there is not enough memory.
+    """
+    method = Image.Resampling(resample)
+    try:
+        if size[0] * picture.height <= MAX_PIXELS:
+            return picture.resize(size, method)
+        turned = picture.transpose(Image.Transpose.TRANSPOSE)
+        width, height = size
+        return turned.resize((height, width), method).transpose(Image.Transpose.TRANSPOSE)
+    except MemoryError as error:
+        raise ImageError(
+            f"a picture of {picture.width}x{picture.height} pixels needs more memory than there is "
+            "to be resized; shrink it, or read fewer images at a time"
+        ) from error
 
 
 def channel_tables(config: ImageConfig) -> np.ndarray:

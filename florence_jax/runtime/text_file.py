@@ -47,16 +47,21 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         FileNotFoundError: there is no such file.
         TextFileError: it is a folder, a pipe, a socket or a device.
     """
-    mode = os.stat(path).st_mode
+    kind = special_kind(os.stat(path).st_mode)
+    if kind is not None:
+        raise TextFileError(f"{path} is {kind}, expected a regular file")
+
+
+def special_kind(mode: int) -> str | None:
+    """What a file of this `st_mode` is in words, None for a regular file."""
     if stat.S_ISREG(mode):
-        return
+        return None
     kinds = (
         (stat.S_ISDIR, "a folder"),
         (stat.S_ISFIFO, "a pipe (FIFO)"),
         (stat.S_ISSOCK, "a socket"),
     )
-    kind = next((name for test, name in kinds if test(mode)), "a device")
-    raise TextFileError(f"{path} is {kind}, expected a regular file")
+    return next((name for test, name in kinds if test(mode)), "a device")
 
 
 def read_text(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> str:
