@@ -145,6 +145,12 @@ def _add_predict(commands: Any) -> None:
         action="append",
         help="with --constrained: a label that answers may use; repeat it for each",
     )
+    predict.add_argument(
+        "--all-pages",
+        action="store_true",
+        help="answer for every page of a TIFF and every frame of an animation, as IMAGE#page=N "
+        "(default: the first, and a note in its row)",
+    )
     predict.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     add_malloc_option(predict)
     predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
@@ -175,7 +181,7 @@ def _add_demo(commands: Any) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from florence_jax.inference.drawing import draw_result
     from florence_jax.inference.export import result_to_json
-    from florence_jax.inference.predict import PictureNames, find_images, predict
+    from florence_jax.inference.predict import PictureNames, find_images, pages_of, predict
 
     queries = _queries(options)
     if options.output_dir is not None:
@@ -184,6 +190,7 @@ def _predict(options: argparse.Namespace) -> int:
     if not queries:
         raise ValueError("--task is missing: florence-jax predict --help lists the tasks")
     paths = find_images(options.images)
+    paths = pages_of(paths) if options.all_pages else paths
     if options.save_images is not None:
         options.save_images.mkdir(parents=True, exist_ok=True)
     names, failed, started = PictureNames(), 0, time.monotonic()

@@ -36,10 +36,12 @@ def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
                 rows[-1]["error"] = item.error
                 continue
             try:
-                size, pixels = future.result()
+                size, pixels, notes = future.result()
             except ImageError as error:
                 rows[-1]["error"] = str(error)
                 continue
+            if notes:
+                rows[-1]["image_note"] = "; ".join(notes)
             waiting.append(len(rows) - 1)
             yield LoadedItem(item=item, size=size, pixels=pixels)
 

@@ -118,7 +118,9 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
             "--overwrite belongs to --output: a run goes on in its directory, and another one "
             "needs another --output-dir"
         )
-    source = open_source(options.images, queries, image_root=options.image_root)
+    source = open_source(
+        options.images, queries, image_root=options.image_root, all_pages=options.all_pages
+    )
     share = find_share(options.process_index, options.process_count)
     check_prompts(queries)
     blocks: dict[str, Any] = {

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.answering import Answering, Result
 from florence_jax.inference.requests import Query, Request
-from florence_jax.processing import ImageError, load_image
+from florence_jax.processing import ImageError
+from florence_jax.processing.image import count_pages, load_image_and_notes, page_id
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -34,6 +36,8 @@ class Prediction:
         image: the upright RGB picture that coordinates refer to; None where it cannot be read.
         result: `{task: answer}`; None where there is an error.
         error: why there is no result; None where there is one.
+        page: of a file with several, counted from 1; None where it was not asked for.
+        notes: the assumptions that the image was read on.
     """
 
     path: Path
@@ -41,12 +45,19 @@ class Prediction:
     image: Image.Image | None = None
     result: Result | None = None
     error: str | None = None
+    page: int | None = None
+    notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """The JSON-lines row: image, prompt, what was asked with it, and result or error."""
-        row: dict[str, Any] = {"image": str(self.path), **self.query.record()}
+        row: dict[str, Any] = {"image": str(self.path)}
+        if self.page is not None:
+            row = {"id": page_id(str(self.path), self.page), **row, "page": self.page}
+        row |= self.query.record()
         if self.image is not None:
             row["width"], row["height"] = self.image.size
+        if self.notes:
+            row["image_note"] = "; ".join(self.notes)
         return row | ({"error": self.error} if self.result is None else {"result": self.result})
 
 
@@ -87,6 +98,26 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
     return found
 
 
+class Page(NamedTuple):
+    """One page, counted from 1, of a file with several."""
+
+    path: Path
+    number: int
+
+
+def pages_of(paths: Iterable[Path]) -> list[Path | Page]:
+    """The paths, those of files with several pages or frames once for each of these."""
+    found: list[Path | Page] = []
+    for path in paths:
+        try:
+            count = count_pages(path)
+        except ImageError:
+            found.append(Page(path, 1))  # reading it says what is wrong
+            continue
+        found += [Page(path, n) for n in range(1, count + 1)] if count > 1 else [path]
+    return found
+
+
 def refuse_urls(sources: Iterable[str | Path]) -> None:
     """Say what to do where a source is a URL.
 
@@ -103,7 +134,7 @@ def refuse_urls(sources: Iterable[str | Path]) -> None:
 
 def predict(
     pipeline: Answering,
-    paths: Sequence[Path],
+    paths: Sequence[Path | Page],
     queries: Sequence[Query],
     *,
     generation: GenerationConfig | None = None,
@@ -121,16 +152,20 @@ def predict(
     waiting: deque[Prediction] = deque()
 
     def requests() -> Iterator[Request]:
-        for path in paths:
+        for place in paths:
+            path, page = place if isinstance(place, Page) else (place, None)
             try:
-                image = load_image(path)
+                image, notes = load_image_and_notes(path, page=page)
             except ImageError as error:
                 waiting.extend(
-                    Prediction(path=path, query=query, error=str(error)) for query in queries
+                    Prediction(path=path, query=query, error=str(error), page=page)
+                    for query in queries
                 )
                 continue
             for query in queries:
-                waiting.append(Prediction(path=path, query=query, image=image))
+                waiting.append(
+                    Prediction(path=path, query=query, image=image, page=page, notes=notes)
+                )
                 yield Request(
                     image=image,
                     prompt=query.prompt,
@@ -149,7 +184,7 @@ def predict(
     for result in results:
         yield from unreadable()
         asked = waiting.popleft()
-        yield Prediction(path=asked.path, query=asked.query, image=asked.image, result=result)
+        yield dataclasses.replace(asked, result=result)
     yield from unreadable()
 
 
@@ -161,7 +196,8 @@ class PictureNames:
 
     def __call__(self, prediction: Prediction) -> str:
         task = re.sub(r"\W+", "_", prediction.query.prompt).strip("_").lower()[:60]
-        stem = f"{prediction.path.stem}.{task or 'text'}"
+        page = "" if prediction.page is None else f".page{prediction.page}"
+        stem = f"{prediction.path.stem}{page}.{task or 'text'}"
         name, number = stem, 1
         while name in self._used:
             number += 1

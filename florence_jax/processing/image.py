@@ -145,9 +145,13 @@ def count_pages(source: Any, *, max_bytes: int = MAX_BYTES) -> int:
     except Exception:
         # Reading the first page says what is wrong with the file.
         return 1
-    if pages > MAX_PAGES:
-        raise ImageError(f"{name} has {pages} pages; at most {MAX_PAGES} are read: split it")
+    _check_pages(pages, name)
     return pages
+
+
+def page_id(name: str, page: int) -> str:
+    """What rows of results call one page of the image `name`."""
+    return f"{name}#page={page}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,11 +229,17 @@ def _open_page(data: bytes, name: str, limits: _Limits, page: int | None) -> Ima
     if page is None:
         return image
     pages = getattr(image, "n_frames", 1)
+    _check_pages(pages, name)
     if not 1 <= page <= pages:
         raise ImageError(f"{name} has no page {page}: it has {pages}, counted from 1")
     image.seek(page - 1)
     _check_size(image, name, limits.max_pixels)
     return image
+
+
+def _check_pages(pages: int, name: str) -> None:
+    if pages > MAX_PAGES:
+        raise ImageError(f"{name} has {pages} pages; at most {MAX_PAGES} are read: split it")
 
 
 def _has_several_pages(image: Image.Image, data: bytes, name: str) -> bool:

@@ -54,7 +54,7 @@ def test_heic(heic, not_registered):
 def test_heic_in_a_worker_process(heic):
     pool = WorkerPool(1)
     try:
-        size, pixels = pool.submit(resized_pixels, str(heic(picture())), (16, 16), 3).result()
+        size, pixels, _ = pool.submit(resized_pixels, str(heic(picture())), (16, 16), 3).result()
     finally:
         pool.close()
     assert size == (64, 32)

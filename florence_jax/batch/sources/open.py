@@ -11,6 +11,7 @@ from typing import Any
 from florence_jax.batch.job import Item, Source
 from florence_jax.batch.sources.files import Files, files_in, files_listed
 from florence_jax.batch.sources.jsonl import JsonLines
+from florence_jax.batch.sources.pages import AllPages
 from florence_jax.batch.sources.parquet import Parquet
 from florence_jax.batch.sources.rows import RowReader
 from florence_jax.batch.sources.webdataset import WebDataset
@@ -25,6 +26,7 @@ def open_source(
     queries: Sequence[Query] = (),
     *,
     image_root: str | Path | None = None,
+    all_pages: bool = False,
 ) -> Source:
     """One source of everything that `places` name, in order.
 
@@ -33,6 +35,7 @@ def open_source(
             `.tar` files, and image files.
         queries: asked about every image whose row brings no task of its own.
         image_root: the directory below which rows name pictures; by default that of their file.
+        all_pages: one item for each page of a file with several, and frame of an animation.
 
     Raises:
         FileNotFoundError: there is no such place.
@@ -40,7 +43,8 @@ def open_source(
     """
     refuse_urls(places)
     parts = [_source(Path(place), tuple(queries), image_root) for place in places]
-    return _Joined(parts, tuple(queries))
+    source = _Joined(parts, tuple(queries))
+    return AllPages(source) if all_pages else source
 
 
 def _source(place: Path, queries: tuple[Query, ...], image_root: str | Path | None) -> Source:

@@ -14,7 +14,7 @@ from florence_jax.inference.requests import Query
 
 _QUERY = ("task", "text", "region", "labels")
 # Columns of the output that are the runner's or the job's.
-_RESERVED = frozenset({"answers", "width", "height", "error"})
+_RESERVED = frozenset({"answers", "width", "height", "error", "image_note"})
 
 
 @dataclass(frozen=True, kw_only=True)
