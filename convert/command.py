@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from florence_jax.checkpoint.files import contained_file, has_file
+from florence_jax.checkpoint.files import MAX_METADATA_BYTES, contained_bytes, has_file
 from florence_jax.checkpoint.hub import METADATA_FILES
 
 
@@ -80,4 +80,5 @@ def copy_metadata(source: Path, destination: Path) -> None:
     """Copy the configs, tokenizer and processor files of a checkpoint, as far as it has them."""
     for name in METADATA_FILES:
         if has_file(source, name):
-            (destination / name).write_bytes(contained_file(source, name).read_bytes())
+            content = contained_bytes(source, name, MAX_METADATA_BYTES)
+            (destination / name).write_bytes(content)

@@ -31,7 +31,7 @@ from convert.torch_config import torch_config, with_rows
 from convert.vocabulary import check_rows, resized
 from florence_jax.checkpoint import Plan, plan_checkpoint, read_config, resolve, torch_tensors
 from florence_jax.checkpoint.fetch import checked_dtype, fetch, leaf_dtype
-from florence_jax.checkpoint.files import contained_file, has_file
+from florence_jax.checkpoint.files import MAX_METADATA_BYTES, contained_bytes, has_file
 from florence_jax.checkpoint.keymap import (
     DECODER_TOKENS,
     ENCODER_TOKENS,
@@ -230,8 +230,8 @@ def _notes(plan: Plan, config: dict[str, Any], naming: Naming, rows: int, direct
             "pass --vocab-size 51328, as the published native checkpoints have, to run it on images"
         )
     if naming == "native" and has_file(directory, "tokenizer.json"):
-        tokenizer = contained_file(directory, "tokenizer.json").read_text(encoding="utf-8")
-        if '"<image>"' not in tokenizer:
+        tokenizer = contained_bytes(directory, "tokenizer.json", MAX_METADATA_BYTES)
+        if b'"<image>"' not in tokenizer:
             yield (
                 "the tokenizer is the original's, without <image> and the location tokens that "
                 "transformers' processor needs: take the tokenizer and processor files of "

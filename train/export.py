@@ -18,6 +18,7 @@ import numpy as np
 
 from florence_jax.checkpoint import save_checkpoint
 from florence_jax.checkpoint.safetensors_writer import save_tensors
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.sharding import whole_everywhere
 from train.checkpoints import CheckpointConfig, Checkpoints
 from train.config import TrainConfig
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--best", action="store_true", help="the best by evaluation.metric")
     options = parser.parse_args(arguments)
     try:
-        tree = json.loads((options.run / CONFIG).read_text())
+        tree = read_json(options.run / CONFIG, max_bytes=MAX_SETTINGS_BYTES)
         config = from_tree(TrainConfig, {**tree, "directory": str(options.run)})
         for path in _export(config, options.step, options.best, options.out):
             print(path)
@@ -118,7 +119,8 @@ def _export(config: TrainConfig, step: int | None, best: bool, out: Path | None)
     ):
         if best:
             newest = checkpoints.steps()[-1:]
-            metas = [json.loads((checkpoints.path(n) / "meta.json").read_text()) for n in newest]
+            paths = [checkpoints.path(number) / "meta.json" for number in newest]
+            metas = [read_json(path, max_bytes=MAX_SETTINGS_BYTES) for path in paths]
             if not metas or not metas[0]["best"]:
                 raise ValueError(f"{directory} has no best checkpoint: it was never evaluated")
             step = metas[0]["best"]["step"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from train.checkpoints import CheckpointConfig, Checkpoints
 from train.config import TrainConfig, fixed
 from train.processes import is_first, wait_for_all
@@ -32,7 +33,7 @@ def start_of(config: TrainConfig, directory: Path) -> Start:
             (directory / CONFIG).write_text(json.dumps(to_tree(config), indent=1))
         wait_for_all("the run's start")
         return read_start(directory / PROCESSOR)
-    before = json.loads((directory / CONFIG).read_text())
+    before = read_json(directory / CONFIG, max_bytes=MAX_SETTINGS_BYTES)
     changed = differences(fixed(before), fixed(to_tree(config)))
     if changed:
         raise RunError(

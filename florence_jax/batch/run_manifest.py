@@ -18,6 +18,7 @@ from florence_jax.batch.blocks import is_block_name
 from florence_jax.batch.commit import commit
 from florence_jax.batch.job import Source
 from florence_jax.inference.json_text import json_text
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_bytes
 
 MANIFEST = "run.json"
 FORMAT = "florence-jax run"
@@ -69,7 +70,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(read_bytes(path, max_bytes=MAX_SETTINGS_BYTES), str(path))
     except FileNotFoundError:
         if directory.is_dir() and any(is_block_name(file.name) for file in directory.iterdir()):
             raise RunError(

@@ -53,15 +53,16 @@ class ImageConfig:
         for field in ("mean", "std"):
             values = getattr(self, field)
             if not (isinstance(values, tuple) and len(values) == 3 and all(map(_finite, values))):
-                raise ValueError(f"{field} must be one number per RGB channel, got {values!r}")
+                raise ValueError(f"{field} must be one number per RGB channel, got {values!r:.200}")
         if not all(value > 0 for value in self.std):
-            raise ValueError(f"std must be positive, got {self.std!r}")
+            raise ValueError(f"std must be positive, got {self.std!r:.200}")
         if type(self.resample) is not int or self.resample not in list(Image.Resampling):
             raise ValueError(
-                f"resample must be one of PIL's filters 0..5 (3 is bicubic), got {self.resample!r}"
+                "resample must be one of PIL's filters 0..5 (3 is bicubic), got "
+                f"{self.resample!r:.200}"
             )
         if not _finite(self.rescale):
-            raise ValueError(f"rescale must be a finite number, got {self.rescale!r}")
+            raise ValueError(f"rescale must be a finite number, got {self.rescale!r:.200}")
 
     @classmethod
     def from_hf(cls, preprocessor_config: Mapping[str, Any]) -> ImageConfig:
@@ -73,13 +74,13 @@ class ImageConfig:
         """
         config = preprocessor_config.get("image_processor", preprocessor_config)
         if not isinstance(config, Mapping):
-            raise ValueError(f"image_processor must be an object of settings, got {config!r}")
+            raise ValueError(f"image_processor must be an object of settings, got {config!r:.200}")
         size = config.get("size", {"height": 768, "width": 768})
         if isinstance(size, int):
             size = {"height": size, "width": size}
         if not isinstance(size, Mapping) or not {"height", "width"} <= set(size):
             raise ValueError(
-                f"preprocessor_config has size={size!r}; Florence-2 needs 'height' and 'width'"
+                f"preprocessor_config has size={size!r:.200}; Florence-2 needs 'height' and 'width'"
             )
         if config.get("do_center_crop") or not config.get("do_resize", True):
             raise ValueError(

@@ -13,6 +13,10 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
+# The most that is read of a file of settings or a manifest: real ones have a few kB, or a few MB
+# where they list a run's files.
+MAX_SETTINGS_BYTES = 64 << 20
+
 
 class TextFileError(ValueError):
     """A text or JSON file that cannot be read; the message names the file and the remedy."""
