@@ -12,13 +12,24 @@ from florence_jax.batch.block_runner import block_rows
 from florence_jax.batch.images import ImagePage, open_picture
 from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.workers import WorkerPool
+from florence_jax.cli import main
+from florence_jax.inference import demo
 from florence_jax.inference.predict import Page, pages_of
 from florence_jax.inference.requests import Query
 from tests.batch.fakes import SumOfPixels
-from tests.batch.test_command import _small_demo, predict  # noqa: F401
+from tests.batch.models import small_pipeline
 from tests.batch.test_sources import check_stretches
 
 OD = Query(prompt="<OD>")
+
+
+@pytest.fixture
+def predict(monkeypatch):
+    """`florence-jax predict` with a tiny model, asked for <OD>."""
+    monkeypatch.setattr(demo, "demo_pipeline", lambda *options, **names: small_pipeline())
+    options = ["--model", "demo", "--max-new-tokens", "6", "--beams", "1", "--batch-size", "2"]
+    own = ["predict", *options, "--quiet", "--task", "<OD>"]
+    return lambda *arguments: main([*own, *map(str, arguments)])
 
 
 @pytest.fixture
@@ -110,10 +121,14 @@ def test_the_first_page_has_a_note_in_its_row(folder):
 
 
 @pytest.mark.parametrize("into_directory", [False, True])
-def test_the_command(folder, tmp_path, capsys, into_directory):
+def test_the_command(folder, tmp_path, capsys, predict, into_directory):
     output = tmp_path / "out"
-    place = ["--output-dir", output] if into_directory else ["--save-images", tmp_path / "drawn"]
-    assert predict(folder, "--task", "<OD>", "--all-pages", *place) == 1
+    place = (
+        ["--output-dir", output, "--workers", "0"]
+        if into_directory
+        else ["--save-images", tmp_path / "drawn"]
+    )
+    assert predict(folder, "--all-pages", *place) == 1
     text = next(output.glob("*.jsonl")).read_text() if into_directory else capsys.readouterr().out
     rows = [json.loads(line) for line in text.splitlines()]
     assert [row.get("id", row.get("image")) for row in rows] == names(folder)
@@ -123,7 +138,7 @@ def test_the_command(folder, tmp_path, capsys, into_directory):
     if not into_directory:
         drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
         assert drawn == ["a.od.png", *(f"b.page{n}.od.png" for n in (1, 2, 3)), "d.od.png"]
-        assert predict(folder, "--task", "<OD>") == 1
+        assert predict(folder) == 1
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert ["several pages" in row.get("image_note", "") for row in rows] == [
             False, True, False, False]  # fmt: skip
