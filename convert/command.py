@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from florence_jax.checkpoint.files import contained_file, has_file
+from florence_jax.checkpoint.files import MAX_METADATA_BYTES, contained_bytes, has_file
 from florence_jax.checkpoint.hub import METADATA_FILES
 from florence_jax.checkpoint.processor_config import completed_processor
 from florence_jax.runtime.program import run_program
@@ -76,5 +76,5 @@ def copy_metadata(source: Path, destination: Path) -> None:
     """
     for name in METADATA_FILES:
         if has_file(source, name):
-            content = contained_file(source, name).read_bytes()
+            content = contained_bytes(source, name, MAX_METADATA_BYTES)
             (destination / name).write_bytes(completed_processor(name, content))

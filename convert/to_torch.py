@@ -30,7 +30,12 @@ from convert.command import (
 from convert.vocabulary import check_rows, resized
 from florence_jax.checkpoint import Plan, plan_checkpoint, read_config, resolve, torch_tensors
 from florence_jax.checkpoint.fetch import checked_dtype, fetch, leaf_dtype
-from florence_jax.checkpoint.files import contained_file, has_file, read_json_object
+from florence_jax.checkpoint.files import (
+    MAX_METADATA_BYTES,
+    contained_bytes,
+    has_file,
+    read_json_object,
+)
 from florence_jax.checkpoint.keymap import (
     DECODER_TOKENS,
     ENCODER_TOKENS,
@@ -287,13 +292,13 @@ def _notes(
             "images"
         )
     if naming == "native" and has_file(directory, "tokenizer.json"):
-        tokenizer = contained_file(directory, "tokenizer.json").read_text(encoding="utf-8")
-        if '"<image>"' not in tokenizer and image != plan.config.image_token_id:
+        tokenizer = contained_bytes(directory, "tokenizer.json", MAX_METADATA_BYTES)
+        if b'"<image>"' not in tokenizer and image != plan.config.image_token_id:
             yield (
                 f"the tokenizer has tokens of its own and no <image>, which transformers needs: "
                 f"add it as the next one, token {image}"
             )
-        elif '"<image>"' not in tokenizer:
+        elif b'"<image>"' not in tokenizer:
             yield (
                 "the tokenizer is the original's, without <image> and the location tokens that "
                 "transformers' processor needs: take the tokenizer and processor files of "

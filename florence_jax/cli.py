@@ -173,6 +173,12 @@ def _add_predict(commands: Any) -> None:
         action="append",
         help="with --constrained: a label that answers may use; repeat it for each",
     )
+    predict.add_argument(
+        "--all-pages",
+        action="store_true",
+        help="answer for every page of a TIFF and every frame of an animation, as IMAGE#page=N "
+        "(default: the first, and a note in its row)",
+    )
     predict.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     add_malloc_option(predict)
     predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
@@ -205,7 +211,7 @@ def _predict(options: argparse.Namespace) -> int:
     from florence_jax.inference.declared_tasks import check_queries
     from florence_jax.inference.drawn_file import drawing_error
     from florence_jax.inference.image_files import find_images
-    from florence_jax.inference.predict import PictureNames, Prediction, predict
+    from florence_jax.inference.predict import PictureNames, Prediction, pages_of, predict
     from florence_jax.results.rows import image_rows
     from florence_jax.results.scores import drop_below
 
@@ -220,6 +226,7 @@ def _predict(options: argparse.Namespace) -> int:
     if not queries:
         raise ValueError("--task is missing: florence-jax predict --help lists the tasks")
     paths = find_images(options.images, None if options.quiet else say_on_stderr)
+    paths = pages_of(paths) if options.all_pages else paths
     if options.save_images is not None:
         options.save_images.mkdir(parents=True, exist_ok=True)
         remove_leftovers(options.save_images)

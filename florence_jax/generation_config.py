@@ -13,6 +13,12 @@ from florence_jax.generation_keys import unknown_keys, unsupported_settings
 TokenIds = int | tuple[int, ...]
 EarlyStopping = bool | Literal["never"]
 
+# Far beyond any use, far below where a setting from a file takes all memory or overflows int32.
+_MAX_BEAMS = 1024
+_MAX_TOKENS = 1 << 20
+_MAX_ID = 1 << 24
+_MAX_FLOAT = 1e6
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
@@ -93,18 +99,20 @@ class GenerationConfig:
         for name in ("eos_token_id", "forced_eos_token_id"):
             object.__setattr__(self, name, _one_or_several(_frozen(getattr(self, name))))
         if self.max_new_tokens is not None:
-            _check_int("max_new_tokens", self.max_new_tokens, at_least=1)
-        _check_int("min_new_tokens", self.min_new_tokens, at_least=0)
-        _check_int("num_beams", self.num_beams, at_least=1)
-        _check_int("no_repeat_ngram_size", self.no_repeat_ngram_size, at_least=0)
-        _check_int("num_return_sequences", self.num_return_sequences, at_least=1)
+            _check_int("max_new_tokens", self.max_new_tokens, at_least=1, at_most=_MAX_TOKENS)
+        _check_int("min_new_tokens", self.min_new_tokens, at_least=0, at_most=_MAX_TOKENS)
+        _check_int("num_beams", self.num_beams, at_least=1, at_most=_MAX_BEAMS)
+        ngram = self.no_repeat_ngram_size
+        _check_int("no_repeat_ngram_size", ngram, at_least=0, at_most=_MAX_TOKENS)
+        returned = self.num_return_sequences
+        _check_int("num_return_sequences", returned, at_least=1, at_most=_MAX_BEAMS)
         if self.top_k is not None:
-            _check_int("top_k", self.top_k, at_least=0)
+            _check_int("top_k", self.top_k, at_least=0, at_most=_MAX_ID)
         if not isinstance(self.do_sample, bool):
-            raise ValueError(f"do_sample must be True or False, got {self.do_sample!r}")
+            raise ValueError(f"do_sample must be True or False, got {_shown(self.do_sample)}")
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise ValueError(
-                f'early_stopping must be True, False or "never", got {self.early_stopping!r}'
+                f'early_stopping must be True, False or "never", got {_shown(self.early_stopping)}'
             )
         _check_float("length_penalty", self.length_penalty)
         _check_float("repetition_penalty", self.repetition_penalty, above=0.0)
@@ -160,17 +168,19 @@ class GenerationConfig:
             if name == "eos_token_id" and isinstance(value, tuple):
                 _check_tokens(name, value)
             elif value is not None:
-                _check_int(name, value, at_least=0)
+                _check_int(name, value, at_least=0, at_most=_MAX_ID)
         for name, word in (("forced_bos_token_id", "bos"), ("forced_eos_token_id", "eos")):
             value = getattr(self, name)
             if value is None or value == word:
                 continue
             if isinstance(value, str):
-                raise ValueError(f'{name} must be a token id, None or "{word}", got {value!r}')
+                raise ValueError(
+                    f'{name} must be a token id, None or "{word}", got {_shown(value)}'
+                )
             if name == "forced_eos_token_id" and isinstance(value, tuple):
                 _check_tokens(name, value)
             else:
-                _check_int(name, value, at_least=0)
+                _check_int(name, value, at_least=0, at_most=_MAX_ID)
 
     def _check_combinations(self) -> None:
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
@@ -226,12 +236,14 @@ class GenerationConfig:
         generation = generation_config or {}
         for name, source in (("text_config", text), ("generation_config", generation)):
             if not isinstance(source, Mapping):
-                raise ValueError(f"{name} must be an object of settings, got {source!r}")
+                raise ValueError(f"{name} must be an object of settings, got {_shown(source)}")
         if strict:
             _check_keys(text, generation)
         for name in ("max_length", "min_length"):
             if generation.get(name) is not None:
-                _check_int(f"generation_config.{name}", generation[name], at_least=0)
+                _check_int(
+                    f"generation_config.{name}", generation[name], at_least=0, at_most=_MAX_TOKENS
+                )
         settings: dict[str, Any] = {}
         for name, default in _TRANSFORMERS_DEFAULTS.items():
             if text.get(name, default) not in (None, default):
@@ -257,9 +269,23 @@ class GenerationConfig:
         return cls(**settings)
 
 
-def _check_int(name: str, value: object, *, at_least: int) -> None:
+def _check_int(name: str, value: object, *, at_least: int, at_most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least {at_least}, got {_shown(value)}")
+    if value > at_most:
+        raise ValueError(f"{name} must be at most {at_most}, got {_shown(value)}")
+
+
+def _is_huge(value: object) -> bool:
+    return isinstance(value, int | float) and _MAX_FLOAT < abs(value) < math.inf
+
+
+def _shown(value: object) -> str:
+    """A setting from a file may be a text or list of any length."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 512:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _check_float(
@@ -273,16 +299,17 @@ def _check_float(
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
-        or not math.isfinite(value)
+        or not abs(value) <= _MAX_FLOAT
         or not above < value <= at_most
     ):
         bounds = "".join(
             [
                 f" above {above:g}" if above > -math.inf else "",
                 f" and at most {at_most:g}" if at_most < math.inf else "",
+                f" within {_MAX_FLOAT:g}" if _is_huge(value) else "",
             ]
         )
-        raise ValueError(f"{name} must be a finite number{bounds}, got {value!r}{hint}")
+        raise ValueError(f"{name} must be a finite number{bounds}, got {_shown(value)}{hint}")
 
 
 def _check_tokens(name: str, tokens: object, *, empty: bool = False) -> None:
@@ -333,7 +360,7 @@ def _frozen(value: Any) -> Any:
 def _single_id(name: str, value: Any) -> int | None:
     ids = value if isinstance(value, list | tuple) else [value]
     if len(ids) != 1:
-        raise ValueError(f"{name} must be one token id, got {value!r}")
+        raise ValueError(f"{name} must be one token id, got {_shown(value)}")
     return ids[0]
 
 

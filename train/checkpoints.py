@@ -21,6 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from florence_jax.checkpoint.replace import make_durable, sync
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from train.checked import Checked, within
 from train.manifest import damage, stored_arrays, write_manifest
 from train.processes import agreed, is_first, wait_for_all
@@ -210,7 +211,7 @@ class Checkpoints:
         )
         leaves = self._saver.restore(path / _STATE, args=arguments)
         state = jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in wanted])
-        return state, json.loads((path / _META).read_text())
+        return state, read_json(path / _META, max_bytes=MAX_SETTINGS_BYTES)
 
     def _finish(
         self, step: int, aside: Path, meta: dict[str, Any], arrays: dict[str, Any], best: bool

@@ -23,6 +23,7 @@ from florence_jax.checkpoint.safetensors_writer import save_tensors
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.output_file import aside_of
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.sharding import whole_everywhere
 from train.checkpoints import CheckpointConfig, Checkpoints
 from train.config import TrainConfig
@@ -116,7 +117,7 @@ def _run(arguments: list[str] | None) -> int:
     which.add_argument("--step", type=int, help="a checkpoint's step; default: the newest one's")
     which.add_argument("--best", action="store_true", help="the best by evaluation.metric")
     options = parser.parse_args(arguments)
-    tree = json.loads((options.run / CONFIG).read_text())
+    tree = read_json(options.run / CONFIG, max_bytes=MAX_SETTINGS_BYTES)
     config = from_tree(TrainConfig, {**tree, "directory": str(options.run)})
     for path in _export(config, options.step, options.best, options.out):
         print(path)
@@ -136,7 +137,8 @@ def _export(config: TrainConfig, step: int | None, best: bool, out: Path | None)
     ):
         if best:
             newest = checkpoints.steps()[-1:]
-            metas = [json.loads((checkpoints.path(n) / "meta.json").read_text()) for n in newest]
+            paths = [checkpoints.path(number) / "meta.json" for number in newest]
+            metas = [read_json(path, max_bytes=MAX_SETTINGS_BYTES) for path in paths]
             if not metas or not metas[0]["best"]:
                 raise ValueError(f"{directory} has no best checkpoint: it was never evaluated")
             step = metas[0]["best"]["step"]

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_bytes, read_json
+
 MANIFEST = "manifest.json"
 _FORMAT = "florence-jax-run-1"
 
@@ -27,14 +29,14 @@ def write_manifest(directory: Path, arrays: Mapping[str, Mapping[str, Any]]) -> 
 
 def stored_arrays(directory: Path) -> dict[str, dict[str, Any]]:
     """{"shape", "dtype"} of each array of an undamaged checkpoint, by name."""
-    return json.loads((directory / MANIFEST).read_bytes())["arrays"]
+    return read_json(directory / MANIFEST, max_bytes=MAX_SETTINGS_BYTES)["arrays"]
 
 
 def damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None. Reads every byte."""
     try:
-        content = (directory / MANIFEST).read_bytes()
-        fields = json.loads(content)
+        content = read_bytes(directory / MANIFEST, max_bytes=MAX_SETTINGS_BYTES)
+        fields = parse_json(content, MANIFEST)
         fields.pop("sha256")
         files = fields["files"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from train.checkpoints import CheckpointConfig, Checkpoints
 from train.config import TrainConfig, fixed
 from train.data.pins import changes, pin
@@ -43,7 +44,7 @@ def check_same(config: TrainConfig, directory: Path) -> None:
     Raises:
         RunError: they would make other updates than the run's.
     """
-    before = json.loads((directory / CONFIG).read_text())
+    before = read_json(directory / CONFIG, max_bytes=MAX_SETTINGS_BYTES)
     old, new = fixed(before), fixed(to_tree(config))
     longer = config.steps is not None and config.steps > before["steps"]
     finished = max(_steps(directory)) >= before["steps"]
@@ -97,7 +98,7 @@ def begin(config: TrainConfig, directory: Path, files: Path, pins: Mapping[str, 
             shutil.rmtree(directory / PROCESSOR, ignore_errors=True)
             shutil.copytree(files, directory / PROCESSOR)
             _write(directory / CONFIG, to_tree(config))
-        elif config.steps > json.loads((directory / CONFIG).read_text())["steps"]:
+        elif config.steps > read_json(directory / CONFIG, max_bytes=MAX_SETTINGS_BYTES)["steps"]:
             _write(directory / CONFIG, to_tree(config))
         _write(directory / DATA, pins)
     wait_for_all("the run's start")
@@ -108,7 +109,7 @@ def _refused(config: TrainConfig, directory: Path, pins: Mapping[str, Any]) -> s
     if not (directory / DATA).is_file():
         say(f"{directory} does not say what its training data were; those of now are written down")
         return None
-    changed = changes(json.loads((directory / DATA).read_text()), pins)
+    changed = changes(read_json(directory / DATA, max_bytes=MAX_SETTINGS_BYTES), pins)
     if not changed:
         return None
     if config.data.changed == "accept":

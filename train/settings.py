@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, TextFileError, read_text
 from train.checked import Checked
 from train.suggest import did_you_mean, nearest
 
@@ -25,6 +26,7 @@ Config = TypeVar("Config")
 
 # So many names are no burden to read.
 _FEW = 30
+_MAX_VALUES = 100_000
 
 
 class SettingsError(ValueError):
@@ -142,14 +144,33 @@ def _read_recipe(kind: type, path: Path) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml"):
         raise SettingsError(f"recipe {path}: expected a .yaml or .py file")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_text(path, max_bytes=MAX_SETTINGS_BYTES))
     except OSError as error:
         raise SettingsError(f"recipe {path}: {error.strerror}") from None
+    except TextFileError as error:
+        raise SettingsError(f"recipe {error}") from None
+    except RecursionError:
+        raise SettingsError(f"recipe {path} is nested too deeply to be read") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"recipe {path} is not YAML: {error}") from None
+    _check_size(tree, path)
     if not isinstance(tree, dict):
-        raise SettingsError(f"recipe {path} must be a mapping of settings, got {tree!r}")
+        raise SettingsError(f"recipe {path} must be a mapping of settings, got {tree!r:.200}")
     return tree
+
+
+def _check_size(tree: Any, path: Path) -> None:
+    """Refuse a recipe whose anchors stand for more settings than anyone writes."""
+    waiting, count = [tree], 0
+    while waiting:
+        count += 1
+        if count > _MAX_VALUES:
+            raise SettingsError(f"recipe {path} holds more than {_MAX_VALUES} values")
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _line_in(path: Path, error: Exception) -> str:

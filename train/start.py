@@ -20,6 +20,7 @@ from florence_jax.processing import (
     demo_tokenizer,
     load_tokenizer,
 )
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.sharding import Layout
 from train.config import DataConfig, ModelConfig, TrainConfig
 from train.scratch import scratch_parameters
@@ -74,10 +75,12 @@ def prepare_start(config: TrainConfig, files: Path) -> Start:
 def read_start(files: Path) -> Start:
     """What `prepare_start` left in `files`."""
     return Start(
-        config=from_tree(Florence2Config, json.loads((files / _SIZES).read_text())),
+        config=from_tree(Florence2Config, read_json(files / _SIZES, max_bytes=MAX_SETTINGS_BYTES)),
         files=files,
         tokenizer=load_tokenizer(files),
-        image=ImageConfig.from_hf(json.loads((files / "preprocessor_config.json").read_text())),
+        image=ImageConfig.from_hf(
+            read_json(files / "preprocessor_config.json", max_bytes=MAX_SETTINGS_BYTES)
+        ),
     )
 
 
@@ -194,7 +197,7 @@ def _set_image_size(files: Path, sizes: Florence2Config, size: tuple[int, int] |
     (files / "preprocessor_config.json").write_text(json.dumps(inner, indent=1))
     whole = files / "processor_config.json"
     if whole.is_file():
-        outer = json.loads(whole.read_text())
+        outer = read_json(whole, max_bytes=MAX_SETTINGS_BYTES)
         if "image_processor" in outer:
             whole.write_text(json.dumps({**outer, "image_processor": inner}, indent=1))
 
@@ -203,7 +206,7 @@ def read_preprocessor(files: Path) -> dict[str, Any] | None:
     """The image processor's settings, wherever the repository keeps them."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (files / name).is_file():
-            return json.loads((files / name).read_text())
+            return read_json(files / name, max_bytes=MAX_SETTINGS_BYTES)
     return None
 
 

@@ -37,13 +37,15 @@ def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
                 rows[-1]["error"] = item.error
                 continue
             try:
-                size, pixels = future.result()
+                size, pixels, notes = future.result()
             except Exception as error:
                 # No worker starts, or the pool is closed: no picture is to blame.
                 if not is_of_one_input(error) or isinstance(error, EOFError):
                     raise
                 rows[-1]["error"] = row_error_text(error)
                 continue
+            if notes:
+                rows[-1]["image_note"] = "; ".join(notes)
             waiting.append(len(rows) - 1)
             yield LoadedItem(item=item, size=size, pixels=pixels)
 

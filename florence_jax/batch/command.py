@@ -137,7 +137,13 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
             "needs another --output-dir"
         )
     say = None if options.quiet else say_on_stderr
-    source = open_source(options.images, queries, image_root=options.image_root, say=say)
+    source = open_source(
+        options.images,
+        queries,
+        image_root=options.image_root,
+        say=say,
+        all_pages=options.all_pages,
+    )
     finished = FinishedRun(options, kind, source)
     share = find_share(options.process_index, options.process_count)
     blocks: dict[str, Any] = {

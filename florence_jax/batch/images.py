@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.processing.errors import ImageError
-from florence_jax.processing.image import MAX_BYTES, load_image
+from florence_jax.processing.image import MAX_BYTES, count_pages, load_image_and_notes
+from florence_jax.processing.pixels import resize_picture
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,16 @@ class FileSlice:
     size: int
 
 
+@dataclass(frozen=True)
+class ImagePage:
+    """One page, counted from 1, of a file with several."""
+
+    file: str | bytes | FileBelow | FileSlice
+    page: int
+
+
 # A path is trusted: the user named it, or it was found in a directory that the user named.
-ImageSource = str | bytes | FileBelow | FileSlice
+ImageSource = str | bytes | FileBelow | FileSlice | ImagePage
 
 
 def open_picture(source: ImageSource) -> Image.Image:
@@ -46,25 +55,37 @@ def open_picture(source: ImageSource) -> Image.Image:
     Raises:
         ImageError: it cannot be read, or lies out of its root.
     """
-    if isinstance(source, FileBelow):
-        return load_image(_contained(source))
-    if isinstance(source, FileSlice):
-        return load_image(_slice(source))
-    return load_image(source)
+    return open_with_notes(source)[0]
+
+
+def open_with_notes(source: ImageSource) -> tuple[Image.Image, tuple[str, ...]]:
+    """As `open_picture`, and the assumptions that the picture was read on."""
+    if isinstance(source, ImagePage):
+        return load_image_and_notes(_file(source.file), page=source.page)
+    return load_image_and_notes(_file(source))
+
+
+def page_count(source: ImageSource) -> int:
+    """How many pages or frames a picture has; 1 where that cannot be told.
+
+    Raises:
+        ImageError: too many, or the picture lies out of its root.
+    """
+    return 1 if isinstance(source, ImagePage) else count_pages(_file(source))
 
 
 def resized_pixels(
     source: ImageSource, image_size: tuple[int, int], resample: int
-) -> tuple[tuple[int, int], np.ndarray]:
-    """The (width, height) of the upright picture, and uint8[H, W, 3] at `image_size` = (H, W).
+) -> tuple[tuple[int, int], np.ndarray, tuple[str, ...]]:
+    """The upright picture's (width, height), uint8[H, W, 3] at `image_size` = (H, W), and notes.
 
     Raises:
         ImageError: as `open_picture`.
     """
-    picture = open_picture(source)
+    picture, notes = open_with_notes(source)
     height, width = image_size
-    resized = picture.resize((width, height), Image.Resampling(resample))
-    return picture.size, np.asarray(resized)
+    pixels = np.asarray(resize_picture(picture, (width, height), resample))
+    return picture.size, pixels, notes
 
 
 def image_name(source: ImageSource) -> str | None:
@@ -74,7 +95,16 @@ def image_name(source: ImageSource) -> str | None:
             return name
         case str():
             return source
+        case ImagePage(file=file):
+            return image_name(file)
     return None
+
+
+def _file(source: str | bytes | FileBelow | FileSlice) -> str | bytes | Path:
+    """What `load_image` takes."""
+    if isinstance(source, FileBelow):
+        return _contained(source)
+    return _slice(source) if isinstance(source, FileSlice) else source
 
 
 def _contained(source: FileBelow) -> Path:

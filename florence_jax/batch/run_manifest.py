@@ -18,7 +18,7 @@ from florence_jax.batch.blocks import is_block_name
 from florence_jax.batch.commit import commit
 from florence_jax.batch.job import Source
 from florence_jax.inference.json_text import json_text
-from florence_jax.runtime.text_file import parse_json
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_bytes
 
 MANIFEST = "run.json"
 # Readers of a directory of Parquet files pass over names with an underscore alone.
@@ -100,7 +100,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     if not path.exists() and (directory / PARQUET_MANIFEST).exists():
         path = directory / PARQUET_MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(read_bytes(path, max_bytes=MAX_SETTINGS_BYTES), str(path))
     except FileNotFoundError:
         if directory.is_dir() and any(is_block_name(file.name) for file in directory.iterdir()):
             raise RunError(

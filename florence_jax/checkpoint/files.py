@@ -12,9 +12,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from florence_jax.checkpoint.problems import CheckpointError, clip
+from florence_jax.runtime.text_file import TextFileError, read_bytes
 
 # Published configs are under 10 kB and the published indices under 200 kB.
 _MAX_JSON_BYTES = 8 << 20
+# The published tokenizers have under 4 MB; these are copied and never parsed here.
+MAX_METADATA_BYTES = 128 << 20
 
 
 def contained_file(directory: Path, name: str) -> Path:
@@ -107,6 +110,22 @@ def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def contained_bytes(directory: Path, name: str, max_bytes: int) -> bytes:
+    """The content of the regular file `name` of `directory`.
+
+    Raises:
+        CheckpointError: as `contained_file`, or it is larger than `max_bytes`.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        return read_bytes(contained_file(directory, name), max_bytes=max_bytes)
+    except TextFileError:
+        raise CheckpointError(
+            f"{directory / name} is larger than {max_bytes} bytes: at most {max_bytes} are read, "
+            "and no published file of that name has as many"
+        ) from None
+
+
 def read_json_object(directory: Path, name: str) -> dict[str, Any] | None:
     """The JSON object in file `name` of `directory`; None where there is no such file.
 
@@ -114,15 +133,10 @@ def read_json_object(directory: Path, name: str) -> dict[str, Any] | None:
         CheckpointError: the file leaves the directory, is over 8 MiB or is not a JSON object.
     """
     try:
-        path = contained_file(directory, name)
+        content = contained_bytes(directory, name, _MAX_JSON_BYTES)
     except FileNotFoundError:
         return None
-    size = path.stat().st_size
-    if size > _MAX_JSON_BYTES:
-        raise CheckpointError(
-            f"{directory / name} has {size} bytes; at most {_MAX_JSON_BYTES} are read"
-        )
-    value = parse_json(path.read_bytes(), str(directory / name))
+    value = parse_json(content, str(directory / name))
     if not isinstance(value, dict):
         raise CheckpointError(
             f"{directory / name} holds a JSON {type(value).__name__}, expected an object"

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from florence_jax.checkpoint.files import contained_file, parse_json
+from florence_jax.checkpoint.files import contained_bytes, contained_file, parse_json
 from florence_jax.checkpoint.orbax_layout import ARRAYS, Placed, index_files
 from florence_jax.checkpoint.problems import CheckpointError, Problems, clip
 from florence_jax.checkpoint.stored import FLOAT_DTYPES
@@ -97,15 +97,12 @@ def read_manifest(directory: Path) -> Manifest:
     """
     label = str(directory / MANIFEST)
     try:
-        path = contained_file(directory, MANIFEST)
+        content = contained_bytes(directory, MANIFEST, _MAX_BYTES)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{label} is missing: without it nothing says whether the checkpoint is whole. Copy "
             "or convert the checkpoint again"
         ) from error
-    if path.stat().st_size > _MAX_BYTES:
-        raise CheckpointError(f"{label} has more than {_MAX_BYTES} bytes, no manifest has")
-    content = path.read_bytes()
     fields = parse_json(content, label)
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise CheckpointError(f"{label} is not the manifest of a saved checkpoint, or is damaged")

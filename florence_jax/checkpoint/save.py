@@ -10,7 +10,7 @@ import numpy as np
 
 from florence_jax.checkpoint.cast import cast_into
 from florence_jax.checkpoint.data_files import Leaf, write_data_files, write_small_file
-from florence_jax.checkpoint.files import contained_file, read_json_object
+from florence_jax.checkpoint.files import MAX_METADATA_BYTES, contained_bytes, read_json_object
 from florence_jax.checkpoint.hub import METADATA_FILES
 from florence_jax.checkpoint.keymap import SHARED, match_name
 from florence_jax.checkpoint.manifest import MANIFEST, Manifest
@@ -156,7 +156,7 @@ def _copied(files: Path) -> Iterator[tuple[str, bytes]]:
     for name in METADATA_FILES:
         if name != _CONFIG:
             with contextlib.suppress(FileNotFoundError):
-                content = contained_file(files, name).read_bytes()
+                content = contained_bytes(files, name, MAX_METADATA_BYTES)
                 yield name, completed_processor(name, content)
 
 

@@ -29,12 +29,17 @@ from florence_jax.generation.optional_processors import OptionalValues, Sequence
 from florence_jax.processing import ImageConfig
 from florence_jax.processing.tasks import Compat
 from florence_jax.quantization import Quantization
+from florence_jax.runtime.error_text import error_text
+from florence_jax.runtime.text_file import TextFileError, parse_json, read_bytes
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 FORMAT = "florence-jax exported programs"
 VERSION = 2
+_MAX_MANIFEST_BYTES = 8 << 20
+# A program has a few MB: weights are its arguments.
+_MAX_FILE_BYTES = 1 << 30
 
 
 class ArtifactError(ValueError):
@@ -102,8 +107,13 @@ def file_entry(content: bytes) -> dict[str, Any]:
 
 def is_artifact(directory: Path) -> bool:
     """Does `directory` claim to hold exported programs?"""
+    path = directory / MANIFEST
+    # A pipe would be waited for, and a saved checkpoint's reader says what is wrong with it.
+    if not path.is_file():
+        return False
     try:
-        return f'"{FORMAT}"' in (directory / MANIFEST).read_text("utf-8", errors="replace")
+        with path.open("rb") as file:
+            return f'"{FORMAT}"'.encode() in file.read(_MAX_MANIFEST_BYTES)
     except OSError:
         return False
 
@@ -121,11 +131,18 @@ def read_artifact(directory: Path) -> tuple[Manifest, dict[str, bytes]]:
             raise ArtifactError(f"{directory / MANIFEST} names the file {name!r}, outside of it")
         if name == WEIGHTS:
             continue
-        try:
-            content = (directory / name).read_bytes()
-        except OSError as error:
+        size = entry.get("bytes") if isinstance(entry, Mapping) else None
+        if not isinstance(size, int) or size > _MAX_FILE_BYTES:
             raise ArtifactError(
-                f"{directory / name} cannot be read ({error.strerror}): copy or export it again"
+                f"{directory / MANIFEST} says that {name!r:.100} has {size!r:.100} bytes; at most "
+                f"{_MAX_FILE_BYTES} are read"
+            )
+        try:
+            content = read_bytes(directory / name, max_bytes=max(size, 0))
+        except (OSError, TextFileError) as error:
+            raise ArtifactError(
+                f"{directory / name} cannot be read or does not have the size that {MANIFEST} says "
+                f"({error_text(error)}): copy or export it again"
             ) from error
         if file_entry(content) != entry:
             raise ArtifactError(
@@ -195,7 +212,7 @@ def _sealed(fields: Mapping[str, Any]) -> bytes:
 def _read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     try:
-        fields = json.loads(path.read_bytes())
+        fields = parse_json(read_bytes(path, max_bytes=_MAX_MANIFEST_BYTES), str(path))
     except (OSError, ValueError) as error:
         raise ArtifactError(
             f"{path} cannot be read ({error}): {directory} is no directory of exported programs, "

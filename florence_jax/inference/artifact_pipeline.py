@@ -27,6 +27,7 @@ from florence_jax.inference.constrained import AnswerConstraints
 from florence_jax.inference.encoding import stack_features
 from florence_jax.processing import load_tokenizer
 from florence_jax.quantization import quantized
+from florence_jax.runtime.text_file import TextFileError, check_regular
 
 
 def load_exported(
@@ -242,6 +243,7 @@ def _weights(
 def _included(path: Path) -> dict[str, Any]:
     params: dict[str, Any] = {}
     try:
+        check_regular(path)
         with safe_open(path, "numpy") as file:
             for name in file.keys():  # noqa: SIM118
                 *folders, leaf = name.split("/")
@@ -249,7 +251,7 @@ def _included(path: Path) -> dict[str, Any]:
                 for folder in folders:
                     place = place.setdefault(folder, {})
                 place[leaf] = jax.device_put(file.get_tensor(name))
-    except (OSError, SafetensorError) as error:
+    except (OSError, TextFileError, SafetensorError) as error:
         raise ArtifactError(
             f"{path} is missing or damaged ({error}): copy or export it again"
         ) from error

@@ -8,13 +8,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.answering import Answering, Result
 from florence_jax.inference.requests import Query, Request
-from florence_jax.processing import load_image
+from florence_jax.processing import ImageError
+from florence_jax.processing.image import count_pages, load_image_and_notes, page_id
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 from florence_jax.runtime.output_file import file_name
 
@@ -30,6 +32,8 @@ class Prediction:
         result: `{task: answer}`; None where there is an error.
         error: why there is no result; None where there is one.
         drawing_error: why the result is not drawn, though --save-images asked for it.
+        page: of a file with several, counted from 1; None where it was not asked for.
+        notes: the assumptions that the image was read on.
     """
 
     path: Path
@@ -38,11 +42,38 @@ class Prediction:
     result: Result | None = None
     error: str | None = None
     drawing_error: str | None = None
+    page: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The path, with the page of a file whose pages are answered one by one."""
+        return str(self.path) if self.page is None else page_id(str(self.path), self.page)
+
+
+class Page(NamedTuple):
+    """One page, counted from 1, of a file with several."""
+
+    path: Path
+    number: int
+
+
+def pages_of(paths: Iterable[Path]) -> list[Path | Page]:
+    """The paths, those of files with several pages or frames once for each of these."""
+    found: list[Path | Page] = []
+    for path in paths:
+        try:
+            count = count_pages(path)
+        except ImageError:
+            found.append(Page(path, 1))  # reading it says what is wrong
+            continue
+        found += [Page(path, n) for n in range(1, count + 1)] if count > 1 else [path]
+    return found
 
 
 def predict(
     pipeline: Answering,
-    paths: Sequence[Path],
+    paths: Sequence[Path | Page],
     queries: Sequence[Query],
     *,
     generation: GenerationConfig | None = None,
@@ -68,18 +99,21 @@ def predict(
     waiting: deque[tuple[Prediction, Request | None]] = deque()
 
     def requests() -> Iterator[Request]:
-        for path in paths:
+        for place in paths:
+            path, page = place if isinstance(place, Page) else (place, None)
             try:
-                image = load_image(path)
+                image, notes = load_image_and_notes(path, page=page)
             except Exception as error:  # decoders raise almost anything
                 text = row_error_text(error)
                 waiting.extend(
-                    (Prediction(path=path, query=query, error=text), None) for query in queries
+                    (Prediction(path=path, query=query, error=text, page=page), None)
+                    for query in queries
                 )
                 continue
             for query in queries:
+                asked = Prediction(path=path, query=query, image=image, page=page, notes=notes)
                 request = Request(image=image, **vars(query))
-                waiting.append((Prediction(path=path, query=query, image=image), request))
+                waiting.append((asked, request))
                 yield request
 
     def answers(some: Iterable[Request]) -> Iterator[Result | Exception]:
@@ -142,7 +176,8 @@ class PictureNames:
 
     def __call__(self, prediction: Prediction) -> str:
         task = re.sub(r"\W+", "_", prediction.query.prompt).strip("_").lower()[:60]
-        ending, number = f".{task or 'text'}", 1
+        page = "" if prediction.page is None else f".page{prediction.page}"
+        ending, number = f"{page}.{task or 'text'}", 1
         name = file_name(prediction.path.stem, f"{ending}.png")
         while name in self._used:
             number += 1

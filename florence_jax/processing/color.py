@@ -1,31 +1,46 @@
 """Every pixel format a user may hand over -> 8-bit RGB.
 
 Florence-2 was trained on 8-bit RGB. The rules, one per kind of input: transparency is composited
-over white (paper, screenshots and diagrams are drawn on white); 16-bit values are scaled, v / 257
-rounded, never clipped; floats are 0..1 or 0..255; anything else is PIL's own conversion.
+over white (paper, screenshots and diagrams are drawn on white); samples wider than 8 bits and
+floats are scaled from their range (see `sample_range`) and rounded; anything else is PIL's own
+conversion.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from florence_jax.processing.errors import ImageError
+from florence_jax.processing.sample_range import (
+    Declared,
+    SampleRange,
+    float_range,
+    integer_range,
+)
+
+# Values converted at a time: the intermediate arrays are wider than the result.
+_CHUNK = 1 << 20
 
 
-def image_to_rgb(image: Image.Image, name: str) -> Image.Image:
+def image_to_rgb(
+    image: Image.Image, name: str, notes: list[str], declared: Declared | None = None
+) -> Image.Image:
     """A new RGB image from a PIL image of any mode.
 
-    Modes I and F carry no declared range: I is read as 16-bit when it fits, F as 0..1 or 0..255
-    when it fits; any other range is stretched from its minimum to its maximum.
+    Args:
+      image: the image.
+      name: the image, for errors.
+      notes: assumptions about the range of its values are added here.
+      declared: what the image's file says about that range.
 
     Raises:
       ImageError: values that are not finite.
     """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(_sixteen_to_eight(np.asarray(image))).convert("RGB")
-    if image.mode in ("I", "F"):
-        return Image.fromarray(_undeclared_to_eight(np.asarray(image), name)).convert("RGB")
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _wide_to_rgb(image, name, notes, declared or Declared())
     if image.has_transparency_data:
         # PIL has no direct way from premultiplied grey.
         return _over_white((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
@@ -34,11 +49,17 @@ def image_to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def array_to_rgb(array: np.ndarray, name: str) -> Image.Image:
+def array_to_rgb(array: np.ndarray, name: str, notes: list[str]) -> Image.Image:
     """An RGB image from an array [H, W] or [H, W, 1 | 3 | 4].
 
-    bool, uint8 and integers within 0..255 are 8-bit; uint16 is 16-bit full range; floats are 0..1
-    when nothing exceeds 1, otherwise 0..255.
+    bool, uint8 and integers within 0..255 are 8-bit. uint16 is 16-bit, or the fewer bits that its
+    largest value suggests; floats are 0..1 or 0..255 (both in `sample_range`). Alpha has a range of
+    its own.
+
+    Args:
+      array: the image.
+      name: the image, for errors.
+      notes: assumptions about the range of its values are added here.
 
     Raises:
       ImageError: another shape, dtype or range, or values that are not finite.
@@ -56,9 +77,47 @@ def array_to_rgb(array: np.ndarray, name: str) -> Image.Image:
         )
     if 0 in array.shape:
         raise ImageError(f"{name} has shape {array.shape}: it holds no pixels")
-    eight = np.ascontiguousarray(_array_to_eight(array, name))
-    image = Image.fromarray(eight)
-    return _over_white(image) if image.mode == "RGBA" else image.convert("RGB")
+    if array.ndim == 3 and array.shape[-1] == 4:
+        color = _array_to_eight(array[..., :3], name, notes)
+        alpha = _array_to_eight(array[..., 3:], name, notes)
+        return _over_white(Image.fromarray(np.concatenate([color, alpha], axis=-1)))
+    return Image.fromarray(np.ascontiguousarray(_array_to_eight(array, name, notes))).convert("RGB")
+
+
+def scaled_to_eight(values: np.ndarray, samples: SampleRange) -> np.ndarray:
+    """uint8 of `values`, black to 0 and white to 255, rounded to the nearest."""
+
+    def scale(part: np.ndarray) -> np.ndarray:
+        shares = (part.astype(np.float64) - samples.low) / (samples.high - samples.low)
+        return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+
+    return _in_chunks(values, scale)
+
+
+def _wide_to_rgb(
+    image: Image.Image, name: str, notes: list[str], declared: Declared
+) -> Image.Image:
+    """RGB of an image with one channel of 16-bit, 32-bit or float samples."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        low, high = float(values.min()), float(values.max())
+        if declared.high is not None and low >= 0 and high <= declared.high:
+            samples = SampleRange(0, declared.high)
+        else:
+            samples = float_range(values, name, stretch=True)
+    else:
+        if declared.unsigned and values.dtype == np.int32:
+            values = values.view(np.uint32)
+        container = "16-bit" if image.mode.startswith("I;16") else "32-bit"
+        samples = integer_range(values, declared, container)
+    _add(notes, samples)
+    eight = scaled_to_eight(values, samples)
+    if declared.inverted:
+        eight = 255 - eight
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        eight[values == transparent] = 255
+    return Image.fromarray(eight).convert("RGB")
 
 
 def _over_white(rgba: Image.Image) -> Image.Image:
@@ -66,50 +125,41 @@ def _over_white(rgba: Image.Image) -> Image.Image:
     return Image.alpha_composite(paper, rgba).convert("RGB")
 
 
-def _sixteen_to_eight(values: np.ndarray) -> np.ndarray:
-    """uint8 of round(v / 257), which maps 0..65535 onto 0..255 evenly."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _undeclared_to_eight(values: np.ndarray, name: str) -> np.ndarray:
-    low, high = _finite_range(values, name)
-    if values.dtype.kind == "i" and low >= 0 and high <= 65535:
-        return _sixteen_to_eight(values)
-    if values.dtype.kind == "f" and low >= 0 and high <= 255:
-        return _float_to_eight(values, high)
-    if high == low:
-        return np.zeros(values.shape, np.uint8)
-    stretched = (values.astype(np.float64) - low) * (255 / (high - low))
-    return np.rint(stretched).astype(np.uint8)
-
-
-def _array_to_eight(array: np.ndarray, name: str) -> np.ndarray:
+def _array_to_eight(array: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
     kind = array.dtype.kind
     if array.dtype == np.uint8:
         return array
     if kind == "b":
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        return _sixteen_to_eight(array)
-    if kind not in "iuf":
+    if kind == "u" and array.dtype.itemsize == 2:
+        samples = integer_range(array, Declared(), "16-bit")
+    elif kind == "f":
+        samples = float_range(array, name, stretch=False)
+    elif kind in "iu":
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high > 255:
+            raise ImageError(
+                f"{name} has {array.dtype} values from {low} to {high}; expected 0..1 or 0..255 "
+                "(pass pixels, not normalised values; 16-bit images as uint16)"
+            )
+        return array.astype(np.uint8)
+    else:
         raise ImageError(
             f"{name} has dtype {array.dtype}; expected uint8, uint16 or float; convert it first"
         )
-    low, high = _finite_range(array, name)
-    if low < 0 or high > 255:
-        raise ImageError(
-            f"{name} has {array.dtype} values from {low:g} to {high:g}; expected 0..1 or 0..255 "
-            "(pass pixels, not normalised values; 16-bit images as uint16)"
-        )
-    return _float_to_eight(array, high) if kind == "f" else array.astype(np.uint8)
+    _add(notes, samples)
+    return scaled_to_eight(array, samples)
 
 
-def _float_to_eight(values: np.ndarray, high: float) -> np.ndarray:
-    scale = 255.0 if high <= 1 else 1.0
-    return np.rint(values.astype(np.float64) * scale).astype(np.uint8)
+def _add(notes: list[str], samples: SampleRange) -> None:
+    if samples.note is not None and samples.note not in notes:
+        notes.append(samples.note)
 
 
-def _finite_range(values: np.ndarray, name: str) -> tuple[float, float]:
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ImageError(f"{name} holds NaN or infinite values; replace them before passing it")
-    return float(values.min()), float(values.max())
+def _in_chunks(values: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """uint8 of `convert`, some rows at a time."""
+    result = np.empty(values.shape, np.uint8)
+    rows = max(1, _CHUNK // max(1, values[0].size))
+    for start in range(0, len(values), rows):
+        result[start : start + rows] = convert(values[start : start + rows])
+    return result

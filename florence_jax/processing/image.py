@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-import io
+import dataclasses
 import os
-import stat
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from florence_jax.processing.color import array_to_rgb, image_to_rgb
-from florence_jax.processing.errors import ImageError
+from florence_jax.processing.deep_color import deep_color_to_rgb, is_dark, low_byte_mode
+from florence_jax.processing.errors import ImageError, ImageWarning
+from florence_jax.processing.image_formats import (
+    decoding_error,
+    no_pil_limit,
+    open_encoded,
+    pil_limit,
+    refuse_misread,
+    without_refused_texts,
+)
+from florence_jax.processing.sample_range import declared_by
 from florence_jax.runtime.missing_file import missing_file_hint
+from florence_jax.runtime.text_file import special_kind
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 256 * 1024 * 1024
+# Resizing needs 32 bytes for each pixel of a side, whatever the other side is.
+MAX_SIDE = 1_000_000
+# A file of this many pages is no picture.
+MAX_PAGES = 10_000
 
-# Raster formats only. Left out on purpose: EPS (PIL runs Ghostscript on it) and container formats
-# such as ICO and ICNS, whose inner image may be larger than the size in the header that we check.
-# AVIF and HEIF are read where this PIL has them.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+SEVERAL_PAGES = (
+    "an image has several pages or frames, and the first is read: `--all-pages` reads them all, "
+    "and in Python `load_image(..., page=2)` the second"
+)
+_SHOWN_NAME = 300
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -43,39 +57,76 @@ def load_image(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
     apply_exif: bool = True,
+    page: int | None = None,
 ) -> Image.Image:
     """One picture as a new RGB `PIL.Image.Image`; the source is left as it was.
 
+    Samples become 8-bit by these rules (`sample_range` has the reasons):
+
+    - 16-bit and 32-bit integers are scaled from the range that the file declares: TIFF's
+      BitsPerSample and (S)MaxSampleValue, PNG's sBIT, a PGM's maximum, JPEG 2000's depth. Without
+      one, the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value is the range.
+    - Floats are 0..1 if nothing exceeds 1, or 2 with fractions, and 0..255 otherwise. Overshoot of
+      a few percent is clipped. Other floats in a file (depth maps) are stretched from their
+      smallest to their largest value; in an array they are refused.
+
+    Where that is a guess, an `ImageWarning` says so.
+
     Args:
       source: a path (str or PathLike), encoded bytes, a PIL image of any mode, or an array uint8,
-        uint16 or float, [H, W] or [H, W, 1 | 3 | 4] (see `color`). The format is read from the
-        content, never from the file name. Of an animation, the first frame.
-      max_pixels: refuse a picture with more, judged by its header before anything is decoded.
+        uint16, bool or float, or integers within 0..255, [H, W] or [H, W, 1 | 3 | 4]. The format
+        is read from the content, never from the file name. HEIC needs the extra "heif".
+      max_pixels: refuse a picture with more, judged by its header before anything is decoded. No
+        side may have more than 1,000,000.
       max_bytes: refuse a file or bytes with more.
       apply_exif: turn the picture upright by its EXIF orientation, as viewers and browsers do, for
         files, bytes and PIL images alike: boxes then refer to the picture as the user sees it, and
         `image.size` of the result is the ``image_size`` to parse with. False keeps the stored
-        frame (except of TIFF, which PIL itself turns).
+        frame (except of TIFF and HEIC, which their decoders turn).
+      page: page of a file with several, or frame of an animation, counted from 1. None is the
+        first (HEIC's main image), and warns where there are more.
 
     Raises:
       ImageError: missing, empty, truncated, damaged, too large, or not an image.
     """
+    image, notes = load_image_and_notes(
+        source, max_pixels=max_pixels, max_bytes=max_bytes, apply_exif=apply_exif, page=page
+    )
+    for note in notes:
+        warnings.warn(note, ImageWarning, stacklevel=2)
+    return image
+
+
+def load_image_and_notes(
+    source: Any,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    apply_exif: bool = True,
+    page: int | None = None,
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """`load_image`, with what it would warn about as a second value."""
+    limits = _Limits(max_pixels, apply_exif)
+    notes: list[str] = []
+    if isinstance(source, (bytes, bytearray, memoryview, str, os.PathLike)):
+        data, name = _content(source, max_bytes)
+        return _decode_file(data, name, limits, page, notes), tuple(notes)
+    if page is not None:
+        raise ImageError(f"page={page} of a {type(source).__name__}: only files have pages")
     if isinstance(source, Image.Image):
         name = f"PIL image ({source.mode}, {source.width}x{source.height})"
-        return _decode(source, name, max_pixels, apply_exif)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
-        return _open(data, f"image bytes ({len(data)} bytes)", max_pixels, max_bytes, apply_exif)
-    if isinstance(source, (str, os.PathLike)):
-        name = f"image {os.fsdecode(source)!r}"
-        data = _read_file(source, name, max_bytes)
-        return _open(data, name, max_pixels, max_bytes, apply_exif)
+        _check_size(source, name, max_pixels)
+        try:
+            image = _decode(source, name, limits, notes)
+        except Exception as error:
+            raise decoding_error(name, error) from error
+        return image, tuple(notes)
     if hasattr(source, "__array__"):
         array = np.asarray(source)
         name = f"image array ({array.dtype}{list(array.shape)})"
         if array.ndim >= 2:
-            _check_pixels(array.shape[1], array.shape[0], name, max_pixels)
-        return array_to_rgb(array, name)
+            _check_sides(array.shape[1], array.shape[0], name, max_pixels)
+        return array_to_rgb(array, name, notes), tuple(notes)
     raise ImageError(
         f"cannot read an image from {type(source).__name__}; expected a path, encoded bytes, a PIL "
         "image or a numpy array"
@@ -88,87 +139,174 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     Raises:
       ImageError: as `load_image`, but for damage behind the header.
     """
-    name = f"image {os.fsdecode(path)!r}"
+    data, name = _content(path, MAX_BYTES)
+    image = open_encoded(data, name)
+    # PIL's header of a TIFF is turned already.
+    turned = image.format != "TIFF" and _orientation(image) >= 5
+    return image.size[::-1] if turned else image.size
+
+
+def count_pages(source: Any, *, max_bytes: int = MAX_BYTES) -> int:
+    """How many pages or frames a file has; 1 where that cannot be told, or there are no pages.
+
+    Raises:
+      ImageError: more than 10,000.
+    """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError(f"{name} is not a regular file; pass a file")
-        Image.init()
-        known = [one for one in FORMATS if one in Image.OPEN]
-        with _no_pil_limit(), Image.open(path, formats=known) as image:
-            width, height = image.size
-            # PIL's header of a TIFF is turned already.
-            turned = image.format != "TIFF" and _orientation(image) >= 5
-    except ImageError:
-        raise
-    except Exception as error:
-        raise _damaged(name, error) from error
-    return (height, width) if turned else (width, height)
+        data, name = _content(source, max_bytes)
+        with no_pil_limit():
+            pages = getattr(open_encoded(data, name), "n_frames", 1)
+    except Exception:
+        # Reading the first page says what is wrong with the file.
+        return 1
+    _check_pages(pages, name)
+    return pages
+
+
+def page_id(name: str, page: int) -> str:
+    """What rows of results call one page of the image `name`."""
+    return f"{name}#page={page}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Limits:
+    max_pixels: int
+    apply_exif: bool
+
+
+def _content(source: Any, max_bytes: int) -> tuple[bytes, str]:
+    """The encoded image, and what messages call it."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        name = f"image bytes ({len(data)} bytes)"
+    else:
+        name = f"image {_shortened(os.fsdecode(source))!r}"
+        data = _read_file(source, name, max_bytes)
+    if not data:
+        raise ImageError(f"{name} is empty; write or download it again")
+    if len(data) > max_bytes:
+        raise ImageError(f"{name} has more than max_bytes={max_bytes} bytes; shrink it or raise it")
+    return data, name
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _SHOWN_NAME else f"{name[: _SHOWN_NAME // 2]}...{name[-100:]}"
 
 
 def _read_file(source: str | os.PathLike, name: str, max_bytes: int) -> bytes:
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ImageError(f"{name} is a URL, which is not fetched; download it and pass its bytes")
     try:
+        kind = special_kind(os.stat(source).st_mode)
+        if kind == "a folder":
+            raise ImageError(f"{name} is a directory; pass the image files inside it")
         # Before opening: a pipe blocks until someone writes, a device may never end.
-        kind = os.stat(source).st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-            raise ImageError(f"{name} is not a regular file; pass a file or its bytes")
+        if kind is not None:
+            raise ImageError(f"{name} is {kind}, not a regular file; pass a file or its bytes")
         with open(source, "rb") as file:
             return file.read(max_bytes + 1)
     except FileNotFoundError as error:
         hint = missing_file_hint(source)
         raise ImageError(f"{name} does not exist{hint or '; check the path'}") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name} is a directory; pass the image files inside it") from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(
-            f"{name} cannot be read ({error}); check the path and its rights"
-        ) from error
-
-
-def _open(data: bytes, name: str, max_pixels: int, max_bytes: int, apply_exif: bool) -> Image.Image:
-    if not data:
-        raise ImageError(f"{name} is empty; write or download it again")
-    if len(data) > max_bytes:
-        raise ImageError(f"{name} has more than max_bytes={max_bytes} bytes; shrink it or raise it")
-    Image.init()
-    known = tuple(name for name in FORMATS if name in Image.OPEN)
-    try:
-        with _no_pil_limit():
-            image = Image.open(io.BytesIO(data), formats=known)
-    except Image.UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is not an image in a supported format ({', '.join(known)}); "
-            "convert it to PNG or JPEG"
-        ) from error
-    except Exception as error:
-        raise _damaged(name, error) from error
-    return _decode(image, name, max_pixels, apply_exif)
-
-
-def _decode(image: Image.Image, name: str, max_pixels: int, apply_exif: bool) -> Image.Image:
-    _check_pixels(image.width, image.height, name, max_pixels)
-    with _pil_limit_lock:
-        pil_limit = Image.MAX_IMAGE_PIXELS
-    beyond = pil_limit is not None and image.width * image.height > pil_limit
-    try:
-        with _no_pil_limit() if beyond else nullcontext():
-            image.load()
-        rgb = image_to_rgb(image, name)
-        turn = _UPRIGHT.get(_orientation(image)) if apply_exif else None
-        if turn is not None:
-            rgb = rgb.transpose(turn)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ImageError(f"{name} cannot be read ({reason}); check the path and its rights") from (
+            error
+        )
     except ImageError:
         raise
+    except ValueError as error:
+        raise ImageError(f"{name} cannot be read ({error}); check the path") from error
+    except MemoryError as error:
+        raise decoding_error(name, error) from error
+
+
+def _decode_file(
+    data: bytes, name: str, limits: _Limits, page: int | None, notes: list[str]
+) -> Image.Image:
+    try:
+        image = _open_page(data, name, limits, page)
+        if page is None and _has_several_pages(image, data, name):
+            notes.append(SEVERAL_PAGES)
+        return _decode(image, name, limits, notes, data, page)
     except Exception as error:
-        # PIL's decoders raise almost anything on a damaged file: OSError, SyntaxError, ValueError,
-        # struct.error, zlib.error, EOFError, IndexError, MemoryError.
-        raise _damaged(name, error) from error
+        smaller = without_refused_texts(data, error)
+        if smaller is None:
+            raise decoding_error(name, error) from error
+    notes.clear()
+    return _decode_file(smaller, name, limits, page, notes)
+
+
+def _open_page(data: bytes, name: str, limits: _Limits, page: int | None) -> Image.Image:
+    image = open_encoded(data, name)
+    # Before `seek`, which decodes the frames of an animation.
+    _check_size(image, name, limits.max_pixels)
+    if page is None:
+        return image
+    pages = getattr(image, "n_frames", 1)
+    _check_pages(pages, name)
+    if not 1 <= page <= pages:
+        raise ImageError(f"{name} has no page {page}: it has {pages}, counted from 1")
+    image.seek(page - 1)
+    _check_size(image, name, limits.max_pixels)
+    return image
+
+
+def _check_pages(pages: int, name: str) -> None:
+    if pages > MAX_PAGES:
+        raise ImageError(f"{name} has {pages} pages; at most {MAX_PAGES} are read: split it")
+
+
+def _has_several_pages(image: Image.Image, data: bytes, name: str) -> bool:
+    # A GIF is searched for a second frame, which may be damaged: not with the image in hand.
+    probe = open_encoded(data, name) if image.format == "GIF" else image
+    try:
+        return bool(getattr(probe, "is_animated", False))
+    except Exception:
+        return False
+
+
+def _decode(
+    image: Image.Image,
+    name: str,
+    limits: _Limits,
+    notes: list[str],
+    data: bytes | None = None,
+    page: int | None = None,
+) -> Image.Image:
+    refuse_misread(image, name)
+    declared = declared_by(image, data)
+    low_mode = low_byte_mode(image) if data is not None else None
+    _load(image)
+    # The size of some formats is known only now.
+    _check_size(image, name, limits.max_pixels)
+    if data is not None and low_mode is not None and is_dark(image):
+        low = _open_page(data, name, limits, page)
+        low.tile = [_with_raw_mode(tile, low_mode) for tile in low.tile]  # pyright: ignore[reportAttributeAccessIssue]
+        _load(low)
+        rgb = deep_color_to_rgb(image, low, low_mode, name, notes, declared)
+    else:
+        rgb = image_to_rgb(image, name, notes, declared)
+    turn = _UPRIGHT.get(_orientation(image)) if limits.apply_exif else None
+    if turn is not None:
+        rgb = rgb.transpose(turn)
     # The orientation also lives in `info`: left there, a second load_image would turn it again.
     rgb.info = {}
     return rgb
+
+
+def _load(image: Image.Image) -> None:
+    limit = pil_limit()
+    beyond = limit is not None and image.width * image.height > limit
+    with no_pil_limit() if beyond else nullcontext():
+        image.load()
+
+
+def _with_raw_mode(tile: Any, raw_mode: str) -> Any:
+    arguments = tile[3]
+    if isinstance(arguments, tuple):
+        return tile._replace(args=(raw_mode, *arguments[1:]))
+    return tile._replace(args=raw_mode)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -179,7 +317,16 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    _check_sides(image.width, image.height, name, max_pixels)
+
+
+def _check_sides(width: int, height: int, name: str, max_pixels: int) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(
+            f"{name} is {width}x{height}: a side of more than {MAX_SIDE} pixels is not resized; "
+            "cut the picture into pieces"
+        )
     if width * height > max_pixels:
         raise ImageError(
             f"{name} is {width}x{height} = {width * height} pixels, more than "
@@ -187,30 +334,3 @@ def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
         )
     if width < 1 or height < 1:
         raise ImageError(f"{name} is {width}x{height}: it holds no pixels")
-
-
-def _damaged(name: str, error: Exception) -> ImageError:
-    return ImageError(
-        f"{name} is truncated or damaged ({type(error).__name__}: {error}); "
-        "write or download it again"
-    )
-
-
-_pil_limit_lock = threading.RLock()
-
-
-@contextmanager
-def _no_pil_limit() -> Iterator[None]:
-    """PIL's own decompression-bomb limit lifted, because ours decides.
-
-    PIL's limit is a module global that warns, or raises at twice the value, whatever our cap says.
-    It is lifted only while a header is read (and while decoding a picture that our cap allows
-    beyond PIL's limit), so threads decode ordinary pictures side by side.
-    """
-    with _pil_limit_lock:
-        saved = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = saved

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from florence_jax.processing.image import load_image
+from florence_jax.processing.errors import ImageError
+from florence_jax.processing.image import MAX_PIXELS, load_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = int(Image.Resampling.BICUBIC)
+# Published sizes are at most 768; the model's position tables end long before this.
+_MAX_SIZE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +45,26 @@ class ImageConfig:
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(type(n) is int and n > 0 for n in self.size):
             raise ValueError(
-                f"size must be two positive integers (height, width), got {self.size!r}"
+                f"size must be two positive integers (height, width), got {self.size!r:.200}"
+            )
+        if max(self.size) > _MAX_SIZE:
+            raise ValueError(
+                f"size is {self.size!r:.200} (height, width); a side may have at most {_MAX_SIZE} "
+                "pixels: Florence-2 takes 768"
             )
         for field in ("mean", "std"):
             values = getattr(self, field)
             if not (isinstance(values, tuple) and len(values) == 3 and all(map(_finite, values))):
-                raise ValueError(f"{field} must be one number per RGB channel, got {values!r}")
+                raise ValueError(f"{field} must be one number per RGB channel, got {values!r:.200}")
         if not all(value > 0 for value in self.std):
-            raise ValueError(f"std must be positive, got {self.std!r}")
+            raise ValueError(f"std must be positive, got {self.std!r:.200}")
         if type(self.resample) is not int or self.resample not in list(Image.Resampling):
             raise ValueError(
-                f"resample must be one of PIL's filters 0..5 (3 is bicubic), got {self.resample!r}"
+                "resample must be one of PIL's filters 0..5 (3 is bicubic), got "
+                f"{self.resample!r:.200}"
             )
         if not _finite(self.rescale):
-            raise ValueError(f"rescale must be a finite number, got {self.rescale!r}")
+            raise ValueError(f"rescale must be a finite number, got {self.rescale!r:.200}")
 
     @classmethod
     def from_hf(cls, preprocessor_config: Mapping[str, Any]) -> ImageConfig:
@@ -70,13 +79,13 @@ class ImageConfig:
         """
         config = preprocessor_config.get("image_processor", preprocessor_config)
         if not isinstance(config, Mapping):
-            raise ValueError(f"image_processor must be an object of settings, got {config!r}")
+            raise ValueError(f"image_processor must be an object of settings, got {config!r:.200}")
         size = config.get("size", {"height": 768, "width": 768})
         if isinstance(size, int):
             size = {"height": size, "width": size}
         if not isinstance(size, Mapping) or not {"height", "width"} <= set(size):
             raise ValueError(
-                f"preprocessor_config has size={size!r}; Florence-2 needs 'height' and 'width'"
+                f"preprocessor_config has size={size!r:.200}; Florence-2 needs 'height' and 'width'"
             )
         # Its crop is on unless it is switched off.
         is_clip = str(config.get("image_processor_type", "")).startswith("CLIPImageProcessor")
@@ -133,12 +142,35 @@ def preprocess_image(
         rescale=float(rescale),
     )
     height, width = config.size
-    resized = load_image(image).resize((width, height), Image.Resampling(config.resample))
-    values = np.asarray(resized)
+    values = np.asarray(resize_picture(load_image(image), (width, height), config.resample))
     pixels = np.empty(values.shape, np.float32)
     for channel, table in enumerate(channel_tables(config)):
         pixels[..., channel] = table.take(values[..., channel])
     return pixels
+
+
+def resize_picture(picture: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
+    """`picture.resize(size)` for a (width, height), in memory that the picture's pixels bound.
+
+    PIL scales the width first, to an image of the new width and the old height: of a picture of
+    100 x 1,000,000 pixels that would be 3 GB. Such pictures are scaled the other way round, which
+    may round differently.
+
+    Raises:
+      ImageError: there is not enough memory.
+    """
+    method = Image.Resampling(resample)
+    try:
+        if size[0] * picture.height <= MAX_PIXELS:
+            return picture.resize(size, method)
+        turned = picture.transpose(Image.Transpose.TRANSPOSE)
+        width, height = size
+        return turned.resize((height, width), method).transpose(Image.Transpose.TRANSPOSE)
+    except MemoryError as error:
+        raise ImageError(
+            f"a picture of {picture.width}x{picture.height} pixels needs more memory than there is "
+            "to be resized; shrink it, or read fewer images at a time"
+        ) from error
 
 
 def channel_tables(config: ImageConfig) -> np.ndarray:

@@ -25,10 +25,13 @@ from florence_jax.processing.vocabulary import (
     byte_symbols,
     demo_backend,
 )
+from florence_jax.runtime.text_file import read_bytes, read_text
 
 Span = tuple[int, int]
 
 _BYTE_OF = byte_symbols()
+# The published files have under 4 MB.
+_MAX_BYTES = 128 << 20
 
 
 def load_tokenizer(directory: str | os.PathLike) -> FlorenceTokenizer:
@@ -47,9 +50,10 @@ def load_tokenizer(directory: str | os.PathLike) -> FlorenceTokenizer:
     """
     folder = Path(directory)
     whole, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if whole.is_file():
+    # `exists`, so that a pipe is refused by name and is not taken for a missing file.
+    if whole.exists():
         backend = _read_tokenizer_json(whole)
-    elif vocab.is_file() and merges.is_file():
+    elif vocab.exists() and merges.exists():
         backend = _read_vocab_and_merges(vocab, merges)
     else:
         found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "no such folder"
@@ -221,7 +225,7 @@ class FlorenceTokenizer:
 
 def _read_tokenizer_json(path: Path) -> Tokenizer:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(read_text(path, max_bytes=_MAX_BYTES))
         added = content.get("added_tokens") or []
         if added and max(added, key=lambda entry: entry["id"])["content"] == "<image>":
             added = [entry for entry in added if entry["content"] != "<image>"]
@@ -242,6 +246,8 @@ def _read_tokenizer_json(path: Path) -> Tokenizer:
 
 def _read_vocab_and_merges(vocab: Path, merges: Path) -> Tokenizer:
     try:
+        for path in (vocab, merges):
+            read_bytes(path, max_bytes=_MAX_BYTES)
         backend = byte_level_bpe(*models.BPE.read_file(str(vocab), str(merges)))
     except Exception as error:
         raise ValueError(

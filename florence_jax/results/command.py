@@ -85,6 +85,11 @@ def check_formats(options: argparse.Namespace, queries: Sequence[Query]) -> str:
             f"--sidecar-dir belongs to --format {', '.join(SIDECARS)}, and --format is {kind}: "
             "leave it out"
         )
+    if options.all_pages and kind in SIDECARS:
+        raise ValueError(
+            f"--all-pages gives a file several answers, and --format {kind} has one file for each "
+            "picture: choose jsonl, csv or coco"
+        )
     if options.output_dir is not None:
         return kind
     if kind not in (*FILES, *SIDECARS):
@@ -136,13 +141,15 @@ def open_results(
     Raises:
         ValueError, OSError: the files cannot be written.
     """
+    from florence_jax.inference.predict import Page
     from florence_jax.results.places import common_folder, relative_name
 
     if kind in SIDECARS:
         with _sidecars(options, kind, paths) as results:
             yield results
     elif kind == "coco":
-        root = common_folder(options.images, paths)
+        files = [one.path if isinstance(one, Page) else one for one in paths]
+        root = common_folder(options.images, files)
         file_name = functools.partial(relative_name, root=root)
         with _coco(options.output, options.overwrite, file_name) as writer:
             yield Results(writer, paths)
@@ -163,10 +170,11 @@ def line_writer(kind: str, add_line: Callable[[str], Any]) -> Writer:
 def _coco(output: str, overwrite: bool, file_name: Callable[[str], str]) -> Iterator[Writer]:
     from florence_jax.results.coco import CocoFile
     from florence_jax.runtime.output_file import replace_file
+    from florence_jax.runtime.standard_streams import standard_output
 
     path = Path(output)
     if output == "-":
-        writer = CocoFile(sys.stdout.write, file_name)
+        writer = CocoFile(standard_output().write, file_name)
     elif path.exists() and not overwrite:
         raise FileExistsError(
             f"{output} exists already: pass --overwrite to replace it, or another --output"

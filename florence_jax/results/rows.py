@@ -30,7 +30,11 @@ def image_rows(predictions: Iterable[Prediction], queries: int) -> Iterator[Row]
 
 def _row(predictions: list[Prediction]) -> Row:
     first = predictions[0]
-    row: Row = {"id": str(first.path)}
+    row: Row = {"id": first.id}
+    if first.page is not None:
+        row |= {"image": str(first.path), "page": first.page}
+    if first.notes:
+        row["image_note"] = "; ".join(first.notes)
     if first.image is None:
         return row | {"error": first.error}
     row["width"], row["height"] = first.image.size
@@ -50,7 +54,7 @@ def _answer(prediction: Prediction) -> dict[str, Any]:
 
 def picture_name(row: Mapping[str, Any]) -> str:
     """What a person knows the row's picture by."""
-    return row.get("image") or row["id"]
+    return row["id"] if "page" in row else row.get("image") or row["id"]
 
 
 def size_of(row: Mapping[str, Any]) -> tuple[int, int]:

@@ -13,6 +13,10 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
+# The most that is read of a file of settings or a manifest: real ones have a few kB, or a few MB
+# where they list a run's files.
+MAX_SETTINGS_BYTES = 64 << 20
+
 
 class TextFileError(ValueError):
     """A text or JSON file that cannot be read; the message names the file and the remedy."""
@@ -34,8 +38,10 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int | None = None) ->
     with open(path, "rb") as file:
         if max_bytes is None:
             return file.read()
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
+        # By its size first: a sparse file of any size costs nothing to make.
+        small = os.fstat(file.fileno()).st_size <= max_bytes
+        content = file.read(max_bytes + 1) if small else b""
+    if not small or len(content) > max_bytes:
         raise TextFileError(f"{path} is larger than {max_bytes} bytes, the most that is read of it")
     return content
 
@@ -47,16 +53,21 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         FileNotFoundError: there is no such file.
         TextFileError: it is a folder, a pipe, a socket or a device.
     """
-    mode = os.stat(path).st_mode
+    kind = special_kind(os.stat(path).st_mode)
+    if kind is not None:
+        raise TextFileError(f"{path} is {kind}, expected a regular file")
+
+
+def special_kind(mode: int) -> str | None:
+    """What a file of this `st_mode` is in words, None for a regular file."""
     if stat.S_ISREG(mode):
-        return
+        return None
     kinds = (
         (stat.S_ISDIR, "a folder"),
         (stat.S_ISFIFO, "a pipe (FIFO)"),
         (stat.S_ISSOCK, "a socket"),
     )
-    kind = next((name for test, name in kinds if test(mode)), "a device")
-    raise TextFileError(f"{path} is {kind}, expected a regular file")
+    return next((name for test, name in kinds if test(mode)), "a device")
 
 
 def read_text(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> str:

@@ -285,7 +285,99 @@ def nested_tokenizer(directory: Path, trap: Path) -> None:
 
 
 _REFUSED = "was refused: its pickle holds more than tensors"
+
+
 # Name -> (what spoils the directory, what the error says; None where nothing is left to refuse).
+def _sparse(path: Path) -> None:
+    """20 GB that cost nothing to make."""
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.truncate(20 << 30)
+
+
+def _edit_json(path: Path, **changes: object) -> None:
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(content | changes))
+
+
+def pipe_for_manifest(directory: Path, trap: Path) -> None:
+    os.mkfifo(directory / "manifest.json")
+
+
+def sparse_config(directory: Path, trap: Path) -> None:
+    _sparse(directory / "config.json")
+
+
+def sparse_tokenizer(directory: Path, trap: Path) -> None:
+    _sparse(directory / "tokenizer.json")
+
+
+def sparse_vocabulary(directory: Path, trap: Path) -> None:
+    (directory / "tokenizer.json").unlink()
+    _sparse(directory / "vocab.json")
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+
+
+def sparse_merges(directory: Path, trap: Path) -> None:
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.json").write_text("{}")
+    _sparse(directory / "merges.txt")
+
+
+def pipe_for_vocabulary(directory: Path, trap: Path) -> None:
+    (directory / "tokenizer.json").unlink()
+    os.mkfifo(directory / "vocab.json")
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+
+
+def sparse_preprocessor(directory: Path, trap: Path) -> None:
+    _sparse(directory / "preprocessor_config.json")
+
+
+def sparse_index(directory: Path, trap: Path) -> None:
+    (directory / _WEIGHTS).unlink()
+    _sparse(directory / f"{_WEIGHTS}.index.json")
+
+
+def sparse_weights(directory: Path, trap: Path) -> None:
+    _sparse(directory / _WEIGHTS)
+
+
+def sparse_torch_file(directory: Path, trap: Path) -> None:
+    (directory / _WEIGHTS).unlink()
+    _sparse(directory / _BIN)
+
+
+def giant_pictures(directory: Path, trap: Path) -> None:
+    size = {"height": 100_000, "width": 100_000}
+    _edit_json(directory / "preprocessor_config.json", size=size)
+
+
+def many_means(directory: Path, trap: Path) -> None:
+    _edit_json(directory / "preprocessor_config.json", image_mean=[0.5] * 100_000)
+
+
+def rescale_by_nan(directory: Path, trap: Path) -> None:
+    _edit_json(directory / "preprocessor_config.json", rescale_factor=float("nan"))
+
+
+def many_beams(directory: Path, trap: Path) -> None:
+    _edit_json(directory / "generation_config.json", num_beams=100_000)
+
+
+def many_answers(directory: Path, trap: Path) -> None:
+    changes = {"num_return_sequences": 10**6, "do_sample": True}
+    _edit_json(directory / "generation_config.json", **changes)
+
+
+def endless_answers(directory: Path, trap: Path) -> None:
+    _edit_json(directory / "generation_config.json", max_length=10**9)
+
+
+def long_setting(directory: Path, trap: Path) -> None:
+    _edit_json(directory / "generation_config.json", early_stopping="x" * 1_000_000)
+
+
 REPOSITORIES: dict[str, tuple[Callable[[Path, Path], None], str | None]] = {
     "sound": (sound, None),
     "pickle_in_zip": (pickle_in_zip, _REFUSED),
@@ -323,4 +415,21 @@ REPOSITORIES: dict[str, tuple[Callable[[Path, Path], None], str | None]] = {
     "look_alike_names": (look_alike_names, "holds no weights"),
     "hostile_tokenizer": (hostile_tokenizer, "is not a tokenizer file|gives .* ids"),
     "nested_tokenizer": (nested_tokenizer, "is not a tokenizer file"),
+    "pipe_for_manifest": (pipe_for_manifest, "manifest.json' is not a regular file"),
+    "sparse_config": (sparse_config, "at most 8388608 are read"),
+    "sparse_tokenizer": (sparse_tokenizer, "tokenizer.json is larger than 134217728 bytes"),
+    "sparse_vocabulary": (sparse_vocabulary, "vocab.json is larger than 134217728 bytes"),
+    "sparse_merges": (sparse_merges, "merges.txt is larger than 134217728 bytes"),
+    "pipe_for_vocabulary": (pipe_for_vocabulary, "'vocab.json' is not a regular file"),
+    "sparse_preprocessor": (sparse_preprocessor, "at most 8388608 are read"),
+    "sparse_index": (sparse_index, "at most 8388608 are read"),
+    "sparse_weights": (sparse_weights, "is not valid JSON"),
+    "sparse_torch_file": (sparse_torch_file, "is not a readable torch file|was refused"),
+    "giant_pictures": (giant_pictures, r"size is \(100000, 100000\).*at most 8192 pixels"),
+    "many_means": (many_means, "mean must be one number per RGB channel"),
+    "rescale_by_nan": (rescale_by_nan, "rescale must be a finite number"),
+    "many_beams": (many_beams, "num_beams must be at most 1024, got 100000"),
+    "many_answers": (many_answers, "num_return_sequences must be at most 1024, got 1000000"),
+    "endless_answers": (endless_answers, "max_length must be at most 1048576, got 1000000000"),
+    "long_setting": (long_setting, 'early_stopping must be True, False or "never"'),
 }

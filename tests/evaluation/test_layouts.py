@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import os
 import pickle
 import random
+import resource
 
 import pytest
 
@@ -194,6 +196,79 @@ def test_plain_pickles_are_read(tmp_path, protocol):
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(LayoutError, match="is damaged"):
         read_plain_pickle(path)
+
+
+def _doubled(levels, kind):
+    """A few hundred bytes that stand for 2 ** `levels` values."""
+    value = kind(["x", "y"])
+    for _ in range(levels):
+        value = kind([value, value])
+    return value
+
+
+def _nested(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def _endless():
+    value = []
+    value.append({"again": value})
+    return value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps(_doubled(40, list)), "shared lists stand for more than 60000000 values"),
+        (pickle.dumps(_doubled(45, tuple)), "shared lists stand for more than 60000000 values"),
+        (pickle.dumps({"a": ["x" * (1 << 20)] * 5_000}), "shared lists stand for more"),
+        (pickle.dumps(_nested(200)), "nested more than 50 levels deep"),
+        (b"(" * 100_000 + b"l" * 100_000 + b".", "nested more than 50 levels deep"),
+        (pickle.dumps(_endless(), protocol=2), "contains itself"),
+        (b"]r\x00\x00\x00\x10.", "stores value number 268435456"),
+        (b"]p268435456\n.", "stores value number 268435456"),
+        (b"]p99999999999999999999999\n.", "stores value number"),
+        (b"]q\x07r\xff\xff\xff\x7f.", "stores value number 7"),
+        (pickle.dumps([1 << 100_000]), "a number of 100001 bits"),
+        (b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "is damaged"),
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.", "is damaged"),
+        (b"B\xff\xff\xff\x7f.", "is damaged"),
+        (b"\x8b\xff\xff\xff\x7f.", "is damaged"),
+        (b"I" + b"9" * 100_000 + b"\n.", "is damaged"),
+        (b"\x95\xff\xff\xff\xff\xff\xff\xff\x7f.", "is damaged"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "pickle",
+)
+def test_pickles_that_grow_without_end_are_refused(tmp_path, content, message):
+    path = tmp_path / "refs.p"
+    path.write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(LayoutError, match=message) as raised:
+        read_plain_pickle(path)
+    assert len(str(raised.value)) < 1000 + len(str(path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_pickles_that_are_too_large_or_no_files_are_refused(tmp_path):
+    path = tmp_path / "refs.p"
+    with path.open("wb") as file:
+        file.truncate(20 << 30)
+    with pytest.raises(LayoutError, match="is larger than 536870912 bytes"):
+        read_plain_pickle(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(LayoutError, match=r"is a pipe \(FIFO\)"):
+        read_plain_pickle(path)
+
+
+def test_what_is_shared_a_few_times_is_read(tmp_path):
+    path = tmp_path / "refs.p"
+    for content in (_doubled(10, list), [_doubled(10, tuple)] * 2, {"a": [], "b": [[], ()]}):
+        path.write_bytes(pickle.dumps(content))
+        assert read_plain_pickle(path) == content
 
 
 def test_python_2_texts_are_read(tmp_path):

@@ -15,6 +15,13 @@ from tests.shared_data import needs_shared, shared_path
     ("settings", "message"),
     [
         ({"num_beams": 0}, "num_beams must be an integer of at least 1, got 0"),
+        ({"num_beams": 100_000}, "num_beams must be at most 1024, got 100000"),
+        ({"num_beams": 10**5000}, "num_beams must be at most 1024, got a number of 16610 bits"),
+        ({"max_new_tokens": 10**9}, "max_new_tokens must be at most 1048576"),
+        ({"num_return_sequences": 10**6, "do_sample": True}, "num_return_sequences must be at mo"),
+        ({"top_k": 1 << 40}, "top_k must be at most 16777216"),
+        ({"eos_token_id": 1 << 31}, "eos_token_id must be at most 16777216"),
+        ({"length_penalty": 1e300}, r"length_penalty must be a finite number within 1e\+06"),
         ({"num_beams": 2.0}, "num_beams"),
         ({"num_beams": True}, "num_beams"),
         ({"max_new_tokens": 0}, "max_new_tokens"),

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from florence_jax.processing import ImageError, load_image
+from florence_jax.processing.errors import ImageWarning
+from florence_jax.processing.image import SEVERAL_PAGES
 from tests.shared_data import needs_shared, shared_path
 
 SOUND = sorted(
@@ -33,6 +35,7 @@ def shared_image(name):
     return shared_path("images", name)
 
 
+@pytest.mark.filterwarnings("ignore:an image has several pages")
 @needs_shared
 @pytest.mark.parametrize("name", SOUND)
 def test_every_source_gives_the_same_rgb_picture(name):
@@ -111,8 +114,10 @@ def test_float_images_are_read_by_their_range():
     unit = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
     expected = np.rint(unit.astype(np.float64) * 255)
     depth = Image.fromarray(unit * 10_000 - 3_000)
-    for source in (unit, Image.fromarray(unit), Image.fromarray(unit * 255), depth):
+    for source in (unit, Image.fromarray(unit), Image.fromarray(unit * 255)):
         assert np.abs(np.asarray(load_image(source))[..., 1] - expected).max() <= 1
+    with pytest.warns(ImageWarning, match="stretched, the smallest to black"):
+        assert np.abs(np.asarray(load_image(depth))[..., 1] - expected).max() <= 1
 
 
 MODES = (
@@ -172,7 +177,8 @@ def test_animation_gives_the_first_frame():
     for format in ("GIF", "PNG", "WEBP"):
         options = {"lossless": True} if format == "WEBP" else {}
         data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
-        assert load_image(data).getpixel((0, 0)) == (255, 0, 0)
+        with pytest.warns(ImageWarning, match="several pages or frames, and the first is read"):
+            assert load_image(data).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_the_content_decides_the_format(tmp_path):
@@ -211,8 +217,8 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
 def test_pipes_and_devices_are_refused_before_they_are_opened(tmp_path):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
-    for source in (pipe, "/dev/zero"):
-        with pytest.raises(ImageError, match="not a regular file"):
+    for source, kind in ((pipe, r"a pipe \(FIFO\)"), ("/dev/zero", "a device")):
+        with pytest.raises(ImageError, match=f"is {kind}, not a regular file"):
             load_image(source)
 
 
@@ -237,7 +243,9 @@ class TestCaps:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
         frames = [Image.new("RGB", (50, 40), colour) for colour in ("red", "blue")]
         gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-        for data in (gif, encoded(frames[0]), encoded(frames[0], "TIFF")):
+        with pytest.warns(ImageWarning, match=SEVERAL_PAGES[:40]):
+            assert load_image(gif).size == (50, 40)
+        for data in (encoded(frames[0]), encoded(frames[0], "TIFF")):
             assert load_image(data).size == (50, 40)
         assert load_image(frames[0]).size == (50, 40)
         assert Image.MAX_IMAGE_PIXELS == 10

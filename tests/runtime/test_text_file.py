@@ -66,3 +66,15 @@ def test_a_cap_holds_before_the_file_is_in_memory(tmp_path):
     assert read_json(path, max_bytes=300) == [0] * 100
     with pytest.raises(TextFileError, match="larger than 50 bytes"):
         read_json(path, max_bytes=50)
+
+
+def test_a_large_file_is_refused_by_its_size_and_a_pipe_before_it_is_opened(tmp_path):
+    path = tmp_path / "large.json"
+    with path.open("wb") as file:
+        file.truncate(20 << 30)
+    with pytest.raises(TextFileError, match=r"large\.json is larger than 1000 bytes"):
+        read_json(path, max_bytes=1000)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(TextFileError, match=r"large\.json is a pipe \(FIFO\)"):
+        read_json(path, max_bytes=1000)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.processing import FlorenceTokenizer, build_prompt, load_image
+from florence_jax.processing.pixels import resize_picture
 from florence_jax.processing.vocabulary import check_no_control_tokens
 from train.data.augment import AugmentConfig, augment, in_frame_of
 from train.data.example import Example, Source
@@ -128,7 +129,7 @@ class RowMaker:
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """The picture resized, uint8[H, W, 3]."""
         height, width = self.image_size
-        return np.asarray(picture.resize((width, height), Image.Resampling(self.resample)))
+        return np.asarray(resize_picture(picture, (width, height), self.resample))
 
 
 @dataclass(frozen=True)

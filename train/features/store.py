@@ -9,7 +9,6 @@ another's, whatever happens to the files.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from PIL import Image
 from florence_jax.checkpoint import CheckpointError
 from florence_jax.checkpoint.safetensors_file import open_safetensors
 from florence_jax.processing import load_image
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from train.features.origin import FeaturesError, Origin
 from train.settings import differences, to_tree
 
@@ -82,7 +82,7 @@ class FeatureStore:
     def _check_origin(self) -> None:
         path = self.directory / ORIGIN
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path, max_bytes=MAX_SETTINGS_BYTES)
         except FileNotFoundError:
             raise FeaturesError(
                 f"{self.directory} holds no features: make them with `python -m train.features` "

@@ -11,6 +11,7 @@ from typing import Any
 from florence_jax.batch.job import Item, Source
 from florence_jax.batch.sources.files import Files
 from florence_jax.batch.sources.jsonl import JsonLines
+from florence_jax.batch.sources.pages import AllPages
 from florence_jax.batch.sources.parquet import Parquet
 from florence_jax.batch.sources.rows import RowReader
 from florence_jax.batch.sources.webdataset import WebDataset
@@ -26,6 +27,7 @@ def open_source(
     *,
     image_root: str | Path | None = None,
     say: Say | None = None,
+    all_pages: bool = False,
 ) -> Source:
     """One source of everything that `places` name, in order.
 
@@ -35,6 +37,7 @@ def open_source(
         queries: asked about every image whose row brings no task of its own.
         image_root: the directory below which rows name pictures; by default that of their file.
         say: told how many files of a directory or archive are skipped, by kind.
+        all_pages: one item for each page of a file with several, and frame of an animation.
 
     Raises:
         FileNotFoundError: there is no such place.
@@ -42,7 +45,8 @@ def open_source(
     """
     check_places(places)
     parts = [_source(Path(place), tuple(queries), image_root, say) for place in places]
-    return _Joined(list(map(str, places)), parts, tuple(queries))
+    source = _Joined(list(map(str, places)), parts, tuple(queries))
+    return AllPages(source) if all_pages else source
 
 
 def _source(

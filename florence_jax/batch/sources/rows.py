@@ -15,7 +15,7 @@ from florence_jax.inference.requests import Query
 IMAGE_COLUMNS = ("image", "image_base64", "file_name")
 _QUERY = ("task", "text", "region", "labels")
 # Columns of the output that are the runner's or the job's.
-_RESERVED = frozenset({"answers", "width", "height", "error"})
+_RESERVED = frozenset({"answers", "width", "height", "error", "image_note"})
 
 
 @dataclass(frozen=True, kw_only=True)
