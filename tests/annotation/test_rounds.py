@@ -176,7 +176,7 @@ def test_a_killed_loop_goes_on_with_the_phase_where_it_was(tmp_path, number):
         try:
             assert refine(scripted(out), lambda line: None)
             break
-        except RefineError:  # the phase that outlived the loop is about to end
+        except DirectoryInUseError:  # the phase that outlived the loop is about to end
             assert time.monotonic() < deadline
             time.sleep(0.02)
     # Nothing that was done is done again, and the phase that was cut short is.
