@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         "--mesh",
         metavar="AXIS=SIZE,...",
         help="the setting `mesh`: devices along each axis. Several devices of one CPU are for "
-        "trying meshes out: on few, busy cores XLA:CPU can wait for itself in a collective and abort; "
-        "the same command goes on from the last checkpoint",
+        "trying meshes out: on few, busy cores XLA:CPU can wait for itself in a collective "
+        "and abort; the same command goes on from the last checkpoint",
     )
     parser.add_argument("--rules", metavar="NAME|FILE", help="the setting `rules`")
     parser.add_argument(
