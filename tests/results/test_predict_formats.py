@@ -29,6 +29,12 @@ class Canned:
 
     generation = GenerationConfig()
 
+    def check(self, request, *, free_prompt):
+        pass
+
+    def constraint_of(self, requests, constrained):
+        pass
+
     def answer(self, requests, generation, **options):
         for request in requests:
             yield {request.prompt: ANSWERS[request.prompt]}
