@@ -102,8 +102,7 @@ def test_a_run_that_broke_goes_on_and_comes_to_the_same(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(run, "BLOCKS_IN_HAND", 1)
         patched.setattr(predict_job.PredictJob, "__call__", fails_later)
-        with pytest.raises(MemoryError):
-            evaluate("refcoco", tmp_path, tmp_path / "broken")
+        assert evaluate("refcoco", tmp_path, tmp_path / "broken") == 2
     rows = tmp_path / "broken" / "rows"
     (done,) = rows.glob("block-*.jsonl")
     before = done.stat().st_mtime_ns
