@@ -43,6 +43,8 @@ def nearest(word: str, choices: Sequence[str]) -> str | None:
     """The choice that is most like a word, or None."""
     last = word.rpartition(".")[2]
     for name in (last, _ELSEWHERE.get(last)):
+        if name in choices:
+            return name
         same = [choice for choice in choices if choice.rpartition(".")[2] == name]
         if same:
             # Of equal names the one whose parents are most alike.

@@ -121,5 +121,5 @@ def test_of_a_run_by_epochs_it_is_the_rows_that_have_changed_and_not_the_steps(t
     (run / "data.json").write_text(json.dumps(check_data(config, run, prepared.sources)))
     assert prepare(config, files, run=run).config.steps == 8
     rows.write_text(line * 6)
-    with pytest.raises(RunError, match=r"training data of .* rows\.jsonl had 8 rows and has 6"):
+    with pytest.raises(RunError, match=r"training data of .*rows\.jsonl had 8 rows and has 6"):
         prepare(config, files, run=run)
