@@ -126,7 +126,7 @@ def test_what_fails_for_one_image_is_its_row(pictures, tmp_path):
     )  # fmt: skip
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert status == 0
-    assert [list(row["result"]) for row in rows] == [["<CAPTION>"]] * 2
+    assert [list(row["answers"][0]["result"]) for row in rows] == [["<CAPTION>"]] * 2
     assert len(list(drawn.iterdir())) == 2
 
 
@@ -139,8 +139,9 @@ def test_a_full_disk_of_drawings_loses_no_answer(pictures, tmp_path, monkeypatch
     options = ("--task", "<CAPTION>", "--output", output, "--save-images", tmp_path / "drawn")
     assert run(pictures / "b.png", *options) == 1
     row = json.loads(output.read_text())
-    assert list(row["result"]) == ["<CAPTION>"]
-    assert "No space left on device" in row["drawing_error"]
+    (answer,) = row["answers"]
+    assert list(answer["result"]) == ["<CAPTION>"]
+    assert "No space left on device" in answer["drawing_error"]
 
 
 def test_an_existing_output_is_kept(pictures, tmp_path, capsys):

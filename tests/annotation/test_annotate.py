@@ -188,7 +188,7 @@ class TestCommand:
         options = _parser().parse_args(given)
         own = {"output", "model", "process_index", "process_count"}
         loop = {"merge", "fusion", "captions", "refine", "rounds", "checkout", "also", "words"}
-        refused = {"revision", "processor", "compat", "weights", "dry_run"}
+        refused = {"revision", "processor", "compat", "weights", "dry_run", "extend"}
         unset = [
             name
             for name, value in vars(options).items()

@@ -137,7 +137,10 @@ def test_low_scores_are_in_no_file_and_no_drawing(photos, tmp_path, capsys):
         (["--task", "<CAPTION>", "--format", "yolo"], "--format yolo holds boxes"),
         (["--task", "<CAPTION>", "--format", "voc"], "--format voc holds boxes"),
         (["--task", "<CAPTION>", "--format", "coco"], "--format coco holds boxes"),
-        (["--task", "<REGION_TO_OCR>", "--format", "coco"], "'<REGION_TO_OCR>' is text"),
+        (
+            ["--task", "<REGION_TO_OCR>", "--region", "1,1,9,9", "--format", "coco"],
+            "'<REGION_TO_OCR>' is text",
+        ),
         (["--task", "<OCR_WITH_REGION>", "--format", "yolo"], "words that are read"),
         (["--task", "<OD>", "--format", "txt"], "--format txt holds a text"),
         (["--task", "<OD>", "--task", "<REGION_PROPOSAL>", "--format", "voc"], "one --task"),
