@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from florence_jax.model import Florence2, Model, Params
-    from florence_jax.model.cache import DecoderCache
+    from florence_jax.model.kv_cache import DecoderCache
 
 
 def generate(

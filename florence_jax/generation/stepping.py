@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from florence_jax.ops.pallas_primitive import LANES, tpu_operation
 from florence_jax.sharding.activations import by_rows, rows_are_local
-from florence_jax.sharding.tpu_kernel import LANES, tpu_operation
 
 
 class _Counted(Protocol):
@@ -119,7 +119,7 @@ def best_on_tpu(scores: jax.Array, *, count: int) -> tuple[jax.Array, jax.Array]
 
 def _top_kernel(scores: jax.Array, *, count: int) -> tuple[jax.Array, jax.Array]:
     # Only where it is compiled: Pallas takes a quarter of a second to import.
-    from florence_jax.generation.top_rows import top_kernel
+    from florence_jax.ops.top_k_pallas import top_kernel
 
     return top_kernel(scores, count=count)
 

@@ -1,7 +1,7 @@
 """Florence-2 as Flax NNX modules, and `Model`, the functional handle on them."""
 
 from florence_jax.model.florence2 import Florence2
-from florence_jax.model.handle import Model, Params, abstract_params
-from florence_jax.model.spread import spread_params
+from florence_jax.model.model import Model, Params, abstract_params
+from florence_jax.model.random_params import spread_params
 
 __all__ = ["Florence2", "Model", "Params", "abstract_params", "spread_params"]

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 
 from florence_jax.config import BartConfig
-from florence_jax.model.cache import (
+from florence_jax.model.kv_cache import (
     DecoderCache,
     KeyValue,
     Stored,
@@ -34,7 +34,7 @@ from florence_jax.model.layers import (
     pick,
     split,
 )
-from florence_jax.model.step_forms import kernel_projects
+from florence_jax.ops.decode_step import kernel_projects
 
 # BART keeps two unused rows in front of its position table.
 POSITION_OFFSET = 2
@@ -265,7 +265,7 @@ def _project_and_norm(
     if not (plain and kernel_projects(x_BKD, y_BKF.shape[-1])):
         return norm(x_BKD + linear(y_BKF))
     # Not with the module: Pallas takes a quarter of a second to import.
-    from florence_jax.model.project_rows import project_and_norm_by_kernel
+    from florence_jax.ops.linear_residual_norm_pallas import project_and_norm_by_kernel
 
     weights = *linear.kernel_and_bias(x_BKD.dtype), norm.scale[...], norm.bias[...]
     return project_and_norm_by_kernel(x_BKD, y_BKF, *weights)

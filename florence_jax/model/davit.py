@@ -18,7 +18,6 @@ from jax import lax
 
 from florence_jax.config import DaViTConfig
 from florence_jax.model.davit_attention import ChannelAttention, WindowAttention, per_token
-from florence_jax.model.lane_forms import LANES
 from florence_jax.model.layers import (
     MLP,
     Conv,
@@ -29,6 +28,7 @@ from florence_jax.model.layers import (
     fold_in,
     split,
 )
+from florence_jax.ops.davit_attention_tpu import LANES
 from florence_jax.sharding.activations import rows_are_local
 
 # Of rows of the MLP's kernel, with its weights what fits on the chip.
@@ -171,7 +171,7 @@ class _Block(nnx.Module):
     def mlp_by_rows(self, x_BHWC: jax.Array) -> jax.Array:
         """The branch and its residual for XLA:TPU, where a kernel can take them."""
         # Not with the module: Pallas takes a quarter of a second to import.
-        from florence_jax.model.mlp_rows import mlp_by_rows
+        from florence_jax.ops.norm_mlp_residual_pallas import mlp_by_rows
 
         norm = self.norm2.scale[...], self.norm2.bias[...]
         fc1, fc2 = (one.kernel_and_bias(x_BHWC.dtype) for one in (self.mlp.fc1, self.mlp.fc2))

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from florence_jax.model.lane_forms import channel_attention, window_attention
 from florence_jax.model.layers import Linear, attend
-from florence_jax.model.windows import from_windows, into_windows, strips_fit
+from florence_jax.ops.davit_attention_tpu import channel_attention, window_attention
+from florence_jax.ops.window_partition import from_windows, into_windows, strips_fit
 from florence_jax.sharding.activations import axis_size, constrain
 
 
@@ -54,7 +54,7 @@ class WindowAttention(nnx.Module):
     def by_strips(self, x_BHWC: jax.Array) -> jax.Array:
         """The same for XLA:TPU, where a kernel can take it."""
         # Not with the module: Pallas takes a quarter of a second to import.
-        from florence_jax.model.window_strips import attend_by_strips
+        from florence_jax.ops.window_attention_pallas import attend_by_strips
 
         return attend_by_strips(x_BHWC, *_qkv_and_proj(self, x_BHWC.dtype))
 

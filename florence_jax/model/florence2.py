@@ -15,8 +15,14 @@ from jax import lax
 
 from florence_jax.config import Florence2Config
 from florence_jax.model.bart import Decoder, Encoder
-from florence_jax.model.cache import DecoderCache, Stored, StoredKeyValue, StoredRows, empty_cache
 from florence_jax.model.davit import DaViT
+from florence_jax.model.kv_cache import (
+    DecoderCache,
+    Stored,
+    StoredKeyValue,
+    StoredRows,
+    empty_cache,
+)
 from florence_jax.model.layers import fold_in, normal
 from florence_jax.model.projector import Projector
 

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from florence_jax.model.depthwise import depthwise_conv
-from florence_jax.model.lane_forms import (
+from florence_jax.ops.attention import softmax_attention
+from florence_jax.ops.davit_attention_tpu import (
     LANES,
     columns_fit,
     conv_by_columns,
     gelu_by_exponential,
 )
-from florence_jax.model.pointwise import gelu_by_erf, layer_norm
-from florence_jax.model.softmax_attention import softmax_attention
+from florence_jax.ops.depthwise_conv import depthwise_conv
+from florence_jax.ops.layer_norm_gelu import gelu_by_erf, layer_norm
 
 # The reference draws every linear, convolution and token embedding from N(0, 0.02).
 INIT_STD = 0.02

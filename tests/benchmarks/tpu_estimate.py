@@ -173,7 +173,7 @@ def _compile(name: str, directory: Path) -> None:
     import jax.numpy as jnp
 
     from florence_jax.config import base
-    from florence_jax.model.handle import Model, abstract_params
+    from florence_jax.model.model import Model, abstract_params
     from train.plan.topology import load_devices, parse_topology
 
     device = load_devices(parse_topology("v5e:2x2"))[0]

@@ -17,8 +17,9 @@ from convert.verify_native import compare_with_native
 from florence_jax import config as configs
 from florence_jax.checkpoint.tree import flatten
 from florence_jax.config import DaViTConfig
-from florence_jax.model import Florence2, Model, pointwise
+from florence_jax.model import Florence2, Model
 from florence_jax.model.layers import LayerNorm
+from florence_jax.ops import layer_norm_gelu
 
 
 @functools.cache
@@ -110,12 +111,12 @@ class WrongEpsilon(Model):
 
         class Wrong(LayerNorm):
             def __call__(self, x):
-                right = pointwise.LAYER_NORM_EPSILON
-                pointwise.LAYER_NORM_EPSILON = epsilon
+                right = layer_norm_gelu.LAYER_NORM_EPSILON
+                layer_norm_gelu.LAYER_NORM_EPSILON = epsilon
                 try:
                     return super().__call__(x)
                 finally:
-                    pointwise.LAYER_NORM_EPSILON = right
+                    layer_norm_gelu.LAYER_NORM_EPSILON = right
 
         node.__class__ = Wrong
         return module

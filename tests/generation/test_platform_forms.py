@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from florence_jax.config import tiny
-from florence_jax.generation import GenerationConfig, beam, processors, stepping, top_rows
+from florence_jax.generation import GenerationConfig, beam, processors, stepping
 from florence_jax.model import Model
-from florence_jax.model.spread import spread_params
+from florence_jax.model.random_params import spread_params
+from florence_jax.ops import top_k_pallas
 
 # Not `generate` itself, which the package offers under the same name.
 room = importlib.import_module("florence_jax.generation.generate")
@@ -47,7 +48,7 @@ def best_by_kernel(scores, count):
     """Where the kernel cannot be used, what is used there."""
     if scores.shape[-1] <= count * stepping.LANES:
         return best_on_tpu(scores, count)
-    return top_rows.top_kernel(scores, count=count, interpret=True)
+    return top_k_pallas.top_kernel(scores, count=count, interpret=True)
 
 
 @pytest.mark.parametrize("vocab", [3, 100, 4001])
@@ -67,10 +68,10 @@ def test_the_best_do_not_depend_on_the_platform(vocab):
 
 
 def test_rows_of_scores_that_do_not_fill_the_kernels_last_step(monkeypatch):
-    monkeypatch.setattr(top_rows, "ROOM", 8 * 2 * 4 * 1024)
+    monkeypatch.setattr(top_k_pallas, "ROOM", 8 * 2 * 4 * 1024)
     scores = np.random.default_rng(0).standard_normal((5, 3, 1000), np.float32)
     order = np.argsort(-scores, axis=-1)[..., :4]
-    values, places = top_rows.top_kernel(jnp.asarray(scores), count=4, interpret=True)
+    values, places = top_k_pallas.top_kernel(jnp.asarray(scores), count=4, interpret=True)
     np.testing.assert_array_equal(places, order)
     np.testing.assert_array_equal(values, np.take_along_axis(scores, order, -1))
 
@@ -78,7 +79,7 @@ def test_rows_of_scores_that_do_not_fill_the_kernels_last_step(monkeypatch):
 def test_scores_that_are_no_numbers_are_found_within_the_row():
     """Whatever they mean: what the kernel reads for them must exist."""
     scores = jnp.full((2, 1000), jnp.nan).at[1].set(jnp.arange(1000.0))
-    _, places = top_rows.top_kernel(scores, count=3, interpret=True)
+    _, places = top_k_pallas.top_kernel(scores, count=3, interpret=True)
     assert (places[0] < 1000).all()
     np.testing.assert_array_equal(places[1], [999, 998, 997])
 

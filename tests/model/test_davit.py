@@ -10,12 +10,12 @@ import pytest
 from convert.reference import native_model, spread_params
 from florence_jax import config as configs
 from florence_jax.model import Model
-from florence_jax.model.depthwise_forms import (
+from florence_jax.model.layers import attend, drop_path, dropout
+from florence_jax.ops.depthwise_conv_xla import (
     compiled_apart,
     depthwise_conv_by_convolution,
     depthwise_conv_by_shifts,
 )
-from florence_jax.model.layers import attend, drop_path, dropout
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 5, 8), (1, 1, 1, 4), (1, 16, 16, 3)])

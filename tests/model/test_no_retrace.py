@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from florence_jax import config as configs
-from florence_jax.model import Model, handle
+from florence_jax.model import Model
+from florence_jax.model import model as handle
 from florence_jax.model.davit import DualBlock
-from florence_jax.model.handle import abstract_params
+from florence_jax.model.model import abstract_params
 
 
 def test_new_weights_and_images_reuse_the_program():

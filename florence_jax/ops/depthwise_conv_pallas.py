@@ -16,9 +16,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.model.depthwise_forms import depthwise_conv_by_convolution, strip_rows
-from florence_jax.model.lane_forms import LANES
-from florence_jax.sharding.tpu_kernel import tpu_operation
+from florence_jax.ops.davit_attention_tpu import LANES
+from florence_jax.ops.depthwise_conv_xla import depthwise_conv_by_convolution, strip_rows
+from florence_jax.ops.pallas_primitive import tpu_operation
 
 
 def strip_kernel(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from florence_jax.model.lane_forms import LANES
+from florence_jax.ops.davit_attention_tpu import LANES
 from florence_jax.sharding.activations import rows_are_local
 
 # The published models' windows and heads, which the kernel is written for.

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from florence_jax.model.depthwise import depthwise_conv
-from florence_jax.model.depthwise_forms import (
+from florence_jax.ops.depthwise_conv import depthwise_conv
+from florence_jax.ops.depthwise_conv_xla import (
     depthwise_conv_by_convolution,
     taps_by_convolution,
     taps_by_rows,
 )
-from florence_jax.model.pointwise import LAYER_NORM_EPSILON, gelu_by_erf, layer_norm
+from florence_jax.ops.layer_norm_gelu import LAYER_NORM_EPSILON, gelu_by_erf, layer_norm
 
 
 def draw(*shapes):

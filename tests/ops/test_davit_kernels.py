@@ -13,9 +13,10 @@ import pytest
 from flax import nnx
 
 from florence_jax.config import base
-from florence_jax.model import davit, depthwise_forms, depthwise_strips, layers, mlp_rows
+from florence_jax.model import davit, layers
+from florence_jax.ops import depthwise_conv_pallas, depthwise_conv_xla, norm_mlp_residual_pallas
 from florence_jax.sharding.activations import rows_are_local
-from tests.model.kernel_checks import check_against_float32, draw
+from tests.ops.kernel_checks import check_against_float32, draw
 
 DIM = 256
 
@@ -37,19 +38,23 @@ def draw_mlp(tokens, dim=DIM, hidden=4 * DIM):
 
 
 DEPTHWISE = (
-    depthwise_forms.depthwise_conv_by_convolution,
-    depthwise_strips.strip_kernel,
-    depthwise_strips.depthwise_conv_by_strips,
+    depthwise_conv_xla.depthwise_conv_by_convolution,
+    depthwise_conv_pallas.strip_kernel,
+    depthwise_conv_pallas.depthwise_conv_by_strips,
 )
-MLP = mlp_rows.plain_form, mlp_rows.row_kernel, mlp_rows.mlp_by_rows
+MLP = (
+    norm_mlp_residual_pallas.plain_form,
+    norm_mlp_residual_pallas.row_kernel,
+    norm_mlp_residual_pallas.mlp_by_rows,
+)
 
 
 @pytest.mark.parametrize("rows", [24, 8, 4])
 def test_depthwise(rows, monkeypatch):
     """Strips that reach both edges of the map, one edge, none."""
-    monkeypatch.setattr(depthwise_forms, "_MOST_OF_A_STRIP", rows * 16 * DIM)
+    monkeypatch.setattr(depthwise_conv_xla, "_MOST_OF_A_STRIP", rows * 16 * DIM)
     arguments = draw_depthwise()
-    assert depthwise_forms.strip_rows(24, 16, DIM) == rows
+    assert depthwise_conv_xla.strip_rows(24, 16, DIM) == rows
     ours, true = check_against_float32(*DEPTHWISE[:2], arguments)
     # Summed in float32 and rounded once.
     np.testing.assert_allclose(ours.astype(np.float32), true, rtol=2**-8, atol=1e-6)
@@ -62,8 +67,8 @@ def test_depthwise(rows, monkeypatch):
 def test_mlp(tokens, hidden, parts, monkeypatch):
     """Rows that fill the steps and that do not; hidden channels at once, in chunks, in turns."""
     if parts > 1:
-        room = mlp_rows._bytes(min(512, tokens), DIM, hidden // parts)
-        monkeypatch.setattr(mlp_rows, "ROOM", room)
+        room = norm_mlp_residual_pallas._bytes(min(512, tokens), DIM, hidden // parts)
+        monkeypatch.setattr(norm_mlp_residual_pallas, "ROOM", room)
     ours, true = check_against_float32(*MLP[:2], draw_mlp(tokens, hidden=hidden))
     np.testing.assert_allclose(ours.astype(np.float32), true, rtol=0.02, atol=0.05)
 
@@ -81,7 +86,7 @@ def test_plain_forms_are_the_layers():
     norm.scale[...], norm.bias[...] = scale, shift
     mlp.fc1.kernel[...], mlp.fc1.bias[...] = kernel1, bias1
     mlp.fc2.kernel[...], mlp.fc2.bias[...] = kernel2, bias2
-    plain = mlp_rows.plain_form(x, scale, shift, kernel1, bias1, kernel2, bias2)
+    plain = norm_mlp_residual_pallas.plain_form(x, scale, shift, kernel1, bias1, kernel2, bias2)
     np.testing.assert_array_equal(plain, x + mlp(norm(x)))
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from florence_jax.model.depthwise_forms import (
+from florence_jax.ops.depthwise_conv_xla import (
     compiled_apart,
     depthwise_conv_by_convolution,
     depthwise_conv_by_shifts,
@@ -34,7 +34,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     forms: dict[str, Callable[..., jax.Array]] = {"cpu": compiled_apart(depthwise_conv_by_shifts)}
     if x.dtype == jnp.bfloat16 and strip_rows(*x.shape[1:]) and rows_are_local(x.shape[0]):
         # Not with the module: Pallas takes a quarter of a second to import.
-        from florence_jax.model.depthwise_strips import depthwise_conv_by_strips
+        from florence_jax.ops.depthwise_conv_pallas import depthwise_conv_by_strips
 
         forms["tpu"] = depthwise_conv_by_strips
     return lax.platform_dependent(x, kernel, bias, **forms, default=depthwise_conv_by_convolution)

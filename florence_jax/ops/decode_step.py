@@ -8,10 +8,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from florence_jax.model.lane_forms import LANES
-from florence_jax.model.pointwise import layer_norm
+from florence_jax.ops.davit_attention_tpu import LANES
+from florence_jax.ops.layer_norm_gelu import layer_norm
+from florence_jax.ops.pallas_primitive import ROOM, SUBLANES
 from florence_jax.sharding.activations import rows_are_local
-from florence_jax.sharding.tpu_kernel import ROOM, SUBLANES
 
 # The widest model for which the projection's kernel was made to fit.
 _MOST_CHANNELS = 1024

@@ -14,15 +14,10 @@ import pytest
 
 from florence_jax.config import tiny
 from florence_jax.generation import GenerationConfig
-from florence_jax.model import (
-    Model,
-    attend_rows,
-    project_rows,
-    spread_params,
-    step_forms,
-)
+from florence_jax.model import Model, spread_params
+from florence_jax.ops import decode_attention_pallas, decode_step, linear_residual_norm_pallas
 from florence_jax.quantization import quantize
-from tests.model.kernel_checks import check_against_float32, draw, error
+from tests.ops.kernel_checks import check_against_float32, draw, error
 
 # Not `generate` itself, which the package offers under the same name.
 room = importlib.import_module("florence_jax.generation.generate")
@@ -63,22 +58,27 @@ def draw_attention(batch, beams, stored, *, own=True):
 )
 def test_attention(batch, beams, stored, own):
     arguments = draw_attention(batch, beams, stored, own=own)
-    check(step_forms.attend_to_rows, attend_rows.row_attention_kernel, arguments, heads=HEADS)
+    check(
+        decode_step.attend_to_rows,
+        decode_attention_pallas.row_attention_kernel,
+        arguments,
+        heads=HEADS,
+    )
 
 
 def test_attention_to_many_rows_at_a_time(monkeypatch):
     """Three times 128 rows, of which a query may see none in one and all in another."""
-    queries = 3 * step_forms.filled_heads(HEADS)
+    queries = 3 * decode_step.filled_heads(HEADS)
     room = 3 * 4 * queries * DIM + 200 * (8 * DIM + 12 * queries)
-    monkeypatch.setattr(step_forms, "ROOM", room)
-    assert step_forms.rows_at_once(384, DIM, queries) == 128
+    monkeypatch.setattr(decode_step, "ROOM", room)
+    assert decode_step.rows_at_once(384, DIM, queries) == 128
     q, key, value, mask = draw_attention(2, 3, 384)
     # Higher scores later on, so that what was summed up before must fade.
     key = key.at[:, 256:].multiply(2.0)
     mask = mask.at[0, 0, :128].set(False).at[0, 1, 128:].set(False).at[1, 2].set(True)
     check(
-        step_forms.attend_to_rows,
-        attend_rows.row_attention_kernel,
+        decode_step.attend_to_rows,
+        decode_attention_pallas.row_attention_kernel,
         (q, key, value, mask),
         heads=HEADS,
     )
@@ -87,7 +87,7 @@ def test_attention_to_many_rows_at_a_time(monkeypatch):
 def test_attention_to_nothing_is_the_mean():
     """As in the plain form, which has no other answer for an example that is all padding."""
     q, key, value, mask = draw_attention(2, 2, 48)
-    ours = attend_rows.row_attention_kernel(
+    ours = decode_attention_pallas.row_attention_kernel(
         q, key, value, jnp.zeros_like(mask), heads=HEADS, interpret=True
     )
     mean = jnp.broadcast_to(value.astype(jnp.float32).mean(1, keepdims=True), q.shape)
@@ -105,7 +105,7 @@ def test_projection(batch, channels):
         ((DIM,), 1.0),
         ((DIM,), 0.3),
     )
-    check(step_forms.project_and_norm, project_rows.project_kernel, arguments)
+    check(decode_step.project_and_norm, linear_residual_norm_pallas.project_kernel, arguments)
 
 
 def prepared(dtype="bfloat16", params=None, *, config=CONFIG):
@@ -142,7 +142,7 @@ def test_what_the_kernels_cannot_take_goes_without(monkeypatch, fresh_traces):
     quantized = quantize(spread_params(CONFIG, seed=5))
     assert kernels(prepared(params=quantized)) == ALL - {"project"}
     # Queries of a beam's own rows, where no number of rows fits.
-    monkeypatch.setattr(step_forms, "ROOM", 0)
+    monkeypatch.setattr(decode_step, "ROOM", 0)
     jax.clear_caches()
     assert kernels(prepared()) == ALL - {"row_attention"}
 
@@ -195,12 +195,23 @@ def test_steps_with_the_kernels_are_no_further_from_the_truth(monkeypatch, fresh
         return call
 
     for room, name, kernel in (
-        (attend_rows, "attend_to_rows_by_kernel", attend_rows.row_attention_kernel),
-        (project_rows, "project_and_norm_by_kernel", project_rows.project_kernel),
+        (
+            decode_attention_pallas,
+            "attend_to_rows_by_kernel",
+            decode_attention_pallas.row_attention_kernel,
+        ),
+        (
+            linear_residual_norm_pallas,
+            "project_and_norm_by_kernel",
+            linear_residual_norm_pallas.project_kernel,
+        ),
     ):
         monkeypatch.setattr(room, name, interpreted(kernel))
     jax.clear_caches()
     ours = run("bfloat16")
-    assert set(calls) == {attend_rows.row_attention_kernel, project_rows.project_kernel}
+    assert set(calls) == {
+        decode_attention_pallas.row_attention_kernel,
+        linear_residual_norm_pallas.project_kernel,
+    }
     assert float(jnp.abs(true).max()) > 1.0
     assert error(ours, true) <= 1.05 * error(plain, true)

@@ -18,9 +18,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.model.lane_forms import LANES
-from florence_jax.model.step_forms import attend_to_rows, filled_heads, rows_at_once
-from florence_jax.sharding.tpu_kernel import tpu_operation
+from florence_jax.ops.davit_attention_tpu import LANES
+from florence_jax.ops.decode_step import attend_to_rows, filled_heads, rows_at_once
+from florence_jax.ops.pallas_primitive import tpu_operation
 
 # Examples whose queries share registers.
 _GROUP = 8

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from florence_jax.config import Florence2Config
-from florence_jax.model.handle import Params, abstract_params
+from florence_jax.model.model import Params, abstract_params
 from florence_jax.model.projector import cosine_positions
 
 

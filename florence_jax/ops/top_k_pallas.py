@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.sharding.tpu_kernel import LANES, ROOM, SUBLANES
+from florence_jax.ops.pallas_primitive import LANES, ROOM, SUBLANES
 
 _NOWHERE = jnp.iinfo(jnp.int32).max
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from florence_jax.model.cache import StoredKeyValue, StoredRows, empty_cache
+from florence_jax.model.kv_cache import StoredKeyValue, StoredRows, empty_cache
 
 BATCH, BEAMS, HEADS, DIM, TOKENS = 2, 3, 4, 32, 5
 

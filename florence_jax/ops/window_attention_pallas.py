@@ -18,15 +18,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.model.lane_forms import LANES, window_attention
-from florence_jax.model.windows import (
+from florence_jax.ops.davit_attention_tpu import LANES, window_attention
+from florence_jax.ops.pallas_primitive import tpu_operation
+from florence_jax.ops.window_partition import (
     HEAD_DIM,
     SIDE,
     from_windows,
     into_windows,
     strip_columns,
 )
-from florence_jax.sharding.tpu_kernel import tpu_operation
 
 # How scores fill the lanes: a window's first 128 keys for each of the four heads in a block of
 # channels, then what is left of all four.

@@ -11,10 +11,11 @@ import pytest
 from flax import nnx
 
 from florence_jax import config as configs
-from florence_jax.model import Model, davit, lane_forms
-from florence_jax.model.handle import abstract_params
+from florence_jax.model import Model, davit
 from florence_jax.model.layers import strided_conv
-from florence_jax.model.pointwise import gelu_by_erf
+from florence_jax.model.model import abstract_params
+from florence_jax.ops import davit_attention_tpu
+from florence_jax.ops.layer_norm_gelu import gelu_by_erf
 
 
 def assert_agree(ours, theirs, *arguments):
@@ -91,17 +92,17 @@ def test_an_adapter_is_never_bypassed():
 
 @pytest.mark.parametrize(("size", "stride", "padding"), [(7, 4, 3), (3, 2, 1), (4, 4, 0)])
 def test_strided_convolution(size, stride, padding):
-    assert lane_forms.columns_fit(24, size=size, stride=stride, padding=padding)
+    assert davit_attention_tpu.columns_fit(24, size=size, stride=stride, padding=padding)
     assert_agree(
-        functools.partial(lane_forms.conv_by_columns, stride=stride, padding=padding),
+        functools.partial(davit_attention_tpu.conv_by_columns, stride=stride, padding=padding),
         functools.partial(strided_conv, stride=stride, padding=padding),
         *draw((2, 22, 24, 3), (size, size, 3, 5)),
     )
 
 
 def test_columns_that_do_not_fit_are_refused():
-    assert not lane_forms.columns_fit(25, size=7, stride=4, padding=3)
-    assert not lane_forms.columns_fit(24, size=5, stride=4, padding=3), "one output more"
+    assert not davit_attention_tpu.columns_fit(25, size=7, stride=4, padding=3)
+    assert not davit_attention_tpu.columns_fit(24, size=5, stride=4, padding=3), "one output more"
 
 
 def test_gelu_rounds_like_the_true_one():
@@ -109,13 +110,13 @@ def test_gelu_rounds_like_the_true_one():
     numbers = every.astype(np.float32)
     every = every[np.isfinite(numbers) & (np.abs(numbers) < 4) & (np.abs(numbers) > 1e-3)]
     true = [x * 0.5 * math.erfc(-x / math.sqrt(2)) for x in every.astype(np.float64)]
-    ours = np.asarray(lane_forms.gelu_by_exponential(jnp.asarray(every)))
+    ours = np.asarray(davit_attention_tpu.gelu_by_exponential(jnp.asarray(every)))
     np.testing.assert_array_equal(ours, np.asarray(true).astype(ml_dtypes.bfloat16))
 
 
 def test_gelu_far_out():
     x = jnp.asarray([-3e38, -1e4, -40.0, -9.0, -6.0, 0.0, 6.0, 9.0, 40.0, 1e4, 3e38], jnp.bfloat16)
-    ours = lane_forms.gelu_by_exponential(x).astype(np.float32)
+    ours = davit_attention_tpu.gelu_by_exponential(x).astype(np.float32)
     np.testing.assert_allclose(ours, gelu_by_erf(x).astype(np.float32), rtol=0, atol=1e-8)
 
 
@@ -126,7 +127,7 @@ def test_gelu_gradient():
         return jax.vmap(jax.grad(lambda v: form(v).astype(jnp.float32)))(x)
 
     np.testing.assert_allclose(
-        slope(lane_forms.gelu_by_exponential), slope(gelu_by_erf), rtol=0, atol=1e-4
+        slope(davit_attention_tpu.gelu_by_exponential), slope(gelu_by_erf), rtol=0, atol=1e-4
     )
 
 

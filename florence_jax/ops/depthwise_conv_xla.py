@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from florence_jax.model.lane_forms import LANES
+from florence_jax.ops.davit_attention_tpu import LANES
 
 # Of a strip: fewer rows would be read again too often, more pixels and channels leave no room.
 _LEAST_ROWS, _MOST_OF_A_STRIP = 4, 24 * 192 * 128

@@ -15,10 +15,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.model.lane_forms import LANES
-from florence_jax.model.pointwise import LAYER_NORM_EPSILON
-from florence_jax.model.step_forms import project_and_norm
-from florence_jax.sharding.tpu_kernel import tpu_operation
+from florence_jax.ops.davit_attention_tpu import LANES
+from florence_jax.ops.decode_step import project_and_norm
+from florence_jax.ops.layer_norm_gelu import LAYER_NORM_EPSILON
+from florence_jax.ops.pallas_primitive import tpu_operation
 
 # Rows of a step, and the most channels that are projected at a time: while one part is multiplied,
 # the kernel's next part comes.

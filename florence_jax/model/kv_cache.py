@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from florence_jax.model.step_forms import attend_to_rows, kernel_attends
+from florence_jax.ops.decode_step import attend_to_rows, kernel_attends
 
 
 class KeyValue(NamedTuple):
@@ -109,7 +109,7 @@ class StoredRows(NamedTuple):
         if not kernel_attends(q_BKD, self.key.shape[1], heads):
             return attend_to_rows(q_BKD, self.key, self.value, mask, heads=heads)
         # Not with the module: Pallas takes a quarter of a second to import.
-        from florence_jax.model.attend_rows import attend_to_rows_by_kernel
+        from florence_jax.ops.decode_attention_pallas import attend_to_rows_by_kernel
 
         return attend_to_rows_by_kernel(q_BKD, self.key, self.value, mask, heads=heads)
 

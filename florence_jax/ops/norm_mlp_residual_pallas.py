@@ -16,10 +16,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.model.lane_forms import LANES, gelu_by_exponential
 from florence_jax.model.layers import gelu
-from florence_jax.model.pointwise import LAYER_NORM_EPSILON, layer_norm
-from florence_jax.sharding.tpu_kernel import ROOM, tpu_operation
+from florence_jax.ops.davit_attention_tpu import LANES, gelu_by_exponential
+from florence_jax.ops.layer_norm_gelu import LAYER_NORM_EPSILON, layer_norm
+from florence_jax.ops.pallas_primitive import ROOM, tpu_operation
 
 # Rows of a step, and hidden channels of which the products are made at a time.
 ROWS, CHUNK = 512, 512

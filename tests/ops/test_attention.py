@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from florence_jax.model.softmax_attention import softmax_attention
-from tests.model.test_pointwise import assert_equal_gradients, draw
+from florence_jax.ops.attention import softmax_attention
+from tests.ops.test_layer_norm_gelu import assert_equal_gradients, draw
 
 RATE = 0.25
 

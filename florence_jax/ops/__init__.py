@@ -1,0 +1,1 @@
+"""Operations of the model: reference forms, XLA forms and Pallas kernels."""
