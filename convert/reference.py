@@ -8,12 +8,12 @@ import numpy as np
 
 from florence_jax.checkpoint import torch_tensors
 from florence_jax.config import Florence2Config
-from florence_jax.model import Params, spread_params
+from florence_jax.model import Params, random_params_with_spread_logits
 
 if TYPE_CHECKING:
     from transformers import Florence2ForConditionalGeneration
 
-__all__ = ["native_model", "spread_params"]
+__all__ = ["native_model", "random_params_with_spread_logits"]
 
 
 # `<unk>`, which a byte-level tokenizer never produces.

@@ -198,7 +198,7 @@ def _forward(
         maps = keep(name, maps)
     image_features = keep("projector", module.projector(maps[:, None]))
 
-    embeds, mask = module.join(image_features, input_ids, attention_mask)
+    embeds, mask = module.merge_embeddings(image_features, input_ids, attention_mask)
     memory = keep("encoder/embeddings", next(module.encoder.layer_outputs(embeds, mask)))
     mask = mask[:, None, None, :]
     for number, layer in enumerate(module.encoder.layers):

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from convert.command import guarded
-from convert.reference import UNUSED_TOKEN, spread_params
+from convert.reference import UNUSED_TOKEN, random_params_with_spread_logits
 from convert.stages import Inputs, random_inputs
 from convert.verify_metrics import Row, first_over
 from convert.verify_native import compare_with_native
@@ -184,7 +184,7 @@ def _load(options: argparse.Namespace) -> tuple[Florence2Config, Params, Path | 
                 + ", ".join(configs.PRESETS)
             )
         config = configs.PRESETS[preset]()
-        return config, spread_params(config, options.seed), None
+        return config, random_params_with_spread_logits(config, options.seed), None
     directory = resolve(options.source, revision=options.revision)
     # In float32, which holds the halves that checkpoints are stored in.
     checkpoint = load_checkpoint(directory, dtype="float32", progress=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from convert.reference import spread_params
+from convert.reference import random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.checkpoint import torch_tensors
 from florence_jax.config import Florence2Config
@@ -38,7 +38,7 @@ def small_config() -> Florence2Config:
 def write_small_checkpoint(directory: Path, seed: int = 0) -> tuple[Florence2Config, Params]:
     """Write a native checkpoint with the published processor into `directory`."""
     config = small_config()
-    params = spread_params(config, seed)
+    params = random_params_with_spread_logits(config, seed)
     tensors = torch_tensors(params, "native")
     directory.mkdir(parents=True, exist_ok=True)
     save_file(

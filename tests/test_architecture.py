@@ -19,7 +19,7 @@ ROOMS = {
     "datasets": {"processing"},
     "quantization": set(),
     "sharding": set(),
-    "ops": {"sharding", "model"},
+    "ops": {"sharding"},
     "model": {"config", "ops", "quantization", "sharding"},
     "checkpoint": {"config", "config_dialects", "generation_config", "model"},
     # An adapter's directory is a model too: merged on the first use, by the room built on this one.

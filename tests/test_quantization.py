@@ -13,7 +13,7 @@ import pytest
 from florence_jax import config as configs
 from florence_jax.generation import GenerationConfig, generate
 from florence_jax.generation.generate import generate_program, prepare
-from florence_jax.model import Model, spread_params
+from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.quantization import quantize, quantized, quantized_modules, widened
 
 GREEDY = GenerationConfig(max_new_tokens=6)
@@ -28,7 +28,7 @@ def tiny(tied: bool = True):
     config = dataclasses.replace(
         base, text=text, image_token_id=95, tie_word_embeddings=tied, final_logits_bias=not tied
     )
-    params = spread_params(config, 4)
+    params = random_params_with_spread_logits(config, 4)
     return Model(config=config), params, quantize(params)
 
 

@@ -58,7 +58,7 @@ def update_flops(
         vision = weights * 2 * image_tokens * config.vision.embed_dims[-1] * config.text.d_model
     else:
         vision = (weights if in_tower else 1.0) * roofline.vision(config, *image_size).flops
-    text = roofline.encoder(config, memory) + roofline.cross_key_values(config, memory)
+    text = roofline.encoder(config, memory) + roofline.cross_attention_cache(config, memory)
     text_flops = text.flops + sum(
         roofline.token(config, memory, position).flops for position in range(target)
     )

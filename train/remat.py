@@ -23,7 +23,7 @@ def rematerialise(module: Florence2, remat: Remat) -> None:
     stacks = [module.encoder.layers, module.decoder.layers]
     stacks += [stage.blocks for stage in module.vision_tower.stages]
     for stack in stacks:
-        stack.wrap = (
+        stack.call_wrapper = (
             _as_it_is
             if remat == "none"
             else functools.partial(jax.checkpoint, policy=_POLICIES[remat])

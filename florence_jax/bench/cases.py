@@ -100,7 +100,7 @@ def parts(name: str, settings: Settings, batch: int) -> list[Work]:
     def answer(beams: int) -> list[Work]:
         # After the last free token `</s>` is forced: no step has to find it.
         steps = [decoder_step(beams, position) for position in range(settings.new_tokens - 1)]
-        return [*encoder, roofline.cross_key_values(config, source).times(batch), *steps]
+        return [*encoder, roofline.cross_attention_cache(config, source).times(batch), *steps]
 
     vision = [roofline.vision(config, side, side).times(batch)]
     encoder = [roofline.encoder(config, source).times(batch)]

@@ -74,7 +74,7 @@ def encoder(config: Florence2Config, tokens: int) -> Work:
     return Work(flops=text.encoder_layers * (projections + attention + feed_forward))
 
 
-def cross_key_values(config: Florence2Config, tokens: int) -> Work:
+def cross_attention_cache(config: Florence2Config, tokens: int) -> Work:
     """Keys and values of one row's encoder states, for every decoder layer."""
     text = config.text
     return Work(flops=text.decoder_layers * 2 * 2 * tokens * text.d_model**2)

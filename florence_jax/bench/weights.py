@@ -55,11 +55,11 @@ def write_weights(model: str, seed: int, folder: Path) -> Path:
     from florence_jax.checkpoint import torch_tensors
     from florence_jax.config import PRESETS
     from florence_jax.inference.pipeline import load
-    from florence_jax.model import spread_params
+    from florence_jax.model import random_params_with_spread_logits
 
     if model in PRESETS:
         config = PRESETS[model]()
-        params: Any = spread_params(config, seed)
+        params: Any = random_params_with_spread_logits(config, seed)
     else:
         handle, params = load(model)
         config = handle.config

@@ -22,13 +22,13 @@ from florence_jax.generation.processors import process
 from florence_jax.generation.stepping import (
     Cache,
     StepFn,
-    best,
     grow_axis,
     loop_through_buffers,
     row_keys,
     step_keys,
     take_beams,
 )
+from florence_jax.ops.top_k import top_k
 
 EXCLUDED = -1.0e9
 
@@ -95,7 +95,7 @@ def beam_search(
         )
 
         going_BN = candidates.scores + ends_BN * EXCLUDED
-        _, chosen_BK = best(going_BN, beams)
+        _, chosen_BK = top_k(going_BN, beams)
         running = take_beams(candidates._replace(scores=going_BN), chosen_BK)
         parents_BK = jnp.take_along_axis(parents_BN, chosen_BK, axis=1)
 
@@ -115,7 +115,7 @@ def beam_search(
         return state._replace(
             running=_lengthen(state.running, buffer, plan.pad_token_id),
             complete=_lengthen(state.complete, buffer, plan.pad_token_id),
-            cache=state.cache.grow(buffer),
+            cache=state.cache.resize(buffer),
         )
 
     returned, buffer = plan.num_return_sequences, plan.buffers[-1]
@@ -218,8 +218,8 @@ def _best_of_all_beams(scores_BKV: jax.Array, count: int) -> tuple[jax.Array, ja
     batch, _, vocab = scores_BKV.shape
     # Each beam for itself and then among them: all in one row would be another layout, and a copy.
     each = min(count, vocab)
-    scores_BKN, tokens_BKN = best(scores_BKV, each)
-    _, places_BN = best(scores_BKN.reshape(batch, -1), count)
+    scores_BKN, tokens_BKN = top_k(scores_BKV, each)
+    _, places_BN = top_k(scores_BKN.reshape(batch, -1), count)
     tokens_BN = jnp.take_along_axis(tokens_BKN.reshape(batch, -1), places_BN, axis=1)
     return places_BN // each, tokens_BN
 
@@ -248,7 +248,7 @@ def _keep_best_complete(
         (candidates._replace(scores=scores_BN), completes_BN),
         (state.complete, state.is_complete),
     )
-    _, kept_BK = best(merged[0].scores, beams)
+    _, kept_BK = top_k(merged[0].scores, beams)
     return take_beams(merged, kept_BK)
 
 

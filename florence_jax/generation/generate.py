@@ -181,23 +181,23 @@ def generate_program(
     """
     module = model.bind(params)
     features = module.encode_image(image) if is_pixels else image
-    memory, memory_mask = module.encode(features, input_ids, attention_mask)
+    encoder_hidden_states, encoder_mask = module.encode(features, input_ids, attention_mask)
     batch = input_ids.shape[0]
     search, width = (
         (beam_search, plan.num_beams) if plan.num_beams > 1 else (sample, plan.num_return_sequences)
     )
 
     def decode(
-        module: Florence2, unembedding: jax.Array | None, *, whole_rows: bool = False
+        module: Florence2, unembedding: jax.Array | None, *, row_major: bool = False
     ) -> GenerateOutput:
-        cross_kv = module.decoder_cross_kv(memory, whole_rows=whole_rows)
+        cross_cache = module.cross_attention_cache(encoder_hidden_states, row_major=row_major)
 
         def step(
             tokens: jax.Array, index: jax.Array, cache: DecoderCache
         ) -> tuple[jax.Array, DecoderCache]:
-            return module.decode_step(tokens, index, cache, cross_kv, memory_mask, unembedding)
+            return module.decode_step(tokens, index, cache, cross_cache, encoder_mask, unembedding)
 
-        cache = module.init_cache(batch, width, plan.buffers[0], whole_rows=whole_rows)
+        cache = module.init_cache(batch, width, plan.buffers[0], row_major=row_major)
         return search(step, cache, batch, plan, values, rng)
 
     def decode_wide() -> GenerateOutput:
@@ -212,7 +212,7 @@ def generate_program(
     forms: dict[str, Callable[[], GenerateOutput]] = {"cpu": decode_wide} if is_quantized else {}
     if axis_size("tensor") == 1:
         # Rows hold all heads, which that axis would divide.
-        forms["tpu"] = functools.partial(plain, whole_rows=True)
+        forms["tpu"] = functools.partial(plain, row_major=True)
     return lax.platform_dependent(**forms, default=plain)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from florence_jax.generation.stepping import best
 from florence_jax.generation_config import GenerationConfig
+from florence_jax.ops.top_k import top_k
 
 # In the token lists of `SequenceBias`: before sequences shorter than the longest, and of rows that
 # only fill the table up.
@@ -187,7 +187,7 @@ def _entropy(scores_BKV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _drop(scores_BKV: jax.Array, dropped_BKV: jax.Array, keep: int) -> jax.Array:
-    kept_BK1 = best(scores_BKV, min(keep, scores_BKV.shape[-1]))[0][..., -1:]
+    kept_BK1 = top_k(scores_BKV, min(keep, scores_BKV.shape[-1]))[0][..., -1:]
     return jnp.where(dropped_BKV & (scores_BKV < kept_BK1), -jnp.inf, scores_BKV)
 
 

@@ -26,8 +26,9 @@ from florence_jax.generation.optional_processors import (
     suppress,
 )
 from florence_jax.generation.plan import DecodingPlan, DecodingValues
-from florence_jax.generation.stepping import LANES, best
-from florence_jax.sharding.activations import by_rows
+from florence_jax.ops.pallas_primitive import LANES
+from florence_jax.ops.top_k import top_k
+from florence_jax.sharding.activations import map_batch_shards
 
 
 def process(
@@ -149,12 +150,12 @@ def force_token_if(condition: jax.Array, scores_BKV: jax.Array, token: ArrayLike
     return jnp.where(condition & jnp.greater_equal(token, 0), forced_V, scores_BKV)
 
 
-def keep_top_k(scores_BKV: jax.Array, top_k: int, keep: int) -> jax.Array:
-    """-inf for scores below the `top_k`-th highest; ties with it stay. 0 keeps all."""
-    if top_k == 0:
+def keep_top_k(scores_BKV: jax.Array, count: int, keep: int) -> jax.Array:
+    """-inf for scores below the `count`-th highest; ties with it stay. 0 keeps all."""
+    if count == 0:
         return scores_BKV
     vocab = scores_BKV.shape[-1]
-    values, _ = best(scores_BKV.reshape(-1, vocab), min(max(top_k, keep), vocab))
+    values, _ = top_k(scores_BKV.reshape(-1, vocab), min(max(count, keep), vocab))
     threshold_BK1 = values[:, -1].reshape(*scores_BKV.shape[:-1], 1)
     return jnp.where(scores_BKV < threshold_BK1, -jnp.inf, scores_BKV)
 
@@ -170,7 +171,7 @@ def keep_top_p(scores_BKV: jax.Array, one_minus_top_p: ArrayLike, keep: int) -> 
         # Floats from zero on are ordered as their bits are, read as integers: halving the range 31
         # times finds the least likely token to stay, at a tenth of the cost of sorting.
         bits_BKV = lax.bitcast_convert_type(probs_BKV, jnp.int32)
-        likeliest_BKn = lax.bitcast_convert_type(best(probs_BKV, keep)[0], jnp.int32)
+        likeliest_BKn = lax.bitcast_convert_type(top_k(probs_BKV, keep)[0], jnp.int32)
 
         def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             goes_BK1, stays_BK1 = bounds
@@ -214,7 +215,7 @@ def mark_by_scatter(tokens_BKT: jax.Array, wanted_BKT: jax.Array, vocab: int) ->
         marks_BKV = jnp.zeros((rows, beams, vocab), jnp.bool_)
         return marks_BKV.at[row_B11, beam_1K1, tokens_BKT].set(True, mode="drop")
 
-    return by_rows(mark, tokens_BKT)
+    return map_batch_shards(mark, tokens_BKT)
 
 
 def mark_by_products(tokens_BKT: jax.Array, wanted_BKT: jax.Array, vocab: int) -> jax.Array:

@@ -98,7 +98,7 @@ def sample(
         )
 
     def enlarge(state: SamplingState, buffer: int) -> SamplingState:
-        return _lengthen(state, buffer, plan)._replace(cache=state.cache.grow(buffer))
+        return _lengthen(state, buffer, plan)._replace(cache=state.cache.resize(buffer))
 
     def result(state: SamplingState) -> SamplingState:
         # The cache stays behind: nothing attends to it any more.

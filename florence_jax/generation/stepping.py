@@ -8,7 +8,6 @@ Shape suffixes: B batch, K beams (or parallel samples), N candidates, V vocabula
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Protocol, Self, TypeVar
 
@@ -16,23 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from florence_jax.ops.pallas_primitive import LANES, tpu_operation
-from florence_jax.sharding.activations import by_rows, rows_are_local
-
 
 class _Counted(Protocol):
     @property
     def index(self) -> jax.Array: ...
 
-
-# Neighbouring tokens whose maximum `best` looks at first; on a TPU they are LANES.
-GROUP = 64
-# Beyond so many, one maximum after the other takes longer than sorting on a TPU too.
-MOST_PASSES = 16
-# Rows of more groups do not fit, eight at a time, what a TPU kernel has of memory.
-MOST_GROUPS = 1024
-
-Search = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
 
 State = TypeVar("State", bound=_Counted)
 Result = TypeVar("Result")
@@ -49,7 +36,7 @@ class Cache(Protocol):
         """Gives beam k of row b the memory of beam `parents_BK[b, k]`."""
         ...
 
-    def grow(self, tokens: int) -> Self:
+    def resize(self, tokens: int) -> Self:
         """The same with room for `tokens` tokens, what it holds kept."""
         ...
 
@@ -66,89 +53,6 @@ def take_beams(tree: Any, indices_BN: jax.Array) -> Any:
         return leaf.at[indices_N].get(mode="promise_in_bounds")
 
     return jax.tree.map(lambda leaf: jax.vmap(row)(leaf, indices_BN), tree)
-
-
-def best(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` highest of each row, best first: values and int32 indices, both [..., count].
-
-    Equal scores come lowest index first; torch leaves their order open.
-    """
-    if count > MOST_PASSES:
-        return best_of_groups(scores, count, GROUP, _top_k)
-    on_tpu = functools.partial(best_on_tpu, count=count)
-    groups = -(-scores.shape[-1] // LANES)
-    fits = count < groups <= MOST_GROUPS and scores.dtype == jnp.float32
-    if fits and rows_are_local(scores.shape[0]):
-        on_tpu = functools.partial(best_by_kernel, count=count)
-    return lax.platform_dependent(
-        scores,
-        tpu=on_tpu,
-        default=functools.partial(best_of_groups, count=count, group=GROUP, search=_top_k),
-    )
-
-
-def best_of_groups(
-    scores: jax.Array, count: int, group: int, search: Search
-) -> tuple[jax.Array, jax.Array]:
-    """`best`, looking first at the maxima of so many neighbours, and with a search for the rest."""
-    groups = -(-scores.shape[-1] // group)
-    if groups <= count:
-        return search(scores, count)
-    # A score among the best lies in one of the `count` groups of neighbours with the best maxima,
-    # equal maxima taken lowest group first: each group ahead of its own holds a score that comes
-    # before it. One pass over the vocabulary finds these groups, and what is searched is small.
-    missing = groups * group - scores.shape[-1]
-    padding = [(0, 0)] * (scores.ndim - 1) + [(0, missing)]
-    grouped = jnp.pad(scores, padding, constant_values=-jnp.inf)
-    grouped = grouped.reshape(*scores.shape[:-1], groups, group)
-    _, chosen = search(grouped.max(-1), count)
-    # In the order of the vocabulary, so that equal scores keep theirs.
-    chosen = jnp.sort(chosen, axis=-1)
-    candidates = jnp.take_along_axis(
-        grouped, chosen[..., None], axis=-2, mode="promise_in_bounds"
-    ).reshape(*scores.shape[:-1], count * group)
-    values, places = search(candidates, count)
-    chosen = jnp.take_along_axis(chosen, places // group, axis=-1, mode="promise_in_bounds")
-    return values, chosen * group + places % group
-
-
-def best_on_tpu(scores: jax.Array, *, count: int) -> tuple[jax.Array, jax.Array]:
-    """`best` in plain operations of XLA:TPU."""
-    return best_of_groups(scores, count, LANES, top_by_passes)
-
-
-def _top_kernel(scores: jax.Array, *, count: int) -> tuple[jax.Array, jax.Array]:
-    # Only where it is compiled: Pallas takes a quarter of a second to import.
-    from florence_jax.ops.top_k_pallas import top_kernel
-
-    return top_kernel(scores, count=count)
-
-
-best_by_kernel = tpu_operation("top", best_on_tpu, _top_kernel)
-
-
-def _top_k(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    # Without the barrier XLA:CPU loses the TopK pattern as soon as values and indices are sliced
-    # differently downstream (`keep_top_k` does), and sorts everything: 150 times slower.
-    # One for each: XLA:CPU fails at a barrier around both on several devices.
-    values, indices = by_rows(lambda rows: lax.top_k(rows, count), scores)
-    return lax.optimization_barrier(values), lax.optimization_barrier(indices)
-
-
-def top_by_passes(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """`lax.top_k` for XLA:TPU, which sorts whole rows for it: one maximum after the other."""
-    size = scores.shape[-1]
-    place = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-    taken = jnp.zeros(scores.shape, jnp.bool_)
-    values, places = [], []
-    for _ in range(count):
-        value = jnp.where(taken, -jnp.inf, scores).max(-1, keepdims=True)
-        # Where only -inf is left, the maximum alone would find places that are taken already.
-        found = jnp.where((scores == value) & ~taken, place, size - 1).min(-1, keepdims=True)
-        taken |= place == found
-        values.append(value)
-        places.append(found)
-    return jnp.concatenate(values, axis=-1), jnp.concatenate(places, axis=-1)
 
 
 def loop_through_buffers(

@@ -14,7 +14,7 @@ from florence_jax import config as configs
 from florence_jax.generation import PUBLISHED
 from florence_jax.inference.demo_scene import demo_scene
 from florence_jax.inference.pipeline import Florence2Pipeline, Request
-from florence_jax.model import Model, spread_params
+from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.processing import TASKS, demo_tokenizer
 from florence_jax.processing.tasks import Compat
 from florence_jax.quantization import Quantization, quantized
@@ -30,7 +30,7 @@ def demo_pipeline(
 ) -> Florence2Pipeline:
     """A pipeline around a tiny Florence-2 with random weights and a byte-level tokenizer."""
     model = Model(config=configs.tiny(), dtype=dtype)
-    params = spread_params(model.config, _SEED)
+    params = random_params_with_spread_logits(model.config, _SEED)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     return Florence2Pipeline(
         model=model,

@@ -18,23 +18,26 @@ from florence_jax.config import BartConfig
 from florence_jax.model.kv_cache import (
     DecoderCache,
     KeyValue,
-    Stored,
+    KVCacheLayer,
     join_heads,
     split_heads,
 )
 from florence_jax.model.layers import (
     LayerNorm,
     Linear,
-    Stack,
-    attend,
+    Sequential,
     dropout,
     fold_in,
-    gelu,
+    index_key,
     normal,
-    pick,
-    split,
+    split_key,
 )
-from florence_jax.ops.decode_step import kernel_projects
+from florence_jax.ops.attention import dot_product_attention
+from florence_jax.ops.layer_norm_gelu import gelu
+from florence_jax.ops.linear_residual_norm_pallas import (
+    linear_norm_kernel_supported,
+    linear_residual_norm,
+)
 
 # BART keeps two unused rows in front of its position table.
 POSITION_OFFSET = 2
@@ -45,7 +48,9 @@ class Encoder(nnx.Module):
         self.dropout_rate = config.dropout
         self.positions = _position_table(config, rngs)
         self.embedding_norm = LayerNorm(config.d_model)
-        self.layers = Stack([EncoderLayer(config, rngs=rngs) for _ in range(config.encoder_layers)])
+        self.layers = Sequential(
+            [EncoderLayer(config, rngs=rngs) for _ in range(config.encoder_layers)]
+        )
 
     def __call__(
         self, embeds_BMD: jax.Array, mask_BM: jax.Array, *, key: jax.Array | None = None
@@ -61,9 +66,9 @@ class Encoder(nnx.Module):
         x = embeds_BMD + _positions(self.positions, 0, embeds_BMD)
         x = dropout(self.embedding_norm(x), self.dropout_rate, fold_in(key, 0))
         yield x
-        keys = split(fold_in(key, 1), self.layers.depth, EncoderLayer.DRAWS)
-        for number, (_, layer) in enumerate(self.layers.calls()):
-            x = layer(x, mask_BM[:, None, None, :], keys=pick(keys, number))
+        keys = split_key(fold_in(key, 1), self.layers.depth, EncoderLayer.NUM_DROPOUT_KEYS)
+        for number, (_, layer) in enumerate(self.layers.iter_calls()):
+            x = layer(x, mask_BM[:, None, None, :], keys=index_key(keys, number))
             yield x
 
 
@@ -73,25 +78,29 @@ class Decoder(nnx.Module):
         self.num_heads = config.decoder_attention_heads
         self.positions = _position_table(config, rngs)
         self.embedding_norm = LayerNorm(config.d_model)
-        self.layers = Stack([DecoderLayer(config, rngs=rngs) for _ in range(config.decoder_layers)])
+        self.layers = Sequential(
+            [DecoderLayer(config, rngs=rngs) for _ in range(config.decoder_layers)]
+        )
 
     def __call__(
         self,
         embeds_BLD: jax.Array,
-        memory_BMD: jax.Array,
-        memory_mask_BM: jax.Array,
+        encoder_hidden_states_BMD: jax.Array,
+        encoder_mask_BM: jax.Array,
         *,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Teacher forcing: float[B, L, D] embeddings of all tokens at once -> float[B, L, D]."""
-        *_, hidden = self.layer_outputs(embeds_BLD, memory_BMD, memory_mask_BM, key=key)
+        *_, hidden = self.layer_outputs(
+            embeds_BLD, encoder_hidden_states_BMD, encoder_mask_BM, key=key
+        )
         return hidden
 
     def layer_outputs(
         self,
         embeds_BLD: jax.Array,
-        memory_BMD: jax.Array,
-        memory_mask_BM: jax.Array,
+        encoder_hidden_states_BMD: jax.Array,
+        encoder_mask_BM: jax.Array,
         *,
         key: jax.Array | None = None,
     ) -> Iterator[jax.Array]:
@@ -101,55 +110,61 @@ class Decoder(nnx.Module):
         yield x
         length = x.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))
-        keys = split(fold_in(key, 1), self.layers.depth, DecoderLayer.DRAWS)
-        for number, (layer, call) in enumerate(self.layers.calls()):
+        keys = split_key(fold_in(key, 1), self.layers.depth, DecoderLayer.NUM_DROPOUT_KEYS)
+        for number, (layer, call) in enumerate(self.layers.iter_calls()):
             x = call(
                 x,
                 causal,
-                layer.cross_attn.key_value(memory_BMD),
-                memory_mask_BM[:, None, None, :],
-                keys=pick(keys, number),
+                layer.cross_attn.key_value(encoder_hidden_states_BMD),
+                encoder_mask_BM[:, None, None, :],
+                keys=index_key(keys, number),
             )
             yield x
 
-    def cross_key_values(self, memory_BMD: jax.Array, form: type[Stored]) -> tuple[Stored, ...]:
-        """Each layer's keys and values of the encoder's output, for `step`."""
-        return tuple(form.store(layer.cross_attn.key_value(memory_BMD)) for layer in self.layers)
+    def cross_attention_cache(
+        self, encoder_hidden_states_BMD: jax.Array, layout: type[KVCacheLayer]
+    ) -> tuple[KVCacheLayer, ...]:
+        """Each layer's cross-attention keys and values, for `step`."""
+        return tuple(
+            layout.store(layer.cross_attn.key_value(encoder_hidden_states_BMD))
+            for layer in self.layers
+        )
 
     def step(
         self,
         embeds_BKD: jax.Array,
         index: jax.Array,
         cache: DecoderCache,
-        cross: tuple[Stored, ...],
-        memory_mask_BM: jax.Array,
+        cross_cache: tuple[KVCacheLayer, ...],
+        encoder_mask_BM: jax.Array,
     ) -> tuple[jax.Array, DecoderCache]:
         """One token of every beam.
 
         Args:
             embeds_BKD: embeddings of the tokens at position `index`.
-            cache: what each layer's self-attention has seen.
-            cross: `cross_key_values`, shared by the beams of an example.
+            index: int32[], the position.
+            cache: the self-attention cache.
+            cross_cache: `cross_attention_cache`'s, shared by the beams of an example.
+            encoder_mask_BM: bool, False where the encoder's input is padded.
 
         Returns:
             float[B, K, D] and the cache with position `index` filled.
         """
         x = embeds_BKD + _positions(self.positions, index, embeds_BKD[:, :1])
         x = self.embedding_norm(x)
-        cache = cache.begin(index)
-        seen = cache.visible_rows()
-        known = memory_mask_BM[:, None]
+        cache = cache.start_step(index)
+        self_mask, cross_mask = cache.ancestor_mask(), encoder_mask_BM[:, None]
         filled = []
-        steps = (step for _, step in self.layers.calls("step"))
-        for step, own, memory in zip(steps, cache.layers, cross, strict=True):
-            x, own = step(x, index, own, seen, memory, known)
-            filled.append(own)
+        steps = (step for _, step in self.layers.iter_calls("step"))
+        for step, kv, cross_kv in zip(steps, cache.layers, cross_cache, strict=True):
+            x, kv = step(x, index, kv, self_mask, cross_kv, cross_mask)
+            filled.append(kv)
         return x, cache._replace(layers=tuple(filled))
 
 
 class EncoderLayer(nnx.Module):
-    # Keys that one call with dropout needs.
-    DRAWS = 4
+    # Random keys that a call with dropout takes.
+    NUM_DROPOUT_KEYS = 4
 
     def __init__(self, config: BartConfig, *, rngs: nnx.Rngs | None):
         self.dropout_rate = config.dropout
@@ -163,14 +178,13 @@ class EncoderLayer(nnx.Module):
     def __call__(
         self, x: jax.Array, mask: jax.Array, *, keys: jax.Array | None = None
     ) -> jax.Array:
-        own = self.self_attn.key_value(x)
-        y = self.self_attn(x, own, mask, key=pick(keys, 0))
-        x = self.self_attn_norm(x + dropout(y, self.dropout_rate, pick(keys, 1)))
-        return _feed_forward(self, x, pick(keys, 2), pick(keys, 3))
+        y = self.self_attn(x, self.self_attn.key_value(x), mask, key=index_key(keys, 0))
+        x = self.self_attn_norm(x + dropout(y, self.dropout_rate, index_key(keys, 1)))
+        return _feed_forward(self, x, index_key(keys, 2), index_key(keys, 3))
 
 
 class DecoderLayer(nnx.Module):
-    DRAWS = 6
+    NUM_DROPOUT_KEYS = 6
 
     def __init__(self, config: BartConfig, *, rngs: nnx.Rngs | None):
         heads = config.decoder_attention_heads
@@ -187,41 +201,39 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array,
-        memory: KeyValue,
-        memory_mask: jax.Array,
+        self_mask: jax.Array,
+        cross_kv: KeyValue,
+        cross_mask: jax.Array,
         *,
         keys: jax.Array | None = None,
     ) -> jax.Array:
-        y = self.self_attn(x, self.self_attn.key_value(x), mask, key=pick(keys, 0))
-        x = self.self_attn_norm(x + dropout(y, self.dropout_rate, pick(keys, 1)))
-        y = self.cross_attn(x, memory, memory_mask, key=pick(keys, 2))
-        x = self.cross_attn_norm(x + dropout(y, self.dropout_rate, pick(keys, 3)))
-        return _feed_forward(self, x, pick(keys, 4), pick(keys, 5))
+        y = self.self_attn(x, self.self_attn.key_value(x), self_mask, key=index_key(keys, 0))
+        x = self.self_attn_norm(x + dropout(y, self.dropout_rate, index_key(keys, 1)))
+        y = self.cross_attn(x, cross_kv, cross_mask, key=index_key(keys, 2))
+        x = self.cross_attn_norm(x + dropout(y, self.dropout_rate, index_key(keys, 3)))
+        return _feed_forward(self, x, index_key(keys, 4), index_key(keys, 5))
 
     def step(
         self,
         x_BKD: jax.Array,
         index: jax.Array,
-        own: Stored,
-        own_mask: jax.Array,
-        memory: Stored,
-        memory_mask: jax.Array,
-    ) -> tuple[jax.Array, Stored]:
-        # The beams of an image are the queries of one memory, its own cache as well as the
-        # encoder's output: neither is ever copied for them.
-        attention = self.self_attn
-        row = index * x_BKD.shape[1]
-        own = own.write(attention.k_proj(x_BKD), attention.v_proj(x_BKD), row)
-        y = attention.step(x_BKD, own, own_mask)
-        x_BKD = _project_and_norm(x_BKD, y, attention.out_proj, self.self_attn_norm)
-        y = self.cross_attn.step(x_BKD, memory, memory_mask)
-        x_BKD = _project_and_norm(x_BKD, y, self.cross_attn.out_proj, self.cross_attn_norm)
-        return _project_and_norm(x_BKD, gelu(self.fc1(x_BKD)), self.fc2, self.final_norm), own
+        kv: KVCacheLayer,
+        self_mask: jax.Array,
+        cross_kv: KVCacheLayer,
+        cross_mask: jax.Array,
+    ) -> tuple[jax.Array, KVCacheLayer]:
+        """One token of every beam; the beams of an example are queries of the same cached rows."""
+        first_row = index * x_BKD.shape[1]
+        kv = kv.write(self.self_attn.k_proj(x_BKD), self.self_attn.v_proj(x_BKD), first_row)
+        y = self.self_attn.step(x_BKD, kv, self_mask)
+        x_BKD = _linear_residual_norm(x_BKD, y, self.self_attn.out_proj, self.self_attn_norm)
+        y = self.cross_attn.step(x_BKD, cross_kv, cross_mask)
+        x_BKD = _linear_residual_norm(x_BKD, y, self.cross_attn.out_proj, self.cross_attn_norm)
+        return _linear_residual_norm(x_BKD, gelu(self.fc1(x_BKD)), self.fc2, self.final_norm), kv
 
 
 class Attention(nnx.Module):
-    """Multi-head attention whose keys and values are computed apart, so that they can be cached."""
+    """Multi-head attention; keys and values are computed separately, so that they can be cached."""
 
     def __init__(self, config: BartConfig, *, num_heads: int, rngs: nnx.Rngs | None):
         self.num_heads = num_heads
@@ -236,39 +248,36 @@ class Attention(nnx.Module):
         return KeyValue(self._split_heads(self.k_proj(x)), self._split_heads(self.v_proj(x)))
 
     def __call__(
-        self, x: jax.Array, memory: KeyValue, mask: jax.Array, *, key: jax.Array | None = None
+        self, x: jax.Array, kv: KeyValue, mask: jax.Array, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """float[..., Q, D] queries; bool mask, broadcastable to [..., N, Q, S]."""
-        y = attend(
+        """float[..., Q, D] -> float[..., Q, D]; bool mask, broadcastable to [..., N, Q, S]."""
+        y = dot_product_attention(
             self._split_heads(self.q_proj(x)),
-            memory.key,
-            memory.value,
+            kv.key,
+            kv.value,
             mask=mask,
             dropout_rate=self.attention_dropout_rate,
             dropout_key=key,
         )
         return self.out_proj(join_heads(y))
 
-    def step(self, x_BKD: jax.Array, memory: Stored, mask: jax.Array) -> jax.Array:
-        """One query per beam of what decoding keeps, before `out_proj`; bool[B, 1 or K, S]."""
-        return memory.attend(self.q_proj(x_BKD), mask, self.num_heads)
+    def step(self, x_BKD: jax.Array, kv: KVCacheLayer, mask: jax.Array) -> jax.Array:
+        """One query per beam over a cache, without `out_proj`; mask bool[B, 1 or K, S]."""
+        return kv.attend(self.q_proj(x_BKD), mask, self.num_heads)
 
     def _split_heads(self, x: jax.Array) -> jax.Array:
         return split_heads(x, self.num_heads)
 
 
-def _project_and_norm(
+def _linear_residual_norm(
     x_BKD: jax.Array, y_BKF: jax.Array, linear: Linear, norm: LayerNorm
 ) -> jax.Array:
-    """The end of a step's sublayers."""
+    """norm(x + linear(y)), the end of a decoding step's sublayers."""
     plain = linear.scale is None and linear.adapter is None
-    if not (plain and kernel_projects(x_BKD, y_BKF.shape[-1])):
+    if not (plain and linear_norm_kernel_supported(x_BKD, y_BKF.shape[-1])):
         return norm(x_BKD + linear(y_BKF))
-    # Not with the module: Pallas takes a quarter of a second to import.
-    from florence_jax.ops.linear_residual_norm_pallas import project_and_norm_by_kernel
-
     weights = *linear.kernel_and_bias(x_BKD.dtype), norm.scale[...], norm.bias[...]
-    return project_and_norm_by_kernel(x_BKD, y_BKF, *weights)
+    return linear_residual_norm(x_BKD, y_BKF, *weights)
 
 
 def _feed_forward(

@@ -1,4 +1,4 @@
-"""DaViT, the image encoder: windows attend in space, then groups of channels attend to each other.
+"""DaViT, the image encoder: attention within spatial windows, then among groups of channels.
 
 Shapes: B images, H W grid, C channels, N heads or groups, E channels of a head, P window side,
         S tokens of a window or of a map.
@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
@@ -23,30 +22,26 @@ from florence_jax.model.layers import (
     Conv,
     DepthwiseConv,
     LayerNorm,
-    Stack,
+    Sequential,
     drop_path,
     fold_in,
-    split,
+    split_key,
 )
-from florence_jax.ops.davit_attention_tpu import LANES
-from florence_jax.sharding.activations import rows_are_local
-
-# Of rows of the MLP's kernel, with its weights what fits on the chip.
-_MOST_CHANNELS = 1024
+from florence_jax.ops.norm_mlp_residual_pallas import norm_mlp_residual, pallas_supported
 
 
 class DaViT(nnx.Module):
     """float[B, H, W, 3] pixels -> float[B, H/32, W/32, C] features."""
 
     def __init__(self, config: DaViTConfig, *, rngs: nnx.Rngs | None):
-        # Two branches a block, spatial then channel, as the reference spreads its drop-path rates.
+        # Each block has a spatial and a channel half with a rate each, as in the reference.
         rates = np.linspace(0.0, config.drop_path_rate, 2 * sum(config.depths)).tolist()
         stages, first = [], 0
         for stage, depth in enumerate(config.depths):
             last = first + 2 * depth
             stages.append(Stage(config, stage, rates[first:last], rngs=rngs))
             first = last
-        self.stages = Stack(stages)
+        self.stages = Sequential(stages)
 
     def __call__(self, pixels_BHWC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         *_, features_BHWC = self.stage_outputs(pixels_BHWC, key=key)
@@ -62,7 +57,7 @@ class DaViT(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Shrink the map by a strided convolution, then a stack of dual-attention blocks."""
+    """A strided convolution that shrinks the map, then dual-attention blocks."""
 
     def __init__(
         self,
@@ -72,17 +67,17 @@ class Stage(nnx.Module):
         *,
         rngs: nnx.Rngs | None,
     ):
-        # Of each block's two halves. The blocks themselves differ in nothing but their weights.
+        # One pair per block. Blocks differ only in their weights, so that they share one trace.
         self.drop_path_rates = tuple(zip(drop_path_rates[::2], drop_path_rates[1::2], strict=True))
         self.embed = PatchEmbed(config, stage, rngs=rngs)
-        self.blocks = Stack(
+        self.blocks = Sequential(
             [DualBlock(config, stage, rngs=rngs) for _ in range(config.depths[stage])]
         )
 
     def __call__(self, x_BHWC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         x_BHWC = self.embed(x_BHWC)
-        keys = split(key, self.blocks.depth, 2, 2)
-        for number, (_, block) in enumerate(self.blocks.calls()):
+        keys = split_key(key, self.blocks.depth, 2, 2)
+        for number, (_, block) in enumerate(self.blocks.iter_calls()):
             rates = self.drop_path_rates[number]
             x_BHWC = block(x_BHWC, None if keys is None else DropPath(rates, keys[number]))
         return x_BHWC
@@ -114,11 +109,11 @@ class PatchEmbed(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DropPath:
-    """What a block drops at random.
+    """Stochastic depth of one block.
 
     Attributes:
-        rates: of its two halves, known while it is traced.
-        keys: [2, 2], for two branches in each half.
+        rates: drop rates of the spatial and the channel half; static.
+        keys: key[2, 2], for the two branches (attention, MLP) of each half.
     """
 
     rates: tuple[float, float] = dataclasses.field(metadata={"static": True})
@@ -159,31 +154,25 @@ class _Block(nnx.Module):
         x_BHWC = self.conv1(x_BHWC)
         x_BHWC = add(x_BHWC, self.attention(per_token(self.norm1, x_BHWC)), 0)
         x_BHWC = self.conv2(x_BHWC)
-        if drop is None and _rows_fit(self.mlp, x_BHWC):
+        if drop is None and self._mlp_kernel_applies(x_BHWC):
             return lax.platform_dependent(
-                x_BHWC, tpu=self.mlp_by_rows, default=lambda x: x + self.mlp_branch(x)
+                x_BHWC, tpu=self._mlp_residual_pallas, default=lambda x: x + self.mlp_branch(x)
             )
         return add(x_BHWC, self.mlp_branch(x_BHWC), 1)
 
     def mlp_branch(self, x_BHWC: jax.Array) -> jax.Array:
         return per_token(lambda x: self.mlp(self.norm2(x)), x_BHWC)
 
-    def mlp_by_rows(self, x_BHWC: jax.Array) -> jax.Array:
-        """The branch and its residual for XLA:TPU, where a kernel can take them."""
-        # Not with the module: Pallas takes a quarter of a second to import.
-        from florence_jax.ops.norm_mlp_residual_pallas import mlp_by_rows
-
+    def _mlp_residual_pallas(self, x_BHWC: jax.Array) -> jax.Array:
         norm = self.norm2.scale[...], self.norm2.bias[...]
         fc1, fc2 = (one.kernel_and_bias(x_BHWC.dtype) for one in (self.mlp.fc1, self.mlp.fc2))
-        return mlp_by_rows(x_BHWC, *norm, *fc1, *fc2)
+        return norm_mlp_residual(x_BHWC, *norm, *fc1, *fc2)
 
-
-def _rows_fit(mlp: MLP, x_BHWC: jax.Array) -> bool:
-    """Whether `mlp_rows` can take a map."""
-    plain = all(one.adapter is None and one.scale is None for one in (mlp.fc1, mlp.fc2))
-    dim, hidden = mlp.fc1.kernel.shape
-    whole = dim % LANES == 0 and hidden % LANES == 0 and dim <= _MOST_CHANNELS
-    return plain and whole and x_BHWC.dtype == jnp.bfloat16 and rows_are_local(x_BHWC.shape[0])
+    def _mlp_kernel_applies(self, x_BHWC: jax.Array) -> bool:
+        plain = all(
+            one.adapter is None and one.scale is None for one in (self.mlp.fc1, self.mlp.fc2)
+        )
+        return plain and pallas_supported(x_BHWC, self.mlp.fc1.kernel.shape[1])
 
 
 class SpatialBlock(_Block):

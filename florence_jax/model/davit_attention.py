@@ -1,4 +1,4 @@
-"""DaViT's two kinds of attention, each in the form that is fastest where it is compiled for.
+"""DaViT's two kinds of attention as layers: window attention and channel attention.
 
 Shapes: B images, H W grid, C channels, N heads or groups, E channels of a head, P window side,
         S tokens of a window or of a map.
@@ -14,9 +14,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from florence_jax.model.layers import Linear, attend
-from florence_jax.ops.davit_attention_tpu import channel_attention, window_attention
-from florence_jax.ops.window_partition import from_windows, into_windows, strips_fit
+from florence_jax.model.layers import Linear
+from florence_jax.ops import window_attention_pallas
+from florence_jax.ops.channel_attention import channel_attention_folded, channel_attention_reference
+from florence_jax.ops.window_attention import (
+    window_attention_folded,
+    window_attention_reference,
+    window_partition,
+    window_reverse,
+)
 from florence_jax.sharding.activations import axis_size, constrain
 
 
@@ -39,43 +45,33 @@ class WindowAttention(nnx.Module):
         _, height, width, _ = x_BHWC.shape
         side = self.window_size
         x = jnp.pad(x_BHWC, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)))
-        if strips_fit(x, side=side, num_heads=self.num_heads) and not _is_adapted(self):
-            y = lax.platform_dependent(x, tpu=self.by_strips, default=self.by_windows)
+        if not _is_adapted(self) and window_attention_pallas.pallas_supported(
+            x, side=side, num_heads=self.num_heads
+        ):
+            y = lax.platform_dependent(x, tpu=self._pallas, default=self._windowed)
         else:
-            y = self.by_windows(x)
+            y = self._windowed(x)
         return y[:, :height, :width]
 
-    def by_windows(self, x_BHWC: jax.Array) -> jax.Array:
-        """Attention within each window of a map that the window divides."""
-        x_BSC = into_windows(x_BHWC, self.window_size)
-        y_BSC = _for_platform(self, x_BSC, cpu=self.by_heads)
-        return from_windows(y_BSC, x_BHWC.shape, self.window_size)
+    def _pallas(self, x_BHWC: jax.Array) -> jax.Array:
+        return window_attention_pallas.window_attention(x_BHWC, *_qkv_and_proj(self, x_BHWC.dtype))
 
-    def by_strips(self, x_BHWC: jax.Array) -> jax.Array:
-        """The same for XLA:TPU, where a kernel can take it."""
-        # Not with the module: Pallas takes a quarter of a second to import.
-        from florence_jax.ops.window_attention_pallas import attend_by_strips
+    def _windowed(self, x_BHWC: jax.Array) -> jax.Array:
+        x_BSC = window_partition(x_BHWC, self.window_size)
+        y_BSC = _dispatch_platform(self, x_BSC, cpu=self._reference)
+        return window_reverse(y_BSC, x_BHWC.shape, self.window_size)
 
-        return attend_by_strips(x_BHWC, *_qkv_and_proj(self, x_BHWC.dtype))
+    def _reference(self, x_BSC: jax.Array) -> jax.Array:
+        y_BSNE = window_attention_reference(_project_qkv(self.qkv, x_BSC, self.num_heads))
+        return per_token(self.proj, y_BSNE.reshape(x_BSC.shape))
 
-    def by_heads(self, x_BSC: jax.Array) -> jax.Array:
-        """Attention within each window, float[B, S, C] -> float[B, S, C]."""
-        qkv = _by_heads(self.qkv, x_BSC, self.num_heads)
-        q_BNSE, k_BNSE, v_BNSE = qkv.transpose(2, 0, 3, 1, 4)
-        y_BNSE = attend(q_BNSE, k_BNSE, v_BNSE)
-        return per_token(self.proj, y_BNSE.swapaxes(1, 2).reshape(x_BSC.shape))
-
-    def by_lanes(self, x_BSC: jax.Array) -> jax.Array:
-        """The same for XLA:TPU."""
+    def _folded(self, x_BSC: jax.Array) -> jax.Array:
         weights = _qkv_and_proj(self, x_BSC.dtype)
-        return window_attention(x_BSC, *weights, num_heads=self.num_heads)
+        return window_attention_folded(x_BSC, *weights, num_heads=self.num_heads)
 
 
 class ChannelAttention(nnx.Module):
-    """Self-attention among the channels of one group; a channel's embedding is its whole map.
-
-    The softmax is scaled by the number of tokens ** -0.5, not by the group's width.
-    """
+    """Self-attention among the channels of one group; a channel's embedding is its whole map."""
 
     def __init__(self, dim: int, num_groups: int, qkv_bias: bool, *, rngs: nnx.Rngs | None):
         self.num_groups = num_groups
@@ -85,36 +81,29 @@ class ChannelAttention(nnx.Module):
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         batch, height, width, dim = x_BHWC.shape
         x_BSC = x_BHWC.reshape(batch, height * width, dim)
-        # On XLA:CPU, too, folding the attention into its projection wins, 57 to 31 ms in the first
-        # stage at 768 px, where there are tokens enough to repay what each image costs. It cannot
-        # run small ones of these products in bfloat16.
-        folded = x_BHWC.dtype == jnp.float32 and height * width >= 2 * dim
-        cpu = self.by_lanes if folded else self.by_heads
-        return _for_platform(self, x_BSC, cpu=cpu).reshape(x_BHWC.shape)
+        # On XLA:CPU the folded form also wins where there are enough tokens to repay its cost per
+        # image (57 -> 31 ms in the first stage at 768 px). XLA:CPU cannot run some of its small
+        # products in bfloat16.
+        many_tokens = x_BHWC.dtype == jnp.float32 and height * width >= 2 * dim
+        cpu = self._folded if many_tokens else self._reference
+        return _dispatch_platform(self, x_BSC, cpu=cpu).reshape(x_BHWC.shape)
 
-    def by_heads(self, x_BSC: jax.Array) -> jax.Array:
-        """Attention over a map's tokens, float[B, S, C] -> float[B, S, C]."""
-        tokens = x_BSC.shape[1]
-        qkv = _by_heads(self.qkv, x_BSC, self.num_groups)
-        q_BSNE, k_BSNE, v_BSNE = jnp.unstack(qkv, axis=2)
-        scores = jnp.einsum("bsne,bsnf->bnef", q_BSNE, k_BSNE, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores * tokens**-0.5, axis=-1).astype(x_BSC.dtype)
-        y_BSNE = jnp.einsum("bnef,bsnf->bsne", weights, v_BSNE)
+    def _reference(self, x_BSC: jax.Array) -> jax.Array:
+        y_BSNE = channel_attention_reference(_project_qkv(self.qkv, x_BSC, self.num_groups))
         return per_token(self.proj, y_BSNE.reshape(x_BSC.shape))
 
-    def by_lanes(self, x_BSC: jax.Array) -> jax.Array:
-        """The same for XLA:TPU, and for many tokens on XLA:CPU."""
+    def _folded(self, x_BSC: jax.Array) -> jax.Array:
         weights = _qkv_and_proj(self, x_BSC.dtype)
-        return channel_attention(x_BSC, *weights, num_groups=self.num_groups)
+        return channel_attention_folded(x_BSC, *weights, num_groups=self.num_groups)
 
 
-def _by_heads(qkv: Linear, x_BSC: jax.Array, heads: int) -> jax.Array:
+def _project_qkv(qkv: Linear, x_BSC: jax.Array, heads: int) -> jax.Array:
     """Queries, keys and values of each head, float[B, S, 3, N, E]."""
     shape = (*x_BSC.shape[:2], 3, heads, x_BSC.shape[-1] // heads)
     if axis_size("tensor") == 1:
         return per_token(qkv, x_BSC).reshape(shape)
-    # Each device's columns of the kernel are neighbours, and those of its heads are not: the kernel
-    # is moved, which the compiler would do to the activations.
+    # Each device holds neighbouring columns of the kernel, which are not those of its heads. Moving
+    # the kernel is cheaper than moving the activations, as the compiler would.
     kernel = qkv.kernel[...].astype(x_BSC.dtype).reshape(-1, *shape[2:])
     kernel = constrain(kernel, None, None, "tensor")
     y = jnp.einsum("bsc,cgne->bsgne", x_BSC, kernel)
@@ -124,16 +113,16 @@ def _by_heads(qkv: Linear, x_BSC: jax.Array, heads: int) -> jax.Array:
     return y if qkv.adapter is None else y + qkv.adapter(x_BSC).reshape(shape)
 
 
-def _for_platform(
+def _dispatch_platform(
     layer: WindowAttention | ChannelAttention,
     x_BSC: jax.Array,
     cpu: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    # An adapter adds to what a linear layer returns, which the form by lanes never computes whole;
-    # and lanes cross the heads that a mesh divides.
+    # An adapter adds to a linear layer's output, which the folded form never computes; and a mesh
+    # that divides heads would cut through its blocks of channels.
     if _is_adapted(layer) or axis_size("tensor") > 1:
-        return layer.by_heads(x_BSC)
-    return lax.platform_dependent(x_BSC, cpu=cpu, tpu=layer.by_lanes, default=layer.by_heads)
+        return layer._reference(x_BSC)
+    return lax.platform_dependent(x_BSC, cpu=cpu, tpu=layer._folded, default=layer._reference)
 
 
 def _is_adapted(layer: WindowAttention | ChannelAttention) -> bool:

@@ -1,4 +1,4 @@
-"""Florence-2 whole: image encoder, projector, and the encoder-decoder around one token table.
+"""Florence-2: image encoder, projector and encoder-decoder around one token embedding.
 
 Shapes: B batch, K beams, F frames, H W pixels, L text tokens, M = image + text tokens, D model,
         V vocabulary.
@@ -18,34 +18,35 @@ from florence_jax.model.bart import Decoder, Encoder
 from florence_jax.model.davit import DaViT
 from florence_jax.model.kv_cache import (
     DecoderCache,
-    Stored,
-    StoredKeyValue,
-    StoredRows,
+    KVCacheHeadMajor,
+    KVCacheLayer,
+    KVCacheRowMajor,
     empty_cache,
 )
 from florence_jax.model.layers import fold_in, normal
 from florence_jax.model.projector import Projector
 
 
-class TokenTable(nnx.Module):
-    """One row a token, float[V, D]."""
+class Embedding(nnx.Module):
+    """The token embedding, float[V, D]."""
 
-    # Of each row, where they are int8: see `florence_jax.quantization`.
+    # One per row where rows are int8, see `florence_jax.quantization`.
     scale: nnx.Param | None = None
 
     def __init__(self, vocab_size: int, dim: int, *, rngs: nnx.Rngs | None):
         self.vocab_size = vocab_size
         self.embedding = nnx.Param(normal(rngs, (vocab_size, dim)))
 
-    def rows(self, dtype: jnp.dtype) -> jax.Array:
-        """float[V, D] in `dtype`; with a `scale`, before it is multiplied in."""
-        # On a mesh that does not divide V, rows of zeros lie behind: they must not become logits.
+    def weight(self, dtype: jnp.dtype) -> jax.Array:
+        """float[V, D] in `dtype`, not yet multiplied by `scale`."""
+        # A mesh that does not divide V pads the table with rows of zeros, which must not become
+        # logits.
         return self.embedding[...][: self.vocab_size].astype(dtype)
 
-    def look_up(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """int[...] -> float[..., D]."""
-        # Length first: XLA makes one scatter of the gradients of two look-ups of the same shape,
-        # joined along their first axis. Joined along the batch, they would change devices for it.
+        # Length first: XLA merges the gradients of two look-ups of the same shape into one scatter,
+        # concatenated along their first axis. Along the batch, rows would change devices for it.
         tokens = jnp.moveaxis(tokens, -1, 0)
         rows = self.embedding[...][tokens]
         if self.scale is not None:
@@ -54,9 +55,9 @@ class TokenTable(nnx.Module):
 
 
 class Florence2(nnx.Module):
-    """The modules and how they are joined; `dtype` is the dtype that activations are computed in.
+    """The whole network; `dtype` is the dtype that activations are computed in.
 
-    The one token table is owned here and handed down: a module referenced twice would become two
+    The token embedding is owned here and passed down: a module referenced twice would become two
     leaves, and tied weights would silently untie.
     """
 
@@ -66,13 +67,13 @@ class Florence2(nnx.Module):
         text = config.text
         self.vision_tower = DaViT(config.vision, rngs=rngs)
         self.projector = Projector(config, rngs=rngs)
-        self.shared = TokenTable(text.vocab_size, text.d_model, rngs=rngs)
+        self.shared = Embedding(text.vocab_size, text.d_model, rngs=rngs)
         self.encoder = Encoder(text, rngs=rngs)
         self.decoder = Decoder(text, rngs=rngs)
         self.lm_head = (
             None
             if config.tie_word_embeddings
-            else TokenTable(text.vocab_size, text.d_model, rngs=rngs)
+            else Embedding(text.vocab_size, text.d_model, rngs=rngs)
         )
         self.final_logits_bias = (
             nnx.Param(jnp.zeros((text.vocab_size,))) if config.final_logits_bias else None
@@ -89,8 +90,10 @@ class Florence2(nnx.Module):
     ) -> jax.Array:
         """Teacher-forced logits, float32[B, L, V]. A `key` turns on dropout and drop-path."""
         image_features = self.encode_image(pixel_values, key=fold_in(key, 0))
-        memory, mask = self.encode(image_features, input_ids, attention_mask, key=fold_in(key, 1))
-        return self.decode(decoder_input_ids, memory, mask, key=fold_in(key, 2))
+        hidden_states, mask = self.encode(
+            image_features, input_ids, attention_mask, key=fold_in(key, 1)
+        )
+        return self.decode(decoder_input_ids, hidden_states, mask, key=fold_in(key, 2))
 
     def encode_image(self, pixel_values: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Images float[B, H, W, 3] or frames float[B, F, H, W, 3] -> float[B, F + h*w, D]."""
@@ -109,17 +112,17 @@ class Florence2(nnx.Module):
         *,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Image and prompt tokens -> encoder states float[B, M, D] and their mask bool[B, M].
+        """Encoder hidden states float[B, M, D] of image and prompt, and their mask bool[B, M].
 
         Args:
             image_features: `encode_image`'s, float[B, F + h*w, D].
             input_ids: int[B, L], the text tokens alone.
             attention_mask: [B, L], zero or False where a prompt is padded.
         """
-        embeds, mask = self.join(image_features, input_ids, attention_mask)
+        embeds, mask = self.merge_embeddings(image_features, input_ids, attention_mask)
         return self.encoder(embeds, mask, key=key), mask
 
-    def join(
+    def merge_embeddings(
         self, image_features: jax.Array, input_ids: jax.Array, attention_mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """The encoder's input: image tokens in front of text embeddings, and the mask of both."""
@@ -137,8 +140,8 @@ class Florence2(nnx.Module):
     def decode(
         self,
         decoder_input_ids: jax.Array,
-        memory: jax.Array,
-        memory_mask: jax.Array,
+        encoder_hidden_states: jax.Array,
+        encoder_attention_mask: jax.Array,
         *,
         key: jax.Array | None = None,
     ) -> jax.Array:
@@ -148,25 +151,28 @@ class Florence2(nnx.Module):
             raise ValueError(
                 f"{length} decoder tokens were given; the decoder has {limit} positions"
             )
-        hidden = self.decoder(self.embed(decoder_input_ids), memory, memory_mask, key=key)
+        hidden = self.decoder(
+            self.embed(decoder_input_ids), encoder_hidden_states, encoder_attention_mask, key=key
+        )
         return self.unembed(hidden)
 
-    def decoder_cross_kv(
-        self, memory: jax.Array, *, whole_rows: bool = False
-    ) -> tuple[Stored, ...]:
-        """Keys and values of encoder states float[B, M, D], once an image, for all beams."""
-        return self.decoder.cross_key_values(memory, _stored_form(whole_rows))
+    def cross_attention_cache(
+        self, encoder_hidden_states: jax.Array, *, row_major: bool = False
+    ) -> tuple[KVCacheLayer, ...]:
+        """Cross-attention keys and values of float[B, M, D], computed once for all beams."""
+        return self.decoder.cross_attention_cache(encoder_hidden_states, _cache_layout(row_major))
 
     def init_cache(
-        self, batch: int, beams: int, tokens: int, *, whole_rows: bool = False
+        self, batch: int, beams: int, tokens: int, *, row_major: bool = False
     ) -> DecoderCache:
-        """An empty self-attention cache for so many decoder tokens.
+        """An empty self-attention cache with room for `tokens` decoder tokens.
 
-        With `whole_rows` the heads lie side by side, as XLA:TPU writes fast and its kernels read.
+        With `row_major` the heads of a row are contiguous: the layout that TPUs write fast and that
+        the decode kernels read.
         """
         text = self.config.text
         return empty_cache(
-            _stored_form(whole_rows),
+            _cache_layout(row_major),
             layers=text.decoder_layers,
             batch=batch,
             beams=beams,
@@ -177,27 +183,29 @@ class Florence2(nnx.Module):
         )
 
     def unembedding(self) -> jax.Array:
-        """float[D, V], the output projection laid out for `decode_step`.
+        """float[D, V], the transposed output projection for `decode_step`.
 
         For 2 to 12 rows XLA:CPU is 1.2 to 1.5 times as fast with it as with the table float[V, D];
-        for a single row they tie. Costs a copy of the table, once a call.
+        for a single row they tie. It costs one copy of the table per call.
         """
-        return lax.optimization_barrier(self._head.rows(self.dtype).T)
+        return lax.optimization_barrier(self._head.weight(self.dtype).T)
 
     def decode_step(
         self,
         tokens: jax.Array,
         index: jax.Array,
         cache: DecoderCache,
-        cross_kv: tuple[Stored, ...],
-        memory_mask: jax.Array,
+        cross_cache: tuple[KVCacheLayer, ...],
+        encoder_attention_mask: jax.Array,
         unembedding: jax.Array | None = None,
     ) -> tuple[jax.Array, DecoderCache]:
         """int[B, K] tokens at position `index` -> float32[B, K, V] logits, and the filled cache.
 
-        `unembedding` is what `unembedding()` returned before the first step, where there are many.
+        `unembedding` is the value of `unembedding()`, made once before the first step.
         """
-        hidden, cache = self.decoder.step(self.embed(tokens), index, cache, cross_kv, memory_mask)
+        hidden, cache = self.decoder.step(
+            self.embed(tokens), index, cache, cross_cache, encoder_attention_mask
+        )
         if unembedding is None:
             return self.unembed(hidden), cache
         logits = jnp.matmul(hidden, unembedding, preferred_element_type=jnp.float32)
@@ -205,7 +213,7 @@ class Florence2(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int[...] -> float[..., D]."""
-        embeds = self.shared.look_up(tokens, self.dtype)
+        embeds = self.shared(tokens, self.dtype)
         if self.config.text.scale_embedding:
             embeds = embeds * self.config.text.d_model**0.5
         return embeds
@@ -215,7 +223,7 @@ class Florence2(nnx.Module):
         logits = jnp.einsum(
             "...d,vd->...v",
             hidden,
-            self._head.rows(hidden.dtype),
+            self._head.weight(hidden.dtype),
             preferred_element_type=jnp.float32,
         )
         return self._scale_and_shift(logits)
@@ -228,7 +236,7 @@ class Florence2(nnx.Module):
         return logits + self.final_logits_bias[...].astype(jnp.float32)
 
     @property
-    def _head(self) -> TokenTable:
+    def _head(self) -> Embedding:
         return self.shared if self.lm_head is None else self.lm_head
 
     @property
@@ -236,5 +244,5 @@ class Florence2(nnx.Module):
         return self.config.text.max_position_embeddings
 
 
-def _stored_form(whole_rows: bool) -> type[Stored]:
-    return StoredRows if whole_rows else StoredKeyValue
+def _cache_layout(row_major: bool) -> type[KVCacheLayer]:
+    return KVCacheRowMajor if row_major else KVCacheHeadMajor

@@ -1,7 +1,9 @@
-"""Keys and values that decoding keeps. Knows no model: generation loops move it as a pytree.
+"""The decoder's key-value cache: cross-attention per example, self-attention with beam ancestors.
 
-Shapes: B batch, K beams, N heads, T tokens, S stored rows, R new rows, E channels of a head,
-        D = N * E, Q = K * N.
+It knows no model; generation loops carry it as a pytree.
+
+Shapes: B batch, K beams, N heads, T tokens, S cached rows, R new rows, E channels of a head,
+        D = N * E.
 """
 
 from __future__ import annotations
@@ -12,7 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from florence_jax.ops.decode_step import attend_to_rows, kernel_attends
+from florence_jax.ops.decode_attention_pallas import (
+    attention_kernel_supported,
+    decode_attention,
+    decode_attention_reference,
+)
 
 
 class KeyValue(NamedTuple):
@@ -22,46 +28,46 @@ class KeyValue(NamedTuple):
     value: jax.Array
 
 
-class StoredKeyValue(NamedTuple):
-    """Keys and values as decoding reads them, one step after the other.
+class KVCacheHeadMajor(NamedTuple):
+    """One layer's cache with heads in front: the layout for CPU and GPU.
 
-    With few queries an attention does little but read its memory. Keys lie with their channels
-    first, so that both of its products read rows as they lie: on XLA:CPU the scores take less than
-    half the time that keys float[B, N, S, E] cost.
+    A decoding step is bound by reading its cache. Keys have their channels first, so that both
+    products of attention read contiguous rows: on XLA:CPU the scores take less than half the time
+    that keys float[B, N, S, E] take.
     """
 
     key: jax.Array  # float[B, N, E, S]
     value: jax.Array  # float[B, N, S, E]
 
     @classmethod
-    def store(cls, memory: KeyValue) -> StoredKeyValue:
-        # Without the barrier XLA moves the transposition behind the loop's products again.
-        return cls(lax.optimization_barrier(memory.key.swapaxes(-2, -1)), memory.value)
+    def store(cls, kv: KeyValue) -> KVCacheHeadMajor:
+        # Without the barrier XLA moves the transposition into the loop.
+        return cls(lax.optimization_barrier(kv.key.swapaxes(-2, -1)), kv.value)
 
     @classmethod
     def empty(cls, batch: int, rows: int, heads: int, dim: int, dtype: jnp.dtype) -> Self:
         key = jnp.zeros((batch, heads, dim // heads, rows), dtype)
         return cls(key, jnp.zeros((batch, heads, rows, dim // heads), dtype))
 
-    def write(self, key_BRD: jax.Array, value_BRD: jax.Array, row: jax.Array) -> StoredKeyValue:
+    def write(self, key_BRD: jax.Array, value_BRD: jax.Array, row: jax.Array) -> KVCacheHeadMajor:
         """Fills the R rows from `row` on."""
         heads = self.value.shape[1]
         key = split_heads(key_BRD, heads).swapaxes(-2, -1).astype(self.key.dtype)
         value = split_heads(value_BRD, heads).astype(self.value.dtype)
-        return StoredKeyValue(
+        return KVCacheHeadMajor(
             lax.dynamic_update_slice_in_dim(self.key, key, row, axis=-1),
             lax.dynamic_update_slice_in_dim(self.value, value, row, axis=-2),
         )
 
-    def extended(self, rows: int) -> StoredKeyValue:
-        """The same with so many rows more."""
-        return StoredKeyValue(
-            jnp.pad(self.key, ((0, 0), (0, 0), (0, 0), (0, rows))),
-            jnp.pad(self.value, ((0, 0), (0, 0), (0, rows), (0, 0))),
+    def resize(self, extra_rows: int) -> KVCacheHeadMajor:
+        """The cache with `extra_rows` more rows of zeros."""
+        return KVCacheHeadMajor(
+            jnp.pad(self.key, ((0, 0), (0, 0), (0, 0), (0, extra_rows))),
+            jnp.pad(self.value, ((0, 0), (0, 0), (0, extra_rows), (0, 0))),
         )
 
     def attend(self, q_BKD: jax.Array, mask: jax.Array, heads: int) -> jax.Array:
-        """`layers.attend` for a step's few queries, float[B, K, D]; mask bool[B, 1 or K, S]."""
+        """One query per beam, float[B, K, D] -> float[B, K, D]; mask bool[B, 1 or K, S]."""
         q_BNKE = split_heads(q_BKD, heads)
         q_BNKE = q_BNKE * q_BNKE.shape[-1] ** -0.5
         scores = jnp.einsum("bnke,bnes->bnks", q_BNKE, self.key, preferred_element_type=jnp.float32)
@@ -71,50 +77,46 @@ class StoredKeyValue(NamedTuple):
         return y_BNKE.swapaxes(-3, -2).reshape(q_BKD.shape)
 
 
-class StoredRows(NamedTuple):
-    """The same for XLA:TPU, where a row is written with all of its heads along the lanes.
+class KVCacheRowMajor(NamedTuple):
+    """One layer's cache with all heads of a row along the lanes: the layout for TPU.
 
-    `StoredKeyValue` has its rows along them, and to write one there goes through all of the cache.
-    A query of one head is asked of whole rows with zeros for the other heads: the matrix unit has
-    nothing else to do.
+    A TPU writes a whole row at once in this layout; in `KVCacheHeadMajor`, whose rows lie along the
+    lanes, it rewrites the entire cache. Each head's query is zero outside its own channels.
     """
 
     key: jax.Array  # float[B, S, D]
     value: jax.Array  # float[B, S, D]
 
     @classmethod
-    def store(cls, memory: KeyValue) -> StoredRows:
-        return cls(*(join_heads(part) for part in memory))
+    def store(cls, kv: KeyValue) -> KVCacheRowMajor:
+        return cls(*(join_heads(part) for part in kv))
 
     @classmethod
     def empty(cls, batch: int, rows: int, heads: int, dim: int, dtype: jnp.dtype) -> Self:
         zeros = jnp.zeros((batch, rows, dim), dtype)
         return cls(zeros, zeros)
 
-    def write(self, key_BRD: jax.Array, value_BRD: jax.Array, row: jax.Array) -> StoredRows:
+    def write(self, key_BRD: jax.Array, value_BRD: jax.Array, row: jax.Array) -> KVCacheRowMajor:
         """Fills the R rows from `row` on."""
         key, value = key_BRD.astype(self.key.dtype), value_BRD.astype(self.value.dtype)
-        return StoredRows(
+        return KVCacheRowMajor(
             lax.dynamic_update_slice_in_dim(self.key, key, row, axis=1),
             lax.dynamic_update_slice_in_dim(self.value, value, row, axis=1),
         )
 
-    def extended(self, rows: int) -> StoredRows:
-        """The same with so many rows more."""
-        more = ((0, 0), (0, rows), (0, 0))
-        return StoredRows(jnp.pad(self.key, more), jnp.pad(self.value, more))
+    def resize(self, extra_rows: int) -> KVCacheRowMajor:
+        """The cache with `extra_rows` more rows of zeros."""
+        more = ((0, 0), (0, extra_rows), (0, 0))
+        return KVCacheRowMajor(jnp.pad(self.key, more), jnp.pad(self.value, more))
 
     def attend(self, q_BKD: jax.Array, mask: jax.Array, heads: int) -> jax.Array:
-        """As `StoredKeyValue.attend`."""
-        if not kernel_attends(q_BKD, self.key.shape[1], heads):
-            return attend_to_rows(q_BKD, self.key, self.value, mask, heads=heads)
-        # Not with the module: Pallas takes a quarter of a second to import.
-        from florence_jax.ops.decode_attention_pallas import attend_to_rows_by_kernel
-
-        return attend_to_rows_by_kernel(q_BKD, self.key, self.value, mask, heads=heads)
+        """As `KVCacheHeadMajor.attend`."""
+        if attention_kernel_supported(q_BKD, self.key.shape[1], heads):
+            return decode_attention(q_BKD, self.key, self.value, mask, heads=heads)
+        return decode_attention_reference(q_BKD, self.key, self.value, mask, heads=heads)
 
 
-Stored = StoredKeyValue | StoredRows
+KVCacheLayer = KVCacheHeadMajor | KVCacheRowMajor
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -129,24 +131,24 @@ def join_heads(x: jax.Array) -> jax.Array:
 
 
 class DecoderCache(NamedTuple):
-    """What the beams of each row have said so far, to attend to.
+    """The self-attention cache of all layers, with the ancestry of the beams.
 
-    Nothing that is written ever moves. Token t of beam k stays in row `t * K + k`, and `ancestors`
-    says which of a token's K rows each beam descends from: reordering the beams moves these few
-    integers, where moving keys and values would copy all of the cache at every step.
+    Rows never move. Token t of beam k stays in row `t * K + k`, and `ancestors` says which of a
+    token's K rows each beam descends from: reordering beams moves these few integers instead of
+    copying all keys and values at every step.
     """
 
-    layers: tuple[Stored, ...]  # of T * K rows each
-    ancestors: jax.Array  # int32[B, K, T]; -1 for tokens that are still to come
+    layers: tuple[KVCacheLayer, ...]  # T * K rows each
+    ancestors: jax.Array  # int32[B, K, T]; -1 for tokens that are not generated yet
 
-    def begin(self, index: jax.Array) -> DecoderCache:
-        """The cache whose token `index` is about to be written by each beam for itself."""
+    def start_step(self, index: jax.Array) -> DecoderCache:
+        """The cache in which every beam is its own ancestor at token `index`."""
         batch, beams, _ = self.ancestors.shape
         itself = jnp.broadcast_to(jnp.arange(beams, dtype=jnp.int32)[:, None], (batch, beams, 1))
         ancestors = lax.dynamic_update_slice_in_dim(self.ancestors, itself, index, axis=2)
         return self._replace(ancestors=ancestors)
 
-    def visible_rows(self) -> jax.Array:
+    def ancestor_mask(self) -> jax.Array:
         """bool[B, K, T * K]: the rows that hold a beam's own history."""
         batch, beams, tokens = self.ancestors.shape
         own = self.ancestors[..., None] == jnp.arange(beams)
@@ -159,21 +161,21 @@ class DecoderCache(NamedTuple):
         )
         return self._replace(ancestors=moved)
 
-    def grow(self, tokens: int) -> DecoderCache:
-        """The same with room for `tokens` tokens: a new allocation, copied once.
+    def resize(self, tokens: int) -> DecoderCache:
+        """The cache with room for `tokens` tokens: a new allocation, copied once.
 
-        Attending over the whole of a small buffer costs less than over a large one that is masked.
+        Attention over all of a small buffer costs less than over a large one that is masked.
         """
         _, beams, held = self.ancestors.shape
         rows = (tokens - held) * beams
         return DecoderCache(
-            tuple(layer.extended(rows) for layer in self.layers),
+            tuple(layer.resize(rows) for layer in self.layers),
             jnp.pad(self.ancestors, ((0, 0), (0, 0), (0, tokens - held)), constant_values=-1),
         )
 
 
 def empty_cache(
-    form: type[Stored],
+    layout: type[KVCacheLayer],
     *,
     layers: int,
     batch: int,
@@ -184,5 +186,5 @@ def empty_cache(
     dtype: jnp.dtype,
 ) -> DecoderCache:
     """A decoder's self-attention cache before its first token."""
-    empty = form.empty(batch, tokens * beams, heads, dim, dtype)
+    empty = layout.empty(batch, tokens * beams, heads, dim, dtype)
     return DecoderCache((empty,) * layers, jnp.full((batch, beams, tokens), -1, jnp.int32))

@@ -10,7 +10,7 @@ from florence_jax.model.model import Params, abstract_params
 from florence_jax.model.projector import cosine_positions
 
 
-def spread_params(config: Florence2Config, seed: int) -> Params:
+def random_params_with_spread_logits(config: Florence2Config, seed: int) -> Params:
     """Random float32 weights that leave nothing at zero and whose logits are far apart.
 
     The usual N(0, 0.02) makes near-uniform predictions, with which a token-exact comparison would

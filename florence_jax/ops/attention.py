@@ -1,4 +1,4 @@
-"""Attention with a float32 softmax, and a gradient that does not lose what queries have in common.
+"""Scaled dot-product attention with a float32 softmax and a numerically careful gradient.
 
 Shapes: Q queries, S keys, E channels of a head.
 """
@@ -11,6 +11,33 @@ import jax
 import jax.numpy as jnp
 
 
+def dot_product_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(q k^T * E^-0.5) v with the softmax in float32.
+
+    Args:
+        q: float[..., Q, E]. k, v: float[..., S, E], the same leading axes.
+        mask: bool, broadcastable to [..., Q, S]; False keys are not attended to.
+        dropout_rate: the share of attention weights to drop.
+        dropout_key: a random key; None turns dropout off.
+
+    Returns:
+        float[..., Q, E], in q's dtype.
+    """
+    kept = None
+    if dropout_key is not None and dropout_rate > 0.0:
+        shape = (*q.shape[:-1], k.shape[-2])
+        kept = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, shape)
+    return softmax_attention(q * q.shape[-1] ** -0.5, k, v, mask, kept, dropout_rate)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def softmax_attention(
     q: jax.Array,
@@ -20,15 +47,13 @@ def softmax_attention(
     kept: jax.Array | None,
     dropout_rate: float,
 ) -> jax.Array:
-    """softmax(q k^T) v, in the dtype of `v`.
+    """softmax(q k^T) v, in the dtype of `v`, with a reverse-mode derivative only (no `jax.jvp`).
 
     Args:
-        q: float[..., Q, E], scaled. k, v: float[..., S, E], the same leading axes.
+        q: float[..., Q, E], already scaled. k, v: float[..., S, E], the same leading axes.
         mask: bool, broadcastable to [..., Q, S]; False keys are not attended to.
-        kept: bool[..., Q, S], the weights that dropout keeps; None for all.
-        dropout_rate: what share of them it drops.
-
-    Has a reverse-mode derivative of its own, and therefore none in forward mode (`jax.jvp`).
+        kept: bool[..., Q, S], the weights that dropout keeps; None keeps all.
+        dropout_rate: the share of weights that dropout removes.
     """
     return _forward(q, k, v, mask, kept, dropout_rate)[0]
 
@@ -44,8 +69,8 @@ def _forward(
     scores = jnp.einsum("...qe,...se->...qs", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    # Divided by its sum after the product with the values, the softmax passes once less over the
-    # scores. Its result does not depend on the maximum, so no gradient need flow through that.
+    # Dividing by the sum after the product with the values saves a pass over the scores. The result
+    # does not depend on the maximum, so no gradient flows through it.
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     total = weights.sum(-1, keepdims=True)
     used = _dropped(weights, kept, dropout_rate).astype(v.dtype)
@@ -56,13 +81,13 @@ def _forward(
 def _backward(dropout_rate: float, residuals: tuple, g: jax.Array) -> tuple:
     q, k, v, mask, kept, weights, total, y = residuals
     by_total = g.astype(jnp.float32) / total
-    # A softmax sees neither what all keys share nor, in its gradient, what all values share: left
-    # in, it is multiplied by rounding errors that should add up to zero.
-    shared = jnp.zeros((), jnp.float32) if kept is not None else _mean_of_rows(v)
+    # A component that all keys share does not change a softmax, nor does one that all values share
+    # change its gradient. Left in, it would multiply rounding errors that should cancel.
+    shared = jnp.zeros((), jnp.float32) if kept is not None else _mean_over_keys(v)
     d_weights = jnp.einsum(
         "...qe,...se->...qs",
         by_total.astype(v.dtype),
-        _without(v, shared),
+        _subtract(v, shared),
         preferred_element_type=jnp.float32,
     )
     d_total = (by_total * (y - shared)).sum(-1, keepdims=True)
@@ -71,7 +96,7 @@ def _backward(dropout_rate: float, residuals: tuple, g: jax.Array) -> tuple:
         d_scores = jnp.where(mask, d_scores, 0.0)
     d_scores = d_scores.astype(q.dtype)
     used = _dropped(weights, kept, dropout_rate).astype(v.dtype)
-    dq = jnp.einsum("...qs,...se->...qe", d_scores, _without(k, _mean_of_rows(k)))
+    dq = jnp.einsum("...qs,...se->...qe", d_scores, _subtract(k, _mean_over_keys(k)))
     dk = jnp.einsum("...qs,...qe->...se", d_scores, q)
     dv = jnp.einsum("...qs,...qe->...se", used, by_total.astype(v.dtype))
     return dq, dk, dv, None, None
@@ -84,9 +109,9 @@ def _dropped(weights: jax.Array, kept: jax.Array | None, rate: float) -> jax.Arr
     return weights if kept is None else jnp.where(kept, weights / (1.0 - rate), 0.0)
 
 
-def _mean_of_rows(x: jax.Array) -> jax.Array:
+def _mean_over_keys(x: jax.Array) -> jax.Array:
     return x.mean(-2, keepdims=True, dtype=jnp.float32)
 
 
-def _without(x: jax.Array, shared: jax.Array) -> jax.Array:
+def _subtract(x: jax.Array, shared: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) - shared).astype(x.dtype)

@@ -1,10 +1,10 @@
-"""A decoding step's attention on XLA:TPU as one Pallas kernel, an example's memory at a time.
+"""Attention of one decoding step over cached keys and values: reference and Pallas TPU kernel.
 
-The step does little but read its memory. XLA:TPU reads it at its speed, but takes five kernels for
-an attention and moves what is between them.
+A step is bound by reading its cache. XLA:TPU reads it at full speed, but uses five kernels for one
+attention and writes what is between them to memory; this kernel keeps it on the chip.
 
-Shapes: B batch, K beams, S stored rows, D channels of all heads, H heads filled up to whole
-        registers, Q = K * H.
+Shapes: B batch, K beams, S cached rows, D channels of all heads, N heads, H heads padded to whole
+        registers, Q = K * H queries.
 """
 
 from __future__ import annotations
@@ -15,19 +15,73 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.ops.davit_attention_tpu import LANES
-from florence_jax.ops.decode_step import attend_to_rows, filled_heads, rows_at_once
-from florence_jax.ops.pallas_primitive import tpu_operation
+from florence_jax.ops.lazy_pallas import pl, pltpu
+from florence_jax.ops.pallas_primitive import (
+    LANES,
+    SUBLANES,
+    VMEM_BUDGET_BYTES,
+    make_pallas_primitive,
+    rows_fill_registers,
+)
 
 # Examples whose queries share registers.
 _GROUP = 8
-_NEVER = jnp.finfo(jnp.float32).min
+_MASKED = jnp.finfo(jnp.float32).min
 
 
-def row_attention_kernel(
+def attention_kernel_supported(q_BKD: jax.Array, cached_rows: int, heads: int) -> bool:
+    """Whether `decode_attention` runs as a kernel for these queries of `cached_rows` rows."""
+    _, beams, dim = q_BKD.shape
+    block = kv_block_size(cached_rows, dim, beams * pad_heads(heads))
+    return rows_fill_registers(q_BKD) and block > 0
+
+
+def pad_heads(heads: int) -> int:
+    """The number of heads rounded up to whole float32 registers."""
+    return -(-heads // SUBLANES) * SUBLANES
+
+
+def kv_block_size(cached_rows: int, dim: int, queries: int) -> int:
+    """Cached rows that the kernel reads at a time, or 0 where no block divides them and fits."""
+    # Bytes: keys and values in bfloat16, double-buffered, and three float32 arrays each of scores
+    # and of outputs.
+    most = (VMEM_BUDGET_BYTES - 3 * 4 * queries * dim) // (2 * 2 * 2 * dim + 3 * 4 * queries)
+    if cached_rows <= most:
+        return cached_rows
+    return max((n for n in range(LANES, most + 1, LANES) if cached_rows % n == 0), default=0)
+
+
+def decode_attention_reference(
+    q_BKD: jax.Array, key_BSD: jax.Array, value_BSD: jax.Array, mask: jax.Array, *, heads: int
+) -> jax.Array:
+    """Multi-head attention of one query per beam over whole cached rows.
+
+    Each head's query is zero outside its own channels, so that keys and values need no split.
+
+    Args:
+        q_BKD: float[B, K, D], not yet scaled.
+        key_BSD: float[B, S, D]. value_BSD: float[B, S, D].
+        mask: bool[B, 1 or K, S]; rows that are False are not attended to.
+        heads: N.
+
+    Returns:
+        float[B, K, D], before the output projection.
+    """
+    batch, queries, dim = q_BKD.shape
+    width = dim // heads
+    own_ND = jnp.arange(dim) // width == jnp.arange(heads)[:, None]
+    q_BKND = jnp.where(own_ND, (q_BKD * width**-0.5)[:, :, None], 0.0)
+    q_BQD = q_BKND.reshape(batch, queries * heads, dim)
+    scores = jnp.einsum("bqd,bsd->bqs", q_BQD, key_BSD, preferred_element_type=jnp.float32)
+    mask = jnp.broadcast_to(mask, (batch, queries, mask.shape[-1]))
+    scores = jnp.where(jnp.repeat(mask, heads, axis=1), scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value_BSD.dtype)
+    y_BQD = jnp.einsum("bqs,bsd->bqd", weights, value_BSD)
+    return jnp.where(own_ND, y_BQD.reshape(q_BKND.shape), 0.0).sum(2)
+
+
+def decode_attention_kernel(
     q_BKD: jax.Array,
     key_BSD: jax.Array,
     value_BSD: jax.Array,
@@ -36,19 +90,19 @@ def row_attention_kernel(
     heads: int,
     interpret: bool = False,
 ) -> jax.Array:
-    """The kernel for `step_forms.attend_to_rows`; with `interpret` on any backend, slowly."""
+    """The Pallas kernel; `interpret` runs it on any backend, slowly."""
     batch, beams, dim = q_BKD.shape
-    stored, asking = key_BSD.shape[1], mask.shape[1]
-    queries = beams * filled_heads(heads)
-    rows = rows_at_once(stored, dim, queries)
+    cached_rows, mask_rows = key_BSD.shape[1], mask.shape[1]
+    queries = beams * pad_heads(heads)
+    rows = kv_block_size(cached_rows, dim, queries)
     # XLA:TPU keeps beams outermost, as they would fill few sublanes of a register.
     group = min(batch, _GROUP)
     few = pl.BlockSpec((beams, group, dim), lambda b, s: (0, lax.div(b, group), 0))
     some = pl.BlockSpec((1, rows, dim), lambda b, s: (b, s, 0))
     y_KBD = pl.pallas_call(
         functools.partial(_kernel, heads=heads),
-        grid=(batch, stored // rows),
-        in_specs=[few, some, some, pl.BlockSpec((1, asking, rows), lambda b, s: (b, 0, s))],
+        grid=(batch, cached_rows // rows),
+        in_specs=[few, some, some, pl.BlockSpec((1, mask_rows, rows), lambda b, s: (b, 0, s))],
         out_specs=few,
         # In float32, of which single rows can be picked: rows of bfloat16 share registers.
         out_shape=jax.ShapeDtypeStruct((beams, batch, dim), jnp.float32),
@@ -59,7 +113,7 @@ def row_attention_kernel(
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
         interpret=interpret,
-        name="row_attention",
+        name="decode_attention",
     )(q_BKD.swapaxes(0, 1).astype(jnp.float32), key_BSD, value_BSD, mask.astype(jnp.int32))
     return y_KBD.swapaxes(0, 1).astype(q_BKD.dtype)
 
@@ -76,14 +130,14 @@ def _kernel(
     *,
     heads: int,
 ) -> None:
-    """One example's softmax over some of its rows, and so far (https://arxiv.org/abs/1805.02867)."""
+    """One example's online softmax over a block of its rows (https://arxiv.org/abs/1805.02867)."""
     beams, group, dim = q_ref.shape
     width, padded = dim // heads, sum_ref.shape[0] // beams
     example = pl.ds(lax.rem(pl.program_id(0), group), 1)
 
     @pl.when(pl.program_id(1) == 0)
     def _begin() -> None:
-        highest_ref[...] = jnp.full(highest_ref.shape, _NEVER)
+        highest_ref[...] = jnp.full(highest_ref.shape, _MASKED)
         total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
         sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
 
@@ -102,7 +156,7 @@ def _kernel(
         preferred_element_type=jnp.float32,
     )
     mask_KHS = jnp.broadcast_to(mask_ref[0][:, None], (beams, padded, mask_ref.shape[-1]))
-    scores_QS = jnp.where(of_queries(mask_KHS) != 0, scores_QS, _NEVER)
+    scores_QS = jnp.where(of_queries(mask_KHS) != 0, scores_QS, _MASKED)
     before = highest_ref[:, :1]
     highest = jnp.maximum(before, scores_QS.max(-1, keepdims=True))
     weights_QS = jnp.exp(scores_QS - highest)
@@ -121,4 +175,6 @@ def _kernel(
         out_ref[:, example] = jnp.where(own_HD, y_KHD, 0.0).sum(1, keepdims=True)
 
 
-attend_to_rows_by_kernel = tpu_operation("row_attention", attend_to_rows, row_attention_kernel, 4)
+decode_attention = make_pallas_primitive(
+    "decode_attention", decode_attention_reference, decode_attention_kernel, batched_args=4
+)

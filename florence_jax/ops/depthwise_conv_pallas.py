@@ -1,7 +1,7 @@
-"""The depthwise convolution and its residual on XLA:TPU as one Pallas kernel, over strips of rows.
+"""Pallas TPU kernel of the depthwise convolution and its residual, over strips of rows.
 
-XLA:TPU puts the batch beside the channels for its own convolution and moves the map there and back
-for it; the kernel reads the map once and writes it once, which is also what bounds it.
+XLA:TPU transposes the map for its own convolution and back. The kernel reads the map once and
+writes it once, and is bound by that memory traffic.
 
 Shapes: B images, H W grid, C channels.
 """
@@ -13,20 +13,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.ops.davit_attention_tpu import LANES
-from florence_jax.ops.depthwise_conv_xla import depthwise_conv_by_convolution, strip_rows
-from florence_jax.ops.pallas_primitive import tpu_operation
+from florence_jax.ops.depthwise_conv_xla import depthwise_conv_xla
+from florence_jax.ops.lazy_pallas import pl, pltpu
+from florence_jax.ops.pallas_primitive import LANES, make_pallas_primitive
+from florence_jax.sharding.activations import batch_is_local
+
+# A tile of fewer rows would read its neighbours' rows too often; a larger tile exceeds VMEM.
+_MIN_ROWS, _MAX_TILE_ELEMENTS = 4, 24 * 192 * 128
 
 
-def strip_kernel(
+def pallas_supported(x_BHWC: jax.Array) -> bool:
+    """Whether `depthwise_conv_pallas` takes this map, bfloat16[B, H, W, C]."""
+    fits = tile_rows(*x_BHWC.shape[1:]) > 0 and batch_is_local(x_BHWC.shape[0])
+    return fits and x_BHWC.dtype == jnp.bfloat16
+
+
+def tile_rows(height: int, width: int, dim: int) -> int:
+    """Rows of the map in one tile of the kernel, or 0 where no tile fits."""
+    fitting = [
+        rows
+        for rows in range(_MIN_ROWS, height + 1)
+        if height % rows == 0 and rows * width * dim <= _MAX_TILE_ELEMENTS
+    ]
+    return max(fitting, default=0) if width % 8 == 0 and dim % LANES == 0 else 0
+
+
+def depthwise_conv_kernel(
     x_BHWC: jax.Array, kernel: jax.Array, bias: jax.Array, *, interpret: bool = False
 ) -> jax.Array:
-    """The kernel; with `interpret` on any backend, slowly."""
+    """The Pallas kernel; `interpret` runs it on any backend, slowly."""
     batch, height, width, dim = x_BHWC.shape
-    rows = strip_rows(height, width, dim)
+    rows = tile_rows(height, width, dim)
     strip = pl.BlockSpec((1, rows, width, dim), lambda b, i: (b, i, 0, 0))
     # The rows beside a strip; at the map's edges any row, as the kernel takes zeros there.
     one = (1, 1, width, dim)
@@ -42,7 +60,7 @@ def strip_kernel(
         out_shape=jax.ShapeDtypeStruct(x_BHWC.shape, x_BHWC.dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 2),
         interpret=interpret,
-        name="depthwise",
+        name="depthwise_conv",
     )(x_BHWC, x_BHWC, x_BHWC, *weights)
 
 
@@ -78,7 +96,7 @@ def _kernel(
             out_ref[0, row, :, lanes] = total.astype(out_ref.dtype)
 
 
-# `depthwise_conv_by_convolution` of bfloat16, rounded once.
-depthwise_conv_by_strips = tpu_operation(
-    "depthwise_strips", depthwise_conv_by_convolution, strip_kernel
+# `depthwise_conv_xla` of bfloat16, rounded once.
+depthwise_conv_pallas = make_pallas_primitive(
+    "depthwise_conv", depthwise_conv_xla, depthwise_conv_kernel
 )

@@ -1,4 +1,4 @@
-"""The depthwise convolution with its residual, and its kernel's gradient, each in several forms.
+"""XLA forms of the depthwise convolution with its residual, and of its kernel's gradient.
 
 Shapes: B images, H W grid, C channels.
 """
@@ -12,20 +12,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from florence_jax.ops.davit_attention_tpu import LANES
-
-# Of a strip: fewer rows would be read again too often, more pixels and channels leave no room.
-_LEAST_ROWS, _MOST_OF_A_STRIP = 4, 24 * 192 * 128
 _TAPS = tuple((row, column) for row in range(3) for column in range(3))
 
 
-def depthwise_conv_by_convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """float[B, H, W, C], [3, 3, 1, C], [C] -> float[B, H, W, C], by the backend's convolution."""
-    return x + (_convolution(x, kernel) + bias)
+def depthwise_conv_xla(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """float[B, H, W, C], [3, 3, 1, C], [C] -> float[B, H, W, C], by XLA's grouped convolution."""
+    return x + (_xla_conv(x, kernel) + bias)
 
 
-def depthwise_conv_by_shifts(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """The same as nine shifted multiply-adds: one fused loop where XLA:CPU's convolution crawls."""
+def depthwise_conv_shifted_fma(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """`depthwise_conv_xla` as nine shifted multiply-adds, one fused loop that XLA:CPU runs fast."""
     height, width = x.shape[1:3]
     padded = _padded(x).astype(jnp.float32)
     taps = kernel.astype(jnp.float32)
@@ -36,28 +32,18 @@ def depthwise_conv_by_shifts(x: jax.Array, kernel: jax.Array, bias: jax.Array) -
     return total.astype(x.dtype)
 
 
-def strip_rows(height: int, width: int, dim: int) -> int:
-    """Rows of a strip for `depthwise_strips`; 0 where a map does not fit."""
-    fitting = [
-        rows
-        for rows in range(_LEAST_ROWS, height + 1)
-        if height % rows == 0 and rows * width * dim <= _MOST_OF_A_STRIP
-    ]
-    return max(fitting, default=0) if width % 8 == 0 and dim % LANES == 0 else 0
-
-
-def taps_by_convolution(x: jax.Array, g: jax.Array) -> jax.Array:
+def kernel_grad_conv(x: jax.Array, g: jax.Array) -> jax.Array:
     """The kernel's gradient [3, 3, 1, C] from the input and the output's gradient."""
     kernel = jax.ShapeDtypeStruct((3, 3, 1, x.shape[-1]), x.dtype)
-    (dkernel,) = jax.linear_transpose(lambda kernel: _convolution(x, kernel), kernel)(g)
+    (dkernel,) = jax.linear_transpose(lambda kernel: _xla_conv(x, kernel), kernel)(g)
     return dkernel
 
 
-def taps_by_rows(x: jax.Array, g: jax.Array) -> jax.Array:
-    """The same, summed up a row of the maps at a time.
+def kernel_grad_rowwise(x: jax.Array, g: jax.Array) -> jax.Array:
+    """`kernel_grad_conv`, accumulated one row of the maps at a time.
 
-    Additions of whole rows fill the vector unit, where XLA:CPU's sums over all but the last axis
-    take six times as long. The images stay apart, so nothing moves between devices that share them.
+    Adding whole rows fills the vector unit; XLA:CPU's sums over all but the last axis take six
+    times as long. Images stay separate, so nothing moves between devices that share a batch.
     """
     height, width = x.shape[1:3]
     padded = _padded(x)
@@ -80,7 +66,7 @@ def _padded(x: jax.Array) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
 
 
-def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _xla_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -91,11 +77,11 @@ def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-def compiled_apart(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def no_inline_jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """`function` as a call that XLA does not inline, so that its result is computed once.
 
-    XLA:CPU otherwise fuses a chain of cheap operations into each of its consumers: a norm and the
-    residual behind a depthwise convolution would compute the convolution four times.
+    XLA:CPU otherwise fuses cheap operations into each of their consumers: a norm and a residual
+    after a depthwise convolution would compute the convolution four times.
     """
     compiled = jax.jit(function)
 

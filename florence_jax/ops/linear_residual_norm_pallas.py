@@ -1,8 +1,8 @@
-"""The end of a decoding step's sublayers on XLA:TPU as one Pallas kernel: projection, sum and norm.
+"""Linear layer, residual and layer norm of a decoding step: reference and Pallas TPU kernel.
 
-A step has so few rows that XLA:TPU spends more on the norm's five kernels than on the product.
+A step has so few rows that XLA:TPU spends more time on the norm's five kernels than on the product.
 
-Shapes: R rows, D model, F channels of what is projected.
+Shapes: B batch, K beams, R = B * K rows, D model, F input channels of the linear layer.
 """
 
 from __future__ import annotations
@@ -12,20 +12,44 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.ops.davit_attention_tpu import LANES
-from florence_jax.ops.decode_step import project_and_norm
-from florence_jax.ops.layer_norm_gelu import LAYER_NORM_EPSILON
-from florence_jax.ops.pallas_primitive import tpu_operation
+from florence_jax.ops.layer_norm_gelu import LAYER_NORM_EPSILON, layer_norm
+from florence_jax.ops.lazy_pallas import pl, pltpu
+from florence_jax.ops.pallas_primitive import LANES, make_pallas_primitive, rows_fill_registers
 
-# Rows of a step, and the most channels that are projected at a time: while one part is multiplied,
-# the kernel's next part comes.
-ROWS, PART = 256, 1024
+# Largest row block and largest block of input channels; the next one loads during each product.
+ROWS, CHANNELS = 256, 1024
+# The widest model whose row block and weights were made to fit in VMEM.
+_MAX_DIM = 1024
 
 
-def project_kernel(
+def linear_norm_kernel_supported(x_BKD: jax.Array, in_channels: int) -> bool:
+    """Whether `linear_residual_norm` runs as a kernel for `in_channels` projected onto x."""
+    whole = in_channels % LANES == 0 and x_BKD.shape[-1] <= _MAX_DIM
+    return whole and rows_fill_registers(x_BKD)
+
+
+def linear_residual_norm_reference(
+    x: jax.Array,
+    y: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    scale: jax.Array,
+    shift: jax.Array,
+) -> jax.Array:
+    """layer_norm(x + (y @ kernel + bias)), the end of a post-norm sublayer.
+
+    Args:
+        x: float[..., D]. y: float[..., F].
+        kernel: float[F, D]. bias, scale, shift: float[D].
+
+    Returns:
+        float[..., D].
+    """
+    return layer_norm(x + (y @ kernel + bias), scale, shift)
+
+
+def linear_residual_norm_kernel(
     x_BKD: jax.Array,
     y_BKF: jax.Array,
     kernel: jax.Array,
@@ -35,13 +59,13 @@ def project_kernel(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """The kernel for `step_forms.project_and_norm`; with `interpret` on any backend, slowly."""
+    """The Pallas kernel; `interpret` runs it on any backend, slowly."""
     batch, beams, dim = x_BKD.shape
     # XLA:TPU keeps beams outermost, as they would fill few sublanes of a register.
     x_RD, y_RF = (a.swapaxes(0, 1).reshape(-1, a.shape[-1]) for a in (x_BKD, y_BKF))
     tokens, channels = y_RF.shape
     rows = min(ROWS, tokens)
-    part = max(n for n in range(LANES, PART + 1, LANES) if channels % n == 0)
+    part = max(n for n in range(LANES, CHANNELS + 1, LANES) if channels % n == 0)
     some = pl.BlockSpec((rows, dim), lambda i, j: (i, 0))
     vector = pl.BlockSpec((1, dim), lambda i, j: (0, 0))
     out_RD = pl.pallas_call(
@@ -60,7 +84,7 @@ def project_kernel(
         scratch_shapes=[pltpu.VMEM((rows, dim), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
-        name="project",
+        name="linear_residual_norm",
     )(x_RD, y_RF, kernel, *(leaf.astype(jnp.float32)[None] for leaf in (bias, scale, shift)))
     return out_RD.reshape(beams, batch, dim).swapaxes(0, 1)
 
@@ -75,7 +99,7 @@ def _kernel(
     out_ref: Any,
     total_ref: Any,
 ) -> None:
-    """In float32 but for the product."""
+    """Everything but the product is computed in float32."""
 
     @pl.when(pl.program_id(1) == 0)
     def _begin() -> None:
@@ -92,4 +116,9 @@ def _kernel(
         out_ref[...] = (centred * inverse * scale_ref[...] + shift_ref[...]).astype(out_ref.dtype)
 
 
-project_and_norm_by_kernel = tpu_operation("project", project_and_norm, project_kernel, 2)
+linear_residual_norm = make_pallas_primitive(
+    "linear_residual_norm",
+    linear_residual_norm_reference,
+    linear_residual_norm_kernel,
+    batched_args=2,
+)

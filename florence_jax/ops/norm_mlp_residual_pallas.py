@@ -1,9 +1,9 @@
-"""Norm, MLP and residual on XLA:TPU as one Pallas kernel, some rows at a time.
+"""Layer norm, MLP and residual of DaViT: reference and Pallas TPU kernel.
 
-XLA:TPU writes the hidden activations, four times the map, to memory and reads them again, and takes
-the norm's sums and its float32 copy in kernels of their own. Here a row is read and written once.
+XLA:TPU writes the hidden activations, four times the map, to memory and reads them again, and uses
+separate kernels for the norm's sums and its float32 copy. This kernel reads and writes a row once.
 
-Shapes: S tokens, C channels, F hidden channels.
+Shapes: B images, H W grid, S tokens, C channels, F hidden channels.
 """
 
 from __future__ import annotations
@@ -13,33 +13,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.model.layers import gelu
-from florence_jax.ops.davit_attention_tpu import LANES, gelu_by_exponential
-from florence_jax.ops.layer_norm_gelu import LAYER_NORM_EPSILON, layer_norm
-from florence_jax.ops.pallas_primitive import ROOM, tpu_operation
+from florence_jax.ops.layer_norm_gelu import LAYER_NORM_EPSILON, gelu, gelu_poly_bf16, layer_norm
+from florence_jax.ops.lazy_pallas import pl, pltpu
+from florence_jax.ops.pallas_primitive import LANES, VMEM_BUDGET_BYTES, make_pallas_primitive
+from florence_jax.sharding.activations import batch_is_local
 
-# Rows of a step, and hidden channels of which the products are made at a time.
+# Row block, and hidden channels per matrix product.
 ROWS, CHUNK = 512, 512
+# The widest map whose row block and smallest weight block still fit in VMEM.
+_MAX_CHANNELS = 1024
 
 
-def plain_form(x: jax.Array, *weights: jax.Array) -> jax.Array:
+def pallas_supported(x_BHWC: jax.Array, hidden_channels: int) -> bool:
+    """Whether `norm_mlp_residual` takes this map, bfloat16[B, H, W, C]."""
+    dim = x_BHWC.shape[-1]
+    whole = dim % LANES == 0 and hidden_channels % LANES == 0 and dim <= _MAX_CHANNELS
+    return whole and x_BHWC.dtype == jnp.bfloat16 and batch_is_local(x_BHWC.shape[0])
+
+
+def reference(x: jax.Array, *weights: jax.Array) -> jax.Array:
+    """x + mlp(layer_norm(x)), x float[..., C]; weights in the order of the first line."""
     scale, shift, kernel1, bias1, kernel2, bias2 = weights
     hidden = layer_norm(x, scale, shift) @ kernel1 + bias1
     return x + (gelu(hidden) @ kernel2 + bias2)
 
 
-def row_kernel(x: jax.Array, *weights: jax.Array, interpret: bool = False) -> jax.Array:
-    """The kernel, for float[..., C]; with `interpret` on any backend, slowly."""
+def norm_mlp_residual_kernel(
+    x: jax.Array, *weights: jax.Array, interpret: bool = False
+) -> jax.Array:
+    """The Pallas kernel; `interpret` runs it on any backend, slowly."""
     x_SC = x.reshape(-1, x.shape[-1])
     tokens, dim = x_SC.shape
     scale, shift, kernel1, bias1, kernel2, bias2 = weights
     hidden = kernel1.shape[1]
     rows = min(ROWS, tokens)
     parts = (n for n in range(1, hidden // LANES + 1) if hidden % (n * LANES) == 0)
-    part = next(hidden // n for n in parts if _bytes(rows, dim, hidden // n) <= ROOM)
+    part = next(hidden // n for n in parts if _bytes(rows, dim, hidden // n) <= VMEM_BUDGET_BYTES)
     some = pl.BlockSpec((rows, dim), lambda i, j: (i, 0))
     vector = pl.BlockSpec((1, dim), lambda i, j: (0, 0))
 
@@ -63,13 +73,13 @@ def row_kernel(x: jax.Array, *weights: jax.Array, interpret: bool = False) -> ja
         scratch_shapes=[pltpu.VMEM((rows, dim), x_SC.dtype), pltpu.VMEM((rows, dim), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
-        name="mlp",
+        name="norm_mlp_residual",
     )(x_SC, row(scale), row(shift), kernel1, row(bias1), kernel2, row(bias2))
     return y_SC.reshape(x.shape)
 
 
 def _bytes(rows: int, dim: int, part: int) -> int:
-    """Two of each block that comes or goes, in bfloat16, and the scratch."""
+    """VMEM of double-buffered bfloat16 blocks and the scratch."""
     return 2 * 2 * (2 * part * dim + 2 * rows * dim) + (2 + 4) * rows * dim
 
 
@@ -85,7 +95,7 @@ def _kernel(
     normed_ref: Any,
     total_ref: Any,
 ) -> None:
-    """In float32 but for the products."""
+    """Everything but the products is computed in float32."""
     part = kernel1_ref.shape[1]
 
     @pl.when(pl.program_id(1) == 0)
@@ -100,7 +110,7 @@ def _kernel(
     for start in range(0, part, CHUNK):
         own = slice(start, min(start + CHUNK, part))
         hidden = _product(normed_ref[...], kernel1_ref[:, own]) + bias1_ref[:, own]
-        total += _product(gelu_by_exponential(hidden).astype(x_ref.dtype), kernel2_ref[own])
+        total += _product(gelu_poly_bf16(hidden).astype(x_ref.dtype), kernel2_ref[own])
     total_ref[...] = total
 
     @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
@@ -112,5 +122,5 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.dot(x, y, preferred_element_type=jnp.float32)
 
 
-# `plain_form` of bfloat16, with fewer roundings.
-mlp_by_rows = tpu_operation("mlp_rows", plain_form, row_kernel)
+# `reference` of bfloat16, with fewer roundings.
+norm_mlp_residual = make_pallas_primitive("norm_mlp_residual", reference, norm_mlp_residual_kernel)

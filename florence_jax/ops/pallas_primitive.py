@@ -1,4 +1,4 @@
-"""What a TPU kernel needs around it to be an operation like any other."""
+"""Make a JAX primitive of a TPU kernel: dispatched by platform, differentiable, sharded."""
 
 from __future__ import annotations
 
@@ -7,38 +7,48 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AbstractMesh, get_abstract_mesh, use_abstract_mesh
 
-from florence_jax.sharding.activations import by_rows
+from florence_jax.sharding.activations import batch_is_local, map_batch_shards
 
-# What share a register: neighbouring values of the last axis, and rows of float32.
+# A vector register holds 128 neighbouring values of the last axis (lanes) by 8 float32 rows
+# (sublanes); XLA:TPU pads the last axis of every array to whole lanes.
 LANES, SUBLANES = 128, 8
-# Bytes of the 16 MiB that a kernel may use on every generation of TPUs, less what temporaries take.
-ROOM = 12 * 2**20
+# Every TPU generation has 16 MiB of VMEM per core; temporaries take the rest.
+VMEM_BUDGET_BYTES = 12 * 2**20
 
 Options = tuple[tuple[str, Hashable], ...]
 
 
-def tpu_operation(
-    name: str, plain_form: Callable[..., Any], kernel: Callable[..., Any], rows: int = 1
+def make_pallas_primitive(
+    name: str, reference: Callable[..., Any], kernel: Callable[..., Any], batched_args: int = 1
 ) -> Callable[..., Any]:
-    """`kernel` on TPUs; on other platforms, differentiated or mapped over, `plain_form`.
+    """An operation that runs `kernel` on TPUs, and `reference` elsewhere and when transformed.
 
-    Both take so many arrays of `rows`, then weights, and options; they return an array of rows, or
-    a tuple of them. On a mesh that divides the rows each device runs the kernel on its own (see
-    `rows_are_local`).
+    The operation is a primitive because a program for several platforms (`jax.export`) holds every
+    branch for each of them, and Pallas cannot lower a TPU kernel for a CPU. Differentiation and
+    `jax.vmap` use the reference. On a mesh that divides the batch, each device runs the kernel on
+    its own rows (see `batch_is_local`).
 
-    A primitive of our own, and not the kernel alone: a program for several platforms (`jax.export`)
-    holds every branch for each of them, and Pallas refuses to be written down for a CPU.
+    Args:
+        name: the primitive's name.
+        reference: takes `batched_args` arrays with a leading batch axis, then weights, then keyword
+            options; returns one array or a tuple of arrays with a leading batch axis.
+        kernel: the same signature, for TPUs.
+        batched_args: how many of the leading arguments have a batch axis.
+
+    Returns:
+        A function with the signature of `reference`.
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
 
     def plain(options: Options) -> Callable[..., tuple[jax.Array, ...]]:
-        return lambda *arguments: _several(plain_form(*arguments, **dict(options)))
+        return lambda *arguments: _as_tuple(reference(*arguments, **dict(options)))
 
     # Lowering knows neither the mesh that an operation was traced in nor its axes that were manual.
     def call(*arguments: jax.Array, **options: Hashable) -> Any:
@@ -62,7 +72,11 @@ def tpu_operation(
     ) -> tuple[jax.Array, ...]:
         with use_abstract_mesh(mesh):
             own = functools.partial(kernel, **dict(options))
-            return _several(by_rows(own, *arguments[:rows], whole=arguments[rows:]))
+            return _as_tuple(
+                map_batch_shards(
+                    own, *arguments[:batched_args], replicated=arguments[batched_args:]
+                )
+            )
 
     def derivative(
         primals: Sequence[Any], tangents: Sequence[Any], *, mesh: AbstractMesh, options: Options
@@ -86,5 +100,11 @@ def tpu_operation(
     return call
 
 
-def _several(results: Any) -> tuple[jax.Array, ...]:
+def rows_fill_registers(x_BKD: jax.Array) -> bool:
+    """Whether a step's activations are bfloat16 of whole lanes, each example's on one device."""
+    whole = x_BKD.shape[-1] % LANES == 0
+    return whole and x_BKD.dtype == jnp.bfloat16 and batch_is_local(x_BKD.shape[0])
+
+
+def _as_tuple(results: Any) -> tuple[jax.Array, ...]:
     return results if isinstance(results, tuple) else (results,)

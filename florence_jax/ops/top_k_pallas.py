@@ -1,4 +1,4 @@
-"""The highest scores of each row on XLA:TPU as one Pallas kernel, which reads a row once.
+"""Pallas TPU kernel that finds the highest scores of each row in one pass over the row.
 
 Shapes: R rows, V scores of a row, G groups of neighbours, N of the highest.
 """
@@ -12,18 +12,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.ops.pallas_primitive import LANES, ROOM, SUBLANES
+from florence_jax.ops.lazy_pallas import pl, pltpu
+from florence_jax.ops.pallas_primitive import LANES, SUBLANES, VMEM_BUDGET_BYTES
+from florence_jax.sharding.activations import batch_is_local
 
+# Rows of more groups do not fit in VMEM eight at a time.
+_MAX_GROUPS = 1024
 _NOWHERE = jnp.iinfo(jnp.int32).max
 
 
-def top_kernel(
+def top_k_kernel_supported(scores: jax.Array, count: int) -> bool:
+    """Whether `top_k_kernel` takes float[..., V] scores."""
+    groups = -(-scores.shape[-1] // LANES)
+    fits = count < groups <= _MAX_GROUPS and scores.dtype == jnp.float32
+    return fits and batch_is_local(scores.shape[0])
+
+
+def top_k_kernel(
     scores: jax.Array, *, count: int, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """`stepping.best` of float32[..., V]; with `interpret` on any backend, slowly."""
+    """`top_k` of float32[..., V] as a Pallas kernel; `interpret` runs it on any backend, slowly."""
     vocab = scores.shape[-1]
     # XLA:TPU keeps beams outermost, as they would fill few sublanes of a register.
     batch_inside = jnp.moveaxis(scores, 0, -2)
@@ -31,7 +40,7 @@ def top_kernel(
     total = len(scores_RV)
     padded = pl.cdiv(vocab, LANES) * LANES
     # Two of each block, as the next comes meanwhile.
-    most = ROOM // (2 * 4 * padded) // SUBLANES * SUBLANES
+    most = VMEM_BUDGET_BYTES // (2 * 4 * padded) // SUBLANES * SUBLANES
     rows = min(total, most)
     some = pl.BlockSpec((rows, count), lambda i: (i, 0))
     values, places = pl.pallas_call(
@@ -46,7 +55,7 @@ def top_kernel(
         scratch_shapes=[pltpu.VMEM((rows, count * LANES), scores.dtype)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         interpret=interpret,
-        name="top",
+        name="top_k",
     )(scores_RV)
     shape = *batch_inside.shape[:-1], count
     values, places = (jnp.moveaxis(found.reshape(shape), -2, 0) for found in (values, places))
@@ -56,7 +65,7 @@ def top_kernel(
 def _kernel(
     scores_ref: Any, values_ref: Any, places_ref: Any, candidates_ref: Any, *, vocab: int
 ) -> None:
-    """As `stepping.best_of_groups`, which says why a few groups are enough."""
+    """As `top_k_two_stage`, which says why a few groups are enough."""
     rows, count = values_ref.shape
     groups = scores_ref.shape[1] // LANES
     lane = lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)

@@ -15,19 +15,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from florence_jax.ops.davit_attention_tpu import LANES, window_attention
-from florence_jax.ops.pallas_primitive import tpu_operation
-from florence_jax.ops.window_partition import (
-    HEAD_DIM,
-    SIDE,
-    from_windows,
-    into_windows,
-    strip_columns,
+from florence_jax.ops.lazy_pallas import pl, pltpu
+from florence_jax.ops.pallas_primitive import LANES, make_pallas_primitive
+from florence_jax.ops.window_attention import (
+    window_attention_folded,
+    window_partition,
+    window_reverse,
 )
+from florence_jax.sharding.activations import batch_is_local
 
+# The published models' window side and head width, which the kernel is written for.
+SIDE, HEAD_DIM = 12, 32
+# Largest widths whose weights and strip still fit in VMEM.
+_MAX_CHANNELS, _MAX_STRIP_ELEMENTS_PER_ROW = 512, 192 * 128
 # How scores fill the lanes: a window's first 128 keys for each of the four heads in a block of
 # channels, then what is left of all four.
 TOKENS, HEADS = SIDE * SIDE, LANES // HEAD_DIM
@@ -37,13 +38,35 @@ KEYS = (HEADS + 1) * LANES
 PACKED, ROWS = 2, 16
 
 
-def plain_form(x_BHWC: jax.Array, *weights: jax.Array) -> jax.Array:
+def pallas_supported(
+    x_BHWC: jax.Array | jax.ShapeDtypeStruct, *, side: int, num_heads: int
+) -> bool:
+    """Whether `window_attention` takes this map, bfloat16[B, H, W, C]."""
+    height, width, dim = x_BHWC.shape[1:]
+    published = side == SIDE and dim == num_heads * HEAD_DIM and x_BHWC.dtype == jnp.bfloat16
+    whole = height % SIDE == 0 and dim % LANES == 0 and tile_width(width, dim) > 0
+    return published and whole and dim <= _MAX_CHANNELS and batch_is_local(x_BHWC.shape[0])
+
+
+def tile_width(width: int, dim: int) -> int:
+    """Columns of a kernel's tile: as many pairs of windows as fit in VMEM, or 0."""
+    pair = 2 * SIDE
+    fitting = [
+        columns
+        for columns in range(pair, width + 1, pair)
+        if width % columns == 0 and columns * dim <= _MAX_STRIP_ELEMENTS_PER_ROW
+    ]
+    return max(fitting, default=0)
+
+
+def reference(x_BHWC: jax.Array, *weights: jax.Array) -> jax.Array:
+    """The same numbers without a kernel: float[B, H, W, C] -> float[B, H, W, C]."""
     heads = x_BHWC.shape[-1] // HEAD_DIM
-    y_BSC = window_attention(into_windows(x_BHWC, SIDE), *weights, num_heads=heads)
-    return from_windows(y_BSC, x_BHWC.shape, SIDE)
+    y_BSC = window_attention_folded(window_partition(x_BHWC, SIDE), *weights, num_heads=heads)
+    return window_reverse(y_BSC, x_BHWC.shape, SIDE)
 
 
-def strip_kernel(
+def window_attention_kernel(
     x_BHWC: jax.Array,
     qkv_kernel: jax.Array,
     qkv_bias: jax.Array,
@@ -52,9 +75,9 @@ def strip_kernel(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """The kernel; with `interpret` on any backend, slowly."""
+    """The Pallas kernel; `interpret` runs it on any backend, slowly."""
     batch, height, width, dim = x_BHWC.shape
-    columns = strip_columns(width, dim)
+    columns = tile_width(width, dim)
     tokens = SIDE * columns
     strip = pl.BlockSpec((1, SIDE, columns, dim), lambda b, i, j: (b, i, j, 0))
     weights = [qkv_kernel, _row(qkv_bias), proj_kernel, _row(proj_bias)]
@@ -216,5 +239,6 @@ def _attend(qkv_ref: Any, mixed_ref: Any, *buffers: Any) -> None:
     mix(jnp.int32(count - 1), 1)
 
 
-# `lane_forms.window_attention` of a map's windows, for maps that fit, bfloat16 throughout.
-attend_by_strips = tpu_operation("window_strips", plain_form, strip_kernel)
+# QKV projection, window attention and output projection of a whole map, bfloat16[B, H, W, C], for
+# maps that `pallas_supported` accepts.
+window_attention = make_pallas_primitive("window_attention", reference, window_attention_kernel)

@@ -3,7 +3,7 @@
 Knows no model: parameters are paths with shapes.
 """
 
-from florence_jax.sharding.activations import axis_size, by_rows, constrain
+from florence_jax.sharding.activations import axis_size, constrain, map_batch_shards
 from florence_jax.sharding.arrays import (
     data_share,
     global_batch,
@@ -41,13 +41,13 @@ __all__ = [
     "batch_axes",
     "batch_parts",
     "batch_sharding",
-    "by_rows",
     "constrain",
     "data_share",
     "global_batch",
     "load_rules",
     "make_layout",
     "make_mesh",
+    "map_batch_shards",
     "mesh_of",
     "pad_rows",
     "padded_rows",

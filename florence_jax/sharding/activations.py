@@ -1,4 +1,4 @@
-"""The hooks for code that knows no mesh, where the compiler divides badly by itself.
+"""Sharding hooks inside the model, for operations that the compiler divides badly by itself.
 
 Without a mesh (`using`) it does nothing, so a module never knows whether there is one.
 """
@@ -34,23 +34,23 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
 
 
-def by_rows(
-    function: Callable[..., Any], *arrays: jax.Array, whole: Sequence[jax.Array] = ()
+def map_batch_shards(
+    function: Callable[..., Any], *arrays: jax.Array, replicated: Sequence[jax.Array] = ()
 ) -> Any:
-    """`function(*arrays, *whole)` for each entry of the arrays' first axis alone, device by device.
+    """`function(*arrays, *replicated)`, run by each device on its own shard of the batch.
 
-    For what the compiler does not divide: it would collect a `top_k` or a scatter of all devices'
-    rows on each of them, and cannot cut a kernel at all. Every device has all of `whole`.
+    The compiler would gather all rows of a `top_k` or a scatter on every device, and cannot divide
+    a Pallas kernel at all. `function` must treat the rows of the first axis independently.
     """
     mesh = get_abstract_mesh()
     # Where axes are manual, `arrays` are one device's already.
     parts = 1 if mesh.empty or mesh.manual_axes else batch_parts(mesh)
     if parts == 1 or any(array.shape[0] % parts for array in arrays):
-        return function(*arrays, *whole)
+        return function(*arrays, *replicated)
     rows = PartitionSpec(batch_axes(mesh))
-    given = (*(rows for _ in arrays), *(PartitionSpec() for _ in whole))
+    given = (*(rows for _ in arrays), *(PartitionSpec() for _ in replicated))
     divided = jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=rows, check_vma=False)
-    return divided(*arrays, *whole)
+    return divided(*arrays, *replicated)
 
 
 def axis_size(axis: str) -> int:
@@ -58,11 +58,11 @@ def axis_size(axis: str) -> int:
     return get_abstract_mesh().shape.get(axis, 1)
 
 
-def rows_are_local(batch: int) -> bool:
-    """Whether `by_rows` gives each device its own of so many rows, and all of what they need.
+def batch_is_local(batch: int) -> bool:
+    """Whether each device holds whole rows of a batch of this size and all weights they need.
 
-    Not where heads are divided (`tensor`), and not without a mesh where there are several devices,
-    as inputs may then lie on any of them, in any way.
+    False on a mesh that divides heads (`tensor`), and with several devices but no mesh, where
+    inputs may be placed in any way.
     """
     mesh = get_abstract_mesh()
     if mesh.empty:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from florence_jax.checkpoint import save_checkpoint
-from florence_jax.model import spread_params
+from florence_jax.model import random_params_with_spread_logits
 from tests.train.runs import ARCHITECTURE, a_config
 from train.start import prepare_start
 
@@ -35,4 +35,9 @@ config = dataclasses.replace(
 def save_random(directory):
     """A checkpoint of the recipe's sizes with random weights."""
     start = prepare_start(config, directory.with_name(f"{directory.name}-files"))
-    save_checkpoint(directory, start.config, spread_params(start.config, 0), files=start.files)
+    save_checkpoint(
+        directory,
+        start.config,
+        random_params_with_spread_logits(start.config, 0),
+        files=start.files,
+    )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from convert.reference import native_model, spread_params
+from convert.reference import native_model, random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.bench import roofline
 from florence_jax.bench.roofline import Ceilings, Work
@@ -16,7 +16,7 @@ from florence_jax.model import abstract_params
 @pytest.fixture(scope="module")
 def reference():
     config = configs.tiny()
-    model = native_model(config, spread_params(config, 0))
+    model = native_model(config, random_params_with_spread_logits(config, 0))
     # torch's counter passes over its fused attention on the CPU.
     model.set_attn_implementation("eager")
     return config, model
@@ -51,7 +51,7 @@ def test_first_token_and_cross_attention(reference):
         hidden = decoder(input_ids=torch.zeros((1, 1), dtype=int), encoder_hidden_states=memory)
         return model.lm_head(hidden.last_hidden_state)
 
-    expected = roofline.cross_key_values(config, 30) + roofline.token(config, 30, 0)
+    expected = roofline.cross_attention_cache(config, 30) + roofline.token(config, 30, 0)
     assert expected.flops == count(first_token)
 
 
@@ -66,7 +66,7 @@ def test_known_figures(preset, vision, encoder, cross, token):
     found = (
         roofline.vision(config, 768, 768).flops,
         roofline.encoder(config, source).flops,
-        roofline.cross_key_values(config, source).flops,
+        roofline.cross_attention_cache(config, source).flops,
         roofline.token(config, source, 32).flops,
     )
     np.testing.assert_allclose(found, (vision, encoder, cross, token), rtol=0.015)

@@ -82,7 +82,7 @@ def _pipeline(options: argparse.Namespace):
     from florence_jax import config
     from florence_jax.generation import PUBLISHED
     from florence_jax.inference.pipeline import Florence2Pipeline
-    from florence_jax.model import Model, spread_params
+    from florence_jax.model import Model, random_params_with_spread_logits
     from florence_jax.processing import demo_tokenizer
 
     if options.model is not None:
@@ -90,7 +90,8 @@ def _pipeline(options: argparse.Namespace):
     else:
         model = Model(config=config.PRESETS[options.preset](), dtype=options.dtype)
         params = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, options.dtype), spread_params(model.config, 0)
+            lambda leaf: jnp.asarray(leaf, options.dtype),
+            random_params_with_spread_logits(model.config, 0),
         )
         pipeline = Florence2Pipeline(
             model=model, params=params, tokenizer=demo_tokenizer(), generation=PUBLISHED

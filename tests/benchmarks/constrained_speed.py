@@ -42,14 +42,16 @@ def measure(options: argparse.Namespace) -> None:
     from florence_jax.generation import GenerationConfig
     from florence_jax.inference.constrained import AnswerConstraints
     from florence_jax.inference.requests import Request
-    from florence_jax.model import Model, spread_params
+    from florence_jax.model import Model, random_params_with_spread_logits
     from florence_jax.processing import load_tokenizer
 
     room = importlib.import_module("florence_jax.generation.generate")
     config = PRESETS[options.preset]()
     model = Model(config=config, dtype=options.dtype)
     dtype = jnp.dtype(options.dtype)
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), spread_params(config, seed=0))
+    params = jax.tree.map(
+        lambda leaf: leaf.astype(dtype), random_params_with_spread_logits(config, seed=0)
+    )
     constraints = AnswerConstraints(load_tokenizer(options.processor), config.text.vocab_size)
     generator = np.random.default_rng(0)
     length = options.new_tokens

@@ -172,14 +172,14 @@ def _ours(options: argparse.Namespace):
     import jax
 
     from florence_jax.checkpoint.tree import flatten
-    from florence_jax.model import Model, spread_params
+    from florence_jax.model import Model, random_params_with_spread_logits
     from train.optimizer import OptimizerConfig, build_optimizer, learning_rate_schedule
     from train.parameters import split, treatments
     from train.state import new_state
     from train.step import Batch, Objective, build_step
 
     config = _config(options)
-    flat = dict(flatten(spread_params(config, seed=0)))
+    flat = dict(flatten(random_params_with_spread_logits(config, seed=0)))
     settings = OptimizerConfig(learning_rate=LEARNING_RATE, schedule="constant", clip_norm=CLIP)
     treated = treatments(flat, settings.rules, config)
     trainable, frozen = split(flat, treated)
@@ -202,14 +202,16 @@ def _ours(options: argparse.Namespace):
 def _torch(options: argparse.Namespace):
     import torch
 
-    from convert.reference import native_model, spread_params
+    from convert.reference import native_model, random_params_with_spread_logits
     from florence_jax.model import Model
     from train.step import Objective
 
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = _config(options)
-    model = native_model(config, spread_params(config, seed=0)).train().to(device)
+    model = (
+        native_model(config, random_params_with_spread_logits(config, seed=0)).train().to(device)
+    )
     images, prompt, labels = _batch(options)
     pixels = np.array(Objective(model=Model(config=config)).pixels(images)).transpose(0, 3, 1, 2)
     tokens = config.num_image_tokens(options.side, options.side)

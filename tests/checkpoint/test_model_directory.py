@@ -20,7 +20,7 @@ from florence_jax.checkpoint import (
 from florence_jax.checkpoint.tree import flatten
 from florence_jax.config import tiny
 from florence_jax.inference.shapes import SHAPES
-from florence_jax.model import spread_params
+from florence_jax.model import random_params_with_spread_logits
 from florence_jax.processing import demo_tokenizer
 from tests.checkpoint.generated import write_directory
 
@@ -29,7 +29,7 @@ from tests.checkpoint.generated import write_directory
 def base(tmp_path):
     """A small checkpoint in the native naming."""
     config, directory = tiny(), tmp_path / "base"
-    params = spread_params(config, 0)
+    params = random_params_with_spread_logits(config, 0)
     write_directory(directory, dict(torch_tensors(params, "native")), config.to_hf("native"))
     demo_tokenizer().save(directory)
     return directory
@@ -92,7 +92,7 @@ def test_a_run_is_its_export(tmp_path):
     with pytest.raises(CheckpointError, match=r"train\.export .*run --step 10 --out DIR"):
         resolve(step)
     config = tiny()
-    save_checkpoint(run / "export", config, spread_params(config, 0))
+    save_checkpoint(run / "export", config, random_params_with_spread_logits(config, 0))
     assert resolve(run) == run / "export"
     assert load_checkpoint(run).config == config
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.reference import native_model, spread_params
+from convert.reference import native_model, random_params_with_spread_logits
 from convert.stages import Inputs, random_inputs, torch_stages
 from florence_jax.checkpoint.keymap import match_name
 from florence_jax.config import Florence2Config, tiny
@@ -36,7 +36,7 @@ ORIGINAL_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "qkv
 def base_model(seed: int = 0, **changes: Any) -> tuple[Florence2Config, Params]:
     """The tiny sizes with spread weights; `changes` go into the config."""
     config = dataclasses.replace(tiny(), **changes)
-    return config, spread_params(config, seed)
+    return config, random_params_with_spread_logits(config, seed)
 
 
 def example(config: Florence2Config) -> Inputs:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from convert.reference import spread_params
+from convert.reference import random_params_with_spread_logits
 from convert.stages import random_inputs
 from convert.verify_metrics import Row, first_over
 from convert.verify_native import compare_with_native
@@ -39,7 +39,7 @@ def sound():
         patch_prenorm=(False, True),
     )
     config = dataclasses.replace(configs.tiny(), vision=vision)
-    params = spread_params(config, seed=5)
+    params = random_params_with_spread_logits(config, seed=5)
     inputs = random_inputs(Model(config=config), batch=2, size=(40, 56), text=7, target=6, seed=6)
     return config, params, inputs
 

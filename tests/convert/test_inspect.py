@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from convert.inspect import inspect, main
-from convert.reference import spread_params
+from convert.reference import random_params_with_spread_logits
 from florence_jax.adapters.file import FORMAT
 from florence_jax.checkpoint import CheckpointError, save_checkpoint
 from florence_jax.config import PRESETS, tiny
@@ -124,7 +124,7 @@ def test_quirks_of_fine_tunes(tmp_path):
 
 def test_our_own_format(tmp_path):
     config = tiny()
-    save_checkpoint(tmp_path / "ours", config, spread_params(config, 0))
+    save_checkpoint(tmp_path / "ours", config, random_params_with_spread_logits(config, 0))
     found = inspect(tmp_path / "ours")
     assert found["format"] == "florence_jax"
     assert found["variant"] == "tiny"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig as TorchGenerationConfig
 
-from convert.reference import native_model, spread_params
+from convert.reference import native_model, random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig, generate
 from florence_jax.model import Model
@@ -44,7 +44,7 @@ def random_pair(seed: int, **text) -> Pair:
         text=dataclasses.replace(base.text, **sizes),
         image_token_id=sizes["vocab_size"] - 1,
     )
-    params = spread_params(config, seed)
+    params = random_params_with_spread_logits(config, seed)
     # Larger swings of its logit make `</s>` sometimes the best token, as it is in trained models.
     params["shared"]["embedding"][config.text.eos_token_id] *= 1.5
     reference = native_model(config, params)

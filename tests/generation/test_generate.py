@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from convert.reference import spread_params
+from convert.reference import random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.generation import (
     GenerationConfig,
@@ -31,7 +31,7 @@ def tiny():
         base.text, vocab_size=48, max_position_embeddings=96, encoder_layers=1, decoder_layers=1
     )
     config = dataclasses.replace(base, text=text, image_token_id=47)
-    return Model(config=config), jax.device_put(spread_params(config, 4))
+    return Model(config=config), jax.device_put(random_params_with_spread_logits(config, 4))
 
 
 def features(batch: int, seed: int = 0, tokens: int = 5) -> np.ndarray:

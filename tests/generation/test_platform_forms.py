@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from florence_jax.config import tiny
-from florence_jax.generation import GenerationConfig, beam, processors, stepping
+from florence_jax.generation import GenerationConfig, beam, processors
 from florence_jax.model import Model
-from florence_jax.model.random_params import spread_params
+from florence_jax.model.random_params import random_params_with_spread_logits
 from florence_jax.ops import top_k_pallas
+from florence_jax.ops.pallas_primitive import LANES
+from florence_jax.ops.top_k import top_k, top_k_tpu
 
 # Not `generate` itself, which the package offers under the same name.
 room = importlib.import_module("florence_jax.generation.generate")
@@ -33,22 +35,22 @@ def arguments(settings):
     shape = (BATCH, IMAGE_TOKENS, CONFIG.text.d_model)
     return room.prepare(
         Model(config=CONFIG),
-        spread_params(CONFIG, seed=5),
+        random_params_with_spread_logits(CONFIG, seed=5),
         image_features=jnp.asarray(generator.standard_normal(shape, np.float32)),
         input_ids=generator.integers(5, 200, (BATCH, 6)),
         config=settings,
     )
 
 
-def best_on_tpu(scores, count):
-    return stepping.best_on_tpu(scores, count=count)
+def on_tpu(scores, count):
+    return top_k_tpu(scores, count=count)
 
 
-def best_by_kernel(scores, count):
+def on_tpu_by_kernel(scores, count):
     """Where the kernel cannot be used, what is used there."""
-    if scores.shape[-1] <= count * stepping.LANES:
-        return best_on_tpu(scores, count)
-    return top_k_pallas.top_kernel(scores, count=count, interpret=True)
+    if scores.shape[-1] <= count * LANES:
+        return on_tpu(scores, count)
+    return top_k_pallas.top_k_kernel(scores, count=count, interpret=True)
 
 
 @pytest.mark.parametrize("vocab", [3, 100, 4001])
@@ -61,17 +63,17 @@ def test_the_best_do_not_depend_on_the_platform(vocab):
     scores[3] = generator.standard_normal((3, vocab))
     count = min(6, vocab)
     order = np.argsort(-scores, axis=-1, kind="stable")[..., :count]
-    for search in (stepping.best, best_on_tpu, best_by_kernel):
+    for search in (top_k, on_tpu, on_tpu_by_kernel):
         values, places = jax.jit(search, static_argnums=1)(scores, count)
         np.testing.assert_array_equal(places, order)
         np.testing.assert_array_equal(values, np.take_along_axis(scores, order, -1))
 
 
 def test_rows_of_scores_that_do_not_fill_the_kernels_last_step(monkeypatch):
-    monkeypatch.setattr(top_k_pallas, "ROOM", 8 * 2 * 4 * 1024)
+    monkeypatch.setattr(top_k_pallas, "VMEM_BUDGET_BYTES", 8 * 2 * 4 * 1024)
     scores = np.random.default_rng(0).standard_normal((5, 3, 1000), np.float32)
     order = np.argsort(-scores, axis=-1)[..., :4]
-    values, places = top_k_pallas.top_kernel(jnp.asarray(scores), count=4, interpret=True)
+    values, places = top_k_pallas.top_k_kernel(jnp.asarray(scores), count=4, interpret=True)
     np.testing.assert_array_equal(places, order)
     np.testing.assert_array_equal(values, np.take_along_axis(scores, order, -1))
 
@@ -79,7 +81,7 @@ def test_rows_of_scores_that_do_not_fill_the_kernels_last_step(monkeypatch):
 def test_scores_that_are_no_numbers_are_found_within_the_row():
     """Whatever they mean: what the kernel reads for them must exist."""
     scores = jnp.full((2, 1000), jnp.nan).at[1].set(jnp.arange(1000.0))
-    _, places = top_k_pallas.top_kernel(scores, count=3, interpret=True)
+    _, places = top_k_pallas.top_k_kernel(scores, count=3, interpret=True)
     assert (places[0] < 1000).all()
     np.testing.assert_array_equal(places[1], [999, 998, 997])
 
@@ -100,7 +102,7 @@ def test_marks_do_not_depend_on_the_platform(vocab):
 
 def test_each_platform_searches_in_its_form():
     scores = jax.ShapeDtypeStruct((2, 3, 4001), jnp.float32)
-    traced = jax.jit(stepping.best, static_argnums=1).trace(scores, 6)
+    traced = jax.jit(top_k, static_argnums=1).trace(scores, 6)
     for platform, searched in (("cpu", True), ("cuda", True), ("tpu", False)):
         assert ("top_k" in traced.lower(lowering_platforms=(platform,)).as_text()) == searched
 
@@ -116,7 +118,7 @@ def test_each_platform_marks_in_its_form():
         assert ("stablehlo.scatter" in text) == scattered
 
 
-@pytest.mark.parametrize("search", [best_on_tpu, best_by_kernel])
+@pytest.mark.parametrize("search", [on_tpu, on_tpu_by_kernel])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_tokens_do_not_depend_on_the_platform(monkeypatch, name, search):
     prepared = arguments(SETTINGS[name])
@@ -128,7 +130,7 @@ def test_tokens_do_not_depend_on_the_platform(monkeypatch, name, search):
             return forms["tpu"](*operands)
 
     monkeypatch.setattr(room, "lax", OnTpu)
-    monkeypatch.setattr(beam, "best", search)
+    monkeypatch.setattr(beam, "top_k", search)
     monkeypatch.setattr(processors, "mark_by_scatter", processors.mark_by_products)
     program = jax.jit(room.generate_program.__wrapped__, static_argnums=(0, 1, 2))
     found = program(*prepared).trimmed()

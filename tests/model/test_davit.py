@@ -7,20 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.reference import native_model, spread_params
+from convert.reference import native_model, random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.model import Model
-from florence_jax.model.layers import attend, drop_path, dropout
+from florence_jax.model.layers import drop_path, dropout
+from florence_jax.ops.attention import dot_product_attention
 from florence_jax.ops.depthwise_conv_xla import (
-    compiled_apart,
-    depthwise_conv_by_convolution,
-    depthwise_conv_by_shifts,
+    depthwise_conv_shifted_fma,
+    depthwise_conv_xla,
+    no_inline_jit,
 )
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 5, 8), (1, 1, 1, 4), (1, 16, 16, 3)])
 @pytest.mark.parametrize(
-    "form", [depthwise_conv_by_shifts, compiled_apart(depthwise_conv_by_shifts)]
+    "form", [depthwise_conv_shifted_fma, no_inline_jit(depthwise_conv_shifted_fma)]
 )
 def test_depthwise_forms_agree_forward_and_backward(form, shape):
     channels = shape[-1]
@@ -38,7 +39,7 @@ def test_depthwise_forms_agree_forward_and_backward(form, shape):
         (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*operands)
         return [y, *gradients]
 
-    expected = value_and_gradients(depthwise_conv_by_convolution)
+    expected = value_and_gradients(depthwise_conv_xla)
     for ours, theirs in zip(value_and_gradients(form), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -53,7 +54,7 @@ def test_attention_divided_last_is_softmax_attention():
         return jnp.einsum("bnqs,bnse->bnqe", jax.nn.softmax(scores, axis=-1), v)
 
     def ours(q, k, v):
-        return attend(q, k, v, mask=mask)
+        return dot_product_attention(q, k, v, mask=mask)
 
     np.testing.assert_allclose(ours(q, k, v), softmax_first(q, k, v), rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(
@@ -68,8 +69,8 @@ def test_attention_divided_last_is_softmax_attention():
 
 def test_drop_path_rates_are_the_references():
     config = configs.tiny()
-    reference = native_model(config, spread_params(config, seed=0))
-    tower = Model(config=config).bind(spread_params(config, seed=0)).vision_tower
+    reference = native_model(config, random_params_with_spread_logits(config, seed=0))
+    tower = Model(config=config).bind(random_params_with_spread_logits(config, seed=0)).vision_tower
     for stage, blocks in zip(tower.stages, reference.model.vision_tower.blocks, strict=True):
         for rates, theirs in zip(stage.drop_path_rates, blocks, strict=True):
             for rate, side in zip(rates, ("spatial", "channel"), strict=True):
@@ -102,7 +103,7 @@ def test_a_key_turns_on_randomness_everywhere_and_only_then():
         config, vision=dataclasses.replace(config.vision, drop_path_rate=0.5)
     )
     model = Model(config=config)
-    params = spread_params(config, seed=1)
+    params = random_params_with_spread_logits(config, seed=1)
     pixels = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
     ids = jnp.ones((2, 4), jnp.int32) * 5
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.reference import spread_params
+from convert.reference import random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.checkpoint.tree import flatten
 from florence_jax.model import Model, abstract_params
@@ -61,7 +61,7 @@ def test_initialisation_follows_the_reference():
 def test_frames_follow_the_original_formula():
     """Several frames exist in the original alone; this is its projector, written out in numpy."""
     config = configs.tiny()
-    model, params = Model(config=config), spread_params(config, seed=5)
+    model, params = Model(config=config), random_params_with_spread_logits(config, seed=5)
     batch, frames, size = 2, 3, 96
     pixels = np.random.default_rng(0).standard_normal((batch, frames, size, size, 3))
 
@@ -88,7 +88,7 @@ def test_frames_follow_the_original_formula():
 
 def test_one_frame_is_an_image():
     config = configs.tiny()
-    model, params = Model(config=config), spread_params(config, seed=6)
+    model, params = Model(config=config), random_params_with_spread_logits(config, seed=6)
     image = jax.random.normal(jax.random.key(0), (1, 64, 96, 3))
     np.testing.assert_array_equal(
         model.encode_image(params, image), model.encode_image(params, image[:, None])
@@ -105,7 +105,7 @@ def test_cosine_positions_are_the_original_table():
 
 def test_padding_does_not_change_the_answer():
     config = configs.tiny()
-    model, params = Model(config=config), spread_params(config, seed=7)
+    model, params = Model(config=config), random_params_with_spread_logits(config, seed=7)
     pixels = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
     ids = jnp.array([[0, 44, 17, 2]])
     decoder_ids = jnp.array([[2, 0, 9]])
@@ -122,7 +122,7 @@ def test_padding_does_not_change_the_answer():
 
 def test_limits_are_named():
     config = configs.tiny()
-    model, params = Model(config=config), spread_params(config, seed=8)
+    model, params = Model(config=config), random_params_with_spread_logits(config, seed=8)
     with pytest.raises(ValueError, match="grid of 51 x 24 cells, but the position table holds 50"):
         model.encode_image(params, jnp.zeros((1, 1632, 768, 3)))
     with pytest.raises(
@@ -147,7 +147,7 @@ def test_limits_are_named():
 
 def test_foreign_params_are_named():
     model = Model(config=configs.tiny())
-    params = spread_params(configs.tiny(), seed=9)
+    params = random_params_with_spread_logits(configs.tiny(), seed=9)
     del params["encoder"]["embedding_norm"]
     params["head"] = np.zeros(3)
     with pytest.raises(ValueError, match=r"missing: encoder/embedding_norm/bias.*unexpected: head"):
@@ -156,7 +156,7 @@ def test_foreign_params_are_named():
 
 def test_the_compute_dtype_is_the_models_not_the_weights():
     config = configs.tiny()
-    params = spread_params(config, seed=10)
+    params = random_params_with_spread_logits(config, seed=10)
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
     image = jnp.ones((1, 64, 64, 3))
     assert Model(config=config, dtype="bfloat16").encode_image(params, image).dtype == jnp.bfloat16

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from florence_jax.model.kv_cache import StoredKeyValue, StoredRows, empty_cache
+from florence_jax.model.kv_cache import KVCacheHeadMajor, KVCacheRowMajor, empty_cache
 
 BATCH, BEAMS, HEADS, DIM, TOKENS = 2, 3, 4, 32, 5
 
@@ -21,7 +21,7 @@ def test_both_forms_answer_alike_after_reordering_and_growing():
             dim=DIM,
             dtype=jnp.dtype("float32"),
         )
-        for form in (StoredKeyValue, StoredRows)
+        for form in (KVCacheHeadMajor, KVCacheRowMajor)
     ]
     generator = np.random.default_rng(0)
     answers = []
@@ -30,22 +30,22 @@ def test_both_forms_answer_alike_after_reordering_and_growing():
         parents = generator.integers(BEAMS, size=(BATCH, BEAMS))
         for number, cache in enumerate(caches):
             if index == 2:
-                cache = cache.grow(TOKENS)
-            cache = cache.begin(jnp.int32(index))
+                cache = cache.resize(TOKENS)
+            cache = cache.start_step(jnp.int32(index))
             own = cache.layers[0].write(key, value, jnp.int32(index * BEAMS))
-            answers.append(own.attend(jnp.asarray(query), cache.visible_rows(), HEADS))
+            answers.append(own.attend(jnp.asarray(query), cache.ancestor_mask(), HEADS))
             cache = cache._replace(layers=(own,)).reorder(jnp.asarray(parents))
             caches[number] = cache
-    by_heads, by_rows = np.stack(answers[::2]), np.stack(answers[1::2])
-    np.testing.assert_allclose(by_rows, by_heads, rtol=0, atol=1e-6)
+    head_major, row_major = np.stack(answers[::2]), np.stack(answers[1::2])
+    np.testing.assert_allclose(row_major, head_major, rtol=0, atol=1e-6)
     # The first token's queries see one row each: their own value.
-    assert np.abs(by_heads[-1]).max() > 0.01
+    assert np.abs(head_major[-1]).max() > 0.01
     key, value = caches[0].layers[0]
     rows = caches[1].layers[0]
     np.testing.assert_array_equal(_rows(key.swapaxes(-2, -1)), rows.key)
     np.testing.assert_array_equal(_rows(value), rows.value)
 
 
-def _rows(by_heads: jax.Array) -> np.ndarray:
-    moved = np.moveaxis(np.asarray(by_heads), 1, 2)
+def _rows(head_major: jax.Array) -> np.ndarray:
+    moved = np.moveaxis(np.asarray(head_major), 1, 2)
     return moved.reshape(*moved.shape[:2], DIM)

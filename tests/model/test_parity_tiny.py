@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.reference import native_model, spread_params
+from convert.reference import native_model, random_params_with_spread_logits
 from convert.stages import Inputs, compare, jax_stages, random_inputs, torch_stages
 from florence_jax import config as configs
 from florence_jax.checkpoint import load_checkpoint
@@ -109,7 +109,7 @@ def assert_stages_agree(model, params, inputs, bound):
 @pytest.mark.parametrize("size", [(224, 224), (384, 384), (768, 768), (160, 352)])
 def test_native_class_every_stage(size):
     config = configs.tiny()
-    model, params = Model(config=config), spread_params(config, seed=sum(size))
+    model, params = Model(config=config), random_params_with_spread_logits(config, seed=sum(size))
     inputs = random_inputs(model, batch=2, size=size, text=9, target=7, seed=1)
     assert_stages_agree(model, params, inputs, lambda _, largest: SPREAD_TOLERANCE * largest)
 
@@ -132,10 +132,10 @@ def test_original_weights_in_native_class_every_stage(name):
     assert_stages_agree(model, params, inputs, bound)
 
 
-@pytest.mark.parametrize("whole_rows", [False, True])
-def test_cached_steps_equal_teacher_forcing(whole_rows):
+@pytest.mark.parametrize("row_major", [False, True])
+def test_cached_steps_equal_teacher_forcing(row_major):
     config = configs.tiny()
-    model, params = Model(config=config), spread_params(config, seed=3)
+    model, params = Model(config=config), random_params_with_spread_logits(config, seed=3)
     inputs = random_inputs(model, batch=2, size=(96, 96), text=6, target=9, seed=2)
     beams = 3
 
@@ -145,8 +145,8 @@ def test_cached_steps_equal_teacher_forcing(whole_rows):
         features = module.encode_image(inputs.pixel_values)
         memory, mask = module.encode(features, inputs.input_ids, inputs.attention_mask)
         full = module.decode(inputs.decoder_input_ids, memory, mask)
-        cross = module.decoder_cross_kv(memory, whole_rows=whole_rows)
-        cache = module.init_cache(2, beams, 16, whole_rows=whole_rows)
+        cross = module.cross_attention_cache(memory, row_major=row_major)
+        cache = module.init_cache(2, beams, 16, row_major=row_major)
         steps = []
         for index in range(inputs.decoder_input_ids.shape[1]):
             tokens = jnp.repeat(inputs.decoder_input_ids[:, index, None], beams, axis=1)
@@ -163,7 +163,7 @@ def test_cached_steps_equal_teacher_forcing(whole_rows):
 
 def test_untied_head_and_output_bias():
     config = dataclasses.replace(configs.tiny(), tie_word_embeddings=False, final_logits_bias=True)
-    params = spread_params(config, seed=4)
+    params = random_params_with_spread_logits(config, seed=4)
     model = Model(config=config)
     inputs = random_inputs(model, batch=1, size=(64, 64), text=5, target=4, seed=3)
     bias = params.pop("final_logits_bias")

@@ -15,7 +15,7 @@ from flax import nnx
 from florence_jax.config import base
 from florence_jax.model import davit, layers
 from florence_jax.ops import depthwise_conv_pallas, depthwise_conv_xla, norm_mlp_residual_pallas
-from florence_jax.sharding.activations import rows_are_local
+from florence_jax.sharding.activations import batch_is_local
 from tests.ops.kernel_checks import check_against_float32, draw
 
 DIM = 256
@@ -38,23 +38,23 @@ def draw_mlp(tokens, dim=DIM, hidden=4 * DIM):
 
 
 DEPTHWISE = (
-    depthwise_conv_xla.depthwise_conv_by_convolution,
-    depthwise_conv_pallas.strip_kernel,
-    depthwise_conv_pallas.depthwise_conv_by_strips,
+    depthwise_conv_xla.depthwise_conv_xla,
+    depthwise_conv_pallas.depthwise_conv_kernel,
+    depthwise_conv_pallas.depthwise_conv_pallas,
 )
 MLP = (
-    norm_mlp_residual_pallas.plain_form,
-    norm_mlp_residual_pallas.row_kernel,
-    norm_mlp_residual_pallas.mlp_by_rows,
+    norm_mlp_residual_pallas.reference,
+    norm_mlp_residual_pallas.norm_mlp_residual_kernel,
+    norm_mlp_residual_pallas.norm_mlp_residual,
 )
 
 
 @pytest.mark.parametrize("rows", [24, 8, 4])
 def test_depthwise(rows, monkeypatch):
     """Strips that reach both edges of the map, one edge, none."""
-    monkeypatch.setattr(depthwise_conv_xla, "_MOST_OF_A_STRIP", rows * 16 * DIM)
+    monkeypatch.setattr(depthwise_conv_pallas, "_MAX_TILE_ELEMENTS", rows * 16 * DIM)
     arguments = draw_depthwise()
-    assert depthwise_conv_xla.strip_rows(24, 16, DIM) == rows
+    assert depthwise_conv_pallas.tile_rows(24, 16, DIM) == rows
     ours, true = check_against_float32(*DEPTHWISE[:2], arguments)
     # Summed in float32 and rounded once.
     np.testing.assert_allclose(ours.astype(np.float32), true, rtol=2**-8, atol=1e-6)
@@ -68,7 +68,7 @@ def test_mlp(tokens, hidden, parts, monkeypatch):
     """Rows that fill the steps and that do not; hidden channels at once, in chunks, in turns."""
     if parts > 1:
         room = norm_mlp_residual_pallas._bytes(min(512, tokens), DIM, hidden // parts)
-        monkeypatch.setattr(norm_mlp_residual_pallas, "ROOM", room)
+        monkeypatch.setattr(norm_mlp_residual_pallas, "VMEM_BUDGET_BYTES", room)
     ours, true = check_against_float32(*MLP[:2], draw_mlp(tokens, hidden=hidden))
     np.testing.assert_allclose(ours.astype(np.float32), true, rtol=0.02, atol=0.05)
 
@@ -86,7 +86,7 @@ def test_plain_forms_are_the_layers():
     norm.scale[...], norm.bias[...] = scale, shift
     mlp.fc1.kernel[...], mlp.fc1.bias[...] = kernel1, bias1
     mlp.fc2.kernel[...], mlp.fc2.bias[...] = kernel2, bias2
-    plain = norm_mlp_residual_pallas.plain_form(x, scale, shift, kernel1, bias1, kernel2, bias2)
+    plain = norm_mlp_residual_pallas.reference(x, scale, shift, kernel1, bias1, kernel2, bias2)
     np.testing.assert_array_equal(plain, x + mlp(norm(x)))
 
 
@@ -100,7 +100,7 @@ def test_a_block_hands_its_weights_to_the_kernel():
     block.norm2.scale[...] = 1.0 + jnp.arange(DIM) / DIM
     x = jax.random.normal(jax.random.key(3), (1, 24, 24, DIM))
     expected = x + block.mlp_branch(x)
-    np.testing.assert_allclose(block.mlp_by_rows(x), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(block._mlp_residual_pallas(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_gradients_and_maps_are_the_plain_forms(forms, arguments):
     np.testing.assert_array_equal(mapped, expected)
 
 
-KERNELS = ("depthwise", "window_attention", "mlp")
+KERNELS = ("depthwise_conv", "window_attention", "norm_mlp_residual")
 
 
 def lowered(block, platform, *, shape=(1, 24, 24, DIM), dtype=jnp.bfloat16, drop=None):
@@ -154,14 +154,14 @@ def test_only_tpu_is_given_the_kernels():
 def test_what_the_kernels_cannot_take_goes_without():
     adapted = spatial_block()
     adapted.mlp.fc2.adapter = lambda x: x[:, :DIM]
-    assert kernels(adapted, "tpu") == {**ALL, "mlp": 0}
+    assert kernels(adapted, "tpu") == {**ALL, "norm_mlp_residual": 0}
     assert kernels(spatial_block(), "tpu", dtype=jnp.float32) == NONE
     # Columns that fill no register and make no pair of windows, and rows that make no strips.
     narrow = kernels(spatial_block(), "tpu", shape=(1, 24, 12, DIM))
-    assert narrow == {"depthwise": 0, "window_attention": 0, "mlp": 1}
-    assert kernels(spatial_block(), "tpu", shape=(1, 97, 24, DIM)) == {**ALL, "depthwise": 0}
+    assert narrow == {"depthwise_conv": 0, "window_attention": 0, "norm_mlp_residual": 1}
+    assert kernels(spatial_block(), "tpu", shape=(1, 97, 24, DIM)) == {**ALL, "depthwise_conv": 0}
     dropped = davit.DropPath((0.1, 0.1), jax.random.split(jax.random.key(0), (2, 2)))
-    assert kernels(spatial_block(), "tpu", drop=dropped) == {**ALL, "mlp": 0}
+    assert kernels(spatial_block(), "tpu", drop=dropped) == {**ALL, "norm_mlp_residual": 0}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_each_device_runs_the_kernels_on_its_rows(mesh, rows, local):
     axes = (jax.sharding.AxisType.Auto,) * len(mesh)
     abstract = jax.sharding.AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=axes)
     with jax.sharding.use_abstract_mesh(abstract):
-        assert rows_are_local(rows) == local
+        assert batch_is_local(rows) == local
         text = lowered(spatial_block(), "tpu", shape=(rows, 24, 24, DIM))
     assert count(text) == (ALL if local else NONE)
     # Each of one row, whatever the number of devices.

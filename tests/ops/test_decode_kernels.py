@@ -14,8 +14,8 @@ import pytest
 
 from florence_jax.config import tiny
 from florence_jax.generation import GenerationConfig
-from florence_jax.model import Model, spread_params
-from florence_jax.ops import decode_attention_pallas, decode_step, linear_residual_norm_pallas
+from florence_jax.model import Model, bart, kv_cache, random_params_with_spread_logits
+from florence_jax.ops import decode_attention_pallas, linear_residual_norm_pallas
 from florence_jax.quantization import quantize
 from tests.ops.kernel_checks import check_against_float32, draw, error
 
@@ -59,8 +59,8 @@ def draw_attention(batch, beams, stored, *, own=True):
 def test_attention(batch, beams, stored, own):
     arguments = draw_attention(batch, beams, stored, own=own)
     check(
-        decode_step.attend_to_rows,
-        decode_attention_pallas.row_attention_kernel,
+        decode_attention_pallas.decode_attention_reference,
+        decode_attention_pallas.decode_attention_kernel,
         arguments,
         heads=HEADS,
     )
@@ -68,17 +68,17 @@ def test_attention(batch, beams, stored, own):
 
 def test_attention_to_many_rows_at_a_time(monkeypatch):
     """Three times 128 rows, of which a query may see none in one and all in another."""
-    queries = 3 * decode_step.filled_heads(HEADS)
+    queries = 3 * decode_attention_pallas.pad_heads(HEADS)
     room = 3 * 4 * queries * DIM + 200 * (8 * DIM + 12 * queries)
-    monkeypatch.setattr(decode_step, "ROOM", room)
-    assert decode_step.rows_at_once(384, DIM, queries) == 128
+    monkeypatch.setattr(decode_attention_pallas, "VMEM_BUDGET_BYTES", room)
+    assert decode_attention_pallas.kv_block_size(384, DIM, queries) == 128
     q, key, value, mask = draw_attention(2, 3, 384)
     # Higher scores later on, so that what was summed up before must fade.
     key = key.at[:, 256:].multiply(2.0)
     mask = mask.at[0, 0, :128].set(False).at[0, 1, 128:].set(False).at[1, 2].set(True)
     check(
-        decode_step.attend_to_rows,
-        decode_attention_pallas.row_attention_kernel,
+        decode_attention_pallas.decode_attention_reference,
+        decode_attention_pallas.decode_attention_kernel,
         (q, key, value, mask),
         heads=HEADS,
     )
@@ -87,7 +87,7 @@ def test_attention_to_many_rows_at_a_time(monkeypatch):
 def test_attention_to_nothing_is_the_mean():
     """As in the plain form, which has no other answer for an example that is all padding."""
     q, key, value, mask = draw_attention(2, 2, 48)
-    ours = decode_attention_pallas.row_attention_kernel(
+    ours = decode_attention_pallas.decode_attention_kernel(
         q, key, value, jnp.zeros_like(mask), heads=HEADS, interpret=True
     )
     mean = jnp.broadcast_to(value.astype(jnp.float32).mean(1, keepdims=True), q.shape)
@@ -105,7 +105,11 @@ def test_projection(batch, channels):
         ((DIM,), 1.0),
         ((DIM,), 0.3),
     )
-    check(decode_step.project_and_norm, linear_residual_norm_pallas.project_kernel, arguments)
+    check(
+        linear_residual_norm_pallas.linear_residual_norm_reference,
+        linear_residual_norm_pallas.linear_residual_norm_kernel,
+        arguments,
+    )
 
 
 def prepared(dtype="bfloat16", params=None, *, config=CONFIG):
@@ -113,7 +117,7 @@ def prepared(dtype="bfloat16", params=None, *, config=CONFIG):
     model = Model(config=config, dtype=dtype)
     return room.prepare(
         model,
-        spread_params(config, seed=5) if params is None else params,
+        random_params_with_spread_logits(config, seed=5) if params is None else params,
         image_features=jnp.asarray(
             generator.standard_normal((2, 37, config.text.d_model), np.float32)
         ),
@@ -127,7 +131,7 @@ def kernels(arguments, platform="tpu"):
     return set(re.findall(r'kernel_name = "(\w+)"', text))
 
 
-ALL = {"row_attention", "project", "top"}
+ALL = {"decode_attention", "linear_residual_norm", "top_k"}
 
 
 def test_only_tpu_is_given_the_kernels():
@@ -137,14 +141,14 @@ def test_only_tpu_is_given_the_kernels():
 
 
 def test_what_the_kernels_cannot_take_goes_without(monkeypatch, fresh_traces):
-    assert kernels(prepared("float32")) == {"top"}
-    assert kernels(prepared(config=tiny())) == {"top"}  # 24 channels
-    quantized = quantize(spread_params(CONFIG, seed=5))
-    assert kernels(prepared(params=quantized)) == ALL - {"project"}
+    assert kernels(prepared("float32")) == {"top_k"}
+    assert kernels(prepared(config=tiny())) == {"top_k"}  # 24 channels
+    quantized = quantize(random_params_with_spread_logits(CONFIG, seed=5))
+    assert kernels(prepared(params=quantized)) == ALL - {"linear_residual_norm"}
     # Queries of a beam's own rows, where no number of rows fits.
-    monkeypatch.setattr(decode_step, "ROOM", 0)
+    monkeypatch.setattr(decode_attention_pallas, "VMEM_BUDGET_BYTES", 0)
     jax.clear_caches()
-    assert kernels(prepared()) == ALL - {"row_attention"}
+    assert kernels(prepared()) == ALL - {"decode_attention"}
 
 
 @pytest.mark.parametrize(("axes", "local"), [({"data": 2}, True), ({"tensor": 2}, False)])
@@ -160,7 +164,7 @@ def test_steps_with_the_kernels_are_no_further_from_the_truth(monkeypatch, fresh
     """Layers hand queries, caches and weights to them as they take them."""
     generator = np.random.default_rng(2)
     tokens = generator.integers(5, 200, (6, 3, 3))
-    params = spread_params(CONFIG, seed=5)
+    params = random_params_with_spread_logits(CONFIG, seed=5)
     # Biases and norms other than at initialisation, where they are all zeros and ones.
     params = jax.tree.map(
         lambda leaf: (
@@ -175,9 +179,9 @@ def test_steps_with_the_kernels_are_no_further_from_the_truth(monkeypatch, fresh
 
     def run(dtype):
         module = Model(config=CONFIG, dtype=dtype).bind(params)
-        cross = module.decoder_cross_kv(jnp.asarray(memory, dtype), whole_rows=True)
+        cross = module.cross_attention_cache(jnp.asarray(memory, dtype), row_major=True)
         known = jnp.arange(43) < jnp.asarray([[43], [20], [1]])
-        held, steps = module.init_cache(3, 3, 8, whole_rows=True), []
+        held, steps = module.init_cache(3, 3, 8, row_major=True), []
         for index in range(len(tokens)):
             logits, held = module.decode_step(tokens[index], jnp.int32(index), held, cross, known)
             held = held.reorder(jnp.asarray(parents[index]))
@@ -194,24 +198,24 @@ def test_steps_with_the_kernels_are_no_further_from_the_truth(monkeypatch, fresh
 
         return call
 
-    for room, name, kernel in (
+    for module, name, kernel in (
         (
-            decode_attention_pallas,
-            "attend_to_rows_by_kernel",
-            decode_attention_pallas.row_attention_kernel,
+            kv_cache,
+            "decode_attention",
+            decode_attention_pallas.decode_attention_kernel,
         ),
         (
-            linear_residual_norm_pallas,
-            "project_and_norm_by_kernel",
-            linear_residual_norm_pallas.project_kernel,
+            bart,
+            "linear_residual_norm",
+            linear_residual_norm_pallas.linear_residual_norm_kernel,
         ),
     ):
-        monkeypatch.setattr(room, name, interpreted(kernel))
+        monkeypatch.setattr(module, name, interpreted(kernel))
     jax.clear_caches()
     ours = run("bfloat16")
     assert set(calls) == {
-        decode_attention_pallas.row_attention_kernel,
-        linear_residual_norm_pallas.project_kernel,
+        decode_attention_pallas.decode_attention_kernel,
+        linear_residual_norm_pallas.linear_residual_norm_kernel,
     }
     assert float(jnp.abs(true).max()) > 1.0
     assert error(ours, true) <= 1.05 * error(plain, true)

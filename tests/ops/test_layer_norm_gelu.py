@@ -8,11 +8,11 @@ import torch
 
 from florence_jax.ops.depthwise_conv import depthwise_conv
 from florence_jax.ops.depthwise_conv_xla import (
-    depthwise_conv_by_convolution,
-    taps_by_convolution,
-    taps_by_rows,
+    depthwise_conv_xla,
+    kernel_grad_conv,
+    kernel_grad_rowwise,
 )
-from florence_jax.ops.layer_norm_gelu import LAYER_NORM_EPSILON, gelu_by_erf, layer_norm
+from florence_jax.ops.layer_norm_gelu import LAYER_NORM_EPSILON, gelu_exact, layer_norm
 
 
 def draw(*shapes):
@@ -61,28 +61,28 @@ def test_gelu_beside_torch():
     x = np.linspace(-8.0, 8.0, 4001).astype(np.float32)
     theirs = torch.from_numpy(x).requires_grad_()
     torch.nn.functional.gelu(theirs).sum().backward()
-    slope = jax.vmap(jax.grad(gelu_by_erf))(x)
+    slope = jax.vmap(jax.grad(gelu_exact))(x)
     np.testing.assert_allclose(slope, theirs.grad.numpy(), rtol=0, atol=3e-7)
-    _, forward_mode = jax.jvp(gelu_by_erf, (jnp.asarray(x),), (jnp.ones_like(x),))
+    _, forward_mode = jax.jvp(gelu_exact, (jnp.asarray(x),), (jnp.ones_like(x),))
     np.testing.assert_array_equal(forward_mode, slope)
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 5, 8), (1, 1, 1, 4), (3, 2, 9, 3)])
 def test_depthwise(shape):
     operands = draw(shape, (3, 3, 1, shape[-1]), shape[-1:])
-    assert_equal_gradients(depthwise_conv, depthwise_conv_by_convolution, *operands)
+    assert_equal_gradients(depthwise_conv, depthwise_conv_xla, *operands)
     x, g = draw(shape, shape)
-    by_rows, by_convolution = taps_by_rows(x, g), taps_by_convolution(x, g)
-    np.testing.assert_allclose(by_rows, by_convolution, rtol=0, atol=2e-5)
+    map_batch_shards, by_convolution = kernel_grad_rowwise(x, g), kernel_grad_conv(x, g)
+    np.testing.assert_allclose(map_batch_shards, by_convolution, rtol=0, atol=2e-5)
 
 
 def test_they_work_under_vmap_remat_and_jit():
     def block(x, kernel, scale, bias):
         y = depthwise_conv(x, kernel, bias)
-        return gelu_by_erf(layer_norm(y, scale, bias))
+        return gelu_exact(layer_norm(y, scale, bias))
 
     def derived(x, kernel, scale, bias):
-        y = depthwise_conv_by_convolution(x, kernel, bias)
+        y = depthwise_conv_xla(x, kernel, bias)
         return jax.nn.gelu(derived_norm(y, scale, bias), approximate=False)
 
     def mapped(function):
@@ -103,4 +103,4 @@ def test_nothing_is_kept_that_can_be_had_from_the_input():
 
     assert sizes(layer_norm, x, scale, bias)[:3] == [x.size, 2 * 8 * 8, 2 * 8 * 8]
     assert sizes(depthwise_conv, x, kernel, bias)[:2] == [x.size, kernel.size]
-    assert sizes(gelu_by_erf, x)[:1] == [x.size]
+    assert sizes(gelu_exact, x)[:1] == [x.size]

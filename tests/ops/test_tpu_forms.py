@@ -12,10 +12,13 @@ from flax import nnx
 
 from florence_jax import config as configs
 from florence_jax.model import Model, davit
-from florence_jax.model.layers import strided_conv
 from florence_jax.model.model import abstract_params
-from florence_jax.ops import davit_attention_tpu
-from florence_jax.ops.layer_norm_gelu import gelu_by_erf
+from florence_jax.ops.layer_norm_gelu import gelu_exact, gelu_poly_bf16
+from florence_jax.ops.strided_conv import (
+    _xla_conv,
+    conv_space_to_depth,
+    space_to_depth_applies,
+)
 
 
 def assert_agree(ours, theirs, *arguments):
@@ -46,17 +49,17 @@ def randomised(module):
     def form(name):
         return lambda params, x: getattr(nnx.merge(graphdef, params), name)(x)
 
-    return params, form("by_lanes"), form("by_heads")
+    return params, form("_folded"), form("_reference")
 
 
 def assert_forms_agree(module, x):
-    params, lanes, heads = randomised(module)
-    np.testing.assert_allclose(lanes(params, x), heads(params, x), rtol=1e-4, atol=1e-5)
+    params, folded, reference = randomised(module)
+    np.testing.assert_allclose(folded(params, x), reference(params, x), rtol=1e-4, atol=1e-5)
 
     def loss(form):
         return lambda params, x: jnp.sum(jnp.sin(form(params, x)))
 
-    ours, theirs = (jax.grad(loss(form), (0, 1))(params, x) for form in (lanes, heads))
+    ours, theirs = (jax.grad(loss(form), (0, 1))(params, x) for form in (folded, reference))
     for own, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4 * np.abs(other).max() + 1e-6)
 
@@ -92,17 +95,17 @@ def test_an_adapter_is_never_bypassed():
 
 @pytest.mark.parametrize(("size", "stride", "padding"), [(7, 4, 3), (3, 2, 1), (4, 4, 0)])
 def test_strided_convolution(size, stride, padding):
-    assert davit_attention_tpu.columns_fit(24, size=size, stride=stride, padding=padding)
+    assert space_to_depth_applies(24, size=size, stride=stride, padding=padding)
     assert_agree(
-        functools.partial(davit_attention_tpu.conv_by_columns, stride=stride, padding=padding),
-        functools.partial(strided_conv, stride=stride, padding=padding),
+        functools.partial(conv_space_to_depth, stride=stride, padding=padding),
+        functools.partial(_xla_conv, stride=stride, padding=padding),
         *draw((2, 22, 24, 3), (size, size, 3, 5)),
     )
 
 
 def test_columns_that_do_not_fit_are_refused():
-    assert not davit_attention_tpu.columns_fit(25, size=7, stride=4, padding=3)
-    assert not davit_attention_tpu.columns_fit(24, size=5, stride=4, padding=3), "one output more"
+    assert not space_to_depth_applies(25, size=7, stride=4, padding=3)
+    assert not space_to_depth_applies(24, size=5, stride=4, padding=3), "one output more"
 
 
 def test_gelu_rounds_like_the_true_one():
@@ -110,14 +113,14 @@ def test_gelu_rounds_like_the_true_one():
     numbers = every.astype(np.float32)
     every = every[np.isfinite(numbers) & (np.abs(numbers) < 4) & (np.abs(numbers) > 1e-3)]
     true = [x * 0.5 * math.erfc(-x / math.sqrt(2)) for x in every.astype(np.float64)]
-    ours = np.asarray(davit_attention_tpu.gelu_by_exponential(jnp.asarray(every)))
+    ours = np.asarray(gelu_poly_bf16(jnp.asarray(every)))
     np.testing.assert_array_equal(ours, np.asarray(true).astype(ml_dtypes.bfloat16))
 
 
 def test_gelu_far_out():
     x = jnp.asarray([-3e38, -1e4, -40.0, -9.0, -6.0, 0.0, 6.0, 9.0, 40.0, 1e4, 3e38], jnp.bfloat16)
-    ours = davit_attention_tpu.gelu_by_exponential(x).astype(np.float32)
-    np.testing.assert_allclose(ours, gelu_by_erf(x).astype(np.float32), rtol=0, atol=1e-8)
+    ours = gelu_poly_bf16(x).astype(np.float32)
+    np.testing.assert_allclose(ours, gelu_exact(x).astype(np.float32), rtol=0, atol=1e-8)
 
 
 def test_gelu_gradient():
@@ -126,9 +129,7 @@ def test_gelu_gradient():
     def slope(form):
         return jax.vmap(jax.grad(lambda v: form(v).astype(jnp.float32)))(x)
 
-    np.testing.assert_allclose(
-        slope(davit_attention_tpu.gelu_by_exponential), slope(gelu_by_erf), rtol=0, atol=1e-4
-    )
+    np.testing.assert_allclose(slope(gelu_poly_bf16), slope(gelu_exact), rtol=0, atol=1e-4)
 
 
 def lowered(platform):

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from florence_jax.model import davit
-from florence_jax.ops import window_attention_pallas, window_partition
+from florence_jax.ops import window_attention_pallas
 
 DIM = 256
 
@@ -41,17 +41,17 @@ def error(ours, true):
 
 @pytest.fixture
 def narrow_strips(monkeypatch):
-    monkeypatch.setattr(window_partition, "_MOST_OF_A_ROW", 24 * DIM)
+    monkeypatch.setattr(window_attention_pallas, "_MAX_STRIP_ELEMENTS_PER_ROW", 24 * DIM)
 
 
 def test_kernel(narrow_strips):
     """Strips above and beside each other, two blocks of channels: no farther from float32's answer
     than the plain form in bfloat16, and wrong nowhere."""
     arguments = draw(24, 48)
-    assert window_partition.strip_columns(48, DIM) == 24
-    true = window_attention_pallas.plain_form(*wide(arguments))
-    ours = window_attention_pallas.strip_kernel(*arguments, interpret=True)
-    plain = window_attention_pallas.plain_form(*arguments)
+    assert window_attention_pallas.tile_width(48, DIM) == 24
+    true = window_attention_pallas.reference(*wide(arguments))
+    ours = window_attention_pallas.window_attention_kernel(*arguments, interpret=True)
+    plain = window_attention_pallas.reference(*arguments)
     assert error(ours, true) <= error(plain, true)
     np.testing.assert_allclose(ours.astype(np.float32), true, rtol=0.02, atol=0.03)
     assert ours.dtype == plain.dtype == jnp.bfloat16
@@ -63,7 +63,7 @@ def test_plain_form_is_the_layers():
     layer = attention()
     layer.qkv.kernel[...], layer.qkv.bias[...] = qkv_kernel, qkv_bias
     layer.proj.kernel[...], layer.proj.bias[...] = proj_kernel, proj_bias
-    plain = window_attention_pallas.plain_form(x, qkv_kernel, qkv_bias, proj_kernel, proj_bias)
+    plain = window_attention_pallas.reference(x, qkv_kernel, qkv_bias, proj_kernel, proj_bias)
     np.testing.assert_allclose(plain, layer(x), rtol=1e-4, atol=1e-5)
 
 
@@ -78,8 +78,8 @@ def test_gradients_are_the_plain_forms():
         return jax.jit(jax.grad(loss, tuple(range(5))))(*arguments)
 
     for ours, plain in zip(
-        gradients(window_attention_pallas.attend_by_strips),
-        gradients(window_attention_pallas.plain_form),
+        gradients(window_attention_pallas.window_attention),
+        gradients(window_attention_pallas.reference),
         strict=True,
     ):
         assert float(jnp.abs(plain.astype(jnp.float32)).max()) > 0
@@ -93,8 +93,8 @@ def test_it_is_mapped_and_differentiated_forward_as_the_plain_form():
         lambda form: jax.vmap(form, (0, *[None] * 4))(maps, *arguments[1:]),
         lambda form: jax.jvp(lambda x: form(x, *arguments[1:]), arguments[:1], arguments[:1])[1],
     ):
-        ours = transform(window_attention_pallas.attend_by_strips)
-        np.testing.assert_array_equal(ours, transform(window_attention_pallas.plain_form))
+        ours = transform(window_attention_pallas.window_attention)
+        np.testing.assert_array_equal(ours, transform(window_attention_pallas.reference))
 
 
 def test_one_program_for_several_platforms():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from convert.reference import spread_params
+from convert.reference import random_params_with_spread_logits
 from convert.stages import random_inputs
 from convert.verify_metrics import first_over
 from convert.verify_native import compare_with_native
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def rows(preset, size, dtype):
     config = configs.PRESETS[preset]()
     inputs = random_inputs(Model(config=config), batch=1, size=size, text=12, target=8, seed=0)
-    params = spread_params(config, 0)
+    params = random_params_with_spread_logits(config, 0)
     return compare_with_native(config, params, inputs, [dtype], new_tokens=0)[dtype]
 
 

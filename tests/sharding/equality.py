@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from florence_jax.checkpoint.tree import flatten, insert
 from florence_jax.config import PRESETS
-from florence_jax.model import spread_params
+from florence_jax.model import random_params_with_spread_logits
 from florence_jax.processing import ImageConfig
 from florence_jax.sharding import MeshShape, make_mesh, pad_rows, padded_rows, using
 from tests.train.small import CONFIG, small_batch
@@ -80,7 +80,10 @@ def run(size: str, mesh: Mesh, rules: str, dtype: str) -> dict[str, Any]:
     """Everything that is compared, as numpy arrays of true shapes."""
     training = training_on(size, mesh, rules, dtype=dtype)
     placement, sizes = training.placement, training.objective.model.config
-    params = {path: np.asarray(leaf, dtype) for path, leaf in flatten(spread_params(sizes, seed=0))}
+    params = {
+        path: np.asarray(leaf, dtype)
+        for path, leaf in flatten(random_params_with_spread_logits(sizes, seed=0))
+    }
     state = placement.place(training.first_state(params))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, training.placed_state())
     step = jax.jit(training.placed_step, donate_argnums=0, out_shardings=(shardings, None))

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 import florence_jax as fj
 from florence_jax.checkpoint import load, torch_tensors
 from florence_jax.checkpoint.tree import flatten
-from florence_jax.model import spread_params
+from florence_jax.model import random_params_with_spread_logits
 from florence_jax.sharding import trim
 from tests.sharding.equality import SIZES
 
@@ -24,7 +24,7 @@ from tests.sharding.equality import SIZES
 def main():
     directory, cases = Path(sys.argv[1]), sys.argv[2:]
     sizes = SIZES["tiny"]
-    params = spread_params(sizes, seed=0)
+    params = random_params_with_spread_logits(sizes, seed=0)
     tensors = {n: np.ascontiguousarray(a) for n, a in torch_tensors(params, "native")}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(sizes.to_hf("native")))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from florence_jax.checkpoint.tree import flatten
-from florence_jax.model import spread_params
+from florence_jax.model import random_params_with_spread_logits
 from florence_jax.sharding import make_mesh
 from tests.sharding.equality import SIZES, training_on
 from train.checkpoints import CheckpointConfig, Checkpoints, named_leaves
@@ -29,7 +29,7 @@ def training(devices, rules):
 
 def main():
     directory = Path(sys.argv[1])
-    flat = dict(flatten(spread_params(SIZES["small"], seed=0)))
+    flat = dict(flatten(random_params_with_spread_logits(SIZES["small"], seed=0)))
     for devices, rules in PLACES:
         saver = training(devices, rules)
         state = saver.placement.place(saver.first_state(flat))

@@ -15,7 +15,7 @@ import numpy as np
 from florence_jax.checkpoint.shapes import parameter_shapes
 from florence_jax.checkpoint.tree import flatten, insert
 from florence_jax.generation import GenerationConfig, generate, make_constraint
-from florence_jax.model import Model, spread_params
+from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.sharding import load_rules, make_layout, make_mesh
 from florence_jax.sharding.mesh import batch_parts
 from tests.generation.random_automata import random_automaton
@@ -48,7 +48,7 @@ def main():
     jax.config.update("jax_default_matmul_precision", "highest")
     size, kinds, *cases = sys.argv[1:]
     sizes = SIZES[size]
-    flat = dict(flatten(spread_params(sizes, seed=0)))
+    flat = dict(flatten(random_params_with_spread_logits(sizes, seed=0)))
     flat["shared/embedding"][sizes.text.eos_token_id] *= END_OF_TEXT[size]
     automaton, starts = random_automaton(3, sizes.text.vocab_size, ROWS)
     constraint = make_constraint(automaton, starts)

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from florence_jax.checkpoint.tree import flatten
-from florence_jax.model import spread_params
+from florence_jax.model import random_params_with_spread_logits
 from florence_jax.sharding import pad_rows
 from train.config import TrainConfig
 from train.interruption import Interruption
@@ -36,7 +36,10 @@ def slopes(config: TrainConfig, files: Path) -> dict[str, tuple[float, float]]:
     placement = training.placement
     whole = NamedSharding(placement.mesh, PartitionSpec())
     batch = build_stream(config, start).batch(0).arrays
-    params = {path: np.asarray(leaf) for path, leaf in flatten(spread_params(start.config, seed=0))}
+    params = {
+        path: np.asarray(leaf)
+        for path, leaf in flatten(random_params_with_spread_logits(start.config, seed=0))
+    }
 
     def placed(part):
         return placement.place({path: jax.numpy.array(leaf) for path, leaf in part.items()})

@@ -4,7 +4,7 @@ import numpy as np
 
 from florence_jax.checkpoint.tree import flatten
 from florence_jax.config import BartConfig, DaViTConfig, Florence2Config
-from florence_jax.model import spread_params
+from florence_jax.model import random_params_with_spread_logits
 from train.step import Batch
 
 CONFIG = Florence2Config(
@@ -36,7 +36,7 @@ CONFIG = Florence2Config(
 
 def small_params() -> dict[str, np.ndarray]:
     """Flat float32 parameters."""
-    return dict(flatten(spread_params(CONFIG, seed=0)))
+    return dict(flatten(random_params_with_spread_logits(CONFIG, seed=0)))
 
 
 def small_batch(*, micro: int = 1, rows: int = 4, seed: int = 0, length: int = 6) -> Batch:

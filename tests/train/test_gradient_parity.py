@@ -11,7 +11,7 @@ from convert.reference import native_model
 from florence_jax.checkpoint import torch_tensors
 from florence_jax.checkpoint.tree import flatten, insert
 from florence_jax.config import tiny
-from florence_jax.model import Model, spread_params
+from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.processing.pixels import ImageConfig
 from train.losses import IGNORE
 from train.step import Batch, Objective
@@ -30,7 +30,7 @@ CONFIG = dataclasses.replace(
 def sides():
     """(our loss, our gradients by native name, torch's loss, torch's gradients)."""
     draw = np.random.default_rng(0)
-    params = spread_params(CONFIG, seed=3)
+    params = random_params_with_spread_logits(CONFIG, seed=3)
     labels = draw.integers(4, 1280, (2, 9)).astype(np.int32)
     labels[1, 5:] = IGNORE
     prompt = draw.integers(4, 1280, (2, 7)).astype(np.int32)

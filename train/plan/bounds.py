@@ -63,7 +63,7 @@ def generation_flops(request: PlanRequest, rows: int, image_size: int) -> float:
     sizes = request.sizes
     memory = sizes.num_image_tokens(image_size, image_size) + request.prompt_length
     once = roofline.vision(sizes, image_size, image_size)
-    once += roofline.encoder(sizes, memory) + roofline.cross_key_values(sizes, memory)
+    once += roofline.encoder(sizes, memory) + roofline.cross_attention_cache(sizes, memory)
     positions = range(request.target_length)
     steps = sum(roofline.token(sizes, memory, position).flops for position in positions)
     return rows * (once.flops + request.num_beams * steps)

@@ -137,12 +137,12 @@ def test_the_pipeline_answers_with_this_vocabulary(tokenizer):
     import jax.numpy as jnp
 
     from florence_jax.generation import GenerationConfig
-    from florence_jax.model import Model, spread_params
+    from florence_jax.model import Model, random_params_with_spread_logits
 
     config: Florence2Config = tiny()
     text = dataclasses.replace(config.text, vocab_size=vocabulary_size())
     model = Model(config=dataclasses.replace(config, text=text), dtype="float32")
-    params = jax.tree.map(jnp.asarray, spread_params(model.config, 0))
+    params = jax.tree.map(jnp.asarray, random_params_with_spread_logits(model.config, 0))
     pipeline = Florence2Pipeline(
         model=model,
         params=params,
