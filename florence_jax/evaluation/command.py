@@ -129,7 +129,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
             "name a data set and where it is: florence-jax evaluate coco-captions --data coco/ "
             "(florence-jax evaluate --help lists them)"
         )
-    from florence_jax.evaluation.run import ROWS, plan_evaluation
+    from florence_jax.evaluation.run import ROWS, check_scoring, plan_evaluation
 
     plan = plan_evaluation(
         options.benchmark,
@@ -140,7 +140,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
         image_root=options.image_root,
     )
     directory = options.output or _default_output(options.model, plan)
-    for note in plan.dataset.notes:
+    for note in (*plan.dataset.notes, *check_scoring(plan)):
         print(f"note: {note}", file=sys.stderr)
     if options.dry_run:
         print(_describe(plan, options, directory))
