@@ -101,7 +101,7 @@ def source_notes(sources: Iterable[Source]) -> list[str]:
 def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
     """The sources of one setting, their answers in its order."""
     order = config.order or ("random" if config.kind in ("coco", "annotations") else "as_annotated")
-    for name, source, weight in _opened(config, seed):
+    for name, source, weight in _of_layout(config, seed):
         if isinstance(source, ShapesSource):
             source = replace(source, order=order)
         elif order != "as_annotated":
@@ -109,7 +109,7 @@ def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
         yield name, source, weight
 
 
-def _opened(config: SourceConfig, seed: int) -> Iterator[Named]:
+def _of_layout(config: SourceConfig, seed: int) -> Iterator[Named]:
     root = config.image_root or None
     path = place(config.path)
     if config.kind != "shapes":
