@@ -208,7 +208,7 @@ def _parts(plan: Plan, known: Benchmark | None, rows: Sequence[Row]) -> list[Par
     score = known.score if known else score_detection
     try:
         return [Part(name=title, rows=rows, outcome=score(rows, truth))]
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise EvaluationError(
             f"the answers are kept, but the truth of {plan.benchmark} cannot be compared with "
             f"({type(error).__name__}: {error}): check {', '.join(map(str, plan.dataset.files))}, "
