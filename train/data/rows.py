@@ -10,7 +10,7 @@ from PIL import Image
 
 from florence_jax.processing import FlorenceTokenizer, build_prompt, load_image
 from florence_jax.processing.pixels import resize_picture
-from florence_jax.processing.vocabulary import check_no_control_tokens
+from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 from train.data.augment import AugmentConfig, augment, in_frame_of
 from train.data.example import Example, Source
 from train.data.order import ordered_answer
@@ -117,6 +117,7 @@ class RowMaker:
         """The row of an example whose picture is open, `size` = (width, height)."""
         answer = ordered_answer(example, size, rng)
         check_no_control_tokens(answer, "the answer")
+        check_locations(answer, "the answer")
         prompt, target = self.tokenizer.encode([build_prompt(example.prefix), answer])
         for name, ids, limit in (
             ("prompt", prompt, self.max_prompt),
