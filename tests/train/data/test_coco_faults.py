@@ -307,3 +307,12 @@ def test_a_location_that_is_no_token_is_not_learnt(tmp_path):
     example = Example(id="1", image=picture, task="<OD>", prompt="", answer=text)
     with pytest.raises(ValueError, match="<loc_1000>, which is no token"):
         ROW.row(example, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("order", "said"), [(None, 1), ("random", 0)])
+def test_rows_of_text_are_told_of_their_order(tmp_path, order, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"image": "a.png", "prefix": "<OD>", "suffix": "cat"}))
+    config = SourceConfig(kind="jsonl", path=str(path), order=order)
+    sources = [source for _, source, _ in training_sources(DataConfig(train=(config,)), 0)]
+    assert sum("order: random" in note for note in source_notes(sources)) == said
