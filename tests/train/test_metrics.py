@@ -29,8 +29,8 @@ def test_each_task_has_its_own_figures():
     # Each of them may decide which checkpoint is the best.
     assert [list(metric_problems(name, 1)) for name in scores] == [[]] * len(scores)
     assert list(metric_problems("<OD> F1@0.5", 0)) == [
-        "evaluation.metric '<OD> F1@0.5' is measured in answers, and evaluation.answers=0 generates "
-        "none"
+        "evaluation.metric '<OD> F1@0.5' is measured in answers, and evaluation.answers=0 "
+        "generates none"
     ]
 
 
