@@ -116,7 +116,7 @@ def _first_task(source: Jsonl) -> str:
 def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
     """The sources of one setting, their answers in its order."""
     order = config.order or ("random" if config.kind in ("coco", "annotations") else "as_annotated")
-    for name, source, weight in _of_layout(config, seed):
+    for name, source, weight in _as_stored(config, seed):
         if isinstance(source, ShapesSource):
             source = replace(source, order=order)
         elif order != "as_annotated":
@@ -124,7 +124,8 @@ def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
         yield name, source, weight
 
 
-def _of_layout(config: SourceConfig, seed: int) -> Iterator[Named]:
+def _as_stored(config: SourceConfig, seed: int) -> Iterator[Named]:
+    """The same with answers in the order that each source gives them."""
     root = config.image_root or None
     path = place(config.path)
     if config.kind != "shapes":
