@@ -228,7 +228,8 @@ class GenerationConfig:
         only several `eos_token_id` of `generation_config.json`, which nothing writes by mistake,
         come before it.
         `max_length` and `min_length` count the start token; a `max_length` in `config.json` is a
-        serialised default, not a wish, and is ignored.
+        serialised default, not a wish, and is ignored. The other limits of `text_config` hold where
+        `generation_config.json` has none.
 
         Raises:
           ValueError: a setting out of range, or one that is not supported.
@@ -240,11 +241,14 @@ class GenerationConfig:
                 raise ValueError(f"{name} must be an object of settings, got {_shown(source)}")
         if strict:
             _check_keys(text, generation)
-        for name in ("max_length", "min_length"):
-            if generation.get(name) is not None:
-                _check_int(
-                    f"generation_config.{name}", generation[name], at_least=0, at_most=_MAX_TOKENS
-                )
+        for place, source, names in (
+            ("generation_config", generation, ("max_length", "min_length")),
+            ("text_config", text, ("min_length",)),
+        ):
+            for name in names:
+                if source.get(name) is not None:
+                    what = f"{place}.{name}"
+                    _check_int(what, source[name], at_least=0, at_most=_MAX_TOKENS)
         settings: dict[str, Any] = {}
         for name, default in _TRANSFORMERS_DEFAULTS.items():
             if text.get(name, default) not in (None, default):
@@ -264,9 +268,18 @@ class GenerationConfig:
         settings["max_new_tokens"] = generation.get("max_new_tokens")
         if settings["max_new_tokens"] is None and generation.get("max_length") is not None:
             settings["max_new_tokens"] = generation["max_length"] - 1
-        settings["min_new_tokens"] = generation.get("min_new_tokens")
-        if settings["min_new_tokens"] is None:
-            settings["min_new_tokens"] = max(0, (generation.get("min_length") or 0) - 1)
+        elif settings["max_new_tokens"] is None:
+            settings["max_new_tokens"] = text.get("max_new_tokens")
+        # transformers' default of 0 says as little as an absent key.
+        settings["min_new_tokens"] = next(
+            (
+                source[name] if name == "min_new_tokens" else source[name] - 1
+                for source in (generation, text)
+                for name in ("min_new_tokens", "min_length")
+                if source.get(name)
+            ),
+            0,
+        )
         return cls(**settings)
 
 
