@@ -34,6 +34,7 @@ from florence_jax.processing import (
     load_tokenizer,
     preprocess_image,
 )
+from florence_jax.processing.request_check import check_task_of_data
 
 _PROGRAM = "convert.verify"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -212,6 +213,7 @@ def _inputs(
         looked_at = Path(options.image).name
     ids, mask, asked = inputs.input_ids, inputs.attention_mask, "random tokens"
     if directory is not None and files is not None and files.has_tokenizer:
+        check_task_of_data(options.prompt)
         prompt = build_prompt(options.prompt, image_size=pixels.shape[2:0:-1])
         ids, mask = load_tokenizer(directory).encode_batch([prompt] * len(pixels))
         vocabulary = model.config.text.vocab_size

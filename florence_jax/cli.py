@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,9 +266,14 @@ def _predict(options: argparse.Namespace) -> int:
             free_prompt=options.free_prompt,
         )
         shown = _progress(predictions, len(paths) * len(queries), options.quiet)
+        noted: Counter[str] = Counter()
         for row in image_rows(drawn(shown), len(queries)):
+            noted.update([row["image_note"]] if "image_note" in row else [])
             results.write(row)
     if not options.quiet:
+        # Some formats have no place for a note.
+        for note, count in noted.items():
+            say_on_stderr(f"{count} image{'s' if count > 1 else ''} with a note: {note}")
         seconds = time.monotonic() - started
         print(
             f"{len(paths) * len(queries) - failed} answers, {failed} failed, {len(paths)} images "

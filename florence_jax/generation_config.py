@@ -159,7 +159,8 @@ class GenerationConfig:
                     "exponential_decay_length_penalty must be a pair of a number of tokens and a "
                     f"factor, got {decay!r}"
                 )
-            _check_int("exponential_decay_length_penalty's start", decay[0], at_least=0)
+            start = "exponential_decay_length_penalty's start"
+            _check_int(start, decay[0], at_least=0, at_most=_MAX_TOKENS)
             _check_float("exponential_decay_length_penalty's factor", decay[1], above=0.0)
 
     def _check_ids(self) -> None:
@@ -227,7 +228,8 @@ class GenerationConfig:
         only several `eos_token_id` of `generation_config.json`, which nothing writes by mistake,
         come before it.
         `max_length` and `min_length` count the start token; a `max_length` in `config.json` is a
-        serialised default, not a wish, and is ignored.
+        serialised default, not a wish, and is ignored. The other limits of `text_config` hold where
+        `generation_config.json` has none.
 
         Raises:
           ValueError: a setting out of range, or one that is not supported.
@@ -239,11 +241,14 @@ class GenerationConfig:
                 raise ValueError(f"{name} must be an object of settings, got {_shown(source)}")
         if strict:
             _check_keys(text, generation)
-        for name in ("max_length", "min_length"):
-            if generation.get(name) is not None:
-                _check_int(
-                    f"generation_config.{name}", generation[name], at_least=0, at_most=_MAX_TOKENS
-                )
+        for place, source, names in (
+            ("generation_config", generation, ("max_length", "min_length")),
+            ("text_config", text, ("min_length",)),
+        ):
+            for name in names:
+                if source.get(name) is not None:
+                    what = f"{place}.{name}"
+                    _check_int(what, source[name], at_least=0, at_most=_MAX_TOKENS)
         settings: dict[str, Any] = {}
         for name, default in _TRANSFORMERS_DEFAULTS.items():
             if text.get(name, default) not in (None, default):
@@ -263,9 +268,18 @@ class GenerationConfig:
         settings["max_new_tokens"] = generation.get("max_new_tokens")
         if settings["max_new_tokens"] is None and generation.get("max_length") is not None:
             settings["max_new_tokens"] = generation["max_length"] - 1
-        settings["min_new_tokens"] = generation.get("min_new_tokens")
-        if settings["min_new_tokens"] is None:
-            settings["min_new_tokens"] = max(0, (generation.get("min_length") or 0) - 1)
+        elif settings["max_new_tokens"] is None:
+            settings["max_new_tokens"] = text.get("max_new_tokens")
+        # transformers' default of 0 says as little as an absent key.
+        settings["min_new_tokens"] = next(
+            (
+                source[name] if name == "min_new_tokens" else source[name] - 1
+                for source in (generation, text)
+                for name in ("min_new_tokens", "min_length")
+                if source.get(name)
+            ),
+            0,
+        )
         return cls(**settings)
 
 
@@ -317,7 +331,7 @@ def _check_tokens(name: str, tokens: object, *, empty: bool = False) -> None:
     if not isinstance(tokens, tuple) or not (tokens or empty):
         raise ValueError(f"{name} must be a list of token ids, got {tokens!r}")
     for token in tokens:
-        _check_int(f"{name}: a token id", token, at_least=0)
+        _check_int(f"{name}: a token id", token, at_least=0, at_most=_MAX_ID)
 
 
 def _is_number(value: object) -> bool:

@@ -87,3 +87,11 @@ def test_a_crop_that_is_not_switched_off_is_refused():
     config = {"image_processor_type": "CLIPImageProcessor", "size": {"height": 8, "width": 8}}
     with pytest.raises(ValueError, match="set do_center_crop to false"):
         ImageConfig.from_hf(config)
+
+
+@pytest.mark.parametrize("size", [{}, {"size": 64}])
+def test_a_shorter_side_is_no_square(size):
+    """CLIP keeps the aspect for one number, and its own default of 224 is one."""
+    config = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False} | size
+    with pytest.raises(ValueError, match="Florence-2 needs 'height' and 'width'"):
+        ImageConfig.from_hf(config)

@@ -53,6 +53,13 @@ def within(name: str, value: float | None, least: float, below: float = math.inf
         yield f"{name} must be {wanted}, got {value}"
 
 
+def counted(name: str, value: int | None, least: int, most: int = 2**31 - 1) -> Iterator[str]:
+    """A sentence where a whole number that is set is not in [least, most]; an int32 by default."""
+    if value is not None and not least <= value <= most:
+        wanted = f"within [{least}, {most}]" if value > least else f"at least {least}"
+        yield f"{name} must be {wanted}, got {value if abs(value) < 1e15 else 'far more'}"
+
+
 def positive(name: str, value: float | None) -> Iterator[str]:
     """A sentence where a number that is set is not above zero as a float32."""
     if value is not None and not math.isnan(value) and not value >= _SMALLEST:

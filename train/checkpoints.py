@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from florence_jax.checkpoint.replace import make_durable, sync
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
-from train.checked import Checked, within
+from train.checked import Checked, counted
 from train.manifest import damage, stored_arrays, write_manifest
 from train.processes import agreed, is_first, wait_for_all
 
@@ -52,9 +52,9 @@ class CheckpointConfig(Checked):
     keep_best: bool = True
 
     def problems(self) -> Iterator[str]:
-        yield from within("checkpoint.every", self.every, 1)
-        yield from within("checkpoint.keep_last", self.keep_last, 1)
-        yield from within("checkpoint.keep_every", self.keep_every, 0)
+        yield from counted("checkpoint.every", self.every, 1)
+        yield from counted("checkpoint.keep_last", self.keep_last, 1)
+        yield from counted("checkpoint.keep_every", self.keep_every, 0)
 
 
 class Checkpoints:

@@ -7,13 +7,14 @@ from typing import Any, ClassVar, Literal
 from florence_jax.config import PRESETS, Florence2Config
 from florence_jax.processing import TASKS
 from florence_jax.sharding import parse_mesh
-from train.checked import Checked, not_finite, positive, within
+from train.checked import Checked, counted, not_finite, positive, within
 from train.checkpoints import CheckpointConfig
 from train.data.augment import AugmentConfig
 from train.data.example import ObjectOrder
 from train.data.place import is_url
 from train.lora import LoraConfig
 from train.losses import LossConfig
+from train.metrics import metric_problems
 from train.optimizer import OptimizerConfig, warmup_problem
 from train.remat import Remat
 from train.shapes.config import SceneConfig
@@ -131,7 +132,7 @@ class SourceConfig(Checked):
                 f"the weight of {self.path or self.kind} must be positive and finite, got "
                 f"{self.weight}"
             )
-        yield from within("scenes", self.scenes, 1)
+        yield from counted("scenes", self.scenes, 1, 10**12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,14 +187,12 @@ class DataConfig(Checked):
         if not self.directory and not self.train:
             yield "name training data: data.directory or data.train"
         for kind in ("prompt", "target"):
-            yield from within(f"data.least_{kind}", getattr(self, f"least_{kind}"), 2)
-            yield from within(f"data.max_{kind}", getattr(self, f"max_{kind}"), 2)
+            yield from counted(f"data.least_{kind}", getattr(self, f"least_{kind}"), 2)
+            yield from counted(f"data.max_{kind}", getattr(self, f"max_{kind}"), 2)
         if self.image_size is not None and min(self.image_size) < 1:
             yield f"data.image_size must be positive pixels, got {self.image_size}"
-        if self.threads < 0 or self.workers < 0:
-            yield (
-                f"data.threads={self.threads} and data.workers={self.workers} must not be negative"
-            )
+        for name in ("threads", "workers"):
+            yield from counted(f"data.{name}", getattr(self, name), 0, 1024)
         if any(source.questions > 1 for source in self.valid):
             yield "evaluation asks one question at a time: leave questions of data.valid at 1"
         if not 0.0 <= self.quarantine_share <= 1.0:
@@ -213,8 +212,8 @@ class EvaluationConfig(Checked):
         answers: of each source, generated and judged by task; 0 for none.
         pictures: generated answers that are drawn beside the truth.
         batch_size: rows at a time; 0 for those of a training micro-batch.
-        metric: what "best" means: "loss", the lowest, or a task metric's name in metrics.jsonl,
-            such as "<OD> mAP@0.5", the highest.
+        metric: what "best" means: "loss" or "nll", the lowest, or "accuracy" or a task metric's
+            name in metrics.jsonl, such as "<OD> mAP@0.5", the highest.
         num_beams, no_repeat_ngram_size, max_new_tokens: of generation.
     """
 
@@ -232,7 +231,11 @@ class EvaluationConfig(Checked):
         least = dict.fromkeys(("every", "examples", "answers", "pictures", "batch_size"), 0)
         least |= {"num_beams": 1, "no_repeat_ngram_size": 0, "max_new_tokens": 1}
         for name, number in least.items():
-            yield from within(f"evaluation.{name}", getattr(self, name), number)
+            # Generation's own bound of beams.
+            most = 1024 if name == "num_beams" else 2**31 - 1
+            yield from counted(f"evaluation.{name}", getattr(self, name), number, most)
+        if self.metric is not None:
+            yield from metric_problems(self.metric, self.answers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +256,7 @@ class LoggingConfig(Checked):
 
     def problems(self) -> Iterator[str]:
         yield from not_finite(self, "logging.")
-        yield from within("logging.every", self.every, 1)
+        yield from counted("logging.every", self.every, 1)
         yield from within("logging.peak_flops", self.peak_flops, 0)
 
 
@@ -336,10 +339,7 @@ class TrainConfig(Checked):
             ("accumulation", 1, 2**31 - 1),
             ("seed", 0, 4_000_000),
         ):
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                wanted = f"within [{least}, {most}]" if value > least else f"at least {least}"
-                yield f"{name} must be {wanted}, got {value if abs(value) < 1e15 else 'far more'}"
+            yield from counted(name, getattr(self, name), least, most)
         yield from positive("epochs", self.epochs)
         if self.accumulation and self.batch_size % self.accumulation:
             yield f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from train.checkpoints import Checkpoints
+from train.metrics import LOSSES
 from train.resume import RunError
 from train.settings import to_tree
 from train.state import TrainState
@@ -43,7 +44,7 @@ class Keeping:
             )
         self._forget_a_best_that_failed(step)
         self.evaluated = step
-        value, sign = scores[metric], -1.0 if metric == "loss" else 1.0
+        value, sign = scores[metric], -1.0 if metric in LOSSES else 1.0
         # Of another metric, before the run went on with this one, it says nothing.
         known = self.best is not None and self.best["metric"] == metric
         if math.isnan(value) or (known and not sign * value > sign * self.best["value"]):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from florence_jax.model.layers import Linear, dropout, fold_in
-from train.checked import Checked, not_finite, positive, within
+from train.checked import Checked, counted, not_finite, positive, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class LoraConfig(Checked):
 
     def problems(self) -> Iterator[str]:
         yield from not_finite(self, "lora.")
-        yield from within("lora.rank", self.rank, 0)
+        yield from counted("lora.rank", self.rank, 0, 65_536)
         yield from within("lora.dropout", self.dropout, 0, 1)
         yield from positive("lora.alpha", self.alpha)
         try:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from train.checked import Checked, not_finite, within
+from train.checked import Checked, counted, not_finite, within
 
 # torch's CrossEntropyLoss(ignore_index), transformers' label for "no token here".
 IGNORE = -100
@@ -36,7 +36,7 @@ class LossConfig(Checked):
         yield from not_finite(self, "loss.")
         yield from within("loss.label_smoothing", self.label_smoothing, 0, 1)
         yield from within("loss.z_loss", self.z_loss, 0)
-        yield from within("loss.chunk", self.chunk, 0)
+        yield from counted("loss.chunk", self.chunk, 0)
 
 
 class TokenSums(NamedTuple):

@@ -1,6 +1,6 @@
 """How good generated answers are, by task: what `train.shapes.judge` measures, and text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -8,9 +8,49 @@ from florence_jax.evaluation.metrics import anls, similarity
 from florence_jax.processing import TASKS, parse, task_of
 from florence_jax.processing.locations import text_to_bins
 from train.shapes.judge import Answered, judge
+from train.suggest import did_you_mean
+
+# What an evaluation measures of all rows together. The lowest is the best of these ...
+LOSSES = ("loss", "nll")
+# ... and the highest of all others.
+_SHARES = ("accuracy",)
+# Of each task, behind its name.
+_OF_TASKS = (
+    "mAP@0.5",
+    "F1@0.5",
+    "accuracy@0.5",
+    "mIoU",
+    "facts",
+    "captions with every fact",
+    "exact",
+    "similarity",
+    "ANLS",
+)
 
 # Captions of the synthetic world state facts that can be counted; others are compared as text.
 _CAPTIONS = {"<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"}
+
+
+def metric_problems(metric: str, answers: int | None) -> Iterator[str]:
+    """Why no evaluation has such a metric, which would end the run at the first one.
+
+    Args:
+        metric: the setting evaluation.metric.
+        answers: the setting evaluation.answers; None where it could not be read.
+    """
+    if metric in LOSSES or metric in _SHARES:
+        return
+    if not metric.endswith(tuple(f" {name}" for name in _OF_TASKS)):
+        yield (
+            f"evaluation.metric {metric!r} is not measured: expected "
+            f"{', '.join((*LOSSES, *_SHARES))}, or a task and one of {', '.join(_OF_TASKS)}, for "
+            f"example '<OD> mAP@0.5'{did_you_mean(metric, (*LOSSES, *_SHARES))}"
+        )
+    elif answers == 0:
+        yield (
+            f"evaluation.metric {metric!r} is measured in answers, and evaluation.answers=0 "
+            "generates none"
+        )
 
 
 def task_scores(answered: Sequence[Answered], *, world: bool) -> dict[str, float]:

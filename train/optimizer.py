@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.checked import Checked, not_finite, positive, within
+from train.checked import Checked, counted, not_finite, positive, within
 from train.parameters import NO_DECAY, Treatment
 
 
@@ -52,7 +52,11 @@ class OptimizerConfig(Checked):
         yield from not_finite(self, "optimizer.")
         for field in ("learning_rate", "eps", "layer_decay"):
             yield from positive(f"optimizer.{field}", getattr(self, field))
-        for field in ("warmup_steps", "weight_decay", "clip_norm", "final_fraction"):
+        if self.clip_norm:
+            # As float32, a smaller one would scale every gradient to nothing.
+            yield from positive("optimizer.clip_norm", self.clip_norm)
+        yield from counted("optimizer.warmup_steps", self.warmup_steps, 0)
+        for field in ("weight_decay", "final_fraction"):
             yield from within(f"optimizer.{field}", getattr(self, field), 0)
         for field in ("b1", "b2", "ema_decay"):
             yield from within(f"optimizer.{field}", getattr(self, field), 0, 1)

@@ -24,6 +24,10 @@ from train.suggest import did_you_mean, nearest
 
 Config = TypeVar("Config")
 
+# yaml.safe_load raises others than its own error for numbers of thousands of digits, for days that
+# no month has, for `!!float x`, `!!bool x` and `!!timestamp x`, and for lists nested too deeply.
+_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+
 # So many names are no burden to read.
 _FEW = 30
 _MAX_VALUES = 100_000
@@ -49,7 +53,7 @@ def load_settings(kind: type[Config], recipe: str | Path | None, words: Sequence
         try:
             # Nothing behind the sign is an empty text; none at all is written null.
             values[name] = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError as error:
+        except _UNREADABLE as error:
             problems.append(f"{word!r}: the value cannot be read: {error}")
     # steps=9 on the command line stands in place of a recipe's epochs.
     for names in getattr(kind, "ALTERNATIVES", ()):
@@ -76,7 +80,7 @@ def from_tree(kind: type[Config], tree: Mapping[str, Any]) -> Config:
         SettingsError: with a line for each unknown field and each value that does not fit.
     """
     unknown = sorted(_unknown(kind, tree))
-    lines = _unknown_lines(kind, unknown)
+    lines = [*_unknown_lines(kind, unknown), *_booleans(kind, tree)]
     try:
         config = pydantic.TypeAdapter(kind).validate_python(_without(tree, unknown))
     except pydantic.ValidationError as error:
@@ -151,7 +155,7 @@ def _read_recipe(kind: type, path: Path) -> dict[str, Any]:
         raise SettingsError(f"recipe {error}") from None
     except RecursionError:
         raise SettingsError(f"recipe {path} is nested too deeply to be read") from None
-    except yaml.YAMLError as error:
+    except _UNREADABLE as error:
         raise SettingsError(f"recipe {path} is not YAML: {error}") from None
     _check_size(tree, path)
     if not isinstance(tree, dict):
@@ -246,6 +250,36 @@ def _unknown_lines(kind: type, unknown: Sequence[str]) -> list[str]:
     if meant:
         line += f"; did you mean {', '.join(f'{one} for {name}' for name, one in meant.items())}?"
     return [line]
+
+
+def _booleans(kind: type, tree: Any, prefix: str = "") -> Iterator[str]:
+    """A sentence for each yes or true where a number belongs, which pydantic would read as 1."""
+    hints = typing.get_type_hints(kind)
+    for name, value in tree.items() if isinstance(tree, Mapping) else ():
+        if name not in hints:
+            continue
+        inner = _dataclass_in(hints[name])
+        items = value if isinstance(value, list | tuple) else [value]
+        if inner is not None:
+            for item in items:
+                yield from _booleans(inner, item, f"{prefix}{name}.")
+        elif bool not in _leaf_types(hints[name]) and (found := _first_boolean(items)) is not None:
+            yield f"{prefix}{name} must be no truth value, got {found}: write a number or a text"
+
+
+def _leaf_types(hint: Any) -> set[Any]:
+    arguments = typing.get_args(hint)
+    return {hint}.union(*map(_leaf_types, arguments))
+
+
+def _first_boolean(items: Sequence[Any]) -> bool | None:
+    for item in items:
+        if isinstance(item, bool):
+            return item
+        found = _first_boolean(item) if isinstance(item, list | tuple) else None
+        if found is not None:
+            return found
+    return None
 
 
 def _without(tree: Any, names: Sequence[str]) -> Any:

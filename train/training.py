@@ -10,6 +10,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from florence_jax.checkpoint.shapes import parameter_shapes
+from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.model import Model
 from florence_jax.sharding import MeshShape, load_rules, make_mesh, parse_mesh
 from train.config import DataConfig, TrainConfig
@@ -168,6 +169,7 @@ def row_maker(
         least_questions=max(source.questions for source in config.train) if longest else 1,
         augmentation=config.augment if training else AugmentConfig(),
         resample=start.image.resample,
+        tasks=own_tasks(start.files),
     )
 
 

@@ -26,6 +26,7 @@ from florence_jax.annotation.products import STATISTICS
 from florence_jax.batch.interruption import Interruption
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.output_file import replace_file
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 
 STATE, _LOCK = "refine.json", "refine.lock"
 _VERSION = 1
@@ -215,7 +216,9 @@ def _adopted(loop: Refine) -> dict[str, Any]:
         state = {"version": _VERSION, "settings": loop.settings, "done": [], "rounds": []}
         _save(loop.directory, state)
         return state
-    state = json.loads(path.read_text(encoding="utf-8"))
+    state = read_json(path, max_bytes=MAX_SETTINGS_BYTES)
+    if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
+        raise RefineError(f"{path} is not the state of a loop: put back what it was")
     if state.get("version") != _VERSION:
         raise RefineError(f"{path} is of version {state.get('version')}, expected {_VERSION}")
     settings = loop.settings

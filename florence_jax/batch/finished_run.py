@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from florence_jax.batch.blocks import Blocks
 from florence_jax.batch.job import Row, Source
 from florence_jax.batch.row_files import read_rows
+from florence_jax.batch.run_inputs import blocks_of_manifest
 from florence_jax.batch.run_manifest import read_manifest
 from florence_jax.batch.sources.open import DATA_FILES
 from florence_jax.results.coco import CocoFile
@@ -43,9 +43,12 @@ class FinishedRun:
         """
         self._directory: Path = options.output_dir
         self._options, self._kind = options, kind
+        begun = read_manifest(self._directory)
+        is_table = (begun["blocks"]["format"] if begun else kind) == "parquet"
+        if is_table:
+            self._check_table()
         if kind in BLOCKS:
             return
-        self._check_blocks()
         files = [one for one in options.images if Path(one).suffix.lower() not in DATA_FILES]
         has_rows = len(files) < len(options.images)
         lists = any(Path(one).suffix.lower() == ".txt" for one in files)
@@ -114,10 +117,9 @@ class FinishedRun:
         overwrite, inputs = self._options.overwrite, self._options.images
         return check_sidecars(self._kind, self._places, names, inputs, overwrite=overwrite)
 
-    def _check_blocks(self) -> None:
-        begun = read_manifest(self._directory)
-        kind = begun["blocks"]["format"] if begun else "jsonl"
-        if kind == "parquet" and self._options.sidecar_dir is None:
+    def _check_table(self) -> None:
+        """Refuse files that would make a directory of Parquet unreadable as one table."""
+        if self._kind not in BLOCKS and self._options.sidecar_dir is None:
             raise ValueError(
                 f"{self._directory} is a table of Parquet files, among which {self._kind} would "
                 "make it unreadable: "
@@ -127,6 +129,20 @@ class FinishedRun:
                     else "read the table, or run into another directory"
                 )
             )
+        table = Path(os.path.realpath(self._directory))
+        for option in ("save_images", "sidecar_dir"):
+            folder = getattr(self._options, option)
+            place = Path(os.path.realpath(folder or os.devnull))
+            if not place.is_relative_to(table):
+                continue
+            # Readers pass over names that begin so, and over folders of such names.
+            if not any(part.startswith((".", "_")) for part in place.relative_to(table).parts):
+                raise ValueError(
+                    f"--{option.replace('_', '-')} {folder} is in {self._directory}, which is a "
+                    "table of Parquet files, and its files would make that unreadable: name a "
+                    "folder elsewhere, or "
+                    f"one that readers pass over ({self._directory / f'_{place.name}'})"
+                )
 
     def _written(self, results: Results) -> Results:
         for row in self._rows():
@@ -137,7 +153,7 @@ class FinishedRun:
         """The rows of all blocks; pictures that rows of data name are below the root."""
         manifest = read_manifest(self._directory)
         assert manifest is not None
-        blocks = Blocks(total=manifest["inputs"]["count"], size=manifest["blocks"]["size"])
+        blocks = blocks_of_manifest(manifest)
         for name in blocks.names(manifest["blocks"]["format"]):
             for row in read_rows(self._directory / name):
                 named = "image" in row and self._kind != "csv"

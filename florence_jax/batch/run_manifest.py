@@ -119,6 +119,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             f"{path} is of version {manifest.get('version')!r}, this release reads {VERSION}: use "
             "the florence-jax that began the run"
         )
+    if not isinstance(manifest.get("blocks", {}), dict):
+        raise RunError(f"{path} is damaged (blocks is no object): put back what it was")
     if path.name == MANIFEST and manifest.get("blocks", {}).get("format") == "parquet":
         raise RunError(
             f"{path} is of an earlier release, whose Parquet had answers as JSON text: use the "
@@ -128,11 +130,14 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     while True:
         record = directory / record_name(manifest["records"] + 1)
         try:
-            content = record.read_bytes()
+            added = parse_json(read_bytes(record, max_bytes=MAX_SETTINGS_BYTES), str(record))
+            manifest["inputs"], manifest["blocks"]["ends"] = added["inputs"], added["ends"]
         except FileNotFoundError:
             return manifest
-        added = parse_json(content, str(record))
-        manifest["inputs"], manifest["blocks"]["ends"] = added["inputs"], added["ends"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(
+                f"{record} is damaged ({error}): put back what it was, or begin anew"
+            ) from None
         manifest["records"] += 1
 
 

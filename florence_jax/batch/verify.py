@@ -79,7 +79,7 @@ def verify_output(directory: str | Path, *, progress: bool = False) -> Report:
     blocks = blocks_of_manifest(manifest)
     names = list(blocks.names(kind))
     report, ids, keys = Report(), hashlib.sha256(), np.zeros(blocks.total, np.uint64)
-    report.lost = list(_lost(manifest["inputs"].get("source", {})))
+    report.lost = list(_lost(manifest["inputs"].get("row_files", {})))
     for number, name in enumerate(tqdm(names, desc="verifying", disable=not progress)):
         path = directory / name
         if not path.exists():
@@ -108,9 +108,9 @@ def verify_output(directory: str | Path, *, progress: bool = False) -> Report:
     return report
 
 
-def _lost(source: Mapping[str, Any]) -> Iterator[str]:
-    """The damages that a source's fingerprint lists."""
-    for part in source.get("parts", ()):
+def _lost(row_files: Mapping[str, Any]) -> Iterator[str]:
+    """The damages that the fingerprints of files of rows list."""
+    for part in row_files.values():
         name = str(part.get("tar")).encode("utf-8", "backslashreplace").decode()
         yield from (f"{name}, {where}" for where in part.get("damaged", ()))
 

@@ -50,7 +50,7 @@ def contained_file(directory: Path, name: str) -> Path:
         # strict: also raises FileNotFoundError for a dangling symlink.
         real = (root / name).resolve(strict=True)
         mode = real.stat().st_mode
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnicodeError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise CheckpointError(f"{directory}: cannot open {clip(name)!r}: {error}") from error
@@ -88,13 +88,13 @@ def _is_hub_cache_blob(root: Path, real: Path) -> bool:
 
 
 def parse_json(text: bytes, what: str) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, no runaway nesting.
+    """Strict JSON: UTF-8 (a byte-order mark is skipped), no duplicate keys, no runaway nesting.
 
     Raises:
         CheckpointError: `what` is not such JSON.
     """
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{what} is not valid JSON: {clip(str(error))}. Is the download complete?"

@@ -78,6 +78,8 @@ def read_config(directory: str | Path) -> RepositoryConfig:
         all(has_file(directory, name) for name in names)
         for names in (TOKENIZER_FILES, _SLOW_TOKENIZER_FILES)
     )
+    # The tokenizer's reader opens it too: refused here where it leads out of the directory.
+    has_file(directory, "added_tokens.json")
     quirks = [f"config.json: {oddity}" for oddity in oddities(config)]
     quirks += _decoding_quirks(config, generation)
     if model_type != "florence2":

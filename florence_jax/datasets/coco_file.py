@@ -36,6 +36,7 @@ from florence_jax.datasets.outlines import outline_of
 
 # Boxes of polygons leave a picture by rounding; pycocotools shall see those as they are.
 _ROUNDING = 0.5
+_OUTSIDE = "lie outside of their pictures"
 
 
 def read_coco(
@@ -255,6 +256,7 @@ class _Reader:
         objects: list[CocoObject] = []
         left_out: dict[str, list[str]] = {}
         cut = 0
+        placed: list[tuple[Corners, Size | None]] = []
         for one in raw:
             size, shown = self.images[one.image].size, one.record.get("segmentation")
             outline = None
@@ -267,6 +269,7 @@ class _Reader:
                 sx, sy = self._scale(units, one)
                 x, y, width, height = one.box
                 corners = (x * sx, y * sy, (x + width) * sx, (y + height) * sy)
+                placed.append((corners, size))
             elif outline is not None:
                 corners = outline.box
             elif _is_caption(one.record):
@@ -293,6 +296,7 @@ class _Reader:
                     area=_area(one.record, box, of_pixels=units == "pixels"),
                 )
             )
+        self._refuse_other_boxes(placed, left_out)
         for fault, names in left_out.items():
             self._note(
                 f"{len(names)} of {len(raw)} annotations {fault} and are left out, such as "
@@ -300,7 +304,48 @@ class _Reader:
             )
         if cut:
             self._note(f"{cut} boxes leave their pictures and are cut at the edges")
+        self._doubt(objects, placed)
         return objects
+
+    def _refuse_other_boxes(
+        self, placed: Sequence[tuple[Corners, Size | None]], left_out: Mapping[str, list[str]]
+    ) -> None:
+        """Refuse a file whose boxes are not COCO's: corners, or pixels of other pictures."""
+        leave = sum(_as_corners(*one) for one in placed)
+        if leave * 2 > len(placed) and all(_fits_as_corners(*one) for one in placed):
+            raise self._error(
+                "most boxes leave their pictures, and each bbox would fit as corners [x0, y0, x1, "
+                "y1]: write them as [x, y, width, height], as COCO has them"
+            )
+        outside = left_out.get(_OUTSIDE, [])
+        if len(outside) > 1 and len(outside) * 2 > len(placed):
+            raise self._error(
+                f"{len(outside)} of {len(placed)} boxes {_OUTSIDE}, such as {outside[0]}: they are "
+                "not in pixels of the images' `width` and `height`; write them so"
+            )
+
+    def _doubt(
+        self, objects: Sequence[CocoObject], placed: Sequence[tuple[Corners, Size | None]]
+    ) -> None:
+        """Say what is allowed and rarely meant."""
+        boxes = [one for one in objects if one.box is not None]
+        again = len(boxes) - len({(one.image, one.label, one.box) for one in boxes})
+        if again:
+            self._note(
+                f"{again} of {len(boxes)} annotations repeat another one of their image, box and "
+                "category alike: remove them, for no answer can find both"
+            )
+        # Both at once are no accident of a few small things.
+        if (
+            len(placed) >= 4
+            and all(size and min(size) > 110 for _, size in placed)
+            and 50 < max(max(corners) for corners, _ in placed) <= 100
+            and any(side % 1 for corners, _ in placed for side in corners)
+        ):
+            self._note(
+                "no box reaches beyond pixel 100, and all pictures do: boxes in percent must be "
+                "written in pixels"
+            )
 
     def _unit_of_outlines(self, raw: Sequence[_Raw]) -> Unit:
         """Polygons may be in pixels beside boxes in shares."""
@@ -386,10 +431,26 @@ def _within(corners: Corners, size: Size | None) -> tuple[Corners, str]:
         return corners, "have a width or height of 0"
     right, lower = size or (math.inf, math.inf)
     if x0 >= right or y0 >= lower or x1 <= 0 or y1 <= 0:
-        return corners, "lie outside of their pictures"
+        return corners, _OUTSIDE
     if min(x0, y0) >= -_ROUNDING and x1 <= right + _ROUNDING and y1 <= lower + _ROUNDING:
         return corners, ""
     return (max(x0, 0.0), max(y0, 0.0), min(x1, right), min(y1, lower)), ""
+
+
+def _fits_as_corners(corners: Corners, size: Size | None) -> bool:
+    """Whether a box of COCO's would be one inside its picture if its numbers were corners."""
+    x, y, right, lower = corners
+    x1, y1 = right - x, lower - y
+    if size is None or not (0 <= x < x1 and 0 <= y < y1):
+        return False
+    return x1 <= size[0] + _ROUNDING and y1 <= size[1] + _ROUNDING
+
+
+def _as_corners(corners: Corners, size: Size | None) -> bool:
+    """Whether it would, and as it stands leaves the picture by more than a careless edge."""
+    if size is None or not _fits_as_corners(corners, size):
+        return False
+    return corners[2] > 1.02 * size[0] or corners[3] > 1.02 * size[1]
 
 
 def _area(record: Mapping[str, Any], box: Corners, *, of_pixels: bool) -> float:

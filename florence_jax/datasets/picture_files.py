@@ -37,6 +37,8 @@ class PictureNames:
 
     def _candidates(self, name: str) -> list[str]:
         found = [name]
+        if "://" in name:
+            found.append(urllib.parse.urlsplit(name).path.lstrip("/"))
         if "\\" in name:
             found.append(name.replace("\\", "/"))
         if "%" in name:
@@ -48,4 +50,6 @@ class PictureNames:
 
 
 def _last_part(name: str) -> str:
+    if "://" in name:
+        name = name.partition("?")[0]
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2]

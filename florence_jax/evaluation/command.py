@@ -23,6 +23,7 @@ from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.output_file import check_writable, remove_leftovers, replace_file
 
 if TYPE_CHECKING:
+    from florence_jax.batch.images import FileBelow
     from florence_jax.batch.run import Summary
     from florence_jax.evaluation.benchmarks import Benchmark
     from florence_jax.evaluation.report import Report
@@ -129,7 +130,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
             "name a data set and where it is: florence-jax evaluate coco-captions --data coco/ "
             "(florence-jax evaluate --help lists them)"
         )
-    from florence_jax.evaluation.run import ROWS, plan_evaluation
+    from florence_jax.evaluation.run import ROWS, check_scoring, plan_evaluation
 
     plan = plan_evaluation(
         options.benchmark,
@@ -140,12 +141,13 @@ def run_evaluate(options: argparse.Namespace) -> int:
         image_root=options.image_root,
     )
     directory = options.output or _default_output(options.model, plan)
-    for note in plan.dataset.notes:
+    for note in (*plan.dataset.notes, *check_scoring(plan)):
         print(f"note: {note}", file=sys.stderr)
     if options.dry_run:
         print(_describe(plan, options, directory))
         return 0
     if not options.score_only:
+        _check_pictures(plan)
         directory.mkdir(parents=True, exist_ok=True)
         check_writable(directory)
         with ended_at_once(_how_to_go_on(directory)):
@@ -228,16 +230,11 @@ def _report(plan: Plan, options: argparse.Namespace, directory: Path) -> Report:
 
 def _describe(plan: Plan, options: argparse.Namespace, directory: Path) -> str:
     """What would run, after a look at every picture's name."""
-    from florence_jax.batch.images import FileBelow, image_name
+    from florence_jax.batch.images import image_name
     from florence_jax.evaluation.published import published_figure
 
     known = plan.known
-    absent = [
-        item.image
-        for item in plan.items
-        if isinstance(item.image, FileBelow)
-        and not Path(item.image.root, item.image.name).is_file()
-    ]
+    absent = _absent(plan)
     found = f"{len(plan.items)} of {len(plan.dataset.items)} examples"
     lines = [
         f"{plan.benchmark} {plan.split}: {found} of {', '.join(map(str, plan.dataset.files))}",
@@ -253,6 +250,43 @@ def _describe(plan: Plan, options: argparse.Namespace, directory: Path) -> str:
     if figure is not None:
         lines.append(f"published: {figure.column} {figure.value} ({figure.source})")
     return "\n".join(lines)
+
+
+def _absent(plan: Plan) -> list[FileBelow]:
+    """The pictures that are not there."""
+    from florence_jax.batch.images import FileBelow
+
+    return [
+        item.image
+        for item in plan.items
+        if isinstance(item.image, FileBelow) and not _is_file(item.image)
+    ]
+
+
+def _is_file(image: FileBelow) -> bool:
+    try:
+        return Path(image.root, image.name).is_file()
+    except (OSError, ValueError):  # too long, or no name of a file
+        return False
+
+
+def _check_pictures(plan: Plan) -> None:
+    """A wrong folder is said before a model is loaded; single pictures have rows with errors."""
+    from florence_jax.batch.images import image_name
+
+    absent = _absent(plan)
+    if len(absent) == len(plan.items):
+        raise ValueError(
+            f"none of the {len(absent)} pictures is there, such as {image_name(absent[0])!r:.80} "
+            f"below {absent[0].root}: name the folder that they are in"
+            + (" by --image-root" if plan.known is None else "")
+        )
+    if absent:
+        print(
+            f"note: {len(absent)} pictures are missing, such as {image_name(absent[0])}: those "
+            "examples count as wrong",
+            file=sys.stderr,
+        )
 
 
 def _decoding(options: argparse.Namespace, known: Benchmark | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from florence_jax.evaluation.metrics.boxes import Found, matched
@@ -10,6 +10,7 @@ from florence_jax.evaluation.metrics.masks import mask_iou
 from florence_jax.evaluation.scoring import (
     Outcome,
     Row,
+    Scoring,
     answer_value,
     score_captions,
     score_detection,
@@ -45,6 +46,11 @@ def score_own(rows: Sequence[Row]) -> dict[str, tuple[list[Row], Outcome]]:
         if "width" in row or not located:
             groups.setdefault(task, []).append(row)
     return {task: _SCORINGS[_kind(task)](task, found) for task, found in groups.items()}
+
+
+def scorings_of(prefixes: Iterable[str]) -> set[Scoring]:
+    """What the rows of these prefixes are scored by."""
+    return {_COUNTED[_SCORINGS[_kind(task_of(prefix))]] for prefix in prefixes}
 
 
 def _kind(task: str) -> str:
@@ -160,4 +166,12 @@ _SCORINGS: Mapping[str, Callable[[str, list[Row]], tuple[list[Row], Outcome]]] =
     "phrase_grounding": _phrases,
     "polygons": _masks,
     "ocr": _quads,
+}
+_COUNTED: Mapping[Callable[[str, list[Row]], tuple[list[Row], Outcome]], Scoring] = {
+    _captions: score_captions,
+    _text: score_text,
+    _boxes: score_detection,
+    _phrases: score_phrases,
+    _masks: score_masks,
+    _quads: score_text,
 }

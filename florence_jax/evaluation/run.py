@@ -16,10 +16,10 @@ from florence_jax.batch.row_files import read_rows
 from florence_jax.evaluation.benchmarks import Benchmark, benchmark_named
 from florence_jax.evaluation.layouts.files import Dataset, LayoutError
 from florence_jax.evaluation.layouts.own import own_file
-from florence_jax.evaluation.own_scoring import score_own
+from florence_jax.evaluation.own_scoring import score_own, scorings_of
 from florence_jax.evaluation.published import figures_of_variants, published_figure
 from florence_jax.evaluation.report import Part, Report
-from florence_jax.evaluation.scoring import score_detection
+from florence_jax.evaluation.scoring import check_programs, score_detection
 from florence_jax.inference.requests import Query
 from florence_jax.processing.request_check import tasks_of_data
 
@@ -132,6 +132,22 @@ def plan_evaluation(
     )
 
 
+def check_scoring(plan: Plan) -> list[str]:
+    """Whether the plan's figures can be taken here, to be asked before a model answers.
+
+    Returns:
+        Sentences about figures that will be missing.
+
+    Raises:
+        ModuleNotFoundError: a package that the figures need is missing or broken.
+    """
+    if plan.known is None and "coco" not in plan.dataset.truth:
+        return check_programs(scorings_of(str(item.extra["input"]) for item in plan.items))
+    if any(item.extra["truth"] is None for item in plan.items):
+        return []
+    return check_programs([plan.known.score if plan.known else score_detection])
+
+
 def read_all_rows(plan: Plan, directory: Path) -> list[Row]:
     """The rows of a finished run, in the order of the data set.
 
@@ -192,7 +208,7 @@ def _parts(plan: Plan, known: Benchmark | None, rows: Sequence[Row]) -> list[Par
     score = known.score if known else score_detection
     try:
         return [Part(name=title, rows=rows, outcome=score(rows, truth))]
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise EvaluationError(
             f"the answers are kept, but the truth of {plan.benchmark} cannot be compared with "
             f"({type(error).__name__}: {error}): check {', '.join(map(str, plan.dataset.files))}, "

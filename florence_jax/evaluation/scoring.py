@@ -7,7 +7,8 @@ read) counts as an empty one. Figures are in the unit of the published tables: t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +31,9 @@ from florence_jax.evaluation.metrics import (
     vqa_accuracy,
 )
 from florence_jax.evaluation.metrics.boxes import Found, matched
+from florence_jax.evaluation.metrics.coco import import_pycocotools
 from florence_jax.evaluation.metrics.masks import coco_mask
-from florence_jax.evaluation.metrics.meteor import meteor_is_installed
+from florence_jax.evaluation.metrics.meteor import MeteorError, meteor_is_installed
 
 Row = Mapping[str, Any]
 
@@ -64,7 +66,10 @@ def score_captions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
     others = {f"BLEU-{n}": score for n, score in enumerate(bleu(references, captions), start=1)}
     others |= {"ROUGE-L": rouge_l(references, captions)}
     if meteor_is_installed():
-        others["METEOR"] = meteor(references, captions)
+        try:
+            others["METEOR"] = meteor(references, captions)
+        except MeteorError as error:
+            warnings.warn(f"METEOR is left out: {error}", stacklevel=2)
     figures = {name: 100 * score.value for name, score in others.items()}
     return Outcome(
         metric="CIDEr",
@@ -230,6 +235,22 @@ def score_text(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
 
 
 Scoring = Callable[[Sequence[Row], Mapping[str, Any]], Outcome]
+
+
+def check_programs(scorings: Collection[Scoring]) -> list[str]:
+    """Whether what the figures are counted by is here, to be asked before a model answers.
+
+    Returns:
+        Sentences about figures that will be missing.
+
+    Raises:
+        ModuleNotFoundError: pycocotools is needed, and missing or broken.
+    """
+    if score_detection in scorings or score_masks in scorings:
+        import_pycocotools()
+    if score_captions in scorings and not meteor_is_installed():
+        return ['METEOR is left out: it needs Java and pip install "florence-jax[meteor]"']
+    return []
 
 
 def label_key(label: str) -> str:

@@ -44,6 +44,8 @@ _CALL = (
 )
 
 DEFAULT_BATCH_SIZE = 8
+# jax keeps 32 bits: a larger seed would draw what a smaller one draws.
+_SEEDS = 1 << 32
 
 
 class Programs(Protocol):
@@ -449,6 +451,8 @@ def _sampling_key(settings: GenerationConfig, seed: int | None) -> jax.Array | N
     """The key of what a call draws; None where it draws nothing."""
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
         raise ValueError(f"seed must be an integer, got {seed!r}")
+    if seed is not None and not 0 <= seed < _SEEDS:
+        raise ValueError(f"seed is {seed}, expected an integer from 0 to {_SEEDS - 1}")
     if not settings.do_sample:
         return None
     if seed is None:

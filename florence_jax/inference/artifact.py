@@ -3,6 +3,7 @@
     manifest.json       what follows, the sizes and sha256 of every file, and its own sha256
     config.json         the model's sizes, as transformers writes them
     tokenizer.json      the tokenizer
+    processor_config.json  only where the checkpoint declares tasks of its own
     *.stablehlo         one serialised `jax.export.Exported` per bucket of shapes
     weights.safetensors only where they were included
 
@@ -34,6 +35,7 @@ from florence_jax.runtime.text_file import TextFileError, parse_json, read_bytes
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
+PROCESSOR = "processor_config.json"
 WEIGHTS = "weights.safetensors"
 FORMAT = "florence-jax exported programs"
 VERSION = 2

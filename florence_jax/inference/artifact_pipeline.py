@@ -65,6 +65,7 @@ def load_exported(
         image_config=manifest.image,
         generation=manifest.generation,
         compat=manifest.compat,
+        tasks=frozenset(json.loads(contents.get(artifact.PROCESSOR, b"{}")).get("tasks", ())),
     )
 
 

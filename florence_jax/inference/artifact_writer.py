@@ -70,6 +70,8 @@ def export_pipeline(
             write(export.program.file, bytes(exported(shapes, *export.arguments).serialize()))
         write(artifact.CONFIG, _json(pipeline.model.config.to_hf("native")))
         write("tokenizer.json", pipeline.tokenizer.save(new).read_bytes())
+        if pipeline.tasks:
+            write(artifact.PROCESSOR, _json({"tasks": sorted(pipeline.tasks)}))
         if include_weights:
             files[artifact.WEIGHTS] = _write_weights(new / artifact.WEIGHTS, pipeline.params)
         manifest = Manifest(

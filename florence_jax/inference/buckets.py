@@ -14,10 +14,11 @@ def batch_buckets(batch_size: int) -> tuple[int, ...]:
     """1, 2, 4, ... below `batch_size`, and `batch_size` itself.
 
     Raises:
-        ValueError: `batch_size` is below 1.
+        ValueError: `batch_size` is no integer of at least 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, expected at least 1 and an integer")
+    batch_size = int(batch_size)
     powers = [1 << power for power in range(batch_size.bit_length())]
     return tuple(sorted({*(size for size in powers if size < batch_size), batch_size}))
 

@@ -93,6 +93,10 @@ def draw_result(
     for name, option in (("line_width", line_width), ("font_size", font_size)):
         if option is not None and option < 1:
             raise ValueError(f"{name} is at least 1 pixel, not {option}")
+    if not isinstance(result, Mapping):
+        raise ValueError(
+            f"the result is {result!r:.200}, expected that of one image, {{task: answer}}"
+        )
     if not 0 <= fill_opacity <= 1:
         raise ValueError(f"fill_opacity is between 0 and 1, not {fill_opacity}")
     if isinstance(image, Image.Image):

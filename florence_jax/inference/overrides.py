@@ -50,9 +50,15 @@ def with_overrides(
         own: the call's own keywords, for the message.
 
     Raises:
-        TypeError: a keyword that does not exist; the message lists those that do.
+        TypeError: `settings` of another type, or a keyword that does not exist; the message lists
+            those that do.
         ValueError: a value that a field cannot have.
     """
+    if not isinstance(settings, GenerationConfig):
+        raise TypeError(
+            f"generation is {settings!r:.200}, expected a florence_jax.GenerationConfig: pass its "
+            "fields as keywords, such as num_beams=3"
+        )
     check_keywords(overrides, own, _SETTINGS)
     return dataclasses.replace(settings, **overrides)
 

@@ -31,7 +31,8 @@ from florence_jax.processing import (
     build_prompt,
     load_tokenizer,
 )
-from florence_jax.processing.tasks import Compat
+from florence_jax.processing.request_check import check_task_of_data
+from florence_jax.processing.tasks import Compat, check_compat
 from florence_jax.quantization import (
     Quantization,
     check_quantization,
@@ -160,6 +161,7 @@ class Florence2Pipeline(Answering):
             TypeError: a keyword that does not exist (`unknown` takes none).
         """
         check_keywords(unknown, (*_LOADING, "processor", "compat", "progress"))
+        check_compat(compat)
         check_quantization(quantize)
         directory = resolve(source, revision=revision)
         if mesh is not None:
@@ -318,7 +320,14 @@ class Florence2Pipeline(Answering):
 
     def _lengths(self, prompts: Iterable[str] | None) -> list[int]:
         """Tokens of each prompt; of the 15 tasks where there are none."""
-        texts = usual_prompts() if prompts is None else list(map(build_prompt, prompts))
+        if prompts is None:
+            texts = usual_prompts()
+        else:
+            given = [prompts] if isinstance(prompts, str) else list(prompts)
+            for prompt in given:
+                # Only its length counts: a task of a fine-tune's own needs no permission here.
+                check_task_of_data(prompt, declared=self.declared_tasks)
+            texts = list(map(build_prompt, given))
         return [len(ids) for ids in self.tokenizer.encode(texts)]
 
 

@@ -29,7 +29,7 @@ from florence_jax.processing import (
     task_of,
 )
 from florence_jax.processing.request_check import check_request
-from florence_jax.processing.tasks import Compat
+from florence_jax.processing.tasks import Compat, check_compat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,7 @@ class Processor:
         """
         from florence_jax.inference.declared_tasks import own_tasks
 
+        check_compat(compat)
         directory = resolve(source, revision, weights=False)
         found = (read_json_object(directory, name) for name in PROCESSOR_FILES)
         settings = next((one for one in found if one is not None), {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ class LivePrograms:
     """`Programs` of a model and its weights."""
 
     model: Model
-    params: Params
+    params: Params = field(repr=False)
 
     def batch_buckets(self, batch_size: int) -> tuple[int, ...]:
         return batch_buckets(batch_size)

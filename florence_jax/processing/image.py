@@ -12,7 +12,17 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.processing.color import array_to_rgb, image_to_rgb
-from florence_jax.processing.deep_color import deep_color_to_rgb, is_dark, low_byte_mode
+from florence_jax.processing.deep_color import (
+    LOW_BITS_LOST,
+    deep_color_to_rgb,
+    eight_bit_palette,
+    is_dark,
+    is_sixteen_bit_ppm,
+    joined_bytes,
+    loses_low_bits,
+    low_byte_mode,
+    ppm_samples,
+)
 from florence_jax.processing.errors import ImageError, ImageWarning
 from florence_jax.processing.image_formats import (
     decoding_error,
@@ -117,7 +127,11 @@ def load_image_and_notes(
         name = f"PIL image ({source.mode}, {source.width}x{source.height})"
         _check_size(source, name, max_pixels)
         try:
-            image = _decode(source, name, limits, notes)
+            data = _file_of(source)
+            page = source.tell() + 1
+            # Opened anew: decoded, the source would be another image at its next use.
+            image = source if data is None else _open_page(data, name, limits, page)
+            image = _decode(image, name, limits, notes, data, page)
         except Exception as error:
             raise decoding_error(name, error) from error
         return image, tuple(notes)
@@ -277,22 +291,54 @@ def _decode(
     refuse_misread(image, name)
     declared = declared_by(image, data)
     low_mode = low_byte_mode(image) if data is not None else None
+    ppm_tile = image.tile[0] if data is not None and is_sixteen_bit_ppm(image) else None  # pyright: ignore[reportAttributeAccessIssue]
+    lossy = data is not None and loses_low_bits(image, data)
+    palette = eight_bit_palette(image)
     _load(image)
+    if palette is not None:
+        image.putpalette(palette)
     # The size of some formats is known only now.
     _check_size(image, name, limits.max_pixels)
-    if data is not None and low_mode is not None and is_dark(image):
+    deep = low_mode is not None or ppm_tile is not None or lossy
+    if data is None or not deep or not is_dark(image):
+        rgb = image_to_rgb(image, name, notes, declared)
+    elif lossy:
+        notes.append(LOW_BITS_LOST)
+        rgb = image_to_rgb(image, name, notes, declared)
+    elif low_mode is None:
+        samples = ppm_samples(data, ppm_tile, image.size)
+        rgb = deep_color_to_rgb(samples, name, notes, declared)
+    else:
         low = _open_page(data, name, limits, page)
         low.tile = [_with_raw_mode(tile, low_mode) for tile in low.tile]  # pyright: ignore[reportAttributeAccessIssue]
         _load(low)
-        rgb = deep_color_to_rgb(image, low, low_mode, name, notes, declared)
-    else:
-        rgb = image_to_rgb(image, name, notes, declared)
+        samples = joined_bytes(image, low, low_mode)
+        rgb = deep_color_to_rgb(samples, name, notes, declared)
     turn = _UPRIGHT.get(_orientation(image)) if limits.apply_exif else None
     if turn is not None:
         rgb = rgb.transpose(turn)
     # The orientation also lives in `info`: left there, a second load_image would turn it again.
     rgb.info = {}
     return rgb
+
+
+def _file_of(image: Image.Image) -> bytes | None:
+    """The file of a PIL image that is not decoded yet; None for any other.
+
+    Only where decoding loses something: 16-bit colour, and what the file says of its samples.
+    """
+    file = getattr(image, "fp", None)
+    formats = ("PNG", "TIFF", "PPM", "JPEG2000")
+    if file is None or not getattr(image, "tile", None) or image.format not in formats:
+        return None
+    try:
+        place = file.tell()
+        file.seek(0)
+        data = file.read(MAX_BYTES)
+        file.seek(place)
+    except (OSError, ValueError):
+        return None
+    return data
 
 
 def _load(image: Image.Image) -> None:

@@ -20,6 +20,8 @@ FORMATS = (
     "DIB",
 )
 
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
 # Brands of ISO media files, by the format of the pictures inside.
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset(
@@ -40,6 +42,12 @@ def open_encoded(data: bytes, name: str) -> Image.Image:
         with no_pil_limit():
             return Image.open(io.BytesIO(data), formats=known)
     except Image.UnidentifiedImageError as error:
+        if data[:4] in _TIFF:
+            raise ImageError(
+                f"{name} is a TIFF that is damaged, or whose samples are of a kind that is not "
+                "read (float16, float64, float or 32-bit colour): save it as 8-bit or 16-bit "
+                "integers, or one channel of float32"
+            ) from error
         raise ImageError(
             f"{name} is not an image in a supported format ({', '.join(known)}); "
             "convert it to PNG or JPEG"

@@ -75,20 +75,21 @@ class ImageConfig:
 
         Raises:
           ValueError: a setting Florence-2 does not use and we would silently get wrong: a size
-            that keeps the aspect, a centre crop, or no resize.
+            that keeps the aspect (as one number does, and none), a centre crop, or no resize.
         """
         config = preprocessor_config.get("image_processor", preprocessor_config)
         if not isinstance(config, Mapping):
             raise ValueError(f"image_processor must be an object of settings, got {config!r:.200}")
-        size = config.get("size", {"height": 768, "width": 768})
-        if isinstance(size, int):
+        is_clip = str(config.get("image_processor_type", "")).startswith("CLIPImageProcessor")
+        size = config.get("size", None if is_clip else {"height": 768, "width": 768})
+        # A number is the shorter side to transformers' CLIP, 224 where there is none.
+        if isinstance(size, int) and not is_clip:
             size = {"height": size, "width": size}
         if not isinstance(size, Mapping) or not {"height", "width"} <= set(size):
             raise ValueError(
                 f"preprocessor_config has size={size!r:.200}; Florence-2 needs 'height' and 'width'"
             )
         # Its crop is on unless it is switched off.
-        is_clip = str(config.get("image_processor_type", "")).startswith("CLIPImageProcessor")
         if config.get("do_center_crop", is_clip) or not config.get("do_resize", True):
             raise ValueError(
                 "preprocessor_config asks for a centre crop or for no resize, which Florence-2 "

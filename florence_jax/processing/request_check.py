@@ -8,9 +8,10 @@ was never trained on: misspelt tasks, missing inputs, and regions that are not i
 from __future__ import annotations
 
 import difflib
+import html
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ _KNOWN = _NAMES | _ALIASES
 _LEADING_TOKEN = re.compile(r"\s*(<\s*[^<>\s][^<>]*?\s*(?:>|$))")
 _INNER_TOKEN = re.compile(r"<[A-Za-z]\w*>")
 _CONSTANT_NAME = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
-_REGION_TEXT = re.compile(r"(?:<loc_[0-9]{1,3}>){4,}")
+_REGION_TEXT = re.compile(r"(?:<loc_(?:0|[1-9][0-9]{0,2})>){4,}")
 # Tokens that every Florence-2 has and that are no tasks. `<od>` and the like are left out: nobody
 # means them.
 _MARKUP = frozenset(t for t in FLORENCE_TOKENS if t.startswith("<loc_")) | {"<and>", "<sep>"}
@@ -81,6 +82,10 @@ _MOST_WORDS = 3
 _SIMILAR = 0.8
 # Edges of boxes are rounded now and then.
 _ROUNDING_PIXELS = 0.5
+# The same of shares of a picture, whose edge is 1.
+_ROUNDING_SHARES = 0.05
+# What web pages, shells and JSON make of angle brackets.
+_ESCAPED = re.compile(r"(?:%|\\u00|\\x)(3c|3e)", re.IGNORECASE)
 
 
 def request_prompt(
@@ -174,6 +179,25 @@ def check_task(prompt: str, *, declared: Collection[str] = (), free_prompt: bool
     )
 
 
+def check_task_of_data(prompt: str, *, declared: Collection[str] = ()) -> None:
+    """Refuse a prompt of training data that is nearly one of the 15 tasks: a model that learns it
+    answers the task itself no better. Other tokens and sentences are the data's own tasks.
+
+    Raises:
+        ValueError: with the task that was probably meant.
+    """
+    if task_of(prompt) in TASKS or not prompt.strip():
+        return
+    found = _suspect(prompt, tasks_of_data([prompt]).union(declared))
+    meant = None if found is None else _meant(found, _SIMILAR)
+    if meant is not None:
+        raise ValueError(
+            f"the prompt {prompt!r:.200} looks like a task and is none: did you mean {meant!r}? A "
+            f'task of your own that is called so, {found!r}, belongs into the list "tasks" of the '
+            "model's processor_config.json"
+        )
+
+
 def may_be_declared(prompt: str) -> bool:
     """Whether `check_task` allows `prompt` only where a checkpoint declares it: a token that is
     none of the 15 tasks, in any case."""
@@ -196,15 +220,19 @@ def tasks_of_data(prompts: Iterable[str]) -> frozenset[str]:
 
 def _suspect(prompt: str, declared: Collection[str]) -> str | None:
     """The part of a prompt that looks like a task and is not declared."""
-    plain = unicodedata.normalize("NFKC", prompt)
+    plain = _plain(prompt)
     leading = _LEADING_TOKEN.match(plain)
     tokens = [*([leading[1].strip()] if leading else []), *_INNER_TOKEN.findall(plain)]
     for token in tokens:
         if token not in declared and token not in _MARKUP:
             return token
     if tokens:
-        return None
+        # Locations and separators alone ask nothing.
+        is_markup = _MARKUP.issuperset(tokens) and not _INNER_TOKEN.sub("", plain).strip()
+        return tokens[0] if is_markup else None
     words = plain.split()
+    if plain.strip() in declared:
+        return None
     key = _key(plain)
     if key in _KNOWN or (
         len(words) <= _MOST_WORDS
@@ -212,16 +240,24 @@ def _suspect(prompt: str, declared: Collection[str]) -> str | None:
         and difflib.get_close_matches(key, _KNOWN, n=1, cutoff=_SIMILAR)
     ):
         return plain.strip()
-    first = words[0].strip(":,;.") if words else ""
-    return first if _CONSTANT_NAME.fullmatch(first) else None
+    first = words[0].strip(":,;.=") if words else ""
+    is_name = first.isupper() and first.lower() in _NAMES
+    return first if is_name or _CONSTANT_NAME.fullmatch(first) else None
 
 
-def _meant(name: str) -> str | None:
+def _plain(prompt: str) -> str:
+    """The prompt as it looks: unescaped, and without characters that have no width."""
+    text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), html.unescape(prompt))
+    text = unicodedata.normalize("NFKC", text)
+    return "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+
+
+def _meant(name: str, cutoff: float = 0.6) -> str | None:
     """The task whose name is closest to what was written; None where none is close."""
     key = _key(name)
     if key in _KNOWN:
         return _KNOWN[key]
-    close = difflib.get_close_matches(key, _KNOWN, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(key, _KNOWN, n=1, cutoff=cutoff)
     return _KNOWN[close[0]] if close else None
 
 
@@ -258,6 +294,8 @@ def _check_region(region: Any, image_size: Sequence[float] | None) -> None:
         _check_location_text(region)
         return
     expected = "expected (x0, y0, x1, y1) in pixels of the upright picture"
+    if isinstance(region, bytes | Mapping | Set) or not hasattr(region, "__len__"):
+        raise ValueError(f"the region is {region!r:.200}: {expected}")
     try:
         numbers = np.array([float(number) for number in region])
     except (TypeError, ValueError, OverflowError):
@@ -266,7 +304,7 @@ def _check_region(region: Any, image_size: Sequence[float] | None) -> None:
     if numbers.shape != (4,) or not np.isfinite(numbers).all():
         raise ValueError(f"the region is {shown!r:.200}: {expected}, four finite numbers")
     x0, y0, x1, y1 = shown
-    if max(map(abs, shown)) <= 1:
+    if max(map(abs, shown)) <= 1 + _ROUNDING_SHARES:
         whole = "" if image_size is None else f"; the whole picture is (0, 0, {_size(image_size)})"
         raise ValueError(
             f"the region {shown} looks like shares of the picture: {expected}, so multiply by its "

@@ -77,14 +77,16 @@ def declared_by(image: Image.Image, data: bytes | None = None) -> Declared:
 
     Args:
         image: the opened image, before or after its pixels are decoded.
-        data: the content of a PNG file, for its sBIT chunk.
+        data: the file's content: a PNG's sBIT chunk and JPEG 2000's depth are read from it.
     """
     match image.format:
         case "TIFF":
             return _declared_by_tiff(getattr(image, "tag_v2", {}))
         case "JPEG2000":
-            # Pillow shifts samples of any depth up to 16 bits.
-            return Declared(high=65535)
+            # Pillow shifts samples of fewer bits up to 16. Sixteen is what writers put on values
+            # of any depth.
+            full = data is not None and jpeg2000_depth(data) == 16
+            return Declared() if full else Declared(high=65535)
         case "PPM" if image.mode == "I" and _has_own_maximum(image):
             # Pillow scales them from the file's maximum to 65535.
             return Declared(high=65535)
@@ -148,6 +150,13 @@ def float_range(values: np.ndarray, name: str, *, stretch: bool) -> SampleRange:
         f"{name} has {values.dtype} values from {low:g} to {high:g}; expected 0..1 or 0..255 "
         "(pass pixels, not normalised values; 16-bit images as uint16)"
     )
+
+
+def jpeg2000_depth(data: bytes) -> int | None:
+    """Bits of a sample of the first channel by the codestream's header; None where it has none."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    depth = data[start + 42 : start + 43] if start >= 0 else b""
+    return (depth[0] & 0x7F) + 1 if depth else None
 
 
 def _is_whole(values: np.ndarray) -> bool:

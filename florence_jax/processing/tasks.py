@@ -127,7 +127,7 @@ TASKS: dict[str, Task] = {
 
 _LEADING_NAME = re.compile(r"\s*(<[A-Za-z]\w*>)")
 _LOCATION_NAME = re.compile(r"<loc_\d+>")
-_REGION_TEXT = re.compile(r"(?:<loc_[0-9]{1,3}>){4,}")
+_REGION_TEXT = re.compile(r"(?:<loc_(?:0|[1-9][0-9]{0,2})>){4,}")
 
 
 def build_prompt(

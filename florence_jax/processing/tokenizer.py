@@ -25,7 +25,7 @@ from florence_jax.processing.vocabulary import (
     byte_symbols,
     demo_backend,
 )
-from florence_jax.runtime.text_file import read_bytes, read_text
+from florence_jax.runtime.text_file import read_bytes, read_json, read_text
 
 Span = tuple[int, int]
 
@@ -257,7 +257,7 @@ def _read_vocab_and_merges(vocab: Path, merges: Path) -> Tokenizer:
     present = tuple(t for t in (*SPECIAL_TOKENS, "<mask>") if backend.token_to_id(t) is not None)
     add_special_tokens(backend, present)
     added = vocab.with_name("added_tokens.json")
-    if added.is_file():
+    if added.exists():
         _append(backend, added)
     return backend
 
@@ -265,9 +265,13 @@ def _read_vocab_and_merges(vocab: Path, merges: Path) -> Tokenizer:
 def _append(backend: Tokenizer, path: Path) -> None:
     """Add the tokens of a slow tokenizer's ``added_tokens.json`` at the ids that it gives them."""
     try:
-        ids = json.loads(path.read_text("utf-8"))
+        ids = read_json(path, max_bytes=_MAX_BYTES)
+        if not isinstance(ids, dict) or not all(type(index) is int for index in ids.values()):
+            raise ValueError("expected whole numbers by token")
+        for token in ids:
+            token.encode("utf-8")  # half of a surrogate pair is refused here
         ordered = sorted(ids, key=ids.__getitem__)
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(
             f"{str(path)!r} is no object of tokens and their ids ({error}); download it again"
         ) from error

@@ -6,6 +6,8 @@ The original repository ships BART's plain tokenizer and appends these when its 
 
 from __future__ import annotations
 
+import re
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 BART_VOCAB_SIZE = 50265
@@ -28,6 +30,8 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 # "a </s> b" ends after "a". Native checkpoints read <image> so too.
 CONTROL_TOKENS = (*SPECIAL_TOKENS, "<mask>", "<image>")
 
+_NO_LOCATION = re.compile(r"<loc_(?:[0-9]{4,}|0[0-9]+|-[0-9]+|[0-9]+\.[0-9]*)>")
+
 
 def check_no_control_tokens(text: str, what: str) -> None:
     """Refuse a text with special tokens in it; <loc_N> and Florence-2's other markup may stand.
@@ -45,6 +49,25 @@ def check_no_control_tokens(text: str, what: str) -> None:
             f"{what} {text!r:.100} holds {', '.join(found)}, which the tokenizer reads as special "
             f"tokens and not as text: remove {'it' if len(found) == 1 else 'them'} (<s>, </s> and "
             "the image are added by the program)"
+        )
+
+
+def check_locations(text: str, what: str) -> None:
+    """Refuse locations that are no tokens: <loc_1000> is learnt letter by letter.
+
+    Args:
+        text: a prompt or answer in Florence-2's own text.
+        what: names it in the message, such as "the suffix".
+
+    Raises:
+        ValueError: it holds a location beyond <loc_999>.
+    """
+    # Of more than three digits, or with a zero in front, none is a token.
+    found = _NO_LOCATION.search(text)
+    if found:
+        raise ValueError(
+            f"{what} {text!r:.100} holds {found[0]:.40}, which is no token: locations are "
+            "thousandths of the picture's sides, <loc_0> to <loc_999>"
         )
 
 

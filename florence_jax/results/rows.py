@@ -99,4 +99,6 @@ def plain_text(value: str) -> str:
 
 def class_name(label: str) -> str:
     """A label as a class in one line; "object" where the task names nothing."""
-    return " ".join(label.split()) or "object"
+    # Half of a surrogate pair, as in an argument that is no UTF-8, has no encoding.
+    text = label.encode("utf-8", "backslashreplace").decode("utf-8")
+    return " ".join(text.split()) or "object"

@@ -82,9 +82,11 @@ def yolo_lines(row: Row, classes: YoloClasses) -> str:
     Raises:
         UnsuitableRowError: the row is an error, or holds text.
     """
+    # Refuses a row that is an error, which has no size.
+    found = shapes(row, "yolo")
     size = np.array(size_of(row), float)
     lines = []
-    for instance in shapes(row, "yolo"):
+    for instance in found:
         numbers = _outline(instance, size) if instance.kind == "polygons" else _box(instance, size)
         if len(numbers):
             shares = " ".join(f"{number:.6f}" for number in numbers)

@@ -374,3 +374,21 @@ def test_file_systems_without_links_do_too(source, tmp_path, monkeypatch):
     monkeypatch.setattr(commit.os, "link", no_links)
     run(source, tmp_path / "renames")
     assert contents(tmp_path / "links") == contents(tmp_path / "renames")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{", "[" * 100_000, None])
+def test_a_damaged_addition_to_a_run_is_named(source, tmp_path, content):
+    run(source, tmp_path)
+    record = tmp_path / "_added-00001.json"
+    # None: a pipe, which would be waited for.
+    os.mkfifo(record) if content is None else record.write_text(content)
+    with pytest.raises(RunError, match=r"_added-00001\.json is damaged"):
+        run(source, tmp_path)
+
+
+def test_blocks_of_a_manifest_that_are_no_object_are_named(source, tmp_path):
+    run(source, tmp_path)
+    manifest = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(manifest | {"blocks": []}))
+    with pytest.raises(RunError, match=r"run\.json is damaged \(blocks is no object"):
+        run(source, tmp_path)

@@ -139,8 +139,7 @@ def test_names_that_are_no_utf8_are_written_and_verified(tmp_path, kind):
     out = tmp_path / "out"
     run_blocks(Listed(items), SumOfPixels(), out, row_format=kind, workers=0, progress=False)
     rows = list(read_rows(block(out, 0)))
-    escaped = [name.replace("\udce9", "\\udce9").replace("\udce8", "\\udce8") for name in names]
-    assert [row["id"] for row in rows] == (names if kind == "jsonl" else escaped)
+    assert [row["id"] for row in rows] == names
     assert [row["note"] for row in rows] == names
     assert verify_output(out).is_complete
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from florence_jax.evaluation import scoring
 from florence_jax.evaluation.metrics import bleu, cider, cider_d, meteor, rouge_l
 from florence_jax.evaluation.metrics.meteor import meteor_is_installed
 from tests.shared_data import needs_shared, shared_path
@@ -113,3 +114,18 @@ def test_captions_and_references_pair_up():
         rouge_l(["a"], ["a"])
     with pytest.raises(ValueError, match="no caption to score"):
         cider([], [])
+
+
+@pytest.mark.parametrize("program", ["exit 1", "while read line; do echo no number; done"])
+def test_a_java_that_fails_costs_meteor_alone(tmp_path, monkeypatch, program):
+    pytest.importorskip("pycocoevalcap")
+    java = tmp_path / "java"
+    java.write_text(f'#!/bin/sh\n[ "$1" = -version ] && exit 0\n{program}\n')
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(scoring, "meteor_is_installed", lambda: True)
+    row = {"truth": ["a cat"], "answers": [{"result": {"<CAPTION>": "a cat"}}]}
+    with pytest.warns(UserWarning, match="METEOR is left out"):
+        outcome = scoring.score_captions([row], {})
+    assert "METEOR" not in outcome.others
+    assert outcome.others["BLEU-1"] == pytest.approx(100)

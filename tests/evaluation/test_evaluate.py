@@ -11,9 +11,9 @@ import pytest
 from florence_jax.batch import predict_job, run
 from florence_jax.cli import main
 from florence_jax.evaluation import command, scoring
-from florence_jax.evaluation.report import write
 from florence_jax.inference.demo import demo_pipeline
 from florence_jax.processing import ImageConfig
+from florence_jax.runtime.output_file import replace_file
 from tests.evaluation import miniature
 
 
@@ -187,5 +187,33 @@ def test_text_on_the_page_is_text(tmp_path):
 
 
 def test_a_page_escapes_names_that_are_no_utf8(tmp_path):
-    write(tmp_path / "worst.html", "caf\udce9.png")
+    replace_file(tmp_path / "worst.html", "caf\udce9.png")
     assert (tmp_path / "worst.html").read_text(encoding="utf-8") == "caf\\udce9.png"
+
+
+@pytest.mark.parametrize("name", ["coco-detection", "refcoco-masks"])
+def test_pycocotools_is_asked_for_before_the_model(tmp_path, capsys, monkeypatch, name):
+    def loaded(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(command, "load_answering", loaded)
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    miniature.DATA_SETS[name][1](tmp_path)
+    assert evaluate(name, tmp_path, tmp_path / "out") == 2
+    assert 'pip install "florence-jax[evaluate]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "status"),
+    [("<OD>", 2), ("<REFERRING_EXPRESSION_SEGMENTATION>a cat", 2), ("<OCR>", 0), ("<CAPTION>", 0)],
+)
+def test_own_rows_need_pycocotools_by_their_tasks(tmp_path, capsys, monkeypatch, prefix, status):
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    row = {"image": "a.png", "prefix": prefix, "suffix": "a"}
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps(row))
+    assert evaluate("own", data, tmp_path / "out", "--dry-run") == status
+    err = capsys.readouterr().err
+    assert ("pycocotools" in err) == (status == 2)
+    assert ("METEOR is left out" in err) == (prefix == "<CAPTION>")

@@ -156,3 +156,81 @@ def test_the_command_itself(tmp_path, capsys):
     command += ["--output", str(tmp_path / "out"), "--model", "shapes", "--workers", "0"]
     assert main([*command, "--batch-size", "3"]) == 0
     assert re.search(r"mAP +100.00", capsys.readouterr().out)
+
+
+def as_corners(box):
+    return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (as_corners, "would fit as corners"),
+        (lambda box: [edge / SIDE for edge in as_corners(box)], "would fit as corners"),
+        (lambda box: [edge * 1000 / SIDE for edge in box], "lie outside of their pictures"),
+    ],
+)
+def test_boxes_that_are_not_pixels_of_x_y_width_height_are_refused(tmp_path, change, said):
+    content = base()
+    for annotation in content["annotations"]:
+        annotation["bbox"] = change(annotation["bbox"])
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(LayoutError, match=said):
+        plan_evaluation("own", path, image_root=SCENES)
+
+
+def test_percent_and_repeats_are_said(tmp_path):
+    content = base()
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [edge * 100 / SIDE for edge in annotation["bbox"]]
+    content["annotations"].append(content["annotations"][0])
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(content))
+    notes = " ".join(plan_evaluation("own", path, image_root=SCENES).dataset.notes)
+    assert "boxes in percent" in notes
+    assert "1 of 15 annotations repeat" in notes
+
+
+def test_names_that_are_addresses_are_found_by_their_ends(tmp_path):
+    content = base()
+    for image in content["images"]:
+        image["file_name"] = f"https://host/a%20b/{image['file_name']}?alt=media"
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(content))
+    assert mean_precision(path).value == pytest.approx(100)
+
+
+def test_ids_of_no_image_are_named(tmp_path):
+    content = base()
+    for image in content["images"]:
+        image["id"] = f"{image['id']:012d}"
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(LayoutError, match=r"all 14 annotations .* such as '000000000001'"):
+        plan_evaluation("own", path, image_root=SCENES)
+
+
+def test_a_wrong_folder_of_pictures_is_said_before_the_model(tmp_path, capsys):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(base()))
+    arguments = ["evaluate", "own", "--data", str(path), "--model", "no/model"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    assert "none of the 3 pictures is there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["just words", "", "car<loc_1><loc_2><loc_3>"])
+def test_truths_without_a_place_are_no_figure_of_minus_100(tmp_path, suffix):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"image": "a.png", "prefix": "<OD>", "suffix": suffix}))
+    with pytest.raises(LayoutError, match="no suffix of the 1 rows of <OD> holds a place"):
+        plan_evaluation("own", path)
+
+
+@pytest.mark.parametrize("location", ["<loc_1000>", "<loc_007>", "<loc_-1>", "<loc_1.5>"])
+def test_locations_that_are_no_tokens_are_refused(tmp_path, location):
+    path = tmp_path / "rows.jsonl"
+    suffix = f"car{location}<loc_2><loc_300><loc_400>"
+    path.write_text(json.dumps({"image": "a.png", "prefix": "<OD>", "suffix": suffix}))
+    with pytest.raises(LayoutError, match=f"{location}, which is no token"):
+        plan_evaluation("own", path)

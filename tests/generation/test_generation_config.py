@@ -76,6 +76,32 @@ def test_precedence():
     )
 
 
+def test_limits_of_text_config_hold_where_there_are_no_others():
+    """The original's `generate` reads them there; only max_length is a serialised default."""
+    text = {"text_config": {"max_length": 20, "min_length": 5, "max_new_tokens": 40}}
+    config = GenerationConfig.from_hf(text, {})
+    assert (config.min_new_tokens, config.max_new_tokens) == (4, 40)
+    config = GenerationConfig.from_hf(text, {"min_new_tokens": 2, "max_length": 31})
+    assert (config.min_new_tokens, config.max_new_tokens) == (2, 30)
+    with pytest.raises(ValueError, match=r"text_config\.min_length must be an integer"):
+        GenerationConfig.from_hf({"text_config": {"min_length": "5"}}, {})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eos_token_id": [2, 1 << 30]},
+        {"suppress_tokens": [1 << 30]},
+        {"bad_words_ids": [[5], [6, 1 << 30]]},
+        {"sequence_bias": [[[1 << 30], 1.0]]},
+        {"exponential_decay_length_penalty": [1 << 30, 1.1]},
+    ],
+)
+def test_numbers_in_lists_are_bounded(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))}.* must be at most"):
+        GenerationConfig(**settings)
+
+
 def test_several_eos_ids_are_kept():
     """text_config's single id, which every file has, does not hide them."""
     several = {"eos_token_id": [2, 50118]}

@@ -3,7 +3,11 @@
 import pytest
 
 from florence_jax.processing import TASKS, build_prompt, check_request, request_prompt
-from florence_jax.processing.request_check import may_be_declared, tasks_of_data
+from florence_jax.processing.request_check import (
+    check_task_of_data,
+    may_be_declared,
+    tasks_of_data,
+)
 
 SIZE = (640, 480)
 
@@ -36,6 +40,12 @@ SIZE = (640, 480)
         ("<PHRASE_GROUNDING>a cat", "<CAPTION_TO_PHRASE_GROUNDING>"),
         ("OPEN_VOCABULARY_DETECTION cat", "<OPEN_VOCABULARY_DETECTION>"),
         ("<OPEN_VOCAB_DETECTION>cat", "<OPEN_VOCABULARY_DETECTION>"),
+        ("&lt;OD&gt;", "<OD>"),
+        ("%3COD%3E", "<OD>"),
+        ("\\u003cod\\u003e", "<OD>"),
+        ("O\u200bD", "<OD>"),
+        ("OD cat", "<OD>"),
+        ("OCR: the sign", "<OCR>"),
     ],
 )
 def test_a_near_miss_is_an_error_that_says_what_was_meant(prompt, meant):
@@ -135,6 +145,7 @@ def test_the_wrong_kind_of_input_is_an_error():
         ((0.1, 0.2, 0.5, 0.9), "looks like shares"),
         ((0, 0, 1, 1), "looks like shares"),
         ((0, 0, 1.0, 0.5), "looks like shares"),
+        ((0.1, 0.1, 0.9, 1.001), "looks like shares"),
         ((0, 0, 641, 100), "outside the picture of 640 x 480"),
         ((0, 0, 100, 5000), "outside the picture"),
         ((700, 500, 800, 600), "outside the picture"),
@@ -154,7 +165,11 @@ def test_the_wrong_kind_of_input_is_an_error():
         ("<loc_1><loc_2><loc_3>", "tokens <loc_0>"),
         ("<loc_1><loc_2><loc_3><loc_4><loc_5>", "tokens <loc_0>"),
         ("<loc_1><loc_2><loc_3><loc_1000>", "tokens <loc_0>"),
+        ("<loc_01><loc_2><loc_3><loc_4>", "tokens <loc_0>"),
         ("<loc_300><loc_2><loc_3><loc_4>", "wrong order"),
+        ({10: 0, 20: 0, 300: 0, 200: 0}, "expected .x0, y0, x1, y1. in pixels"),
+        (b"1234", "expected .x0, y0, x1, y1. in pixels"),
+        ((number for number in (10, 20, 300, 200)), "expected .x0, y0, x1, y1. in pixels"),
     ],
 )
 def test_a_region_is_one_of_the_picture(region, message):
@@ -187,3 +202,24 @@ def test_which_prompts_depend_on_the_checkpoint():
 def test_a_data_sets_own_tasks_are_no_misspelt_ones():
     prompts = ["<DocVQA>a?", "<VQA>b?", "<od>", "<ODD>", "<OD>", "what?", "<OBJECT_DETECTION>"]
     assert tasks_of_data(prompts) == {"<DocVQA>", "<VQA>"}
+
+
+@pytest.mark.parametrize("prompt", ["<loc_1><loc_2><loc_3><loc_4>", "<and>", " <sep> "])
+def test_locations_alone_ask_nothing(prompt):
+    with pytest.raises(ValueError, match="is none of the 15"):
+        check_request(prompt)
+    check_request(f"what is in {prompt}")
+
+
+@pytest.mark.parametrize("prompt", ["OD", "<od>", "<ODD>", "<OBJECT_DETECTION>", "CAPTION a dog"])
+def test_training_data_names_tasks_as_they_are_asked(prompt):
+    with pytest.raises(ValueError, match=r"did you mean '<(OD|CAPTION)>'"):
+        check_task_of_data(prompt)
+    check_task_of_data(prompt, declared={prompt, prompt.split()[0]})
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "<OD>", "<DocVQA>What is the total?", "what is <b> here?", "detect cat"]
+)
+def test_training_data_has_tasks_of_its_own(prompt):
+    check_task_of_data(prompt)

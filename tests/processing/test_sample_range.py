@@ -1,5 +1,6 @@
 """Images wider than 8 bits: white is where the file says, or where its values suggest."""
 
+import io
 import struct
 import warnings
 import zlib
@@ -118,6 +119,61 @@ def test_black_is_black_without_a_note():
     assert not grey(Image.new("I", (8, 8))).any()
 
 
+def ppm(values, kind):
+    """A PPM of 16 bits, binary (P6) or plain (P3)."""
+    plain = b" # a comment\n".join(b"%d" % value for value in values.ravel()) + b"\n"
+    body = plain if kind == "P3" else values.astype(">u2").tobytes()
+    return kind.encode() + b" 8 8 65535\n" + body
+
+
+@pytest.mark.parametrize("kind", ["P6", "P3"])
+@pytest.mark.parametrize("bits", [8, 12, 14, 16])
+def test_a_colour_ppm_of_16_bits_holds_as_many_as_its_values_need(kind, bits):
+    values = np.repeat(ramp((1 << bits) - 1)[..., None], 3, axis=-1)
+    assert_is_the_ramp(ppm(values, kind), f"read as {bits}-bit" if bits < 16 else None)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_a_jpeg_2000_of_16_bits_holds_as_many_as_its_values_need(bits):
+    image = encoded(Image.fromarray(ramp((1 << bits) - 1)), "JPEG2000")
+    assert_is_the_ramp(image, f"read as {bits}-bit" if bits < 16 else None)
+
+
+@pytest.mark.parametrize("wrap", [png, ppm])
+def test_a_pil_image_that_is_not_decoded_yet_is_read_like_its_file(wrap):
+    values = np.repeat(ramp(4095)[..., None], 3, axis=-1)
+    image = Image.open(io.BytesIO(wrap(values, 2 if wrap is png else "P6")))
+    assert_is_the_ramp(image, "read as 12-bit")
+    # Its pixels are left undecoded: decoded by Pillow, they have lost their low bytes.
+    assert_is_the_ramp(image, "read as 12-bit")
+
+
+def test_ink_of_fewer_than_16_bits_is_said_to_be_lost():
+    ink = np.zeros((8, 8, 4), np.uint16)
+    ink[..., 0] = ramp(4095)
+    assert grey(tiff(ink.tobytes(), photometric=5, samples=4), "only the high bytes").min() >= 239
+
+
+@pytest.mark.parametrize("white", [255, 65535])
+def test_a_tiff_palette_of_8_or_16_bits(white):
+    palette = np.rint(np.linspace(0, white, 256)).astype("<u2").tobytes() * 3
+    content = bytearray(tiff(ramp(255, np.uint8).tobytes(), bits=8, photometric=3))
+    # One entry more, of a palette that stands behind the pixels.
+    entries = struct.unpack_from("<H", content, 8)[0]
+    struct.pack_into("<H", content, 8, entries + 1)
+    at = 10 + 12 * entries
+    last = bytes(content[at - 12 : at])
+    struct.pack_into("<HHII", content, at - 12, 320, 3, 768, len(content))
+    content[at : at + 12] = last
+    assert_is_the_ramp(bytes(content) + palette)
+
+
+def test_a_tiff_of_float64_is_refused_by_the_kind_of_its_samples():
+    content = tiff(RAMP.astype("<f8").tobytes(), bits=64, sample_format=3)
+    with pytest.raises(ImageError, match="float64"):
+        load_image(content)
+
+
 class TestIntegers:
     def test_int32_of_8_bits(self):
         image = Image.fromarray(ramp(255, np.int32))
@@ -188,12 +244,6 @@ class TestDeclared:
         raw = dark.astype(">u2" if white > 255 else "u1").tobytes()
         if white not in (255, 65535):
             assert np.abs(grey(header.replace(b"P2", b"P5") + raw) - 3).max() <= 1
-
-    def test_16_bit_jpeg_2000_fills_its_range(self):
-        image = Image.fromarray(ramp(4095))
-        # The depth of the file is 16 bits: the decoder cannot know better, and dark stays dark.
-        assert grey(encoded(image, "JPEG2000")).max() == 16
-        assert_is_the_ramp(encoded(Image.fromarray(ramp(65535)), "JPEG2000"))
 
     def test_significant_bits_of_a_png(self):
         sbit = (b"sBIT", bytes([12]))

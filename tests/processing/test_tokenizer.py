@@ -1,6 +1,7 @@
 """The tokenizer: every published form of its files, and decoding with spans."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florence_jax.processing import demo_tokenizer, load_tokenizer
-from florence_jax.processing.vocabulary import FLORENCE_TOKENS
+from florence_jax.processing.vocabulary import FLORENCE_TOKENS, SPECIAL_TOKENS, byte_symbols
 from tests.shared_data import needs_shared, shared_path
 
 fuzz = settings(max_examples=150, deadline=None)
@@ -194,6 +195,21 @@ class TestFilesThatAreNotFlorence:
         (tmp_path / "vocab.json").write_text("{")
         (tmp_path / "merges.txt").write_text("")
         with pytest.raises(ValueError, match="not a BPE vocabulary"):
+            load_tokenizer(tmp_path)
+
+    @pytest.mark.parametrize(
+        "added",
+        ["[0]", '{"a": "b"}', '{"a": true}', '{"\\ud800": 260}', "[" * 100_000, None],
+        ids=["list", "text", "bool", "surrogate", "deep", "pipe"],
+    )
+    def test_damaged_added_tokens(self, tmp_path, added):
+        tokens = [*SPECIAL_TOKENS, *byte_symbols()]
+        ids = {token: index for index, token in enumerate(tokens)}
+        (tmp_path / "vocab.json").write_text(json.dumps(ids))
+        (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+        path = tmp_path / "added_tokens.json"
+        os.mkfifo(path) if added is None else path.write_text(added)
+        with pytest.raises(ValueError, match=r"added_tokens\.json' is no object"):
             load_tokenizer(tmp_path)
 
     @needs_shared

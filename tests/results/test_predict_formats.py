@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import tarfile
 from types import SimpleNamespace
 
 import pytest
@@ -276,6 +277,43 @@ class TestDirectories:
         assert cli.main(["verify-output", "--quiet", str(out)]) == 0
         assert self.run(*asked) == 0, "it goes on, and nothing is left to do"
         assert self.run(*asked[:-2], "--format", "csv") == 2, "it would be no table any more"
+
+    def test_no_other_file_comes_among_the_tables(self, photos, tmp_path, capsys):
+        pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        out = tmp_path / "out"
+        asked = [photos, "--task", "<OD>", "--output-dir", out]
+        drawn = ["--save-images", out / "drawn"]
+        assert self.run(*asked, "--format", "parquet", *drawn) == 2
+        assert not out.exists()
+        assert f"({out}/_drawn)" in capsys.readouterr().err
+        drawn = ["--save-images", out / "_drawn"]
+        assert self.run(*asked, "--format", "parquet", *drawn) == 0
+        assert len(list((out / "_drawn").iterdir())) == 3
+        assert self.run(*asked, "--save-images", out) == 2
+        assert self.run(*asked, "--format", "voc", "--sidecar-dir", out / "voc") == 2
+        assert self.run(*asked, "--format", "voc", "--sidecar-dir", out / "_voc") == 0
+        Image.new("RGB", (32, 24)).save(photos / "new.png")
+        assert self.run(*asked, "--extend", *drawn) == 0
+        assert parquet.read_table(out)["id"].to_pylist()[-1] == str(photos / "new.png")
+
+    @pytest.mark.parametrize("pages", [[], ["--all-pages"]])
+    def test_formats_of_a_run_that_grew(self, photos, tmp_path, pages):
+        for name in ("one.tar", "two.tar"):
+            with tarfile.open(tmp_path / name, "w") as archive:
+                archive.add(photos / "a.png", "a.png")
+        out = tmp_path / "out"
+        asked = [tmp_path / "one.tar", "--task", "<OD>", "--output-dir", out, *pages]
+        assert self.run(*asked, "--format", "csv") == 0
+        grown = [tmp_path / "two.tar", *asked, "--extend"]
+        assert self.run(*grown, "--format", "csv") == 0
+        with (out / "answers.csv").open(newline="") as file:
+            images = [line["image"] for line in csv.DictReader(file)]
+        assert images == [str(tmp_path / "one.tar/a"), str(tmp_path / "two.tar/a")]
+        assert self.run(*grown, "--format", "coco") == 0
+        dataset = json.loads((out / "annotations.json").read_text())
+        assert [one["file_name"] for one in dataset["images"]] == ["one.tar/a", "two.tar/a"]
 
     def test_the_other_formats_are_made_of_the_finished_blocks(self, photos, tmp_path, capsys):
         out = tmp_path / "out"

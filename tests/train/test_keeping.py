@@ -14,7 +14,11 @@ def keeping(metric, best=None):
 
 
 def test_the_lowest_loss_or_the_highest_of_another_metric():
-    for metric, values in (("loss", (2.0, 1.0, 1.5)), ("<OD> F1@0.5", (0.1, 0.3, 0.2))):
+    for metric, values in (
+        ("loss", (2.0, 1.0, 1.5)),
+        ("nll", (2.0, 1.0, 1.5)),
+        ("<OD> F1@0.5", (0.1, 0.3, 0.2)),
+    ):
         found = keeping(metric)
         bests = []
         for step, value in enumerate(values):

@@ -1,6 +1,6 @@
 import pytest
 
-from train.metrics import task_scores
+from train.metrics import metric_problems, task_scores
 from train.shapes.judge import Answered
 
 
@@ -26,6 +26,12 @@ def test_each_task_has_its_own_figures():
     assert scores["<REGION_TO_CATEGORY> exact"] == 1.0
     assert scores["<CAPTION> exact"] == 1.0
     assert "<CAPTION> facts" not in scores
+    # Each of them may decide which checkpoint is the best.
+    assert [list(metric_problems(name, 1)) for name in scores] == [[]] * len(scores)
+    assert list(metric_problems("<OD> F1@0.5", 0)) == [
+        "evaluation.metric '<OD> F1@0.5' is measured in answers, and evaluation.answers=0 "
+        "generates none"
+    ]
 
 
 def test_captions_of_the_world_are_judged_by_their_facts():

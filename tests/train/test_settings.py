@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from train.config import TrainConfig
 from train.optimizer import OptimizerConfig
 from train.settings import SettingsError, describe, differences, load_settings, to_tree
 
@@ -59,6 +60,16 @@ def test_settings_survive_being_written_down():
         (["steps"], "is not key=value"),
         (["steps=[1"], "cannot be read"),
         (["steps=1", "steps.x=1"], "steps is 1, which has no fields"),
+        (["steps=true"], "steps must be no truth value, got True"),
+        (["steps=1", "optimizer.learning_rate=yes"], r"optimizer\.learning_rate must be no truth"),
+        (["steps=1", "optimizer.rules=[['.*', no]]"], r"optimizer\.rules must be no truth value"),
+        (["steps=1", "optimizer.clip_norm=1e-46"], r"optimizer\.clip_norm must be positive"),
+        (["steps=1" + "0" * 5000], "the value cannot be read"),
+        (["steps=2024-13-45"], "the value cannot be read"),
+        (["steps=!!float x"], "the value cannot be read"),
+        (["steps=!!bool x"], "the value cannot be read"),
+        (["steps=!!timestamp x"], "the value cannot be read"),
+        (["steps=" + "[" * 5000], "the value cannot be read"),
     ],
 )
 def test_what_does_not_fit_is_named(words, message):
@@ -72,6 +83,8 @@ def test_what_does_not_fit_is_named(words, message):
         ("a.yaml", None, "No such file"),
         ("a.yaml", "[", "is not YAML"),
         ("a.yaml", "3", "must be a mapping"),
+        ("a.yaml", "steps: 2024-13-45", "is not YAML"),
+        ("a.yaml", "optimizer: {clip_norm: true}", r"optimizer\.clip_norm must be no truth value"),
         ("a.py", "x = 1", "must define `config`"),
         ("a.py", "x = 1\nimport absent_module", r"a\.py, line 2: ModuleNotFoundError: No module"),
         ("a.py", "x = (", r"a\.py: SyntaxError: .* line 1"),
@@ -98,3 +111,20 @@ def test_differences_name_the_fields():
     old = to_tree(Run(steps=1))
     new = to_tree(Run(steps=1, optimizer=OptimizerConfig(clip_norm=2.0)))
     assert differences(old, new) == ["optimizer.clip_norm was 1.0 and is 2.0"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("evaluation.metric=mAP", "evaluation.metric 'mAP' is not measured: expected loss, nll"),
+        ("evaluation.metric=los", r"is not measured.*\(did you mean loss\?\)"),
+        ("evaluation.num_beams=100000", r"num_beams must be within \[1, 1024\], got 100000"),
+        ("data.workers=100000", r"data.workers must be within \[0, 1024\], got 100000"),
+        ("lora.rank=99999999999", r"lora.rank must be within \[0, 65536\]"),
+    ],
+)
+def test_what_would_end_a_run_later_is_refused_at_once(word, message):
+    words = ["directory=a", "steps=1", "model.start=shapes", "data.train=[{kind: shapes}]"]
+    load_settings(TrainConfig, None, words)
+    with pytest.raises(SettingsError, match=message):
+        load_settings(TrainConfig, None, [*words, word])

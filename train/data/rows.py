@@ -8,9 +8,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
-from florence_jax.processing import FlorenceTokenizer, build_prompt, load_image
+from florence_jax.processing import (
+    FlorenceTokenizer,
+    build_prompt,
+    check_request,
+    load_image,
+)
 from florence_jax.processing.pixels import resize_picture
-from florence_jax.processing.vocabulary import check_no_control_tokens
+from florence_jax.processing.request_check import check_task_of_data
+from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 from train.data.augment import AugmentConfig, augment, in_frame_of
 from train.data.example import Example, Source
 from train.data.order import ordered_answer
@@ -55,6 +61,7 @@ class RowMaker:
         augmentation: what may be changed, differently in each epoch.
         resample: PIL's resampling filter; 3 is bicubic, the published processor's.
         features: in place of pixels; pictures are neither opened nor changed then.
+        tasks: those that the model declares beside the 15, see `check_task`.
     """
 
     tokenizer: FlorenceTokenizer
@@ -67,6 +74,7 @@ class RowMaker:
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     resample: int = int(Image.Resampling.BICUBIC)
     features: FeatureStore | None = None
+    tasks: frozenset[str] = frozenset()
 
     def __call__(self, numbered: Numbered, rng: np.random.Generator) -> Row:
         """The row of an example; equal arguments give equal rows."""
@@ -117,6 +125,8 @@ class RowMaker:
         """The row of an example whose picture is open, `size` = (width, height)."""
         answer = ordered_answer(example, size, rng)
         check_no_control_tokens(answer, "the answer")
+        check_locations(answer, "the answer")
+        self._check_prefix(example.prefix)
         prompt, target = self.tokenizer.encode([build_prompt(example.prefix), answer])
         for name, ids, limit in (
             ("prompt", prompt, self.max_prompt),
@@ -125,6 +135,11 @@ class RowMaker:
             if len(ids) > limit:
                 raise ValueError(f"the {name} has {len(ids)} tokens, more than max_{name}={limit}")
         return Row(example.id, image, prompt, target)
+
+    def _check_prefix(self, prefix: str) -> None:
+        """Refuse a misspelt task, and a task without its text or region: nobody could ask it."""
+        check_task_of_data(prefix, declared=self.tasks | self.tokenizer.declared_tasks())
+        check_request(prefix, free_prompt=True)
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """The picture resized, uint8[H, W, 3]."""

@@ -10,7 +10,7 @@ from train.config import DataConfig, SourceConfig
 from train.data.annotations import Annotations
 from train.data.coco import Coco, CocoTask
 from train.data.example import DataError, Source
-from train.data.order import Ordered
+from train.data.order import UNORDERED_TASKS, Ordered
 from train.data.place import Place, existing, place
 from train.data.questions import DocVqa, Vqa
 from train.data.tables import ArrayRecord, Jsonl, Parquet
@@ -93,15 +93,30 @@ def _in_directory(directory: Place, split: str) -> SourceConfig:
 
 
 def source_notes(sources: Iterable[Source]) -> list[str]:
-    """What the sources joined, cut or left out, each sentence once."""
-    inner = (one.source if isinstance(one, Ordered) else one for one in sources)
-    return list(dict.fromkeys(note for one in inner for note in getattr(one, "notes", ())))
+    """What the sources joined, cut or left out, each sentence once; and texts' fixed order."""
+    notes: list[str] = []
+    for one in sources:
+        inner = one.source if isinstance(one, Ordered) else one
+        notes += getattr(inner, "notes", ())
+        if isinstance(one, Jsonl) and _first_task(one) in UNORDERED_TASKS:
+            notes.append(
+                f"{one.path}: things are learnt in the order of its texts; name the file in "
+                "data.train with order: random for a new order in each epoch"
+            )
+    return list(dict.fromkeys(notes))
+
+
+def _first_task(source: Jsonl) -> str:
+    try:
+        return source[0].task
+    except DataError:
+        return ""
 
 
 def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
     """The sources of one setting, their answers in its order."""
     order = config.order or ("random" if config.kind in ("coco", "annotations") else "as_annotated")
-    for name, source, weight in _opened(config, seed):
+    for name, source, weight in _as_stored(config, seed):
         if isinstance(source, ShapesSource):
             source = replace(source, order=order)
         elif order != "as_annotated":
@@ -109,7 +124,8 @@ def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
         yield name, source, weight
 
 
-def _opened(config: SourceConfig, seed: int) -> Iterator[Named]:
+def _as_stored(config: SourceConfig, seed: int) -> Iterator[Named]:
+    """The same with answers in the order that each source gives them."""
     root = config.image_root or None
     path = place(config.path)
     if config.kind != "shapes":

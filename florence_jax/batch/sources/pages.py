@@ -32,7 +32,7 @@ class AllPages:
     @property
     def fingerprint(self) -> dict[str, Any]:
         # How many pages there are follows from the pictures, which are pinned one by one.
-        return {"all_pages": True, "source": self._source.fingerprint}
+        return {**self._source.fingerprint, "all_pages": True}
 
     def row_files(self) -> Mapping[str, Any]:
         """The source's own."""

@@ -11,9 +11,12 @@ from typing import Any
 from florence_jax.batch.images import FileBelow, ImageSource
 from florence_jax.batch.job import Item
 from florence_jax.inference.requests import Query
+from florence_jax.processing import TASKS, task_of
 
 IMAGE_COLUMNS = ("image", "image_base64", "file_name")
 _QUERY = ("task", "text", "region", "labels")
+# What people call the column `task` or `queries`.
+_MEANT_TASK = frozenset({"task", "tasks", "prompt", "prompts", "query", "prefix"})
 # Columns of the output that are the runner's or the job's.
 _RESERVED = frozenset({"answers", "width", "height", "error", "image_note"})
 
@@ -100,12 +103,28 @@ def _image_column(row: Mapping[str, Any]) -> str | None:
 def _queries(row: Mapping[str, Any]) -> tuple[Query, ...]:
     several = row.get("queries")
     if several is None:
-        return (_query(row),) if row.get("task") is not None else ()
+        if row.get("task") is not None:
+            return (_query(row),)
+        _check_no_other_task(row)
+        return ()
     if row.get("task") is not None:
         raise ValueError("the row has `task` and `queries`: one of them says it")
     if not isinstance(several, Sequence) or isinstance(several, str) or not several:
         raise ValueError(f"`queries` must be a list of objects, got {several!r:.100}")
     return tuple(_query(one) for one in several)
+
+
+def _check_no_other_task(row: Mapping[str, Any]) -> None:
+    """Refuse a row whose own task is in a column that nothing reads: it would be asked another."""
+    for name, value in row.items():
+        texts = value if isinstance(value, list | tuple) else [value]
+        if name.lower() in _MEANT_TASK and any(
+            isinstance(text, str) and task_of(text) in TASKS for text in texts
+        ):
+            raise ValueError(
+                f"the row's column {name!r} holds a task, {value!r:.100}, and is not read: name "
+                "the column `task`, or `queries` for a list"
+            )
 
 
 def _query(fields: Any) -> Query:

@@ -78,10 +78,16 @@ class _Detection:
         file = self.file
         if file.orphans:
             name, image_id = file.orphans[0]
-            self._note(
+            orphans = (
                 f"{len(file.orphans)} annotations are of images that the file does not list and "
                 f"are left out, such as {name} of image_id {image_id!r:.80}"
             )
+            if not file.objects:
+                raise LayoutError(
+                    f"{self.path}: all {orphans}; its images have ids such as "
+                    f"{', '.join(f'{image.id!r:.40}' for image in file.images[:3]) or 'none'}"
+                )
+            self._note(orphans)
         if not any(one.box is not None and not one.crowd for one in file.objects):
             raise LayoutError(f"{self.path} holds no box of an image: there is nothing to compare")
         numbers = self._categories()

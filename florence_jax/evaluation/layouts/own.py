@@ -11,8 +11,18 @@ from florence_jax.datasets.errors import DatasetError
 from florence_jax.datasets.text_rows import row_columns
 from florence_jax.evaluation.layouts.detection import detection_file
 from florence_jax.evaluation.layouts.files import Dataset, LayoutError, numbered_lines
-from florence_jax.processing.vocabulary import check_no_control_tokens
+from florence_jax.processing import TASKS, parse, task_of
+from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 from florence_jax.runtime.text_file import TextFileError, parse_json
+
+# What a suffix with one place looks like.
+_FORMS = {
+    "<OD>": "car<loc_52><loc_334><loc_932><loc_774>",
+    "<REGION_PROPOSAL>": "<loc_52><loc_334><loc_932><loc_774>",
+    "<REFERRING_EXPRESSION_SEGMENTATION>": "<loc_52><loc_334><loc_932><loc_334><loc_932><loc_774>",
+    "<REGION_TO_SEGMENTATION>": "<loc_52><loc_334><loc_932><loc_334><loc_932><loc_774>",
+    "<OCR_WITH_REGION>": "STOP<loc_52><loc_33><loc_93><loc_33><loc_93><loc_77><loc_52><loc_77>",
+}
 
 
 def own_file(path: Path, image_root: Path | None = None) -> Dataset:
@@ -65,7 +75,40 @@ def _lines(path: Path, root: Path) -> Dataset:
         )
         for number, identity, image, prefix, truths in rows
     ]
+    notes += _unreadable(path, [(number, *texts) for number, _, _, *texts in rows])
     return Dataset(items=items, files=[path], notes=notes)
+
+
+def _unreadable(path: Path, rows: list[Any]) -> list[str]:
+    """Notes of truths that their task reads nothing of.
+
+    Raises:
+        LayoutError: no truth of a task that answers with places has a place: its figure would
+            compare with nothing.
+    """
+    located: dict[str, list[tuple[int, str, bool]]] = {}
+    for number, prefix, truths in rows:
+        task = task_of(prefix)
+        if task in TASKS and TASKS[task].answer not in ("pure_text", "phrase_grounding"):
+            found = parse(truths[0], task, (1000, 1000))[task]
+            shapes = ("bboxes", "polygons", "quad_boxes")
+            held = any(found.get(name) for name in shapes)
+            located.setdefault(task, []).append((number, truths[0], held))
+    notes = []
+    for task, seen in located.items():
+        if not any(held for *_, held in seen):
+            raise LayoutError(
+                f"{path}: no suffix of the {len(seen)} rows of {task} holds a place that it can "
+                f"read, such as {seen[0][1]!r:.80} of line {seen[0][0]}: expected text as "
+                f"{_FORMS.get(task, _FORMS['<OD>'])!r}"
+            )
+        unread = [(number, text) for number, text, held in seen if text.strip() and not held]
+        if unread:
+            notes.append(
+                f"{path}: {len(unread)} suffixes of {task} hold text and no place, such as "
+                f"{unread[0][1]!r:.80} of line {unread[0][0]}; they count as nothing to find"
+            )
+    return notes
 
 
 def _check_text(text: Any, name: str, where: str) -> None:
@@ -74,5 +117,6 @@ def _check_text(text: Any, name: str, where: str) -> None:
     if name != "image":
         try:
             check_no_control_tokens(text, f"`{name}`")
+            check_locations(text, f"`{name}`")
         except ValueError as error:
             raise LayoutError(f"{where}: {error}") from None

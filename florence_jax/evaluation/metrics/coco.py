@@ -76,12 +76,16 @@ def coco_average_precision(
 
 
 def import_pycocotools() -> None:
-    """Raises ModuleNotFoundError, with what to install, where pycocotools is missing."""
+    """Raises ModuleNotFoundError, with what to install, where pycocotools is missing or broken."""
     try:
-        import pycocotools  # noqa: F401
-    except ModuleNotFoundError as error:
+        import pycocotools.cocoeval  # noqa: F401
+    # Compiled for another NumPy, it raises ValueError.
+    except (ImportError, ValueError, AttributeError) as error:
+        missing = isinstance(error, ModuleNotFoundError)
         raise ModuleNotFoundError(
             'boxes and masks are counted by pycocotools: pip install "florence-jax[evaluate]"'
+            + ("" if missing else f"; the one that is here cannot be imported ({error})"),
+            name="pycocotools" if missing else None,
         ) from error
 
 

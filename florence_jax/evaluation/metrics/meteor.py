@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.util
 import shutil
+import subprocess
 from collections.abc import Sequence
 
 from florence_jax.evaluation.metrics.score import Scores, check_captions
 
 
+@functools.cache
 def meteor_is_installed() -> bool:
     """Whether there are Java and the package that brings the program."""
-    import importlib.util
+    if not shutil.which("java") or importlib.util.find_spec("pycocoevalcap") is None:
+        return False
+    # macOS has a `java` that only says where Java is to be had.
+    try:
+        asked = subprocess.run(["java", "-version"], capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0
 
-    return bool(shutil.which("java")) and importlib.util.find_spec("pycocoevalcap") is not None
+
+class MeteorError(RuntimeError):
+    """The Java program cannot be used."""
 
 
 def meteor(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> Scores:
@@ -26,6 +40,7 @@ def meteor(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> Sc
 
     Raises:
         ModuleNotFoundError: there is no Java, or no pycocoevalcap.
+        MeteorError: the program fails.
         ValueError: captions and references do not pair up.
     """
     check_captions(references, candidates)
@@ -42,9 +57,16 @@ def meteor(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> Sc
             {number: list(texts) for number, texts in enumerate(references)},
             {number: [candidate] for number, candidate in enumerate(candidates)},
         )
+    # It has ended, or answers with something else than numbers.
+    except (OSError, ValueError) as error:
+        raise MeteorError(f"the Java program of METEOR fails ({error})") from error
     finally:
+        # An error leaves its lock taken, and its destructor would wait for it for ever.
+        if program.lock.locked():
+            program.lock.release()
         del program
-        for pipe in (process.stdout, process.stderr):
+        for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(OSError):
+                    pipe.close()
     return Scores(value=float(value), each=[float(score) for score in each])

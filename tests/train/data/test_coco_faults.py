@@ -11,7 +11,7 @@ from tests.datasets.habits import HABITS, SCENES, base, written
 from tests.shared_data import needs_shared, shared_path
 from train.config import DataConfig, SourceConfig
 from train.data.coco import Coco
-from train.data.example import DataError
+from train.data.example import DataError, Example
 from train.data.rows import RowMaker
 from train.data.sources import source_notes, training_sources
 from train.data.stream import Stream
@@ -298,3 +298,21 @@ def test_notes_of_a_run_are_those_of_its_sources(tmp_path):
     (note,) = source_notes(source for _, source, _ in sources)
     assert "own.json: 2 categories are called 'word' and count as one" in note
     assert base()["categories"][-1]["name"] == "word"
+
+
+def test_a_location_that_is_no_token_is_not_learnt(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (W, H)).save(picture)
+    text = "cat<loc_1000><loc_2><loc_3><loc_4>"
+    example = Example(id="1", image=picture, task="<OD>", prompt="", answer=text)
+    with pytest.raises(ValueError, match="<loc_1000>, which is no token"):
+        ROW.row(example, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("order", "said"), [(None, 1), ("random", 0)])
+def test_rows_of_text_are_told_of_their_order(tmp_path, order, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"image": "a.png", "prefix": "<OD>", "suffix": "cat"}))
+    config = SourceConfig(kind="jsonl", path=str(path), order=order)
+    sources = [source for _, source, _ in training_sources(DataConfig(train=(config,)), 0)]
+    assert sum("order: random" in note for note in source_notes(sources)) == said
