@@ -159,7 +159,8 @@ class GenerationConfig:
                     "exponential_decay_length_penalty must be a pair of a number of tokens and a "
                     f"factor, got {decay!r}"
                 )
-            _check_int("exponential_decay_length_penalty's start", decay[0], at_least=0)
+            start = "exponential_decay_length_penalty's start"
+            _check_int(start, decay[0], at_least=0, at_most=_MAX_TOKENS)
             _check_float("exponential_decay_length_penalty's factor", decay[1], above=0.0)
 
     def _check_ids(self) -> None:
@@ -317,7 +318,7 @@ def _check_tokens(name: str, tokens: object, *, empty: bool = False) -> None:
     if not isinstance(tokens, tuple) or not (tokens or empty):
         raise ValueError(f"{name} must be a list of token ids, got {tokens!r}")
     for token in tokens:
-        _check_int(f"{name}: a token id", token, at_least=0)
+        _check_int(f"{name}: a token id", token, at_least=0, at_most=_MAX_ID)
 
 
 def _is_number(value: object) -> bool:
