@@ -80,8 +80,10 @@ def _parser() -> argparse.ArgumentParser:
         "--mesh",
         metavar="AXIS=SIZE,...",
         help="the setting `mesh`: devices along each axis. Several devices of one CPU are for "
-        "trying meshes out: on few, busy cores XLA:CPU can wait for itself in a collective "
-        "and abort; the same command goes on from the last checkpoint",
+        "trying meshes out: XLA:CPU aborts the process where one of them comes a minute later "
+        "to a collective than another, as on busy cores. Free the cores, or wait longer: "
+        "add xla_cpu_collective_call_terminate_timeout_seconds=600 to the environment's XLA_FLAGS. "
+        "The same command goes on from the last checkpoint",
     )
     parser.add_argument("--rules", metavar="NAME|FILE", help="the setting `rules`")
     parser.add_argument(

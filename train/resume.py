@@ -44,7 +44,7 @@ def check_same(config: TrainConfig, directory: Path) -> None:
     Raises:
         RunError: they would make other updates than the run's.
     """
-    before = read_json(directory / CONFIG, max_bytes=MAX_SETTINGS_BYTES)
+    before = _read(directory / CONFIG, ("steps", "data", "optimizer"))
     old, new = fixed(before), fixed(to_tree(config))
     longer = config.steps is not None and config.steps > before["steps"]
     finished = max(_steps(directory)) >= before["steps"]
@@ -98,7 +98,7 @@ def begin(config: TrainConfig, directory: Path, files: Path, pins: Mapping[str, 
             shutil.rmtree(directory / PROCESSOR, ignore_errors=True)
             shutil.copytree(files, directory / PROCESSOR)
             _write(directory / CONFIG, to_tree(config))
-        elif config.steps > read_json(directory / CONFIG, max_bytes=MAX_SETTINGS_BYTES)["steps"]:
+        elif config.steps > _read(directory / CONFIG, ("steps",))["steps"]:
             _write(directory / CONFIG, to_tree(config))
         _write(directory / DATA, pins)
     wait_for_all("the run's start")
@@ -109,7 +109,7 @@ def _refused(config: TrainConfig, directory: Path, pins: Mapping[str, Any]) -> s
     if not (directory / DATA).is_file():
         say(f"{directory} does not say what its training data were; those of now are written down")
         return None
-    changed = changes(read_json(directory / DATA, max_bytes=MAX_SETTINGS_BYTES), pins)
+    changed = changes(_read(directory / DATA, ("files", "rows")), pins)
     if not changed:
         return None
     if config.data.changed == "accept":
@@ -120,6 +120,24 @@ def _refused(config: TrainConfig, directory: Path, pins: Mapping[str, Any]) -> s
         "Restore them to go on, name another directory to start a new run, or set "
         "data.changed=accept to go on with the data as they are now"
     )
+
+
+def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """What `_write` wrote, with these keys.
+
+    Raises:
+        RunError: it is not there, or something else is.
+    """
+    try:
+        content = read_json(path, max_bytes=MAX_SETTINGS_BYTES)
+    except FileNotFoundError:
+        content = None
+    if not isinstance(content, dict) or any(key not in content for key in keys):
+        raise RunError(
+            f"{path} is damaged or not there, and the run in {path.parent} cannot go on without "
+            "what it says: restore it from a backup, or name another directory to start a new run"
+        )
+    return content
 
 
 def _write(path: Path, content: Any) -> None:

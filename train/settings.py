@@ -111,9 +111,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{name}.")
+        elif _alike_lists(before, after):
+            for number, pair in enumerate(zip(before, after, strict=True)):
+                lines += differences(*pair, f"{name}[{number}].")
         elif before != after:
             lines.append(f"{name} was {before!r} and is {after!r}")
     return lines
+
+
+def _alike_lists(before: Any, after: Any) -> bool:
+    """Whether both are lists of mappings, such as data.train, with as many of them."""
+    lists = isinstance(before, list) and isinstance(after, list) and len(before) == len(after)
+    return lists and all(isinstance(item, Mapping) for item in (*before, *after))
 
 
 def describe(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:

@@ -167,9 +167,14 @@ def from_row(row: Mapping[str, Any], where: str = "a row") -> Annotation:
     Raises:
         AnnotationError: another schema, or a field that is missing or wrong; `where` names the row.
     """
-    if row.get("schema") != SCHEMA or isinstance(row["schema"], bool):
+    if "schema" not in row:
         raise AnnotationError(
-            f"{where} has the schema {row.get('schema')!r:.80}, this release reads {SCHEMA}: "
+            f"{where} is no row of florence-jax annotate: it has "
+            f"{', '.join(list(row)[:8]) or 'nothing':.200} and no `schema`"
+        )
+    if row["schema"] != SCHEMA or isinstance(row["schema"], bool):
+        raise AnnotationError(
+            f"{where} has the schema {row['schema']!r:.80}, this release reads {SCHEMA}: "
             "annotate anew, or use the release that wrote it"
         )
     try:

@@ -172,6 +172,12 @@ def decoding_settings(pipeline: Answering, options: argparse.Namespace) -> Gener
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = dataclasses.replace(pipeline.generation, **chosen)
     idle = [name for name in ("seed", *drawn) if getattr(options, name, None) is not None]
+    seed = getattr(options, "seed", None)
+    if getattr(options, "sample", False) and (seed is None or not 0 <= seed < 1 << 32):
+        # Here, and not as the error of every picture.
+        raise ValueError(
+            f"--sample draws tokens at random and needs --seed N, from 0 to 4294967295; got {seed}"
+        )
     if idle and not settings.do_sample:
         raise ValueError(
             f"--{idle[0].replace('_', '-')} belongs to --sample: the best answer is not drawn"

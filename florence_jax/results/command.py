@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -144,11 +145,14 @@ def open_results(
     from florence_jax.inference.predict import Page
     from florence_jax.results.places import common_folder, relative_name
 
+    files = [one.path if isinstance(one, Page) else one for one in paths]
+    inputs = {os.path.realpath(one) for one in (*files, *options.images)}
+    if options.output != "-" and os.path.realpath(options.output) in inputs:
+        raise ValueError(f"--output {options.output} is one of the inputs: name another file")
     if kind in SIDECARS:
         with _sidecars(options, kind, paths) as results:
             yield results
     elif kind == "coco":
-        files = [one.path if isinstance(one, Page) else one for one in paths]
         root = common_folder(options.images, files)
         file_name = functools.partial(relative_name, root=root)
         with _coco(options.output, options.overwrite, file_name) as writer:
@@ -175,6 +179,8 @@ def _coco(output: str, overwrite: bool, file_name: Callable[[str], str]) -> Iter
     path = Path(output)
     if output == "-":
         writer = CocoFile(standard_output().write, file_name)
+    elif path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device
+        writer = CocoFile(path.write_text, file_name)
     elif path.exists() and not overwrite:
         raise FileExistsError(
             f"{output} exists already: pass --overwrite to replace it, or another --output"

@@ -245,3 +245,9 @@ def test_coco_is_read_by_pycocotools(tmp_path):
 
     (tmp_path / "a.png").touch()
     assert Coco(instances, "<OD>")[0].answer["labels"] == ["dog", "ball"]
+
+
+@pytest.mark.parametrize("row", [{"messages": []}, {}])
+def test_rows_of_another_kind_are_named_by_their_columns(row):
+    with pytest.raises(AnnotationError, match=r"no row of florence-jax annotate: it has"):
+        from_row(row, "rows.jsonl:0")

@@ -133,6 +133,8 @@ def test_a_changed_file_is_another_input(folder):
         ('{"image": "0.png", "task": "<OD>", "labels": "cat"}', "`labels` must be"),
         ('{"image": "0.png", "task": "<OD>", "queries": ["<OD>"]}', "one of them"),
         ('{"image": "0.png", "queries": []}', "`queries` must be"),
+        ('{"image": "0.png", "prompt": "<OD>"}', "column 'prompt' holds a task"),
+        ('{"image": "0.png", "Tasks": ["<OD>"]}', "column 'Tasks' holds a task"),
         ('{"image": "0.png", "task": "<OD>", "answers": 1}', r"\['answers'\] are the output's"),
     ],
 )

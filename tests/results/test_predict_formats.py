@@ -226,6 +226,17 @@ def test_one_class_file_is_written_by_one_run(photos, capsys):
     assert "another process is writing to" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "coco"])
+def test_an_input_is_no_output_and_a_device_stays_one(photos, kind, capsys):
+    before = (photos / "a.png").read_bytes()
+    asked = [photos, "--task", "<OD>", "--format", kind, "--quiet", "--output"]
+    assert predict(*asked, photos / "deeper/../a.png", "--overwrite") == 2
+    assert "is one of the inputs" in capsys.readouterr().err
+    assert (photos / "a.png").read_bytes() == before
+    assert predict(*asked, "/dev/null") == 0
+    assert not os.path.isfile("/dev/null")
+
+
 class TestDirectories:
     """--output-dir, with the small model: rows are made by the same code as in a long run."""
 

@@ -90,7 +90,7 @@ def test_every_problem_is_said_at_once():
         "optimizer.b1 must be within [0, 1), got 2.0",
         "optimizer.name: Input should be 'adamw', 'lion' or 'adafactor', got 'adm'",
         "did you mean adamw?",
-        "data.threads=-1",
+        "data.threads must be at least 0, got -1",
         "augment.flip must be within",
         "'x' is not key=value",
         "did you mean optimizer.learning_rate for lr?",

@@ -12,7 +12,7 @@ from train.data.longest import longest_texts_of
 from train.data.rows import padded_length
 from train.loop import train
 from train.preparation import prepare, with_longest, with_steps
-from train.resume import RunError, check_data
+from train.resume import RunError, begin, check_data, check_same
 from train.settings import SettingsError, to_tree
 from train.start import longest_texts
 from train.training import row_maker
@@ -123,3 +123,28 @@ def test_of_a_run_by_epochs_it_is_the_rows_that_have_changed_and_not_the_steps(t
     rows.write_text(line * 6)
     with pytest.raises(RunError, match=r"training data of .*rows\.jsonl had 8 rows and has 6"):
         prepare(config, files, run=run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", None), ("config.json", "[]"), ("config.json", "{}"), ("data.json", "[]")],
+)
+def test_a_run_whose_own_notes_are_damaged_names_them(tmp_path, name, content):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": "a.png", "prefix": "<CAPTION>", "suffix": "x"}) + "\n")
+    config = a_config(tmp_path / "run", train=(SourceConfig(kind="jsonl", path=str(rows)),))
+    run, files = tmp_path / "run", tmp_path / "files"
+    prepared = prepare(config, files)
+    run.mkdir()
+    begin(config, run, files, {"rows": {}, "files": {}})
+    (run / "checkpoints" / "step_00000004").mkdir(parents=True)
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_text(content)
+
+    def resume():
+        check_same(config, run)
+        check_data(config, run, prepared.sources)
+
+    with pytest.raises(RunError, match=rf"{name} is damaged or not there.* from a backup"):
+        resume()

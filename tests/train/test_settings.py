@@ -113,6 +113,13 @@ def test_differences_name_the_fields():
     assert differences(old, new) == ["optimizer.clip_norm was 1.0 and is 2.0"]
 
 
+def test_differences_name_the_fields_of_a_list_s_items():
+    old = {"train": [{"path": "a", "weight": 1.0}, {"path": "b"}]}
+    new = {"train": [{"path": "a", "weight": 2.0}, {"path": "b"}]}
+    assert differences(old, new) == ["train[0].weight was 1.0 and is 2.0"]
+    assert differences(old, {"train": []}) == [f"train was {old['train']!r} and is []"]
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
