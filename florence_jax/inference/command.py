@@ -176,7 +176,8 @@ def decoding_settings(pipeline: Answering, options: argparse.Namespace) -> Gener
     if getattr(options, "sample", False) and (seed is None or not 0 <= seed < 1 << 32):
         # Here, and not as the error of every picture.
         raise ValueError(
-            f"--sample draws tokens at random and needs --seed N, from 0 to 4294967295; got {seed}"
+            "--sample draws tokens at random and needs --seed N, from 0 to 4294967295"
+            + ("" if seed is None else f"; got {seed}")
         )
     if idle and not settings.do_sample:
         raise ValueError(
