@@ -173,10 +173,12 @@ def decoding_settings(pipeline: Answering, options: argparse.Namespace) -> Gener
     settings = dataclasses.replace(pipeline.generation, **chosen)
     idle = [name for name in ("seed", *drawn) if getattr(options, name, None) is not None]
     seed = getattr(options, "seed", None)
-    if getattr(options, "sample", False) and (seed is None or not 0 <= seed < 1 << 32):
+    seeded = seed is not None and 0 <= seed < 1 << 32
+    if settings.do_sample and hasattr(options, "seed") and not seeded:
         # Here, and not as the error of every picture.
         raise ValueError(
-            f"--sample draws tokens at random and needs --seed N, from 0 to 4294967295; got {seed}"
+            "sampling (--sample, or do_sample of the checkpoint) needs --seed N, from 0 to "
+            "4294967295" + ("" if seed is None else f"; got {seed}")
         )
     if idle and not settings.do_sample:
         raise ValueError(

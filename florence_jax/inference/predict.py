@@ -158,7 +158,8 @@ def predict(
             try:
                 result = next(results, None)
             except Exception as error:
-                if not is_of_one_input(error):
+                # Without a request under way, no input is to blame.
+                if not is_of_one_input(error) or not waiting:
                     raise
                 yield from one_by_one()
                 break

@@ -56,11 +56,12 @@ def test_a_region_outside_one_picture_is_that_pictures_error(pictures, capsys):
     region = ["--task", "<REGION_TO_OCR>", "--region", "10,10,200,200"]
     given = ["predict", str(pictures), "--model", "shapes", "--quiet", "--max-new-tokens", "4"]
     assert main([*given, *region]) == 1
-    rows = {json.loads(line)["image"][-9:]: line for line in capsys.readouterr().out.splitlines()}
+    rows = {json.loads(line)["id"][-9:]: line for line in capsys.readouterr().out.splitlines()}
     large, small = json.loads(rows["large.png"]), json.loads(rows["small.png"])
-    assert list(large["result"]) == ["<REGION_TO_OCR>"]
-    assert "outside the picture of 60 x 40 pixels" in small["error"]
-    assert "result" not in small
+    assert list(large["answers"][0]["result"]) == ["<REGION_TO_OCR>"]
+    (answer,) = small["answers"]
+    assert "outside the picture of 60 x 40 pixels" in answer["error"]
+    assert "result" not in answer
     assert (small["width"], small["height"]) == (60, 40)
 
 
@@ -89,7 +90,7 @@ def test_rows_of_a_run_have_their_own_errors(pictures, tmp_path):
         for line in file.read_text().splitlines()
     ]
     expected = [None, "did you mean '<OD>'", "'<VQA>' is none", "needs a region", "shares"]
-    expected += ["outside the picture of 60 x 40", "in pixels", None, None]
+    expected += ["outside the picture of 60 x 40", "four numbers", None, None]
     assert len(rows) == len(asked)
     for row, message in zip(rows, expected, strict=True):
         assert ("error" in row) == (message is not None), row
@@ -102,7 +103,7 @@ def test_a_fine_tunes_prompt_needs_the_option(pictures, capsys):
     assert main(given) == 2
     assert "--free-prompt" in capsys.readouterr().err
     assert main([*given, "--free-prompt"]) == 0
-    assert list(json.loads(capsys.readouterr().out)["result"]) == ["<DocVQA>"]
+    assert list(json.loads(capsys.readouterr().out)["answers"][0]["result"]) == ["<DocVQA>"]
 
 
 def test_sampling_takes_a_seed(pictures, capsys):
@@ -112,12 +113,12 @@ def test_sampling_takes_a_seed(pictures, capsys):
     def drawn(*options):
         status = main([*given, *options])
         out, err = capsys.readouterr()
-        return json.loads(out)["result"] if status == 0 else err
+        return json.loads(out)["answers"][0]["result"] if status == 0 else err
 
     hot = ("--sample", "--temperature", "5", "--top-k", "0")
     assert drawn(*hot, "--seed", "0") == drawn(*hot, "--seed", "0")
     assert drawn(*hot, "--seed", "0") != drawn(*hot, "--seed", "1")
-    assert "--seed 0" in drawn("--sample")
+    assert "needs --seed N" in drawn("--sample")
     assert "--seed belongs to --sample" in drawn("--seed", "0")
     assert "--top-p belongs to --sample" in drawn("--top-p", "0.5")
 

@@ -132,6 +132,18 @@ def test_low_scores_are_in_no_file_and_no_drawing(photos, tmp_path, capsys):
         assert picture.getpixel((0, 0)) == (0, 0, 0), "the dog's corner"
 
 
+def test_settings_that_no_request_can_have_end_the_command(photos, monkeypatch, capsys):
+    """They are an error before a request is taken, and not one row's, tried again for ever."""
+
+    def refused(self, requests, generation, **options):
+        raise ValueError("num_return_sequences is 3")
+        yield
+
+    monkeypatch.setattr(Canned, "answer", refused)
+    assert predict(photos, "--task", "<CAPTION>") == 2
+    assert "num_return_sequences is 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
