@@ -38,7 +38,7 @@ class History(NamedTuple):
     def reorder(self, parents):
         return History(take_beams(self.tokens, parents))
 
-    def grow(self, tokens):
+    def resize(self, tokens):
         return History(grow_axis(self.tokens, 2, tokens, EOS))
 
 
