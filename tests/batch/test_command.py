@@ -94,7 +94,7 @@ def test_a_run_and_its_check(pictures, tmp_path, capsys):
     [
         (["PICTURES", "--task", "<OD>", "--workers", "2"], "--workers belongs to --output-dir"),
         (["PICTURES"], "--task is missing"),
-        (["ROWS", "--task", "<OD>"], "go to --output-dir"),
+        (["ROWS", "--task", "<OD>"], "predict --output-dir DIR"),
         (["PICTURES", "--output-dir", "OUT"], "says nothing of a task"),
         (["PICTURES", "--task", "<OD>", "--output-dir", "OUT", "--output", "x"], "give one"),
         (["PICTURES", "--task", "<OD>", "--output-dir", "OUT", "--process-index", "1"],

@@ -104,7 +104,7 @@ def test_each_platform_searches_in_its_form():
     scores = jax.ShapeDtypeStruct((2, 3, 4001), jnp.float32)
     traced = jax.jit(top_k, static_argnums=1).trace(scores, 6)
     for platform, searched in (("cpu", True), ("cuda", True), ("tpu", False)):
-        assert ("top_k" in traced.lower(lowering_platforms=(platform,)).as_text()) == searched
+        assert ("chlo.top_k" in traced.lower(lowering_platforms=(platform,)).as_text()) == searched
 
 
 def test_each_platform_marks_in_its_form():
