@@ -157,7 +157,8 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     image = open_encoded(data, name)
     # PIL's header of a TIFF is turned already.
     turned = image.format != "TIFF" and _orientation(image) >= 5
-    return image.size[::-1] if turned else image.size
+    width, height = image.size
+    return (height, width) if turned else (width, height)
 
 
 def count_pages(source: Any, *, max_bytes: int = MAX_BYTES) -> int:

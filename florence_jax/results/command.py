@@ -16,6 +16,7 @@ from florence_jax.results.formats import FILES, FORMATS, SIDECARS, check_tasks
 from florence_jax.results.scores import check_scored
 
 if TYPE_CHECKING:
+    from florence_jax.inference.predict import Page
     from florence_jax.inference.requests import Query
     from florence_jax.results.rows import Row
 
@@ -111,7 +112,7 @@ class Results:
         unsuitable: how many rows the format could not hold; each was said on stderr.
     """
 
-    def __init__(self, writer: Writer, todo: Sequence[Path] = ()) -> None:
+    def __init__(self, writer: Writer, todo: Sequence[Path | Page] = ()) -> None:
         self._writer, self.todo, self.unsuitable = writer, list(todo), 0
 
     def write(self, row: Row) -> None:
@@ -128,7 +129,7 @@ class Results:
 def open_results(
     options: argparse.Namespace,
     kind: str,
-    paths: Sequence[Path],
+    paths: Sequence[Path | Page],
     open_lines: Callable[[], AbstractContextManager[Callable[[str], Any]]],
 ) -> Iterator[Results]:
     """Where `predict` writes without --output-dir; what is in the way is said now.
@@ -150,7 +151,7 @@ def open_results(
     if options.output != "-" and os.path.realpath(options.output) in inputs:
         raise ValueError(f"--output {options.output} is one of the inputs: name another file")
     if kind in SIDECARS:
-        with _sidecars(options, kind, paths) as results:
+        with _sidecars(options, kind, files) as results:
             yield results
     elif kind == "coco":
         root = common_folder(options.images, files)

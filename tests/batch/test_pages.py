@@ -89,12 +89,16 @@ def test_rows_and_tars(folder, tmp_path):
     assert widths(items) == [10, 11, 12]
 
 
-def test_the_number_of_pages_is_pinned(folder):
-    before = open_source([folder], [OD], all_pages=True).fingerprint
-    assert before == open_source([folder], [OD], all_pages=True).fingerprint
-    assert before != open_source([folder], [OD]).fingerprint
+def test_the_pages_are_pinned_with_their_pictures(folder):
+    def pinned():
+        source = open_source([folder], [OD], all_pages=True)
+        return source.fingerprint, list(zip(source.ids(), source.pins(), strict=True))
+
+    before = pinned()
+    assert before == pinned()
+    assert before[0] != open_source([folder], [OD]).fingerprint
     Image.new("RGB", (2, 2)).save(folder / "b.tif")
-    assert before != open_source([folder], [OD], all_pages=True).fingerprint
+    assert before[1] != pinned()[1]
 
 
 def test_a_file_of_too_many_pages_is_an_error_row(folder, monkeypatch):

@@ -38,7 +38,13 @@ def test_other_labels_and_fewer_rows_are_told_apart_from_the_same_rows(tmp_path)
 def test_every_source_of_a_mixture_is_pinned(tmp_path):
     first, second = (rows(tmp_path / f"{name}.jsonl", ["x"]) for name in "ab")
     coco = tmp_path / "c.json"
-    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": []}
+    image = {"id": 1, "file_name": "a.png", "width": 8, "height": 8}
+    thing = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}
+    content = {
+        "images": [image],
+        "annotations": [thing],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
     coco.write_text(json.dumps(content))
     config = DataConfig(
         train=(

@@ -135,6 +135,7 @@ def test_shares_of_several_hosts_have_one_shape():
             SourceConfig(kind="shapes", scene=WORLD.config, tasks=tasks, questions=questions)
             for tasks, questions in ((SHORT, 3), (LONG, 1))
         ),
+        max_prompt=64,
         max_target=256,
     )
     sources = [
