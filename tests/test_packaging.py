@@ -64,7 +64,7 @@ def test_predicts_without_torch(bare, tmp_path):
         cwd=tmp_path,
     )
     row = json.loads(done.stdout)
-    assert set(row["result"]["<OD>"]) == {"bboxes", "labels", "scores"}
+    assert set(row["answers"][0]["result"]["<OD>"]) == {"bboxes", "labels", "scores"}
 
 
 def test_the_wheel_carries_the_demonstration(bare, tmp_path):
@@ -75,7 +75,7 @@ def test_the_wheel_carries_the_demonstration(bare, tmp_path):
         *("predict", picture, "--task", "<OCR>", "--model", "shapes", "--beams", "1", "--quiet"),
         cwd=tmp_path,
     )
-    assert json.loads(done.stdout)["result"]["<OCR>"] == words
+    assert json.loads(done.stdout)["answers"][0]["result"]["<OCR>"] == words
 
 
 @needs_shared
@@ -89,4 +89,4 @@ def test_reads_a_checkpoint_without_torch(bare, tmp_path):
         *("--task", "<CAPTION>", "--model", "./checkpoint", "--max-new-tokens", "8", "--quiet"),
         cwd=tmp_path,
     )
-    assert isinstance(json.loads(done.stdout)["result"]["<CAPTION>"], str)
+    assert isinstance(json.loads(done.stdout)["answers"][0]["result"]["<CAPTION>"], str)
