@@ -25,12 +25,15 @@ def mixed_batch(rng, number):
     requests = []
     for _ in range(rng.integers(1, 10)):
         token = str(rng.choice(list(TASKS)))
+        image = images[rng.integers(1 + number % 4)]
         text, region = None, None
         if TASKS[token].takes == "text":
             text = "cat " * int(rng.integers(1, 7))
         elif TASKS[token].takes == "region":
-            region = sorted(rng.uniform(0, 60, 4).tolist())
-        requests.append((images[rng.integers(1 + number % 4)], token, text, region))
+            height, width, _ = image.shape
+            (x0, x1), (y0, y1) = (np.sort(rng.uniform(0, side, 2)) for side in (width, height))
+            region = [float(x0), float(y0), float(x1), float(y1)]
+        requests.append((image, token, text, region))
     return [list(column) for column in zip(*requests, strict=True)]
 
 
