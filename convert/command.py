@@ -8,7 +8,7 @@ from pathlib import Path
 
 from florence_jax.checkpoint.files import MAX_METADATA_BYTES, contained_bytes, has_file
 from florence_jax.checkpoint.hub import METADATA_FILES
-from florence_jax.checkpoint.processor_config import completed_processor
+from florence_jax.checkpoint.pytorch.processor_config import completed_processor
 from florence_jax.runtime.program import run_program
 
 

@@ -16,9 +16,9 @@ from florence_jax.adapters.adapter import Adapter
 from florence_jax.adapters.file import read_adapter, write_lora
 from florence_jax.adapters.peft import CONFIG_FILE, WEIGHTS_FILE, peft_files
 from florence_jax.checkpoint import CheckpointError
-from florence_jax.checkpoint.keymap import Naming
-from florence_jax.checkpoint.replace import replaced_directory
-from florence_jax.checkpoint.safetensors_writer import save_tensors
+from florence_jax.checkpoint.pytorch.key_map import Naming
+from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
+from florence_jax.runtime.atomic_dir import replaced_directory
 
 _PROGRAM = "convert.export_lora"
 

@@ -25,12 +25,12 @@ from convert.command import (
     program_parser,
 )
 from florence_jax.checkpoint import Manifest, Plan, plan_checkpoint, read_config, resolve
-from florence_jax.checkpoint.data_files import Leaf
 from florence_jax.checkpoint.decoding_settings import decoding_settings
-from florence_jax.checkpoint.fetch import checked_dtype, fetch_into, leaf_dtype
-from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
-from florence_jax.checkpoint.recognise import Source
-from florence_jax.checkpoint.save import save_leaves
+from florence_jax.checkpoint.native.manifest import is_saved, read_manifest, verify_files
+from florence_jax.checkpoint.native.save import save_leaves
+from florence_jax.checkpoint.native.writer import Leaf
+from florence_jax.checkpoint.pytorch.detect import Source
+from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, fetch_into, leaf_dtype
 
 _PROGRAM = "convert.from_torch"
 _GENERATION = "generation_config.json"

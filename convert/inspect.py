@@ -11,11 +11,11 @@ from florence_jax.adapters.adapter import Adapter
 from florence_jax.adapters.file import read_adapter
 from florence_jax.adapters.peft import CONFIG_FILE, is_adapter
 from florence_jax.checkpoint import CheckpointError, plan_checkpoint, read_config, resolve
+from florence_jax.checkpoint.errors import sample
 from florence_jax.checkpoint.files import read_json_object
 from florence_jax.checkpoint.hub import METADATA_FILES
-from florence_jax.checkpoint.manifest import MANIFEST, is_saved
-from florence_jax.checkpoint.problems import sample
-from florence_jax.checkpoint.weights import WEIGHT_FILES
+from florence_jax.checkpoint.native.manifest import MANIFEST, is_saved
+from florence_jax.checkpoint.pytorch.weight_files import WEIGHT_FILES
 from florence_jax.config import PRESETS, ConfigError, Florence2Config
 from florence_jax.generation import GenerationConfig
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS, SPECIAL_TOKENS

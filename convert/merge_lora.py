@@ -29,13 +29,13 @@ from convert.command import (
 from florence_jax.adapters.adapter import Adapter, merge
 from florence_jax.adapters.file import read_adapter
 from florence_jax.checkpoint import Report, plan_checkpoint, read_config, resolve, torch_tensors
-from florence_jax.checkpoint.fetch import checked_dtype, leaf_dtype
-from florence_jax.checkpoint.keymap import Naming
-from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
-from florence_jax.checkpoint.replace import replaced_directory
-from florence_jax.checkpoint.safetensors_writer import save_tensors
-from florence_jax.checkpoint.torch_config import torch_config
-from florence_jax.checkpoint.tree import insert
+from florence_jax.checkpoint.native.manifest import is_saved, read_manifest, verify_files
+from florence_jax.checkpoint.param_tree import insert
+from florence_jax.checkpoint.pytorch.config_files import torch_config
+from florence_jax.checkpoint.pytorch.key_map import Naming
+from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, leaf_dtype
+from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
+from florence_jax.runtime.atomic_dir import replaced_directory
 
 _PROGRAM = "convert.merge_lora"
 _WEIGHTS = "model.safetensors"

@@ -29,14 +29,16 @@ from convert.command import (
 )
 from convert.vocabulary import check_rows, resized
 from florence_jax.checkpoint import Plan, plan_checkpoint, read_config, resolve, torch_tensors
-from florence_jax.checkpoint.fetch import checked_dtype, fetch, leaf_dtype
 from florence_jax.checkpoint.files import (
     MAX_METADATA_BYTES,
     contained_bytes,
     has_file,
     read_json_object,
 )
-from florence_jax.checkpoint.keymap import (
+from florence_jax.checkpoint.native.manifest import is_saved, read_manifest, verify_files
+from florence_jax.checkpoint.param_tree import insert
+from florence_jax.checkpoint.pytorch.config_files import torch_config, with_rows
+from florence_jax.checkpoint.pytorch.key_map import (
     DECODER_TOKENS,
     ENCODER_TOKENS,
     LM_HEAD,
@@ -46,12 +48,10 @@ from florence_jax.checkpoint.keymap import (
     match_name,
     match_path,
 )
-from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
-from florence_jax.checkpoint.replace import replaced_directory
-from florence_jax.checkpoint.safetensors_writer import save_tensors
-from florence_jax.checkpoint.torch_config import torch_config, with_rows
-from florence_jax.checkpoint.tree import insert
+from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, fetch, leaf_dtype
+from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
 from florence_jax.config import Florence2Config
+from florence_jax.runtime.atomic_dir import replaced_directory
 
 _PROGRAM = "convert.to_torch"
 _WEIGHTS = "model.safetensors"

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from florence_jax.checkpoint import CheckpointError
     from florence_jax.config import ConfigError, Florence2Config
+    from florence_jax.export.exported_pipeline import load_exported
     from florence_jax.generation import GenerateOutput, GenerationConfig, generate
-    from florence_jax.inference.artifact_pipeline import load_exported
-    from florence_jax.inference.drawing import draw_result
-    from florence_jax.inference.export import to_coco_dataset, to_coco_results, to_supervision
     from florence_jax.inference.pipeline import Florence2Pipeline, Request, load
     from florence_jax.inference.processor import Processor
     from florence_jax.model import Model
     from florence_jax.processing import ImageError, load_image, parse, preprocess_image
+    from florence_jax.results.draw import draw_result
+    from florence_jax.results.instances import to_coco_dataset, to_coco_results, to_supervision
 
 __version__ = "0.1.0"
 
@@ -38,16 +38,16 @@ _HOMES = {
     "Model": "florence_jax.model",
     "Processor": "florence_jax.inference.processor",
     "Request": "florence_jax.inference.pipeline",
-    "draw_result": "florence_jax.inference.drawing",
+    "draw_result": "florence_jax.results.draw",
     "generate": "florence_jax.generation",
     "load": "florence_jax.inference.pipeline",
-    "load_exported": "florence_jax.inference.artifact_pipeline",
+    "load_exported": "florence_jax.export.exported_pipeline",
     "load_image": "florence_jax.processing",
     "parse": "florence_jax.processing",
     "preprocess_image": "florence_jax.processing",
-    "to_coco_dataset": "florence_jax.inference.export",
-    "to_coco_results": "florence_jax.inference.export",
-    "to_supervision": "florence_jax.inference.export",
+    "to_coco_dataset": "florence_jax.results.instances",
+    "to_coco_results": "florence_jax.results.instances",
+    "to_supervision": "florence_jax.results.instances",
 }
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from florence_jax.cli import main
+from florence_jax.cli.main import main
 
 sys.exit(main())

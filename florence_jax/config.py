@@ -162,13 +162,13 @@ class Florence2Config:
         Raises:
             ConfigError: lists every missing key and every value that this model does not support.
         """
-        from florence_jax.config_dialects import read
+        from florence_jax.checkpoint.hf_config import read
 
         return read(config)
 
     def to_hf(self, dialect: Dialect) -> dict[str, Any]:
         """Write the `config.json` of one dialect."""
-        from florence_jax.config_dialects import write
+        from florence_jax.checkpoint.hf_config import write
 
         return write(self, dialect)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from convert.reference import random_params_with_spread_logits
+from convert.verify.reference import random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.checkpoint import torch_tensors
 from florence_jax.config import Florence2Config

@@ -50,7 +50,7 @@ ROOMS = {
     "__init__": {"config", "model", "checkpoint", "generation", "processing", "inference"},
 }  # fmt: skip
 # The only file of the library that reads torch's own format.
-TORCH_READER = "florence_jax/checkpoint/torch_file.py"
+TORCH_READER = "florence_jax/checkpoint/pytorch/bin_reader.py"
 # What the library is measured beside; each is imported in a process of its own.
 RIVAL_ENGINES = "florence_jax/bench/engines/"
 

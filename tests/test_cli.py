@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence_jax.cli import main
-from florence_jax.inference import drawn_file
+from florence_jax.cli.main import main
 from florence_jax.processing import TASKS
+from florence_jax.results import drawn_file
 
 
 @pytest.fixture

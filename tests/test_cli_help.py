@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import florence_jax
-from florence_jax.cli import main
+from florence_jax.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,8 +37,8 @@ def test_no_command_is_the_help(capsys):
 
 
 def test_the_examples_of_the_help_are_commands(capsys):
-    from florence_jax.cli import _parser
-    from florence_jax.cli_help import EPILOG
+    from florence_jax.cli.help import EPILOG
+    from florence_jax.cli.main import _parser
 
     for line in EPILOG.splitlines():
         if line.startswith("  florence-jax "):
@@ -56,7 +56,7 @@ def test_the_version_names_what_is_at_work(capsys):
 
 def test_the_version_and_the_help_import_no_jax():
     code = (
-        "import sys\nfrom florence_jax.cli import main\n"
+        "import sys\nfrom florence_jax.cli.main import main\n"
         "assert main([]) == 0\n"
         "try:\n    main(['--version'])\nexcept SystemExit as left:\n    assert not left.code\n"
         "loaded = {'jax', 'flax', 'torch', 'transformers'} & set(sys.modules)\n"

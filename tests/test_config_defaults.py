@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from florence_jax import config as configs
+from florence_jax.checkpoint.hf_config import _TEXT_OPTIONAL, _VISION_OPTIONAL
 from florence_jax.config import Florence2Config
-from florence_jax.config_dialects import _TEXT_OPTIONAL, _VISION_OPTIONAL
 from florence_jax.generation import GenerationConfig
 from florence_jax.generation_config import _TRANSFORMERS_DEFAULTS
 from florence_jax.processing import ImageConfig, preprocess_image

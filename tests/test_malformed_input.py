@@ -7,7 +7,7 @@ import pytest
 
 from florence_jax.batch.job import Item
 from florence_jax.batch.sources.rows import RowReader
-from florence_jax.cli import main
+from florence_jax.cli.main import main
 from florence_jax.inference.requests import Query
 from florence_jax.runtime.text_file import json_lines, numbered_lines, read_json
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from florence_jax.inference.demo_scene import demo_scene
-from florence_jax.inference.shapes import held_out_scenes
+from florence_jax.demo.bundled_model import held_out_scenes
+from florence_jax.demo.street_scene import demo_scene
 from tests.shared_data import needs_shared
 from tests.small_checkpoint import write_small_checkpoint
 

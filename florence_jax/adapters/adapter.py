@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from florence_jax.checkpoint.keymap import (
+from florence_jax.checkpoint.errors import Problems
+from florence_jax.checkpoint.param_tree import flatten, insert
+from florence_jax.checkpoint.pytorch.key_map import (
     DECODER_TOKENS,
     ENCODER_TOKENS,
     LM_HEAD,
@@ -22,8 +24,6 @@ from florence_jax.checkpoint.keymap import (
     SHARED,
     Naming,
 )
-from florence_jax.checkpoint.problems import Problems
-from florence_jax.checkpoint.tree import flatten, insert
 from florence_jax.config import Florence2Config
 
 # Runs of layer numbers in a path.

@@ -30,13 +30,13 @@ import safetensors
 
 from florence_jax.adapters.adapter import Adapter, LowRank
 from florence_jax.adapters.peft import is_adapter, read_peft
+from florence_jax.checkpoint.errors import CheckpointError, Problems, clip
 from florence_jax.checkpoint.files import parse_json
-from florence_jax.checkpoint.keymap import LM_HEAD, NAMINGS, Naming, match_path
-from florence_jax.checkpoint.problems import CheckpointError, Problems, clip
-from florence_jax.checkpoint.safetensors_file import open_safetensors
-from florence_jax.checkpoint.safetensors_writer import save_tensors
-from florence_jax.checkpoint.transforms import LINEAR
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.param_tree import flatten
+from florence_jax.checkpoint.pytorch.key_map import LM_HEAD, NAMINGS, Naming, match_path
+from florence_jax.checkpoint.pytorch.safetensors_reader import open_safetensors
+from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
+from florence_jax.checkpoint.pytorch.transforms import LINEAR
 
 FORMAT = "florence-jax-lora-1"
 _PARTS = ("a", "b", "b_bias", "base")

@@ -14,13 +14,13 @@ from typing import Any
 
 from florence_jax.adapters.adapter import merge
 from florence_jax.adapters.peft import is_adapter, read_peft
-from florence_jax.checkpoint.fetch import leaf_dtype
+from florence_jax.checkpoint.errors import CheckpointError, clip
 from florence_jax.checkpoint.hub import resolve
-from florence_jax.checkpoint.manifest import MANIFEST, is_saved, read_manifest, verify_files
-from florence_jax.checkpoint.plan import plan_checkpoint
-from florence_jax.checkpoint.problems import CheckpointError, clip
-from florence_jax.checkpoint.save import save_checkpoint
-from florence_jax.checkpoint.tree import insert
+from florence_jax.checkpoint.native.manifest import MANIFEST, is_saved, read_manifest, verify_files
+from florence_jax.checkpoint.native.save import save_checkpoint
+from florence_jax.checkpoint.param_tree import insert
+from florence_jax.checkpoint.pytorch.match import plan_checkpoint
+from florence_jax.checkpoint.pytorch.read_tensor import leaf_dtype
 
 
 def merged_checkpoint(adapter: Path) -> Path:

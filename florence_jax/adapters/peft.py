@@ -14,8 +14,10 @@ import numpy as np
 
 from florence_jax.adapters.adapter import Adapter, LowRank
 from florence_jax.adapters.peft_config import LoraSettings, read_settings
+from florence_jax.checkpoint.errors import CheckpointError, Problems, sample
 from florence_jax.checkpoint.files import contained_file, has_file, read_json_object
-from florence_jax.checkpoint.keymap import (
+from florence_jax.checkpoint.pytorch.bin_reader import open_torch
+from florence_jax.checkpoint.pytorch.key_map import (
     LM_HEAD,
     NAMINGS,
     Match,
@@ -24,11 +26,9 @@ from florence_jax.checkpoint.keymap import (
     match_name,
     match_path,
 )
-from florence_jax.checkpoint.problems import CheckpointError, Problems, sample
-from florence_jax.checkpoint.safetensors_file import open_safetensors
-from florence_jax.checkpoint.stored import StoredTensor
-from florence_jax.checkpoint.torch_file import open_torch
-from florence_jax.checkpoint.transforms import CONV, LINEAR
+from florence_jax.checkpoint.pytorch.lazy_tensor import StoredTensor
+from florence_jax.checkpoint.pytorch.safetensors_reader import open_safetensors
+from florence_jax.checkpoint.pytorch.transforms import CONV, LINEAR
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

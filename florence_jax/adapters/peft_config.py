@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from florence_jax.checkpoint.problems import CheckpointError, Problems, clip
+from florence_jax.checkpoint.errors import CheckpointError, Problems, clip
 
 _MERGE_IN_PEFT = "merge it in PyTorch with PEFT's merge_and_unload() and convert the merged model"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.annotation.boxes import enclosed_area
-from florence_jax.annotation.questions import questions
 from florence_jax.annotation.schema import Annotation, Region
-from florence_jax.inference.json_text import json_text
+from florence_jax.annotation.to_examples import questions
 from florence_jax.processing import TASKS
+from florence_jax.results.json_text import json_text
 from florence_jax.runtime.output_file import replace_file, replaced_file
 
 

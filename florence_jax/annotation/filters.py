@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from florence_jax.annotation.analysis import Analysis
 from florence_jax.annotation.boxes import areas, bounds, enclosed_area, overlaps, suppress
+from florence_jax.annotation.noun_phrases import Analysis
 from florence_jax.annotation.schema import (
     LEVELS,
     Coordinates,

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from florence_jax.annotation.schema import Annotation, Region
-from florence_jax.batch.images import FileBelow, open_picture
-from florence_jax.inference.drawing import draw_result
+from florence_jax.batch.image_reader import FileBelow, open_picture
+from florence_jax.results.draw import draw_result
 from florence_jax.runtime.error_text import row_error_text
 from florence_jax.runtime.output_file import replace_file, replaced_file
 

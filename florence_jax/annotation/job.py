@@ -6,16 +6,16 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from florence_jax.annotation.analysis import Analyser
-from florence_jax.annotation.asking import Asker
-from florence_jax.annotation.cascade import Picture
+from florence_jax.annotation.engine_adapter import Asker
+from florence_jax.annotation.noun_phrases import Analyser
 from florence_jax.annotation.schema import SCHEMA, to_row
 from florence_jax.annotation.settings import AnnotateSettings
-from florence_jax.batch.activity import Activity
+from florence_jax.annotation.stages import Picture
 from florence_jax.batch.fingerprint import pipeline_fingerprint
 from florence_jax.batch.job import LoadedItem, Row
 from florence_jax.generation import GenerationConfig
-from florence_jax.inference.answering import Answering
+from florence_jax.inference.base_pipeline import Answering
+from florence_jax.inference.device_stats import Activity
 from florence_jax.processing import ImageConfig
 from florence_jax.runtime.error_text import row_error_text
 

@@ -27,7 +27,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from florence_jax.inference.json_text import json_text
+from florence_jax.results.json_text import json_text
 from florence_jax.runtime.output_file import replaced_file
 from florence_jax.runtime.text_file import TextFileError, parse_json
 

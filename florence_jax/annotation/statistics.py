@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from florence_jax.annotation.analysis import Analyser, Analysis
 from florence_jax.annotation.boxes import bounds
+from florence_jax.annotation.noun_phrases import Analyser, Analysis
 from florence_jax.annotation.schema import LEVELS, Annotation, Phrase, Region, Text
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from florence_jax.batch.commit import commit
+from florence_jax.runtime.atomic_file import commit
 
 FOLDER = "throughput"
 _KINDS = ("texts", "regions", "ocr", "phrases")
@@ -31,7 +31,7 @@ class Throughput:
         tokens: generated for that, padding not counted.
         seconds: from the first block to the last, compilation included.
         device_busy: the share of the time with the device at work, 0..1, counted from the first
-            answer on (`florence_jax.batch.activity`).
+            answer on (`florence_jax.inference.device_stats`).
         device: its kind, and `devices` how many worked together.
         ended: UTC.
     """

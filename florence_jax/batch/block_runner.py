@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from florence_jax.batch.images import image_name, resized_pixels
+from florence_jax.batch.image_reader import image_name, resized_pixels
 from florence_jax.batch.job import Item, Job, LoadedItem, Row, Source
-from florence_jax.batch.workers import WorkerPool
+from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
 # Pictures that are read ahead of the job, for each block in hand.

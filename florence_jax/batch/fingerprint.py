@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 import florence_jax
-from florence_jax.inference.answering import Answering
-from florence_jax.inference.artifact import weights_sha256
+from florence_jax.export.manifest import weights_sha256
+from florence_jax.inference.base_pipeline import Answering
 
 
 def pipeline_fingerprint(pipeline: Answering) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from florence_jax.batch.job import Row, Source
-from florence_jax.batch.row_files import read_rows
+from florence_jax.batch.manifest import read_manifest
+from florence_jax.batch.output_files import read_rows
 from florence_jax.batch.run_inputs import blocks_of_manifest
-from florence_jax.batch.run_manifest import read_manifest
 from florence_jax.batch.sources.open import DATA_FILES
+from florence_jax.cli.result_options import Results, line_writer, skipped_text
 from florence_jax.results.coco import CocoFile
-from florence_jax.results.command import Results, line_writer, skipped_text
 from florence_jax.results.formats import BLOCKS, SIDECARS
 from florence_jax.results.places import SidecarPlaces, common_folder, inside, relative_name
 from florence_jax.results.rows import picture_name

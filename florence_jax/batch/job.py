@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from florence_jax.batch.activity import Activity
-from florence_jax.batch.images import ImageSource
+from florence_jax.batch.image_reader import ImageSource
+from florence_jax.inference.device_stats import Activity
 from florence_jax.inference.requests import Query
 from florence_jax.processing import ImageConfig
 

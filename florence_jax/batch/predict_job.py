@@ -16,15 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from florence_jax.batch.activity import Activity
-from florence_jax.batch.device_queue import DeviceQueue
 from florence_jax.batch.fingerprint import pipeline_fingerprint
 from florence_jax.batch.job import LoadedItem, Row
-from florence_jax.batch.pixels_on_device import Normalisation
 from florence_jax.generation import GenerateOutput, GenerationConfig
-from florence_jax.generation.prompts import prompt_bucket
-from florence_jax.inference.answering import Answering
-from florence_jax.inference.buckets import padded_rows
+from florence_jax.generation.inputs import prompt_bucket
+from florence_jax.inference.base_pipeline import Answering
+from florence_jax.inference.batching import padded_rows
+from florence_jax.inference.device_normalize import Normalisation
+from florence_jax.inference.device_queue import DeviceQueue
+from florence_jax.inference.device_stats import Activity
 from florence_jax.inference.requests import Query, Request
 from florence_jax.processing import ImageConfig, check_request, request_prompt, task_of
 from florence_jax.results.scores import drop_below

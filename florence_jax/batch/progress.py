@@ -8,7 +8,7 @@ import time
 
 from tqdm import tqdm
 
-from florence_jax.batch.activity import Activity
+from florence_jax.inference.device_stats import Activity
 
 _LOG_SECONDS = 60.0
 

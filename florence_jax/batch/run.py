@@ -11,22 +11,22 @@ from pathlib import Path
 
 from florence_jax.batch.block_runner import block_rows, read_items
 from florence_jax.batch.blocks import Blocks
-from florence_jax.batch.claims import Claims
-from florence_jax.batch.commit import commit_with_digest, ensure_digests
-from florence_jax.batch.interruption import Interruption
 from florence_jax.batch.job import Item, Job, Row, Source
-from florence_jax.batch.progress import Progress
-from florence_jax.batch.row_files import RowFormat, check_format, encode_block, writable
-from florence_jax.batch.run_inputs import RunInputs, settle_inputs
-from florence_jax.batch.run_manifest import (
+from florence_jax.batch.leases import Claims
+from florence_jax.batch.manifest import (
     adopt_manifest,
     check_manifest,
     make_manifest,
     read_manifest,
 )
-from florence_jax.batch.shares import Share
-from florence_jax.batch.workers import WorkerPool
+from florence_jax.batch.output_files import RowFormat, check_format, encode_block, writable
+from florence_jax.batch.process_share import Share
+from florence_jax.batch.progress import Progress
+from florence_jax.batch.reader_pool import WorkerPool
+from florence_jax.batch.run_inputs import RunInputs, settle_inputs
+from florence_jax.runtime.atomic_file import commit_with_digest, ensure_digests
 from florence_jax.runtime.output_file import remove_leftovers
+from florence_jax.runtime.signals import Interruption
 
 # While one block's last answers are written down, the device works on the next one.
 BLOCKS_IN_HAND = 2

@@ -20,10 +20,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from florence_jax.batch.blocks import Blocks
-from florence_jax.batch.commit import commit
 from florence_jax.batch.job import Item, Source
-from florence_jax.batch.run_manifest import RunError, id_key, listing, read_manifest, record_name
-from florence_jax.inference.json_text import json_text
+from florence_jax.batch.manifest import RunError, id_key, listing, read_manifest, record_name
+from florence_jax.results.json_text import json_text
+from florence_jax.runtime.atomic_file import commit
 from florence_jax.runtime.output_file import replaced_file
 from florence_jax.runtime.text_file import parse_json
 

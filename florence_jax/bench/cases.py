@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from florence_jax.bench import roofline
-from florence_jax.bench.roofline import Ceilings, Work
 from florence_jax.bench.samples import Sample
 from florence_jax.bench.settings import LONG_LIMIT, NUM_BEAMS, PROMPT_TOKENS, START_TOKENS, Settings
+from florence_jax.model import flops
+from florence_jax.model.flops import Ceilings, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def parts(name: str, settings: Settings, batch: int) -> list[Work]:
     side = settings.image_size
 
     def decoder_step(beams: int, position: int) -> Work:
-        return roofline.step(
+        return flops.step(
             config,
             batch=batch,
             beams=beams,
@@ -100,10 +100,10 @@ def parts(name: str, settings: Settings, batch: int) -> list[Work]:
     def answer(beams: int) -> list[Work]:
         # After the last free token `</s>` is forced: no step has to find it.
         steps = [decoder_step(beams, position) for position in range(settings.new_tokens - 1)]
-        return [*encoder, roofline.cross_attention_cache(config, source).times(batch), *steps]
+        return [*encoder, flops.cross_attention_cache(config, source).times(batch), *steps]
 
-    vision = [roofline.vision(config, side, side).times(batch)]
-    encoder = [roofline.encoder(config, source).times(batch)]
+    vision = [flops.vision(config, side, side).times(batch)]
+    encoder = [flops.encoder(config, source).times(batch)]
     match name:
         case "vision":
             return vision

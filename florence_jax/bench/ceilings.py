@@ -8,10 +8,10 @@ from florence_jax.bench.engines.engine import EngineInfo
 from florence_jax.bench.engines.sizes import matmul_side, memory_shape
 from florence_jax.bench.processes import Worker, WorkerError
 from florence_jax.bench.results import CaseResult, Row
-from florence_jax.bench.roofline import Ceilings
 from florence_jax.bench.rounds import Progress, time_in_turns
 from florence_jax.bench.samples import summarise
 from florence_jax.bench.settings import Settings
+from florence_jax.model.flops import Ceilings
 
 _FLOAT32_BYTES = 4
 

@@ -22,12 +22,12 @@ from florence_jax.bench.ceilings import measure_ceilings
 from florence_jax.bench.engines.engine import OURS, EngineInfo
 from florence_jax.bench.processes import Malloc, Worker, WorkerError, environment
 from florence_jax.bench.results import CaseResult, Row
-from florence_jax.bench.roofline import Ceilings
 from florence_jax.bench.rounds import Asked, Progress, Redirected, check, time_in_turns
 from florence_jax.bench.samples import summarise
 from florence_jax.bench.settings import Settings
 from florence_jax.bench.starts import measure_starts
 from florence_jax.bench.weights import prepare_weights
+from florence_jax.model.flops import Ceilings
 
 # What is measured again with the system's own malloc, which large allocations are sensitive to.
 _CASES_OF_DEFAULT_MALLOC = ("vision", "images")

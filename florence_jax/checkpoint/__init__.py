@@ -3,16 +3,16 @@
 One two-way table of names (`keymap`) serves every direction.
 """
 
-from florence_jax.checkpoint.export import torch_tensors
+from florence_jax.checkpoint.errors import CheckpointError
 from florence_jax.checkpoint.hub import resolve
 from florence_jax.checkpoint.load import Checkpoint, load_checkpoint
-from florence_jax.checkpoint.manifest import Manifest
-from florence_jax.checkpoint.origin import Origin
-from florence_jax.checkpoint.plan import Plan, plan_checkpoint
-from florence_jax.checkpoint.problems import CheckpointError
+from florence_jax.checkpoint.native.manifest import Manifest
+from florence_jax.checkpoint.native.save import save_checkpoint
+from florence_jax.checkpoint.pytorch.match import Plan, plan_checkpoint
+from florence_jax.checkpoint.pytorch.provenance import Origin
+from florence_jax.checkpoint.pytorch.repo_config import RepositoryConfig, read_config
+from florence_jax.checkpoint.pytorch.state_dict import torch_tensors
 from florence_jax.checkpoint.report import Report
-from florence_jax.checkpoint.repository import RepositoryConfig, read_config
-from florence_jax.checkpoint.save import save_checkpoint
 
 __all__ = [
     "Checkpoint",

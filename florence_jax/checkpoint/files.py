@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from florence_jax.checkpoint.problems import CheckpointError, clip
+from florence_jax.checkpoint.errors import CheckpointError, clip
 from florence_jax.runtime.text_file import TextFileError, read_bytes
 
 # Published configs are under 10 kB and the published indices under 200 kB.

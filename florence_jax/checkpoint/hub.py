@@ -3,15 +3,15 @@
 import re
 from pathlib import Path
 
-from florence_jax.checkpoint.manifest import MANIFEST
+from florence_jax.checkpoint.errors import CheckpointError
 from florence_jax.checkpoint.model_directory import (
     BUNDLED,
     model_directory,
     similar_directory,
     unknown_model,
 )
-from florence_jax.checkpoint.problems import CheckpointError
-from florence_jax.checkpoint.weights import WEIGHT_FILES
+from florence_jax.checkpoint.native.manifest import MANIFEST
+from florence_jax.checkpoint.pytorch.weight_files import WEIGHT_FILES
 
 # Data only, by name: a repository's *.py (remote code) is never even downloaded.
 METADATA_FILES = (

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from florence_jax.checkpoint.fetch import checked_dtype, fetch, leaf_dtype
 from florence_jax.checkpoint.hub import resolve
-from florence_jax.checkpoint.manifest import is_saved, read_manifest, verify_files
-from florence_jax.checkpoint.plan import plan_checkpoint
-from florence_jax.checkpoint.recognise import Source
+from florence_jax.checkpoint.native.manifest import is_saved, read_manifest, verify_files
+from florence_jax.checkpoint.param_tree import insert
+from florence_jax.checkpoint.pytorch.detect import Source
+from florence_jax.checkpoint.pytorch.match import plan_checkpoint
+from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, fetch, leaf_dtype
 from florence_jax.checkpoint.report import Report
-from florence_jax.checkpoint.tree import insert
 from florence_jax.config import Florence2Config
 
 if TYPE_CHECKING:

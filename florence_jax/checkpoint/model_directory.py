@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from florence_jax.checkpoint.manifest import is_saved
-from florence_jax.checkpoint.problems import CheckpointError
-from florence_jax.checkpoint.weights import WEIGHT_FILES
+from florence_jax.checkpoint.errors import CheckpointError
+from florence_jax.checkpoint.native.manifest import is_saved
+from florence_jax.checkpoint.pytorch.weight_files import WEIGHT_FILES
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 # Models that the library carries, by the names under which they are loaded.

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from florence_jax.checkpoint.keymap import Naming
+from florence_jax.checkpoint.pytorch.key_map import Naming
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

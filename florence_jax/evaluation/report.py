@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from florence_jax.evaluation.published import Figure
+from florence_jax.evaluation.paper_results import Figure
 from florence_jax.evaluation.scoring import Outcome, Row
-from florence_jax.inference.json_text import json_text
+from florence_jax.results.json_text import json_text
 from florence_jax.runtime.output_file import replace_file
 
 REPORT, EXAMPLES, WORST, SUBMISSION = (

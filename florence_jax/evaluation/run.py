@@ -12,12 +12,12 @@ from typing import Any
 
 from florence_jax.batch.blocks import is_block_name
 from florence_jax.batch.job import Item, Listed, Row
-from florence_jax.batch.row_files import read_rows
-from florence_jax.evaluation.benchmarks import Benchmark, benchmark_named
-from florence_jax.evaluation.layouts.files import Dataset, LayoutError
-from florence_jax.evaluation.layouts.own import own_file
-from florence_jax.evaluation.own_scoring import score_own, scorings_of
-from florence_jax.evaluation.published import figures_of_variants, published_figure
+from florence_jax.batch.output_files import read_rows
+from florence_jax.evaluation.custom_scoring import score_own, scorings_of
+from florence_jax.evaluation.datasets.custom import own_file
+from florence_jax.evaluation.datasets.dataset import Dataset, LayoutError
+from florence_jax.evaluation.paper_results import figures_of_variants, published_figure
+from florence_jax.evaluation.registry import Benchmark, benchmark_named
 from florence_jax.evaluation.report import Part, Report
 from florence_jax.evaluation.scoring import check_programs, score_detection
 from florence_jax.inference.requests import Query

@@ -16,17 +16,17 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from florence_jax.generation.beam import beam_search
+from florence_jax.generation.beam_search import beam_search
 from florence_jax.generation.constraints import Constraint, check_rows
+from florence_jax.generation.decode_config import DecodingPlan, DecodingValues, make_plan
+from florence_jax.generation.inputs import check_prompt, pad_prompt, prompt_bucket, prompt_limit
 from florence_jax.generation.output import GenerateOutput
-from florence_jax.generation.placing import collected, placed
-from florence_jax.generation.plan import DecodingPlan, DecodingValues, make_plan
-from florence_jax.generation.prompts import check_prompt, pad_prompt, prompt_bucket, prompt_limit
 from florence_jax.generation.sampling import sample
+from florence_jax.generation.shard_inputs import collected, placed
 from florence_jax.generation_config import GenerationConfig
 from florence_jax.quantization import quantized_modules, widened
 from florence_jax.sharding.activations import axis_size
-from florence_jax.sharding.arrays import using
+from florence_jax.sharding.batch import using
 
 if TYPE_CHECKING:
     from collections.abc import Callable

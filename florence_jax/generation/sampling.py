@@ -14,10 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from florence_jax.generation.constraints import first_states, next_states
-from florence_jax.generation.output import GenerateOutput
-from florence_jax.generation.plan import DecodingPlan, DecodingValues, ends
-from florence_jax.generation.processors import process
-from florence_jax.generation.stepping import (
+from florence_jax.generation.decode_config import DecodingPlan, DecodingValues, ends
+from florence_jax.generation.decode_loop import (
     Cache,
     StepFn,
     grow_axis,
@@ -25,6 +23,8 @@ from florence_jax.generation.stepping import (
     row_keys,
     step_keys,
 )
+from florence_jax.generation.logits_processors import process
+from florence_jax.generation.output import GenerateOutput
 
 
 class SamplingState(NamedTuple):

@@ -13,14 +13,13 @@ import jax
 
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, read_config, resolve
 from florence_jax.generation import Constraint, GenerationConfig
-from florence_jax.inference.answering import DEFAULT_BATCH_SIZE, Answering, Result
-from florence_jax.inference.buckets import batch_buckets
-from florence_jax.inference.compilation_cache import use_compilation_cache
-from florence_jax.inference.constrained import AnswerConstraints
+from florence_jax.inference.base_pipeline import DEFAULT_BATCH_SIZE, Answering, Result
+from florence_jax.inference.batching import batch_buckets
+from florence_jax.inference.compiled import LivePrograms
+from florence_jax.inference.constraints import AnswerConstraints
 from florence_jax.inference.declared_tasks import own_tasks
-from florence_jax.inference.meshes import DEFAULT_RULES, MeshLike, RulesLike, load_on_mesh
+from florence_jax.inference.load_sharded import DEFAULT_RULES, MeshLike, RulesLike, load_on_mesh
 from florence_jax.inference.overrides import check_keywords, with_overrides
-from florence_jax.inference.programs import LivePrograms
 from florence_jax.inference.requests import Request
 from florence_jax.inference.warmup import usual_prompts, warm_up
 from florence_jax.model import Model, Params
@@ -39,6 +38,7 @@ from florence_jax.quantization import (
     quantized,
     quantized_modules,
 )
+from florence_jax.runtime.compilation_cache import use_compilation_cache
 
 if TYPE_CHECKING:
     from florence_jax.inference.save_pretrained import SaveFormat
@@ -97,7 +97,7 @@ class Florence2Pipeline(Answering):
     """A checkpoint, ready to answer.
 
     The first pipeline of a process lets jax keep compiled programs on disk, see
-    `florence_jax.inference.compilation_cache`.
+    `florence_jax.runtime.compilation_cache`.
 
     Attributes:
         model, params: what `florence_jax.load` returns.
@@ -270,7 +270,7 @@ class Florence2Pipeline(Answering):
         Raises:
             ArtifactError, CheckpointError: what cannot be exported or written, and why.
         """
-        from florence_jax.inference.artifact_writer import export_pipeline
+        from florence_jax.export.writer import export_pipeline
 
         export_pipeline(
             self,

@@ -17,7 +17,7 @@ import numpy as np
 
 from florence_jax.checkpoint import resolve
 from florence_jax.checkpoint.files import read_json_object
-from florence_jax.checkpoint.repository import PROCESSOR_FILES
+from florence_jax.checkpoint.pytorch.repo_config import PROCESSOR_FILES
 from florence_jax.processing import (
     FlorenceTokenizer,
     ImageConfig,

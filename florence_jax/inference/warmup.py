@@ -11,8 +11,8 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from florence_jax.generation import Constraint, GenerationConfig
-from florence_jax.inference.buckets import prompt_buckets
-from florence_jax.inference.programs import LivePrograms
+from florence_jax.inference.batching import prompt_buckets
+from florence_jax.inference.compiled import LivePrograms
 from florence_jax.processing import TASKS, build_prompt
 
 T = TypeVar("T")

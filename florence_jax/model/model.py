@@ -21,10 +21,10 @@ from jax.sharding import Mesh
 from florence_jax.config import Florence2Config
 from florence_jax.model.florence2 import Florence2
 from florence_jax.quantization import quantized_modules
-from florence_jax.sharding.arrays import using
+from florence_jax.sharding.batch import using
 
 if TYPE_CHECKING:
-    from florence_jax.sharding.layout import Layout
+    from florence_jax.sharding.param_sharding import Layout
 
 Params = dict[str, Any]
 

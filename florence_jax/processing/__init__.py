@@ -3,7 +3,6 @@
 No jax and no torch: everything here runs on the host, before and after the model.
 """
 
-from florence_jax.processing.answers import parse, parse_tokens
 from florence_jax.processing.errors import ImageError
 from florence_jax.processing.image import load_image
 from florence_jax.processing.locations import (
@@ -14,6 +13,7 @@ from florence_jax.processing.locations import (
     text_to_box,
 )
 from florence_jax.processing.pixels import ImageConfig, preprocess_image
+from florence_jax.processing.postprocess import parse, parse_tokens
 from florence_jax.processing.request_check import check_request, request_prompt
 from florence_jax.processing.tasks import TASKS, Task, build_prompt, task_of
 from florence_jax.processing.tokenizer import FlorenceTokenizer, demo_tokenizer, load_tokenizer

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from florence_jax.processing.conventions import ALL_MARKERS, UNGROUNDED_PHRASES
+from florence_jax.processing.compat import ALL_MARKERS, UNGROUNDED_PHRASES
 from florence_jax.processing.locations import bins_to_text, box_to_text, check_image_size, quantize
 from florence_jax.processing.tasks import TASKS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from florence_jax.inference.export import result_to_json, to_coco_dataset
-from florence_jax.inference.json_text import json_text
+from florence_jax.results.instances import result_to_json, to_coco_dataset
+from florence_jax.results.json_text import json_text
 from florence_jax.results.rows import Row, picture_name, shapes, size_of, values
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from florence_jax.inference.export import Instance, instances
+from florence_jax.results.instances import Instance, instances
 from florence_jax.results.rows import Row, picture_name, plain_text, size_of
 
 COLUMNS = ("image", "task", "label", "score", "x0", "y0", "x1", "y1", "text", "polygons", "input",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from florence_jax.inference.json_text import json_text
+from florence_jax.results.json_text import json_text
 from florence_jax.results.rows import Row
 
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from florence_jax.inference.export import Instance, instances, result_to_json
 from florence_jax.inference.predict import Prediction
+from florence_jax.results.instances import Instance, instances, result_to_json
 
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from florence_jax.inference.export import Instance
+from florence_jax.results.instances import Instance
 from florence_jax.results.rows import Row, class_name, picture_name, shapes, size_of
 
 SUFFIX = ".xml"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from florence_jax.inference.export import Instance
+from florence_jax.results.instances import Instance
 from florence_jax.results.rows import Row, class_name, shapes, size_of
 from florence_jax.runtime.output_file import replace_file
 from florence_jax.runtime.text_file import read_text, split_lines

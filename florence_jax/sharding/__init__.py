@@ -4,7 +4,7 @@ Knows no model: parameters are paths with shapes.
 """
 
 from florence_jax.sharding.activations import axis_size, constrain, map_batch_shards
-from florence_jax.sharding.arrays import (
+from florence_jax.sharding.batch import (
     data_share,
     global_batch,
     mesh_of,
@@ -14,7 +14,6 @@ from florence_jax.sharding.arrays import (
     using,
     whole_everywhere,
 )
-from florence_jax.sharding.layout import Layout, Replicated, make_layout, trim
 from florence_jax.sharding.mesh import (
     AXES,
     MeshShape,
@@ -24,6 +23,7 @@ from florence_jax.sharding.mesh import (
     make_mesh,
     parse_mesh,
 )
+from florence_jax.sharding.param_sharding import Layout, Replicated, make_layout, trim
 from florence_jax.sharding.presets import PRESETS, load_rules
 from florence_jax.sharding.rules import Rule, RuleError, Rules, assign
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence_jax.annotation import command
+from florence_jax.annotation.image_source import find_pictures
 from florence_jax.annotation.job import AnnotateJob
-from florence_jax.annotation.options import annotate_arguments
-from florence_jax.annotation.pictures import find_pictures
-from florence_jax.annotation.questions import questions
+from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
 from florence_jax.annotation.schema import from_row, read_annotations
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
-from florence_jax.annotation.shallow import ShallowAnalyser
+from florence_jax.annotation.to_examples import questions
 from florence_jax.batch.run import run_blocks
 from florence_jax.batch.verify import verify_output
-from florence_jax.cli import _parser, main
-from florence_jax.inference.demo import demo_pipeline
+from florence_jax.cli import annotate
+from florence_jax.cli.annotate_options import annotate_arguments
+from florence_jax.cli.main import _parser, main
+from florence_jax.demo.random_model import demo_pipeline
 from florence_jax.processing import ImageConfig
 from tests.inference.counting import counted_images
 
@@ -138,7 +138,7 @@ def test_filters_work_between_the_stages(pipeline, pictures):
 class TestCommand:
     def test_from_pictures_to_everything(self, pipeline, pictures, tmp_path, capsys, monkeypatch):
         # The demonstration's model at a size whose programs are compiled already.
-        monkeypatch.setattr(command, "load_answering", lambda options, progress: pipeline)
+        monkeypatch.setattr(annotate, "load_answering", lambda options, progress: pipeline)
         out = tmp_path / "out"
         words = ["annotate", str(pictures), "--output", str(out), "--model", "demo",
                    "--only", "regions", "--no-completion", "--max-new-tokens", "24", "--beams", "1",
@@ -205,7 +205,7 @@ class TestCommand:
     def test_processes_share_the_blocks_and_one_counts(
         self, pipeline, pictures, tmp_path, capsys, monkeypatch
     ):
-        monkeypatch.setattr(command, "load_answering", lambda options, progress: pipeline)
+        monkeypatch.setattr(annotate, "load_answering", lambda options, progress: pipeline)
         out = tmp_path / "out"
         words = ["annotate", str(pictures), "--output", str(out), "--model", "demo",
                  "--only", "regions", "--no-completion", "--max-new-tokens", "24", "--beams", "1",

@@ -20,10 +20,10 @@ from florence_jax.annotation.filters import (
     text_fault,
     uncovered,
 )
-from florence_jax.annotation.options import add_options, annotate_settings
+from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
 from florence_jax.annotation.schema import LEVELS, Line, Phrase, Region, Text
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
-from florence_jax.annotation.shallow import ShallowAnalyser
+from florence_jax.cli.annotate_options import add_options, annotate_settings
 from tests.annotation.generated import SIZE, lines, regions
 
 SETTINGS = FilterSettings()

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from PIL import Image
 
 from florence_jax.annotation.exports import write_coco, write_rows
-from florence_jax.annotation.questions import questions
 from florence_jax.annotation.schema import (
     AnnotationError,
     Text,
@@ -19,6 +18,7 @@ from florence_jax.annotation.schema import (
     to_row,
     write_annotations,
 )
+from florence_jax.annotation.to_examples import questions
 from florence_jax.processing import TASKS, dequantize, parse, quantize
 from florence_jax.processing.targets import target_text
 from tests.annotation.generated import SIZE, annotations
@@ -155,9 +155,9 @@ def test_image_names_that_are_no_utf8(tmp_path):
 def test_the_trainer_reads_a_directory(tmp_path):
     """Every example becomes the row that the export of rows has, in the pixels of the picture."""
     from florence_jax.processing import demo_tokenizer
-    from train.config import DataConfig, SourceConfig
-    from train.data.rows import Numbered, RowMaker
-    from train.data.sources import training_sources
+    from florence_jax.training.config import DataConfig, SourceConfig
+    from florence_jax.training.data.preprocess import Numbered, RowMaker
+    from florence_jax.training.data.registry import training_sources
 
     # Half as large as the annotation says: a copy, whose coordinates are scaled.
     Image.new("RGB", (SIZE[0] // 2, SIZE[1] // 2)).save(tmp_path / "a.png")
@@ -200,8 +200,8 @@ def test_the_trainer_reads_a_directory(tmp_path):
 
 
 def test_long_answers_are_asked_apart_from_short_ones(tmp_path):
-    from train.config import DataConfig, SourceConfig
-    from train.data.sources import training_sources
+    from florence_jax.training.config import DataConfig, SourceConfig
+    from florence_jax.training.data.registry import training_sources
 
     wordy = Text(level="detailed", text="A brown dog sees a ball. " * 9, score=0.9)
     second = dataclasses.replace(EXAMPLE, id="b", texts=(*EXAMPLE.texts, wordy))
@@ -241,7 +241,7 @@ def test_coco_is_read_by_pycocotools(tmp_path):
         "A dog and a ball.",
         "A brown dog. It sees a ball.",
     ]
-    from train.data.coco import Coco
+    from florence_jax.training.data.coco import Coco
 
     (tmp_path / "a.png").touch()
     assert Coco(instances, "<OD>")[0].answer["labels"] == ["dog", "ball"]

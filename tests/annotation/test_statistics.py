@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from florence_jax.annotation.gallery import write_gallery
-from florence_jax.annotation.products import Products, make_products
+from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
+from florence_jax.annotation.outputs import Products, make_products
 from florence_jax.annotation.schema import Annotation, write_annotations
-from florence_jax.annotation.shallow import ShallowAnalyser
 from florence_jax.annotation.statistics import count_tokens, statistics
 from tests.annotation.written import EXAMPLE
 

@@ -4,8 +4,8 @@ import dataclasses
 
 from florence_jax.checkpoint import save_checkpoint
 from florence_jax.model import random_params_with_spread_logits
-from tests.train.runs import ARCHITECTURE, a_config
-from train.start import prepare_start
+from florence_jax.training.pretrained import prepare_start
+from tests.training.runs import ARCHITECTURE, a_config
 
 _RUN = a_config("runs/tiny")
 

@@ -5,8 +5,8 @@ import threading
 import numpy as np
 from PIL import Image
 
-from florence_jax.batch.activity import Activity
 from florence_jax.batch.job import Item
+from florence_jax.inference.device_stats import Activity
 from florence_jax.processing import ImageConfig
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from florence_jax.inference.demo import demo_pipeline
+from florence_jax.demo.random_model import demo_pipeline
 
 SETTINGS = {"max_new_tokens": 10, "num_beams": 1}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from florence_jax.batch import local_devices
 from florence_jax.batch.job import Item, Listed
-from florence_jax.batch.local_devices import over_local_devices
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
+from florence_jax.inference import data_parallel
+from florence_jax.inference.data_parallel import over_local_devices
 from florence_jax.inference.requests import Query
 from tests.batch.models import small_pipeline
 
@@ -43,12 +43,12 @@ def no_collectives() -> None:
     rows = programs.batch_buckets(2)[0]
     encoded = programs.encode(np.zeros((rows, 64, 64, 3), np.float32))
     assert {len(one.sharding.device_set) for one in encoded} == {len(jax.devices())}
-    prepared = local_devices.prepare(
+    prepared = data_parallel.prepare(
         programs.model, programs.params,
         image_features=np.zeros((rows, *encoded[0].shape), np.float32),
         input_ids=np.ones((rows, 16), np.int32), config=pipeline.generation,
     )  # fmt: skip
-    lowered = local_devices._generate.lower(
+    lowered = data_parallel._generate.lower(
         programs.mesh, programs.model, prepared.plan, programs.params, prepared.image,
         prepared.input_ids, prepared.attention_mask, prepared.values,
     )  # fmt: skip

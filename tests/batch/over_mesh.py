@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from florence_jax.annotation import command
 from florence_jax.batch.job import Item, Listed
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
-from florence_jax.cli import main
-from florence_jax.inference.meshes import on_mesh
+from florence_jax.cli import annotate as annotate_command
+from florence_jax.cli.main import main
+from florence_jax.inference.load_sharded import on_mesh
 from florence_jax.inference.requests import Query
 from tests.batch.models import small_pipeline
 
@@ -37,7 +37,7 @@ if __name__ == "__main__":
     mesh = "data=2,tensor=2"
     predict(folder / "pictures", folder / "one", small_pipeline())
     predict(folder / "pictures", folder / "mesh", on_mesh(small_pipeline(), mesh))
-    command.load_answering = lambda options, progress: (
+    annotate_command.load_answering = lambda options, progress: (
         small_pipeline() if options.mesh is None else on_mesh(small_pipeline(), options.mesh)
     )
     annotate(folder / "pictures", folder / "annotated-one")  # the four divide batches alone

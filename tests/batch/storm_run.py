@@ -6,7 +6,7 @@ from pathlib import Path
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
 from florence_jax.batch.sources.open import open_source
-from florence_jax.inference.demo import demo_pipeline
+from florence_jax.demo.random_model import demo_pipeline
 
 BLOCK = 16
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence_jax.batch.drawn_answers import DrawnAnswers
+from florence_jax.batch.draw import DrawnAnswers
 from florence_jax.batch.job import Item
-from florence_jax.batch.workers import WorkerPool
-from florence_jax.cli import main
-from florence_jax.inference import demo
+from florence_jax.batch.reader_pool import WorkerPool
+from florence_jax.cli.main import main
+from florence_jax.demo import random_model
 from tests.batch.fakes import write_pictures
 from tests.batch.models import small_pipeline
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def _small_demo(monkeypatch):
-    monkeypatch.setattr(demo, "demo_pipeline", lambda *options, **names: small_pipeline())
+    monkeypatch.setattr(random_model, "demo_pipeline", lambda *options, **names: small_pipeline())
 
 
 @pytest.fixture

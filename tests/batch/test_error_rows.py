@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from florence_jax.batch import block_runner
-from florence_jax.batch.drawn_answers import DrawnAnswers
+from florence_jax.batch.draw import DrawnAnswers
 from florence_jax.batch.job import Item, Listed
-from florence_jax.batch.row_files import encode_block
+from florence_jax.batch.output_files import encode_block
+from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.run import run_blocks
 from florence_jax.batch.verify import verify_output
-from florence_jax.batch.workers import WorkerPool
 from tests.batch.fakes import SumOfPixels, items_of, write_pictures
 
 FAILURES = {

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from florence_jax.batch.block_runner import block_rows
-from florence_jax.batch.images import ImagePage, open_picture
+from florence_jax.batch.image_reader import ImagePage, open_picture
+from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.sources.open import open_source
-from florence_jax.batch.workers import WorkerPool
-from florence_jax.cli import main
-from florence_jax.inference import demo
+from florence_jax.cli.main import main
+from florence_jax.demo import random_model
 from florence_jax.inference.predict import Page, pages_of
 from florence_jax.inference.requests import Query
 from tests.batch.fakes import SumOfPixels
@@ -26,7 +26,7 @@ OD = Query(prompt="<OD>")
 @pytest.fixture
 def predict(monkeypatch):
     """`florence-jax predict` with a tiny model, asked for <OD>."""
-    monkeypatch.setattr(demo, "demo_pipeline", lambda *options, **names: small_pipeline())
+    monkeypatch.setattr(random_model, "demo_pipeline", lambda *options, **names: small_pipeline())
     options = ["--model", "demo", "--max-new-tokens", "6", "--beams", "1", "--batch-size", "2"]
     own = ["predict", *options, "--quiet", "--task", "<OD>"]
     return lambda *arguments: main([*own, *map(str, arguments)])

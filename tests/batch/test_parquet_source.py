@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from florence_jax.batch.images import FileBelow, open_picture
+from florence_jax.batch.image_reader import FileBelow, open_picture
 from florence_jax.batch.sources.open import open_source
 from florence_jax.inference.requests import Query
 from tests.shared_data import needs_shared, shared_path

@@ -10,8 +10,8 @@ import pytest
 from florence_jax.batch.job import Item, Listed
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
-from florence_jax.inference.export import result_to_json
 from florence_jax.inference.requests import Query
+from florence_jax.results.instances import result_to_json
 from tests.batch.fakes import write_pictures
 from tests.batch.models import small_pipeline
 from tests.inference.results import assert_close

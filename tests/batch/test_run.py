@@ -16,11 +16,11 @@ import pytest
 from florence_jax.batch import progress
 from florence_jax.batch import run as run_module
 from florence_jax.batch.block_runner import JobError
-from florence_jax.batch.claims import FOLDER, Claims
 from florence_jax.batch.job import Item, Listed
+from florence_jax.batch.leases import FOLDER, Claims
+from florence_jax.batch.manifest import RunError
+from florence_jax.batch.process_share import Share
 from florence_jax.batch.run import default_block_size, run_blocks
-from florence_jax.batch.run_manifest import RunError
-from florence_jax.batch.shares import Share
 from florence_jax.batch.verify import verify_output
 from florence_jax.inference.requests import Query
 from tests.batch.fakes import SumOfPixels, items_of, write_pictures
@@ -347,7 +347,7 @@ def test_a_claim_is_made_though_another_process_ends_the_run_meanwhile(tmp_path,
 def test_a_full_disk_is_an_error_and_leaves_no_half_block(source, tmp_path, monkeypatch):
     import errno
 
-    from florence_jax.batch import commit
+    from florence_jax.runtime import atomic_file
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -356,7 +356,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_block(source, tmp_path, monk
     assert adopted.missing == 0
     for file in tmp_path.glob("block-*"):
         file.unlink()
-    monkeypatch.setattr(commit.os, "fsync", full)
+    monkeypatch.setattr(atomic_file.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         run(source, tmp_path)
     assert sorted(contents(tmp_path)) == ["run.json"]
@@ -365,13 +365,13 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_block(source, tmp_path, monk
 def test_file_systems_without_links_do_too(source, tmp_path, monkeypatch):
     import errno
 
-    from florence_jax.batch import commit
+    from florence_jax.runtime import atomic_file
 
     def no_links(*paths):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     run(source, tmp_path / "links")
-    monkeypatch.setattr(commit.os, "link", no_links)
+    monkeypatch.setattr(atomic_file.os, "link", no_links)
     run(source, tmp_path / "renames")
     assert contents(tmp_path / "links") == contents(tmp_path / "renames")
 

@@ -8,9 +8,9 @@ import threading
 import pytest
 from PIL import Image
 
+from florence_jax.batch.manifest import RunError
+from florence_jax.batch.process_share import Share
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_manifest import RunError
-from florence_jax.batch.shares import Share
 from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.verify import verify_output
 from florence_jax.inference.requests import Query

@@ -9,7 +9,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from florence_jax.batch.images import FileBelow, open_picture
+from florence_jax.batch.image_reader import FileBelow, open_picture
 from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.sources.unchanged import FileChangedError
 from florence_jax.inference.requests import Query

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from florence_jax.batch.images import open_picture
+from florence_jax.batch.image_reader import open_picture
 from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.sources.tar_members import Damage, Member, NextArchive, read_members
 from florence_jax.inference.requests import Query

@@ -5,14 +5,14 @@ import tarfile
 
 import pytest
 
-from florence_jax.batch.commit import commit_with_digest, digest_path
 from florence_jax.batch.job import Item, Listed
-from florence_jax.batch.row_files import encode_rows, read_rows
+from florence_jax.batch.manifest import RunError
+from florence_jax.batch.output_files import encode_rows, read_rows
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_manifest import RunError
 from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.verify import verify_output
 from florence_jax.inference.requests import Query
+from florence_jax.runtime.atomic_file import commit_with_digest, digest_path
 from tests.batch.fakes import SumOfPixels, items_of, write_pictures
 
 

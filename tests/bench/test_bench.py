@@ -13,7 +13,7 @@ from florence_jax.bench.processes import Worker, WorkerError, environment
 from florence_jax.bench.run import Bench
 from florence_jax.bench.settings import Settings
 from florence_jax.bench.weights import prepare_weights
-from florence_jax.cli import main
+from florence_jax.cli.main import main
 
 
 def info(name, **changes):

@@ -43,11 +43,11 @@ def main() -> None:
 
 def measure(folder: Path, options: argparse.Namespace) -> None:
     """Print both runs' figures."""
-    from florence_jax.annotation import command
-    from florence_jax.cli import main as florence_jax
+    from florence_jax.cli import annotate
+    from florence_jax.cli.main import main as florence_jax
 
     pipeline = _pipeline(options)
-    command.load_answering = lambda options, progress: pipeline
+    annotate.load_answering = lambda options, progress: pipeline
     pictures = options.pictures or _random_pictures(folder / "pictures", options.images)
     words = ["annotate", str(pictures), "--model", options.model or options.preset,
              "--batch-size", str(options.batch), "--block-size", str(options.block_size),

@@ -133,9 +133,9 @@ def _seconds(call) -> float:
 
 def _run(pipeline, paths, directory, options):
     from florence_jax.batch.job import Item, Listed
-    from florence_jax.batch.local_devices import over_local_devices
     from florence_jax.batch.predict_job import PredictJob
     from florence_jax.batch.run import run_blocks
+    from florence_jax.inference.data_parallel import over_local_devices
     from florence_jax.inference.requests import Query
 
     query = Query(prompt="<CAPTION>")

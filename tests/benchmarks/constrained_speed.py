@@ -40,7 +40,7 @@ def measure(options: argparse.Namespace) -> None:
 
     from florence_jax.config import PRESETS
     from florence_jax.generation import GenerationConfig
-    from florence_jax.inference.constrained import AnswerConstraints
+    from florence_jax.inference.constraints import AnswerConstraints
     from florence_jax.inference.requests import Request
     from florence_jax.model import Model, random_params_with_spread_logits
     from florence_jax.processing import load_tokenizer

@@ -24,8 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from florence_jax.sharding.hlo_text import parse_hlo
 from tests.benchmarks.tpu_bundles import read_kernels
+from train.plan.hlo import parse_hlo
 from train.plan.schedule import endless, kernel_bytes, kernels_of
 
 # 197 TFLOP/s is four matrix units of 128 x 128 multiply-adds in each cycle.

@@ -153,9 +153,9 @@ def _batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _flops(options: argparse.Namespace) -> float:
-    from florence_jax.checkpoint.shapes import parameter_shapes
-    from train.flops import update_flops
-    from train.parameters import treatments
+    from florence_jax.checkpoint.param_shapes import parameter_shapes
+    from florence_jax.training.metrics.flops import update_flops
+    from florence_jax.training.param_groups import treatments
 
     config = _config(options)
     return update_flops(
@@ -171,12 +171,16 @@ def _flops(options: argparse.Namespace) -> float:
 def _ours(options: argparse.Namespace):
     import jax
 
-    from florence_jax.checkpoint.tree import flatten
+    from florence_jax.checkpoint.param_tree import flatten
     from florence_jax.model import Model, random_params_with_spread_logits
-    from train.optimizer import OptimizerConfig, build_optimizer, learning_rate_schedule
-    from train.parameters import split, treatments
-    from train.state import new_state
-    from train.step import Batch, Objective, build_step
+    from florence_jax.training.optimizer import (
+        OptimizerConfig,
+        build_optimizer,
+        learning_rate_schedule,
+    )
+    from florence_jax.training.param_groups import split, treatments
+    from florence_jax.training.state import new_state
+    from florence_jax.training.step import Batch, Objective, build_step
 
     config = _config(options)
     flat = dict(flatten(random_params_with_spread_logits(config, seed=0)))
@@ -202,9 +206,9 @@ def _ours(options: argparse.Namespace):
 def _torch(options: argparse.Namespace):
     import torch
 
-    from convert.reference import native_model, random_params_with_spread_logits
+    from convert.verify.reference import native_model, random_params_with_spread_logits
     from florence_jax.model import Model
-    from train.step import Objective
+    from florence_jax.training.step import Objective
 
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from florence_jax.checkpoint.keymap import Naming, match_path
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.param_tree import flatten
+from florence_jax.checkpoint.pytorch.key_map import Naming, match_path
 from florence_jax.config import PRESETS, Florence2Config
 from florence_jax.model import abstract_params
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from florence_jax.checkpoint import CheckpointError, load_checkpoint
-from florence_jax.checkpoint.safetensors_file import MAX_HEADER_BYTES, open_safetensors
+from florence_jax.checkpoint.pytorch.safetensors_reader import MAX_HEADER_BYTES, open_safetensors
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory
 
 OUTSIDE = [

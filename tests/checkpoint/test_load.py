@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from florence_jax.checkpoint import load_checkpoint
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.config import PRESETS
 from florence_jax.model import abstract_params
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from florence_jax.checkpoint import CheckpointError, load_checkpoint
-from florence_jax.checkpoint.save import save_checkpoint
+from florence_jax.checkpoint.native.save import save_checkpoint
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory
 
 DATA = "params/d/arrays-00000"

@@ -17,9 +17,9 @@ from florence_jax.checkpoint import (
     save_checkpoint,
     torch_tensors,
 )
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.config import tiny
-from florence_jax.inference.shapes import SHAPES
+from florence_jax.demo.bundled_model import SHAPES
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.processing import demo_tokenizer
 from tests.checkpoint.generated import write_directory
@@ -39,7 +39,7 @@ def base(tmp_path):
 def adapter(tmp_path, base, monkeypatch):
     """A PEFT adapter of `base` that names it, and its merged parameters."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    from convert.reference import native_model
+    from convert.verify.reference import native_model
     from tests.convert import lora_adapters as peft_side
 
     params = load_checkpoint(base, dtype="float32").params
@@ -70,9 +70,9 @@ def test_shapes_is_the_bundled_model_everywhere(tmp_path, monkeypatch):
 
 
 def test_the_trainer_starts_from_shapes(tmp_path):
-    from tests.train.runs import a_config
-    from train.config import ModelConfig
-    from train.start import load_parameters, prepare_start
+    from florence_jax.training.config import ModelConfig
+    from florence_jax.training.pretrained import load_parameters, prepare_start
+    from tests.training.runs import a_config
 
     config = a_config(tmp_path / "run", model=ModelConfig(start="shapes"))
     start = prepare_start(config, tmp_path / "files")

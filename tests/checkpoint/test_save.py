@@ -11,9 +11,9 @@ import pytest
 
 import florence_jax as fj
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, plan_checkpoint
-from florence_jax.checkpoint.ocdbt import crc32c
-from florence_jax.checkpoint.save import save_checkpoint
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.native.ocdbt import crc32c
+from florence_jax.checkpoint.native.save import save_checkpoint
+from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.model import abstract_params
 from tests.checkpoint.generated import (
     LOGITS_BIAS,
@@ -122,7 +122,7 @@ def test_equal_models_make_equal_bytes(model, published, tmp_path):
 
 
 def test_arrays_go_to_further_files_when_one_is_full(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("florence_jax.checkpoint.orbax_layout._FILE_BYTES", 200_000)
+    monkeypatch.setattr("florence_jax.checkpoint.native.orbax_format._FILE_BYTES", 200_000)
     manifest = save_checkpoint(tmp_path / "saved", model.config, model.params)
     files = {parameter.file for parameter in manifest.parameters}
     assert len(files) == 5

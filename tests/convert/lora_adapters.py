@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.reference import native_model, random_params_with_spread_logits
-from convert.stages import Inputs, random_inputs, torch_stages
-from florence_jax.checkpoint.keymap import match_name
+from convert.verify.reference import native_model, random_params_with_spread_logits
+from convert.verify.stages import Inputs, random_inputs, torch_stages
+from florence_jax.checkpoint.pytorch.key_map import match_name
 from florence_jax.config import Florence2Config, tiny
 from florence_jax.model import Model, Params
 

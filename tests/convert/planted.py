@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from convert.reference import random_params_with_spread_logits
-from convert.stages import random_inputs
-from convert.verify_metrics import Row, first_over
-from convert.verify_native import compare_with_native
+from convert.verify.metrics import Row, first_over
+from convert.verify.native import compare_with_native
+from convert.verify.reference import random_params_with_spread_logits
+from convert.verify.stages import random_inputs
 from florence_jax import config as configs
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.config import DaViTConfig
 from florence_jax.model import Florence2, Model
 from florence_jax.model.layers import LayerNorm

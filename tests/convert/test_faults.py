@@ -15,7 +15,7 @@ import pytest
 
 from convert.from_torch import from_torch
 from florence_jax.checkpoint import CheckpointError, load_checkpoint
-from florence_jax.checkpoint.replace import leftovers
+from florence_jax.runtime.atomic_dir import leftovers
 from tests.checkpoint.generated import (
     TOKEN_TABLES,
     tiny_config,

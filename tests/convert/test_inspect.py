@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from convert.inspect import inspect, main
-from convert.reference import random_params_with_spread_logits
+from convert.verify.reference import random_params_with_spread_logits
 from florence_jax.adapters.file import FORMAT
 from florence_jax.checkpoint import CheckpointError, save_checkpoint
 from florence_jax.config import PRESETS, tiny

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convert.export_lora import export_lora, main
-from convert.reference import native_model
+from convert.verify.reference import native_model
 from florence_jax.adapters.adapter import Adapter, merge
 from florence_jax.adapters.file import (
     FORMAT,
@@ -19,7 +19,7 @@ from florence_jax.adapters.file import (
     write_lora,
 )
 from florence_jax.checkpoint import CheckpointError, torch_tensors
-from florence_jax.checkpoint.tree import flatten, insert
+from florence_jax.checkpoint.param_tree import flatten, insert
 from tests.convert import lora_adapters as peft_side
 from tests.convert.lora_adapters import NATIVE_TARGETS, ORIGINAL_TARGETS
 

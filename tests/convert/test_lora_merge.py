@@ -7,12 +7,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert.reference import native_model
+from convert.verify.reference import native_model
 from florence_jax.adapters.adapter import Adapter, LowRank, merge
 from florence_jax.adapters.file import read_adapter
 from florence_jax.checkpoint import CheckpointError
-from florence_jax.checkpoint.keymap import match_name
-from florence_jax.checkpoint.tree import flatten, insert
+from florence_jax.checkpoint.param_tree import flatten, insert
+from florence_jax.checkpoint.pytorch.key_map import match_name
 from tests.convert import lora_adapters as peft_side
 from tests.convert.lora_adapters import NATIVE_TARGETS, ORIGINAL_TARGETS
 

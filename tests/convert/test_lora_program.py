@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convert.merge_lora import main, merge_lora
-from convert.reference import native_model
+from convert.verify.reference import native_model
 from florence_jax.adapters.file import adapter_from_factors, read_adapter, write_lora
 from florence_jax.checkpoint import (
     CheckpointError,
@@ -14,7 +14,7 @@ from florence_jax.checkpoint import (
     save_checkpoint,
     torch_tensors,
 )
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.param_tree import flatten
 from tests.checkpoint.generated import write_directory
 from tests.convert import lora_adapters as peft_side
 

@@ -9,11 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from convert.from_torch import from_torch
-from convert.reference import native_model
-from convert.stages import jax_stages, random_inputs, torch_stages
 from convert.to_torch import main, to_torch
+from convert.verify.reference import native_model
+from convert.verify.stages import jax_stages, random_inputs, torch_stages
 from florence_jax.checkpoint import CheckpointError, load_checkpoint
-from florence_jax.checkpoint.save import save_checkpoint
+from florence_jax.checkpoint.native.save import save_checkpoint
 from florence_jax.config import PRESETS
 from florence_jax.model import Model
 from tests.checkpoint.generated import (
@@ -24,7 +24,7 @@ from tests.checkpoint.generated import (
     write_directory,
     write_safetensors,
 )
-from tests.checkpoint.test_export import assert_same_bytes
+from tests.checkpoint.test_state_dict import assert_same_bytes
 from tests.shared_data import needs_shared, shared_path
 from tests.small_checkpoint import write_small_checkpoint
 

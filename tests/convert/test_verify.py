@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert import verify, verify_report
-from convert.verify_metrics import (
+from convert.verify import __main__ as verify
+from convert.verify import report
+from convert.verify.metrics import (
     Row,
     first_over,
     log_softmax,
@@ -134,7 +135,7 @@ def test_without_matplotlib_the_plot_says_what_to_install(monkeypatch, tmp_path)
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match="pip install matplotlib"):
-        verify_report.plot({"float32": []}, "title", tmp_path / "a.png")
+        report.plot({"float32": []}, "title", tmp_path / "a.png")
 
 
 def test_a_nan_is_over_unless_pytorchs_own_result_is_none_better():

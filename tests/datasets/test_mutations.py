@@ -11,17 +11,17 @@ from PIL import Image
 
 from florence_jax.annotation.merge import merge_sets
 from florence_jax.annotation.schema import AnnotationError, read_annotations, to_row
-from florence_jax.evaluation.layouts.files import LayoutError
+from florence_jax.evaluation.datasets.dataset import LayoutError
 from florence_jax.evaluation.run import plan_evaluation
+from florence_jax.training.data.annotations import Annotations
+from florence_jax.training.data.coco import Coco
+from florence_jax.training.data.example import DataError, Example
+from florence_jax.training.data.order import ordered_answer
+from florence_jax.training.data.tabular import Jsonl
+from florence_jax.training.data.vqa import DocVqa, Vqa
 from tests.annotation.written import EXAMPLE
 from tests.datasets.habits import base
 from tests.evaluation import miniature
-from train.data.annotations import Annotations
-from train.data.coco import Coco
-from train.data.example import DataError, Example
-from train.data.order import ordered_answer
-from train.data.questions import DocVqa, Vqa
-from train.data.tables import Jsonl
 
 MUTATIONS = 120
 _DEEP = "[" * 3000 + "]" * 3000

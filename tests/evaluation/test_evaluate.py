@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from florence_jax.batch import predict_job, run
-from florence_jax.cli import main
-from florence_jax.evaluation import command, scoring
-from florence_jax.inference.demo import demo_pipeline
+from florence_jax.cli import evaluate as evaluate_command
+from florence_jax.cli.main import main
+from florence_jax.demo.random_model import demo_pipeline
+from florence_jax.evaluation import scoring
 from florence_jax.processing import ImageConfig
 from florence_jax.runtime.output_file import replace_file
 from tests.evaluation import miniature
@@ -24,7 +25,7 @@ def pipeline():
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setattr(command, "load_answering", lambda options, progress: pipeline())
+    monkeypatch.setattr(evaluate_command, "load_answering", lambda options, progress: pipeline())
     monkeypatch.setattr(scoring, "meteor_is_installed", lambda: False)
     monkeypatch.setattr(run, "default_block_size", lambda *_: 2)
 
@@ -168,7 +169,7 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
 
 def test_metrics_and_readers_load_no_jax():
     code = (
-        "import sys, florence_jax.evaluation.benchmarks, florence_jax.evaluation.published\n"
+        "import sys, florence_jax.evaluation.registry, florence_jax.evaluation.paper_results\n"
         "from florence_jax.evaluation.run import plan_evaluation, score_rows\n"
         "loaded = {'jax', 'flax', 'torch', 'pycocotools'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
@@ -196,7 +197,7 @@ def test_pycocotools_is_asked_for_before_the_model(tmp_path, capsys, monkeypatch
     def loaded(*_, **__):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(command, "load_answering", loaded)
+    monkeypatch.setattr(evaluate_command, "load_answering", loaded)
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
     miniature.DATA_SETS[name][1](tmp_path)
     assert evaluate(name, tmp_path, tmp_path / "out") == 2

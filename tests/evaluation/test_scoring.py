@@ -3,7 +3,7 @@
 import pytest
 
 from florence_jax.evaluation import scoring
-from florence_jax.evaluation.benchmarks import BENCHMARKS
+from florence_jax.evaluation.registry import BENCHMARKS
 from florence_jax.evaluation.run import plan_evaluation, score_rows
 from florence_jax.processing import parse, task_of
 from tests.evaluation import miniature

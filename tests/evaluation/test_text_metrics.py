@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from florence_jax.evaluation.benchmarks import BENCHMARKS
 from florence_jax.evaluation.metrics import (
     anls,
     edit_distance,
@@ -16,6 +15,7 @@ from florence_jax.evaluation.metrics import (
     vizwiz_accuracy,
     vqa_accuracy,
 )
+from florence_jax.evaluation.registry import BENCHMARKS
 from tests.shared_data import needs_shared, shared_path
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig as TorchGenerationConfig
 
-from convert.reference import native_model, random_params_with_spread_logits
+from convert.verify.reference import native_model, random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig, generate
 from florence_jax.model import Model

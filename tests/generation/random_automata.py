@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from florence_jax.constrained.token_dfa import Kinds, Sketch, TokenAutomaton
 from florence_jax.generation.constraints import FINISHED, NEVER, make_constraint
-from florence_jax.processing.token_automaton import Kinds, Sketch, TokenAutomaton
 
 BOS, EOS = 0, 2
 NEVER_CLASS, END, BEGIN, LOC, OTHERS = range(5)

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from florence_jax.generation import GenerateOutput, GenerationConfig, beam_search, make_plan, sample
 from florence_jax.generation.constraints import Constraint
-from florence_jax.generation.stepping import grow_axis, take_beams
+from florence_jax.generation.decode_loop import grow_axis, take_beams
 from tests.generation.random_automata import BOS, EOS
 
 PAD = 1

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from florence_jax.constrained.token_dfa import Kinds, Sketch
 from florence_jax.generation import GenerationConfig, make_plan
 from florence_jax.generation.constraints import (
     FINISHED,
@@ -19,7 +20,6 @@ from florence_jax.generation.constraints import (
     legal_tokens,
     make_constraint,
 )
-from florence_jax.processing.token_automaton import Kinds, Sketch
 from tests.generation.prefix_reference import PrefixReference
 from tests.generation.random_automata import END, random_automaton
 from tests.generation.table_model import (

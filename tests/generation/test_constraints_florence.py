@@ -7,10 +7,10 @@ import functools
 import numpy as np
 import pytest
 
+from florence_jax.constrained.answer_grammars import AnswerAutomata
+from florence_jax.constrained.answer_schema import answer_form
 from florence_jax.generation import GenerationConfig, make_constraint
 from florence_jax.processing import demo_tokenizer
-from florence_jax.processing.answer_automata import AnswerAutomata
-from florence_jax.processing.answer_forms import answer_form
 from tests.generation.florence import (
     generate_ours,
     generate_reference,

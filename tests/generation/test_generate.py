@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from convert.reference import random_params_with_spread_logits
+from convert.verify.reference import random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.generation import (
     GenerationConfig,

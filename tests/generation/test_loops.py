@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from florence_jax.generation import GenerationConfig, beam_search, make_plan
-from florence_jax.generation.processors import keep_top_k
+from florence_jax.generation.logits_processors import keep_top_k
 from tests.generation.table_model import (
     EOS,
     PAD,

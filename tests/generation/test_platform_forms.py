@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from florence_jax.config import tiny
-from florence_jax.generation import GenerationConfig, beam, processors
+from florence_jax.generation import GenerationConfig, beam_search, logits_processors
 from florence_jax.model import Model
 from florence_jax.model.random_params import random_params_with_spread_logits
 from florence_jax.ops import top_k_pallas
@@ -96,7 +96,7 @@ def test_marks_do_not_depend_on_the_platform(vocab):
     expected = np.zeros((2, 3, vocab), bool)
     for row, beam_ in np.ndindex(2, 3):
         expected[row, beam_, tokens[row, beam_][wanted[row, beam_]]] = True
-    for mark in (processors.mark_by_products, processors.mark_by_scatter):
+    for mark in (logits_processors.mark_by_products, logits_processors.mark_by_scatter):
         np.testing.assert_array_equal(mark(tokens, wanted, vocab), expected)
 
 
@@ -109,7 +109,7 @@ def test_each_platform_searches_in_its_form():
 
 def test_each_platform_marks_in_its_form():
     def ban(scores, sequences, index):
-        return processors.ban_repeated_ngrams(scores, sequences, index, 3)
+        return logits_processors.ban_repeated_ngrams(scores, sequences, index, 3)
 
     arguments = np.zeros((2, 3, 4001), np.float32), np.zeros((2, 3, 65), np.int32), 7
     traced = jax.jit(ban).trace(*arguments)
@@ -130,8 +130,8 @@ def test_tokens_do_not_depend_on_the_platform(monkeypatch, name, search):
             return forms["tpu"](*operands)
 
     monkeypatch.setattr(room, "lax", OnTpu)
-    monkeypatch.setattr(beam, "top_k", search)
-    monkeypatch.setattr(processors, "mark_by_scatter", processors.mark_by_products)
+    monkeypatch.setattr(beam_search, "top_k", search)
+    monkeypatch.setattr(logits_processors, "mark_by_scatter", logits_processors.mark_by_products)
     program = jax.jit(room.generate_program.__wrapped__, static_argnums=(0, 1, 2))
     found = program(*prepared).trimmed()
     np.testing.assert_array_equal(found.sequences, expected.sequences)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax.monitoring
 import pytest
 
-from florence_jax.inference import programs
+from florence_jax.inference import compiled
 
 _TRACED = "/jax/core/compile/jaxpr_trace_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -18,14 +18,14 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 def counted_images() -> Iterator[list[int]]:
     """The batch size of every run of the image encoder."""
     runs: list[int] = []
-    real = programs.encode_program
+    real = compiled.encode_program
 
     def counting(model, params, pixel_values):
         runs.append(len(pixel_values))
         return real(model, params, pixel_values)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "encode_program", counting)
+        patch.setattr(compiled, "encode_program", counting)
         yield runs
 
 

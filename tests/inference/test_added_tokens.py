@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 from convert.from_torch import from_torch
 from convert.to_torch import to_torch
 from florence_jax.checkpoint import load_checkpoint
+from florence_jax.constrained.answer_grammars import AnswerAutomata
+from florence_jax.constrained.answer_schema import answer_form
 from florence_jax.generation import GenerationConfig, generate, make_constraint
 from florence_jax.model import Model
 from florence_jax.processing import load_tokenizer
-from florence_jax.processing.answer_automata import AnswerAutomata
-from florence_jax.processing.answer_forms import answer_form
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory
 from tests.generation.florence import Pair, Prompts, generate_reference
 from tests.shared_data import needs_shared, shared_path

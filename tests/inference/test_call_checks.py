@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from florence_jax.generation import GenerationConfig
-from florence_jax.inference.answering import _sampling_key
-from florence_jax.inference.buckets import batch_buckets
+from florence_jax.inference.base_pipeline import _sampling_key
+from florence_jax.inference.batching import batch_buckets
 from florence_jax.inference.overrides import with_overrides
 
 

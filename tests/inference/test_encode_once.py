@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import florence_jax as fj
-from florence_jax.inference.demo import demo_pipeline
+from florence_jax.demo.random_model import demo_pipeline
 from florence_jax.processing import ImageConfig
 from tests.inference.counting import counted_images
 from tests.inference.results import assert_close

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import florence_jax as fj
+from florence_jax.demo.random_model import demo_pipeline, demo_requests
 from florence_jax.generation.generate import count_programs
-from florence_jax.inference.demo import demo_pipeline, demo_requests
 from florence_jax.processing import TASKS
 from tests.inference.results import assert_close
 from tests.shared_data import needs_shared, shared_path

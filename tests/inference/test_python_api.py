@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import florence_jax as fj
-from florence_jax.inference.programs import LivePrograms
-from florence_jax.inference.shapes import SHAPES
+from florence_jax.demo.bundled_model import SHAPES
+from florence_jax.inference.compiled import LivePrograms
 from florence_jax.processing import load_image
 from tests.inference.results import assert_close
 

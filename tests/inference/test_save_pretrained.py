@@ -9,10 +9,10 @@ import pytest
 
 import florence_jax as fj
 from convert.to_torch import to_torch
-from florence_jax.checkpoint.keymap import SHARED
-from florence_jax.checkpoint.tree import flatten, insert
-from florence_jax.inference.demo import demo_pipeline
-from florence_jax.inference.shapes import SHAPES
+from florence_jax.checkpoint.param_tree import flatten, insert
+from florence_jax.checkpoint.pytorch.key_map import SHARED
+from florence_jax.demo.bundled_model import SHAPES
+from florence_jax.demo.random_model import demo_pipeline
 
 SCENE = SHAPES / "scenes" / "test" / "000200.png"
 FORMATS = ("jax", "native", "original")

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from florence_jax.cli import main
+from florence_jax.cli.main import main
 from florence_jax.inference import pipeline as pipelines
 
 

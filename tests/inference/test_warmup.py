@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from florence_jax.inference.demo import demo_pipeline
+from florence_jax.demo.random_model import demo_pipeline
 from florence_jax.processing import TASKS, ImageConfig
 from tests.inference.counting import counted_programs
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.reference import native_model, random_params_with_spread_logits
+from convert.verify.reference import native_model, random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.model import Model
 from florence_jax.model.layers import drop_path, dropout

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.reference import random_params_with_spread_logits
+from convert.verify.reference import random_params_with_spread_logits
 from florence_jax import config as configs
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.model import Model, abstract_params
 from florence_jax.model.projector import cosine_positions
 

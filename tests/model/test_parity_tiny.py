@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.reference import native_model, random_params_with_spread_logits
-from convert.stages import Inputs, compare, jax_stages, random_inputs, torch_stages
+from convert.verify.reference import native_model, random_params_with_spread_logits
+from convert.verify.stages import Inputs, compare, jax_stages, random_inputs, torch_stages
 from florence_jax import config as configs
 from florence_jax.checkpoint import load_checkpoint
 from florence_jax.model import Model

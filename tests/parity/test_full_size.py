@@ -2,10 +2,10 @@
 
 import pytest
 
-from convert.reference import random_params_with_spread_logits
-from convert.stages import random_inputs
-from convert.verify_metrics import first_over
-from convert.verify_native import compare_with_native
+from convert.verify.metrics import first_over
+from convert.verify.native import compare_with_native
+from convert.verify.reference import random_params_with_spread_logits
+from convert.verify.stages import random_inputs
 from florence_jax import config as configs
 from florence_jax.model import Model
 

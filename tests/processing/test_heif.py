@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence_jax.batch.images import resized_pixels
-from florence_jax.batch.workers import WorkerPool
+from florence_jax.batch.image_reader import resized_pixels
+from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.processing import ImageError, load_image
 from florence_jax.processing.image import count_pages, load_image_and_notes
 from tests.processing.test_image import encoded

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florence_jax.processing import TASKS, build_prompt, parse, quantize, text_to_bins
-from florence_jax.processing.conventions import ALL_MARKERS, UNGROUNDED_PHRASES
+from florence_jax.processing.compat import ALL_MARKERS, UNGROUNDED_PHRASES
 from florence_jax.processing.targets import LABELS_ONCE, canonical_polygon, region_text, target_text
 from tests.shared_data import needs_shared, shared_path
 

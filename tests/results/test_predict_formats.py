@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from florence_jax import cli
+from florence_jax.cli.main import main
+from florence_jax.demo import random_model
 from florence_jax.generation import GenerationConfig
-from florence_jax.inference import demo
 from tests.batch.models import small_pipeline
 
 ANSWERS = {
@@ -50,7 +50,7 @@ def loads(monkeypatch):
         seen.count += 1
         return Canned()
 
-    monkeypatch.setattr(cli, "load_answering", load)
+    monkeypatch.setattr(main, "load_answering", load)
     return seen
 
 
@@ -63,7 +63,7 @@ def photos(tmp_path):
 
 
 def predict(*arguments):
-    return cli.main(["predict", *map(str, arguments)])
+    return main.main(["predict", *map(str, arguments)])
 
 
 def test_captions_go_beside_the_pictures_and_a_second_run_does_what_is_missing(
@@ -255,7 +255,7 @@ class TestDirectories:
     @pytest.fixture(autouse=True)
     def _small_demo(self, monkeypatch):
         pipeline = small_pipeline()
-        monkeypatch.setattr(demo, "demo_pipeline", lambda *options, **names: pipeline)
+        monkeypatch.setattr(random_model, "demo_pipeline", lambda *options, **names: pipeline)
 
     def run(self, *arguments):
         options = ["--model", "demo", "--max-new-tokens", "6", "--beams", "1", "--workers", "0",
@@ -297,7 +297,7 @@ class TestDirectories:
         assert "is not an image" in table["error"][2].as_py()
         assert table["answers"][0].as_py()[0]["prompt"] == "<OD>"
         assert dataset.dataset(out, format="parquet").to_table().equals(table)
-        assert cli.main(["verify-output", "--quiet", str(out)]) == 0
+        assert main.main(["verify-output", "--quiet", str(out)]) == 0
         assert self.run(*asked) == 0, "it goes on, and nothing is left to do"
         assert self.run(*asked[:-2], "--format", "csv") == 2, "it would be no table any more"
 
@@ -359,7 +359,7 @@ class TestDirectories:
         assert (out / "b.txt").exists()
         assert self.run(*asked, "--format", "voc", "--sidecar-dir", photos) == 0
         assert (photos / "deeper/c.xml").exists()
-        assert cli.main(["verify-output", "--quiet", str(out)]) == 0
+        assert main.main(["verify-output", "--quiet", str(out)]) == 0
 
     def test_rows_of_data_choose_no_place_outside(self, photos, tmp_path):
         rows = tmp_path / "rows.jsonl"

@@ -11,16 +11,16 @@ import sys
 import jax
 import numpy as np
 
-from florence_jax.checkpoint.shapes import parameter_shapes
-from florence_jax.checkpoint.tree import insert
+from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_tree import insert
 from florence_jax.generation import GenerationConfig
 from florence_jax.generation.generate import generate_program, prepare
-from florence_jax.generation.placing import placed
+from florence_jax.generation.shard_inputs import placed
 from florence_jax.model import Model
 from florence_jax.sharding import load_rules, make_layout, make_mesh, using
-from florence_jax.sharding.collectives import collectives
 from tests.sharding.equality import SIZES, batches, training_on
 from tests.sharding.tokens import DECODING, inputs
+from train.plan.collectives import collectives
 
 STEPS = ("data=8:dp",)
 GENERATIONS = ("data=8:dp", "fsdp=8:fsdp", "data=4,tensor=2:tp")

@@ -1,5 +1,5 @@
 """Processes share what they compile."""
 
-from tests.train.conftest import compiled_on_disk
+from tests.training.conftest import compiled_on_disk
 
 __all__ = ["compiled_on_disk"]

@@ -19,17 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from florence_jax.checkpoint.tree import flatten, insert
+from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.config import PRESETS
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.processing import ImageConfig
 from florence_jax.sharding import MeshShape, make_mesh, pad_rows, padded_rows, using
-from tests.train.small import CONFIG, small_batch
-from train.config import DataConfig, ModelConfig, SourceConfig, TrainConfig
-from train.optimizer import OptimizerConfig
-from train.start import Start
-from train.step import Batch
-from train.training import Training, build_training
+from florence_jax.training.build import Training, build_training
+from florence_jax.training.config import DataConfig, ModelConfig, SourceConfig, TrainConfig
+from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.pretrained import Start
+from florence_jax.training.step import Batch
+from tests.training.small import CONFIG, small_batch
 
 STEPS = 5
 ROWS = 5  # of no mesh a multiple

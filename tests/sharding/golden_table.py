@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jax.sharding import AbstractMesh, AxisType
 
-from florence_jax.checkpoint.shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import parameter_shapes
 from florence_jax.config import PRESETS as SIZES
 from florence_jax.sharding import AXES, PRESETS, make_layout
 

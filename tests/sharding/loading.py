@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import florence_jax as fj
 from florence_jax.checkpoint import load, torch_tensors
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.sharding import trim
 from tests.sharding.equality import SIZES

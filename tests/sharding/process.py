@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from tests.train.runs import a_config
-from tests.train.small import CONFIG
-from train.config import EvaluationConfig, ExportConfig, LoggingConfig, ModelConfig
-from train.optimizer import OptimizerConfig
+from florence_jax.training.config import EvaluationConfig, ExportConfig, LoggingConfig, ModelConfig
+from florence_jax.training.optimizer import OptimizerConfig
+from tests.training.runs import a_config
+from tests.training.small import CONFIG
 
 
 def config_of(directory, mesh, steps):
@@ -57,13 +57,13 @@ def config_of(directory, mesh, steps):
 def main() -> None:
     directory, mesh, steps, pause, *peers = sys.argv[1:]
     if peers:
-        from train.processes import join
+        from florence_jax.training.distributed import join
 
         join(peers[0], int(peers[1]), int(peers[2]))
     import jax
 
     jax.config.update("jax_default_matmul_precision", "highest")
-    from train.loop import Run, train
+    from florence_jax.training.loop import Run, train
 
     count = Run._count
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from florence_jax.checkpoint.tree import flatten
+from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.sharding import make_mesh
+from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints, named_leaves
 from tests.sharding.equality import SIZES, training_on
-from train.checkpoints import CheckpointConfig, Checkpoints, named_leaves
 
 AXES = {"dp": "data", "fsdp": "fsdp", "tp": "tensor"}
 PLACES = [(devices, rules) for rules in AXES for devices in (1, 2, 4, 8)]

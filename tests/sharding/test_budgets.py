@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from florence_jax.checkpoint.shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import parameter_shapes
 from tests.sharding.equality import SIZES
 from tests.sharding.subprocesses import run_lines
 

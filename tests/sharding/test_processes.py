@@ -13,13 +13,13 @@ import time
 import numpy as np
 import pytest
 
+from florence_jax.training.build import build_training, without_frozen
+from florence_jax.training.checkpointing.manager import Checkpoints, named_leaves
+from florence_jax.training.pretrained import read_start
 from tests.sharding.equality import distance
 from tests.sharding.process import config_of
 from tests.sharding.subprocesses import ROOT, environment
-from tests.train.runs import lines
-from train.checkpoints import Checkpoints, named_leaves
-from train.start import read_start
-from train.training import build_training, without_frozen
+from tests.training.runs import lines
 
 STEPS = 4
 

@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
+from florence_jax.training.loop import build_stream
+from florence_jax.training.pretrained import prepare_start
 from tests.sharding.process import config_of
 from tests.sharding.restoring import PLACES
 from tests.sharding.subprocesses import run_lines
-from train.loop import build_stream
-from train.start import prepare_start
 
 
 @pytest.mark.slow

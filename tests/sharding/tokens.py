@@ -12,8 +12,8 @@ import sys
 import jax
 import numpy as np
 
-from florence_jax.checkpoint.shapes import parameter_shapes
-from florence_jax.checkpoint.tree import flatten, insert
+from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.generation import GenerationConfig, generate, make_constraint
 from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.sharding import load_rules, make_layout, make_mesh

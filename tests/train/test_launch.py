@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from florence_jax.cli.train import _parser
 from florence_jax.sharding import parse_mesh
-from train.main import _parser
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "train" / "launch"

@@ -9,17 +9,17 @@ import jax
 import pytest
 from PIL import Image
 
-from florence_jax.checkpoint.shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import parameter_shapes
 from florence_jax.config import PRESETS
 from florence_jax.sharding import make_mesh
-from florence_jax.sharding.hlo_text import parse_hlo
-from train.flops import PEAKS, update_flops
-from train.parameters import treatments
+from florence_jax.training.metrics.flops import PEAKS, update_flops
+from florence_jax.training.param_groups import treatments
 from train.plan import program, schedule, topology, worker
 from train.plan.__main__ import main
 from train.plan.bounds import bounds
 from train.plan.chips import CHIPS
 from train.plan.compiled import Compiled, Traffic, read_out_of_memory
+from train.plan.hlo import parse_hlo
 from train.plan.records import Records
 from train.plan.report import report
 from train.plan.request import PlanRequest
@@ -72,7 +72,7 @@ def test_a_wrong_machine_is_explained(text, message):
 
 
 def test_the_chips_agree_with_what_training_reports():
-    """`train.flops` knows devices by jax's names, for the MFU of a real run."""
+    """The trainer's own table knows devices by jax's names, for the MFU of a real run."""
     for chip in CHIPS.values():
         assert PEAKS[chip.kind] == chip.of_device(chip.flops)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from train.config import TrainConfig
-from train.dry_run import dry_run
-from train.main import main
-from train.settings import load_settings, to_tree
+from florence_jax.cli.train import main
+from florence_jax.training.config import TrainConfig
+from florence_jax.training.config_loader import load_settings, to_tree
+from florence_jax.training.dry_run import dry_run
 
 RECIPES = sorted(path for path in Path("train/recipes").glob("*.py") if path.name != "__init__.py")
 
@@ -19,7 +19,7 @@ def test_a_recipe_loads_and_survives_being_written_down(path, tmp_path):
     assert config.directory == f"runs/{path.stem}" or path.stem.startswith("pretrain")
     # Warm-up, rules and adapters are checked when a run is built; the schedule needs no model.
     assert config.optimizer.warmup_steps < config.steps
-    from train.settings import from_tree
+    from florence_jax.training.config_loader import from_tree
 
     assert from_tree(TrainConfig, to_tree(config)) == config
     assert (path.read_text().find(f"--config {path}")) > 0, "a recipe says how it is run"
@@ -60,7 +60,7 @@ def test_help_prints_every_field(capsys):
     printed = capsys.readouterr().out
     for name in ("optimizer.learning_rate = 1e-05", "data.train[].kind", "lora.rank", "steps "):
         assert f"  {name}" in printed
-    from train.settings import describe
+    from florence_jax.training.config_loader import describe
 
     assert not [name for name, _, _, meaning in describe(TrainConfig) if not meaning]
 

@@ -14,7 +14,8 @@ from florence_jax.config import PRESETS
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.program import run_program
 from florence_jax.sharding.mesh import AXES
-from train.data.place import is_url
+from florence_jax.training.data.storage import is_url
+from florence_jax.training.remat import Remat
 from train.plan.chips import CHIPS
 from train.plan.compiled import Compiled
 from train.plan.records import Records
@@ -22,7 +23,6 @@ from train.plan.report import report
 from train.plan.request import PlanRequest
 from train.plan.sweep import candidates, sweep, table
 from train.plan.worker import compile_request
-from train.remat import Remat
 
 _DESCRIPTION = """\
 Compile the training step, or with --generate the generation loop, for a TPU slice or for GPUs that

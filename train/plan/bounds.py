@@ -7,7 +7,7 @@ than the longest of them. Between slices the network is counted apart from the f
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from florence_jax.bench import roofline
+from florence_jax.model import flops
 from train.plan.compiled import Compiled
 from train.plan.request import PlanRequest
 
@@ -62,10 +62,10 @@ def generation_flops(request: PlanRequest, rows: int, image_size: int) -> float:
     """FLOPs of one call of the generation loop that makes every token it may."""
     sizes = request.sizes
     memory = sizes.num_image_tokens(image_size, image_size) + request.prompt_length
-    once = roofline.vision(sizes, image_size, image_size)
-    once += roofline.encoder(sizes, memory) + roofline.cross_attention_cache(sizes, memory)
+    once = flops.vision(sizes, image_size, image_size)
+    once += flops.encoder(sizes, memory) + flops.cross_attention_cache(sizes, memory)
     positions = range(request.target_length)
-    steps = sum(roofline.token(sizes, memory, position).flops for position in positions)
+    steps = sum(flops.token(sizes, memory, position).flops for position in positions)
     return rows * (once.flops + request.num_beams * steps)
 
 

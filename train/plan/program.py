@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from florence_jax.checkpoint.shapes import parameter_shapes
-from florence_jax.checkpoint.tree import insert
+from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_tree import insert
 from florence_jax.generation import GenerationConfig
 from florence_jax.generation.generate import generate_program, prepare
 from florence_jax.model import Model
@@ -26,16 +26,16 @@ from florence_jax.sharding import (
     make_mesh,
     using,
 )
-from train.config import TrainConfig
-from train.features.tower import origin_of
-from train.flops import update_flops
+from florence_jax.training.build import Training, build_training
+from florence_jax.training.cached_features.vision_tower import origin_of
+from florence_jax.training.config import TrainConfig
+from florence_jax.training.config_loader import load_settings
+from florence_jax.training.metrics.flops import update_flops
+from florence_jax.training.pretrained import Start
+from florence_jax.training.step import Batch
 from train.plan.bounds import PAPER_SAMPLES, generation_flops
 from train.plan.request import PlanRequest
 from train.plan.topology import load_devices
-from train.settings import load_settings
-from train.start import Start
-from train.step import Batch
-from train.training import Training, build_training
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from florence_jax.sharding.hlo_text import (
+from train.plan.hlo import (
     Computation,
     HloModule,
     Instruction,

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import get_args
 
+from florence_jax.training.remat import Remat
 from train.plan.bounds import bounds
 from train.plan.compiled import Compiled, gib
 from train.plan.request import PlanRequest
-from train.remat import Remat
 
 Answer = tuple[PlanRequest, Compiled]
 

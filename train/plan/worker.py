@@ -75,9 +75,9 @@ def _how_it_ended(status: int, log: Path) -> str:
 
 def compile_here(request: PlanRequest, lowered_marker: Path | None = None) -> Compiled:
     """The same in this process, whose environment must be `environment(...)`."""
-    from florence_jax.sharding.collectives import collectives
-    from florence_jax.sharding.hlo_text import parse_hlo
     from train.plan import schedule
+    from train.plan.collectives import collectives
+    from train.plan.hlo import parse_hlo
     from train.plan.program import lower
 
     started = time.perf_counter()

@@ -6,9 +6,9 @@ my_coco/train and my_coco/valid hold one *.coco.json file each (Roboflow's expor
 pictures.
 """
 
-from train.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
-from train.data.augment import AugmentConfig
-from train.optimizer import OptimizerConfig
+from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from florence_jax.training.data.augment import AugmentConfig
+from florence_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     directory="runs/detection",

@@ -5,8 +5,14 @@
 Expected are docvqa/train_v1.0.json, docvqa/val_v1.0.json and the pages in docvqa/documents.
 """
 
-from train.config import DataConfig, EvaluationConfig, ModelConfig, SourceConfig, TrainConfig
-from train.optimizer import OptimizerConfig
+from florence_jax.training.config import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from florence_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     directory="runs/docvqa",

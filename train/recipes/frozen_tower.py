@@ -8,8 +8,8 @@ python -m train.features --config train/recipes/frozen_tower.py data.directory=m
 python -m train.main --config train/recipes/frozen_tower.py data.directory=my_data
 """
 
-from train.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
-from train.optimizer import OptimizerConfig
+from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from florence_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     directory="runs/frozen_tower",

@@ -5,9 +5,9 @@
 my_data/train and my_data/valid hold a .jsonl file of `image, prefix, suffix` and the pictures.
 """
 
-from train.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
-from train.data.augment import AugmentConfig
-from train.optimizer import OptimizerConfig
+from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from florence_jax.training.data.augment import AugmentConfig
+from florence_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     directory="runs/full",

@@ -5,9 +5,9 @@
 The run leaves RUN/adapter.safetensors, and the merged checkpoint in RUN/export.
 """
 
-from train.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
-from train.lora import LoraConfig
-from train.optimizer import OptimizerConfig
+from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from florence_jax.training.lora import LoraConfig
+from florence_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     directory="runs/lora",

@@ -9,9 +9,15 @@ and text annotations of one's own, a Parquet folder each. The paper starts from 
 and BART; where a checkpoint of both is at hand, set `model.start`.
 """
 
-from train.config import DataConfig, EvaluationConfig, ModelConfig, SourceConfig, TrainConfig
-from train.data.augment import AugmentConfig
-from train.optimizer import OptimizerConfig
+from florence_jax.training.config import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from florence_jax.training.data.augment import AugmentConfig
+from florence_jax.training.optimizer import OptimizerConfig
 
 BATCH = 2_048
 IMAGES = 3_000_000_000

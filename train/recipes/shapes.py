@@ -1,6 +1,6 @@
 """A small Florence-2 from scratch on the synthetic world of `train.shapes`: all 15 tasks.
 
-    python -m train.shapes.tower runs/shapes_tower
+    python -m train.shapes.pretrain_vision runs/shapes_tower
     python -m train.main --config train/recipes/shapes.py model.start=runs/shapes_tower \\
         model.architecture=null model.from_scratch=false
 
@@ -11,8 +11,8 @@ weights are a moving average. With a GPU: batch_size=128 model.dtype=bfloat16 da
 """
 
 from florence_jax.config import BartConfig, DaViTConfig, Florence2Config
-from train.checkpoints import CheckpointConfig
-from train.config import (
+from florence_jax.training.checkpointing.manager import CheckpointConfig
+from florence_jax.training.config import (
     DataConfig,
     EvaluationConfig,
     ExportConfig,
@@ -20,8 +20,8 @@ from train.config import (
     SourceConfig,
     TrainConfig,
 )
-from train.data.augment import AugmentConfig
-from train.optimizer import OptimizerConfig
+from florence_jax.training.data.augment import AugmentConfig
+from florence_jax.training.optimizer import OptimizerConfig
 from train.shapes import SceneConfig
 
 SIDE = 192

@@ -12,11 +12,11 @@ from typing import Any, get_type_hints
 from florence_jax.processing import TASKS
 from florence_jax.runtime.program import run_program
 from train.shapes.config import SPLITS, SceneConfig
-from train.shapes.dataset import DIRECTORIES, write_dataset
 from train.shapes.gallery import save_gallery
 from train.shapes.statistics import statistics
-from train.shapes.tokens import save_processor
+from train.shapes.tokenizer import save_processor
 from train.shapes.world import ShapesWorld
+from train.shapes.write import DIRECTORIES, write_dataset
 
 _EPILOG = """
 examples:

@@ -3,7 +3,7 @@
     python -m convert.to_torch RUN/export native --naming native
     python -m train.shapes.bundle native bundle
 
-Figures on the card are of held-out scenes, `train.shapes.answers` with its defaults.
+Figures on the card are of held-out scenes, `train.shapes.evaluate` with its defaults.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import jax
 
-from florence_jax.checkpoint.replace import replaced_directory
 from florence_jax.inference.pipeline import Florence2Pipeline
+from florence_jax.runtime.atomic_dir import replaced_directory
 from florence_jax.runtime.program import run_program
-from train.shapes.answers import answers, table
 from train.shapes.config import SceneConfig
-from train.shapes.dataset import write_dataset
+from train.shapes.evaluate import answers, table
 from train.shapes.judge import judge
 from train.shapes.world import ShapesWorld
+from train.shapes.write import write_dataset
 
 # What a wheel can carry without being noticed.
 _MOST_BYTES = 16_000_000

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+from train.shapes.ground_truth import Thing
 from train.shapes.lexicon import NUMBERS, PLAIN, RELATIONS, WORD, plural
 from train.shapes.relations import holds, place, stated_relations
 from train.shapes.scene import Shape, Word
-from train.shapes.truth import Thing
 
 # A phrase of a caption and the things that it names.
 Phrase = tuple[str, tuple[Thing, ...]]

@@ -8,11 +8,11 @@ from itertools import accumulate
 
 from PIL import Image, ImageDraw, ImageFont
 
-from florence_jax.inference.drawing import draw_result
 from florence_jax.processing import TASKS, build_prompt, parse
+from florence_jax.results.draw import draw_result
 from florence_jax.runtime.output_file import replaced_file
-from train.shapes.drawing import draw
-from train.shapes.questions import Question, questions
+from train.shapes.render import draw
+from train.shapes.tasks import Question, questions
 from train.shapes.world import ShapesWorld
 
 _GAP = 10

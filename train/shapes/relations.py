@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from train.shapes.ground_truth import Thing
 from train.shapes.lexicon import PLACES, SIZES
 from train.shapes.scene import Shape
-from train.shapes.truth import Thing
 
 # Fractions of the picture by which centres must differ.
 _CLEARLY = 0.08

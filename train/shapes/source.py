@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from florence_jax.processing import TASKS
-from train.data.example import DataError, Example, ObjectOrder
-from train.shapes.drawing import draw
-from train.shapes.questions import Question, questions
+from florence_jax.training.data.example import DataError, Example, ObjectOrder
+from train.shapes.render import draw
+from train.shapes.tasks import Question, questions
 from train.shapes.world import ShapesWorld
 
 

@@ -7,10 +7,10 @@ from collections import defaultdict
 import numpy as np
 
 from florence_jax.processing import build_prompt
+from train.shapes.ground_truth import things_seen
 from train.shapes.relations import holds
 from train.shapes.scene import Shape
-from train.shapes.tokens import world_tokenizer
-from train.shapes.truth import things_seen
+from train.shapes.tokenizer import world_tokenizer
 from train.shapes.world import ShapesWorld
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 
 from florence_jax.processing import TASKS
 from train.shapes.config import SPLITS, SceneConfig, Split
-from train.shapes.drawing import draw
-from train.shapes.layout import make_scene
-from train.shapes.questions import Question, questions
+from train.shapes.render import draw
 from train.shapes.scene import Scene
+from train.shapes.scene_sampler import make_scene
+from train.shapes.tasks import Question, questions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from florence_jax.batch.images import ImagePage, page_count
+from florence_jax.batch.image_reader import ImagePage, page_count
 from florence_jax.batch.job import Item
 from florence_jax.batch.run_inputs import PinnedSource
 from florence_jax.processing.errors import ImageError

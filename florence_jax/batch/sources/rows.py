@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from florence_jax.batch.images import FileBelow, ImageSource
+from florence_jax.batch.image_reader import FileBelow, ImageSource
 from florence_jax.batch.job import Item
 from florence_jax.inference.requests import Query
 from florence_jax.processing import TASKS, task_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from florence_jax.batch.images import FileSlice
+from florence_jax.batch.image_reader import FileSlice
 from florence_jax.batch.job import Item
 from florence_jax.batch.sources.rows import RowReader
 from florence_jax.batch.sources.tar_members import Damage, Member, NextArchive, read_members

@@ -20,9 +20,9 @@ from florence_jax.bench.settings import (
     Settings,
 )
 from florence_jax.generation import PUBLISHED, generate
-from florence_jax.inference.compilation_cache import use_compilation_cache
 from florence_jax.inference.pipeline import load
 from florence_jax.model import Model, Params
+from florence_jax.runtime.compilation_cache import use_compilation_cache
 
 # Above any spread of logits: `</s>` wins as soon as it is allowed.
 _ENDING_BIAS = 100.0

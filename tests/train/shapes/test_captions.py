@@ -14,9 +14,9 @@ from train.shapes.captions import (
     shapes_of,
 )
 from train.shapes.facts import facts
+from train.shapes.ground_truth import things_seen
 from train.shapes.lexicon import COLOURS, KINDS, SIZES, TEXTURES
 from train.shapes.scene import Word
-from train.shapes.truth import things_seen
 
 SCENES = 150
 LARGER = {"small": 0, "medium": 1, "large": 2}

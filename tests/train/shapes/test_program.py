@@ -9,7 +9,7 @@ from PIL import Image
 from florence_jax.processing import TASKS, build_prompt, load_image, load_tokenizer
 from train.shapes import SceneConfig, ShapesWorld
 from train.shapes.__main__ import main
-from train.shapes.drawing import draw
+from train.shapes.render import draw
 
 
 def run(capsys, *arguments):

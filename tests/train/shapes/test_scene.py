@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from train.shapes import SceneConfig, ShapesWorld
-from train.shapes.drawing import draw
 from train.shapes.lexicon import COLOURS, KINDS, SIZES, held_out_combinations, is_held_out
 from train.shapes.outlines import outline, reach, room
+from train.shapes.render import draw
 from train.shapes.words import HELD_OUT_WORDS, TRAINING_WORDS, WORDS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,7 +22,7 @@ FINGERPRINT = """
 import hashlib, random, sys
 import numpy as np
 from train.shapes import ShapesWorld
-from train.shapes.drawing import draw
+from train.shapes.render import draw
 np.random.seed(int(sys.argv[1])); random.seed(int(sys.argv[1]))
 digest = hashlib.sha256()
 for split in ("train", "valid", "held-out"):

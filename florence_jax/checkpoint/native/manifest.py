@@ -1,0 +1,236 @@
+"""`manifest.json` of a saved checkpoint: what every file and every parameter must be.
+
+Orbax notices neither a flipped bit in an array nor a changed dtype. The manifest has the size and
+sha256 of every other file, the shape, dtype and place of every parameter, and its own sha256. It
+finds damage and mix-ups; it is no signature, and who can write the directory can write a new one.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from florence_jax.checkpoint.errors import CheckpointError, Problems, clip
+from florence_jax.checkpoint.files import contained_bytes, contained_file, parse_json
+from florence_jax.checkpoint.native.orbax_format import ARRAYS, Placed, index_files
+from florence_jax.checkpoint.pytorch.lazy_tensor import FLOAT_DTYPES
+
+MANIFEST = "manifest.json"
+FORMAT = "florence-jax checkpoint"
+VERSION = 1
+
+# What sites and version control put beside a checkpoint; nothing here is ever read from them.
+_BYSTANDERS = frozenset({"README.md", "LICENSE", ".gitattributes", ".git", ".cache"})
+# large's has 170 kB.
+_MAX_BYTES = 8 << 20
+_MAX_THREADS = 4
+_BLOCK = 1 << 20
+_DTYPES = {dtype.name: dtype for dtype in FLOAT_DTYPES}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """What one file must be: its size and the hexadecimal sha256 of its content."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The files of a saved checkpoint by relative name, and its parameters."""
+
+    files: Mapping[str, FileEntry]
+    parameters: tuple[Placed, ...]
+
+    def encode(self) -> bytes:
+        """The one text that says this: canonical JSON that ends with its own digest."""
+        return _encode(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "files": {name: dataclasses.asdict(self.files[name]) for name in sorted(self.files)},
+            "parameters": {
+                parameter.path: {
+                    "dtype": parameter.dtype.name,
+                    "shape": list(parameter.shape),
+                    "file": parameter.file,
+                    "offset": parameter.offset,
+                }
+                for parameter in self.parameters
+            },
+        }
+
+
+def is_saved(directory: Path) -> bool:
+    """Was this directory written by `save_checkpoint`, as far as can be told from what is left?
+
+    Raises:
+        CheckpointError: its manifest.json leaves the directory or is no regular file.
+    """
+    if (directory / ARRAYS).is_dir():
+        return True
+    try:
+        manifest = contained_file(directory, MANIFEST)
+    except FileNotFoundError:
+        return False
+    with manifest.open("rb") as file:
+        return f'"{FORMAT}"'.encode() in file.read(_BLOCK)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a saved checkpoint, checked against its own digest.
+
+    Raises:
+        CheckpointError: it is missing, damaged, edited, or of a newer format.
+    """
+    label = str(directory / MANIFEST)
+    try:
+        content = contained_bytes(directory, MANIFEST, _MAX_BYTES)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{label} is missing: without it nothing says whether the checkpoint is whole. Copy "
+            "or convert the checkpoint again"
+        ) from error
+    fields = parse_json(content, label)
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise CheckpointError(f"{label} is not the manifest of a saved checkpoint, or is damaged")
+    if fields.get("version") != VERSION:
+        raise CheckpointError(
+            f"{label} is of version {clip(repr(fields.get('version')))}; this release reads "
+            f"version {VERSION}: upgrade florence-jax"
+        )
+    fields.pop("sha256", None)
+    if _encode(fields) != content:
+        raise CheckpointError(
+            f"{label} is damaged or was edited: its content does not have the sha256 that it "
+            "ends with. Copy or convert the checkpoint again"
+        )
+    return _parse(fields, label)
+
+
+def verify_files(directory: Path, manifest: Manifest, *, progress: bool = False) -> None:
+    """Read every file of a saved checkpoint and compare it with the manifest.
+
+    Raises:
+        CheckpointError: lists every file that is missing, extra, of another size or content, or
+            outside the directory.
+    """
+    problems = Problems()
+    paths: dict[str, Path] = {}
+    for name, entry in manifest.files.items():
+        try:
+            path = contained_file(directory, name)
+        except FileNotFoundError:
+            problems.add("missing files", name)
+        except CheckpointError as error:
+            problems.add("refused files", name, str(error))
+        else:
+            size = path.stat().st_size
+            if size == entry.bytes:
+                paths[name] = path
+            else:
+                problems.add("files of the wrong size", name, f"{size} bytes, not {entry.bytes}")
+    for name in _walk(directory):
+        if name not in manifest.files and name != MANIFEST:
+            problems.add("files that the manifest does not list", name)
+    for name, content in index_files(manifest.parameters).items():
+        entry = manifest.files.get(name)
+        if entry is None or entry.sha256 != hashlib.sha256(content).hexdigest():
+            problems.add("files that disagree with the manifest's parameters", name)
+    total = sum(manifest.files[name].bytes for name in paths)
+    with (
+        ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool,
+        tqdm(
+            total=total, desc="verifying", unit="B", unit_scale=True, disable=not progress
+        ) as progress_bar,
+    ):
+        # hashlib releases the GIL: files are hashed side by side.
+        digests = pool.map(lambda path: _digest(path, progress_bar), paths.values())
+        for name, digest in zip(paths, digests, strict=True):
+            if digest != manifest.files[name].sha256:
+                problems.add("damaged or changed files", name, f"sha256 is {digest}")
+    if problems:
+        problems.hint(
+            "copy or convert the checkpoint again; what was edited on purpose is saved anew with "
+            "save_checkpoint"
+        )
+    problems.raise_if_any(f"{directory} is not what its {MANIFEST} says")
+
+
+def _encode(fields: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(fields, indent=1).encode()).hexdigest()
+    return json.dumps(fields | {"sha256": digest}, indent=1).encode() + b"\n"
+
+
+def _digest(path: Path, progress_bar: tqdm) -> str:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            progress_bar.update(count)
+    return digest.hexdigest()
+
+
+def _walk(directory: Path) -> Iterator[str]:
+    """Every file and symlink below `directory`, by relative name, bystanders left out."""
+    for folder, folders, files in os.walk(directory):
+        at_top = Path(folder) == directory
+        folders[:] = [name for name in folders if not (at_top and name in _BYSTANDERS)]
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for name in (*files, *links):
+            if not (at_top and name in _BYSTANDERS):
+                yield (Path(folder) / name).relative_to(directory).as_posix()
+
+
+def _parse(fields: dict[str, Any], label: str) -> Manifest:
+    try:
+        files = {
+            name: FileEntry(_size(entry["bytes"]), _sha256(entry["sha256"]))
+            for name, entry in fields["files"].items()
+        }
+        parameters = tuple(
+            Placed(
+                path,
+                tuple(_size(length) for length in entry["shape"]),
+                _DTYPES[entry["dtype"]],
+                entry["file"],
+                _size(entry["offset"]),
+            )
+            for path, entry in fields["parameters"].items()
+        )
+        for parameter in parameters:
+            # Python integers: no product can overflow.
+            end = parameter.offset + math.prod(parameter.shape) * parameter.dtype.itemsize
+            if end > files[parameter.file].bytes:
+                raise ValueError(f"{parameter.path} ends beyond {parameter.file}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{label} is not a manifest that save_checkpoint wrote: {clip(repr(error))}. Copy or "
+            "convert the checkpoint again"
+        ) from error
+    return Manifest(files, parameters)
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a size")
+    return value
+
+
+def _sha256(value: Any) -> str:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError(f"{value!r} is not a sha256")
+    return value

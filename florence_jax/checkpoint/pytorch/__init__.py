@@ -1,0 +1,1 @@
+"""PyTorch checkpoints, of either naming: detection, key maps, reading and writing."""

@@ -1,0 +1,1 @@
+"""The `florence-jax` command line, one file for each command."""

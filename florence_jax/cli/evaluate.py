@@ -1,0 +1,315 @@
+"""`florence-jax evaluate`: recompute the published tables, and judge one's own data."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from florence_jax.cli.options import (
+    add_decoding_options,
+    add_free_prompt_option,
+    add_model_options,
+    decoding_settings,
+    load_answering,
+)
+from florence_jax.cli.predict_dir import add_process_options
+from florence_jax.inference.malloc import add_malloc_option
+from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.output_file import check_writable, remove_leftovers, replace_file
+from florence_jax.runtime.signals import INTERRUPTED, ended_at_once
+
+if TYPE_CHECKING:
+    from florence_jax.batch.image_reader import FileBelow
+    from florence_jax.batch.run import Summary
+    from florence_jax.evaluation.registry import Benchmark
+    from florence_jax.evaluation.report import Report
+    from florence_jax.evaluation.run import Plan
+
+_DESCRIPTION = """\
+Ask a model all of a data set's questions and judge the answers by the metric of the published
+tables. Prints each figure beside the published one of that model, with the difference, and writes
+into --output
+  report.json     the figures and what they were taken with
+  examples.jsonl  every row with its answer, truth and score, for error analysis
+  worst.html      the worst answers, drawn beside the truth
+  rows/           the answers as they came; the same command goes on where it was stopped
+Decoding is the checkpoint's own (of those published: 3 beams, no run of three tokens twice), with
+at most as many new tokens as the list below has, unless --beams or --max-new-tokens says otherwise.
+The paper does not say how its tables were decoded."""
+
+_EXAMPLES = """\
+examples:
+  florence-jax evaluate --published
+  florence-jax evaluate coco-captions --data coco/ --model microsoft/Florence-2-base --dry-run
+  florence-jax evaluate refcoco --data refer/ --split testA --model microsoft/Florence-2-large-ft
+  florence-jax evaluate coco-detection --data coco/ --limit 500 --dtype bfloat16
+  florence-jax evaluate own --data rows.jsonl --model ./my-fine-tune
+  florence-jax evaluate vqav2 --data vqa/ --split test-dev     # writes submission.json
+
+data sets, their splits, most new tokens, and what --data holds:
+"""
+
+
+def add_evaluate(commands: Any) -> None:
+    """The command and its options."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="recompute the published tables, or judge your own data",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES + _list_of_data_sets(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument(
+        "benchmark", nargs="?", metavar="DATASET", help="a name below, or own for your own file"
+    )
+    evaluate.add_argument(
+        "--published", action="store_true", help="print every published figure, and stop"
+    )
+    evaluate.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="folder of the data set as its authors publish it; for own a .jsonl of image, prefix, "
+        "suffix, or a .json in COCO's layout",
+    )
+    evaluate.add_argument("--split", help="default: the first of the data set's")
+    evaluate.add_argument(
+        "--image-root", type=Path, metavar="DIR", help="of own: where its pictures are"
+    )
+    evaluate.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default: florence-jax-evaluation/MODEL/DATASET-SPLIT, -first-N with --limit",
+    )
+    evaluate.add_argument(
+        "--limit", type=int, metavar="N", help="only the first N examples; figures then differ"
+    )
+    evaluate.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="ask this instead; {input} stands for the question, sentence or expression",
+    )
+    evaluate.add_argument(
+        "--worst", type=int, default=24, metavar="N", help="on the page (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--dry-run", action="store_true", help="check the files and say what would run"
+    )
+    evaluate.add_argument(
+        "--score-only", action="store_true", help="score the rows that are there, load no model"
+    )
+    add_model_options(evaluate)
+    evaluate.add_argument(
+        "--weights", metavar="MODEL", help="the checkpoint of exported programs without weights"
+    )
+    add_decoding_options(evaluate)
+    add_free_prompt_option(evaluate)
+    evaluate.add_argument("--constrained", action="store_true", help="only answers read whole")
+    evaluate.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    evaluate.add_argument("--workers", type=int, metavar="N", help="processes that read pictures")
+    add_process_options(evaluate)
+    add_malloc_option(evaluate)
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
+    evaluate.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """The command; 1 where an example has no answer, 130 where it was interrupted."""
+    if options.published:
+        from florence_jax.evaluation.paper_results import format_tables
+
+        print(format_tables())
+        return 0
+    if options.benchmark is None or options.data is None:
+        raise ValueError(
+            "name a data set and where it is: florence-jax evaluate coco-captions --data coco/ "
+            "(florence-jax evaluate --help lists them)"
+        )
+    from florence_jax.evaluation.run import ROWS, check_scoring, plan_evaluation
+
+    plan = plan_evaluation(
+        options.benchmark,
+        options.data,
+        split=options.split,
+        limit=options.limit,
+        prompt=options.prompt,
+        image_root=options.image_root,
+    )
+    directory = options.output or _default_output(options.model, plan)
+    for note in (*plan.dataset.notes, *check_scoring(plan)):
+        print(f"note: {note}", file=sys.stderr)
+    if options.dry_run:
+        print(_describe(plan, options, directory))
+        return 0
+    if not options.score_only:
+        _check_pictures(plan)
+        directory.mkdir(parents=True, exist_ok=True)
+        check_writable(directory)
+        with ended_at_once(_how_to_go_on(directory)):
+            summary = _answer(plan, options, directory / ROWS)
+        if summary.missing:
+            done = summary.blocks - summary.missing
+            print(
+                f"{done} of {summary.blocks} blocks are done; {_how_to_go_on(directory)}",
+                file=sys.stderr,
+            )
+            return INTERRUPTED
+    report = _report(plan, options, directory)
+    print(report.describe())
+    print(f"report.json, examples.jsonl and worst.html are in {directory}/", file=sys.stderr)
+    return 1 if report.failed else 0
+
+
+def _answer(plan: Plan, options: argparse.Namespace, directory: Path) -> Summary:
+    from florence_jax.batch.predict_job import PredictJob
+    from florence_jax.batch.process_share import find_share
+    from florence_jax.batch.run import default_block_size, run_blocks
+    from florence_jax.inference.data_parallel import over_local_devices
+    from florence_jax.processing.request_check import check_task
+
+    if options.max_new_tokens is None and plan.known is not None:
+        options.max_new_tokens = plan.known.max_new_tokens
+    source = plan.source()
+    pipeline = over_local_devices(load_answering(options, progress=not options.quiet))
+    job = PredictJob(
+        pipeline,
+        decoding_settings(pipeline, options),
+        constrained=options.constrained,
+        batch_size=options.batch_size,
+        free_prompt=options.free_prompt,
+        declared=plan.own_tasks,
+    )
+    job.check(item.queries[0] for item in plan.items[:1])
+    declared = pipeline.declared_tasks | plan.own_tasks
+    for item in plan.items:
+        check_task(item.queries[0].prompt, declared=declared, free_prompt=options.free_prompt)
+    return run_blocks(
+        source,
+        job,
+        directory,
+        default_size=functools.partial(default_block_size, options.batch_size),
+        workers=options.workers,
+        share=find_share(options.process_index, options.process_count),
+        progress=not options.quiet,
+    )
+
+
+def _report(plan: Plan, options: argparse.Namespace, directory: Path) -> Report:
+    from florence_jax.batch.manifest import read_manifest
+    from florence_jax.evaluation.html_report import worst_page
+    from florence_jax.evaluation.report import WORST, save_report, worst
+    from florence_jax.evaluation.run import ROWS, read_all_rows, score_rows
+
+    rows = read_all_rows(plan, directory / ROWS)
+    manifest = read_manifest(directory / ROWS) or {}
+    report = score_rows(
+        plan,
+        rows,
+        model=str(options.model),
+        settings={
+            "prompt": plan.prompt,
+            "run": manifest.get("job"),
+            "data": str(options.data),
+            "notes": list(plan.dataset.notes),
+        },
+    )
+    pictures = {item.id: item.image for item in plan.items}
+    # Several processes of one evaluation come here: their files must not be mixed.
+    with directory_lock(directory, wait=True):
+        remove_leftovers(directory)
+        save_report(report, directory)
+        page = worst_page(report, worst(report, options.worst), pictures)
+        replace_file(directory / WORST, page)
+    return report
+
+
+def _describe(plan: Plan, options: argparse.Namespace, directory: Path) -> str:
+    """What would run, after a look at every picture's name."""
+    from florence_jax.batch.image_reader import image_name
+    from florence_jax.evaluation.paper_results import published_figure
+
+    known = plan.known
+    absent = _absent(plan)
+    found = f"{len(plan.items)} of {len(plan.dataset.items)} examples"
+    lines = [
+        f"{plan.benchmark} {plan.split}: {found} of {', '.join(map(str, plan.dataset.files))}",
+        f"asked: {plan.prompt}" + (f" ({known.prompt_source})" if known else ""),
+        f"first: {plan.items[0].queries[0].prompt}, {image_name(plan.items[0].image)}",
+        f"decoding: {_decoding(options, known)}",
+        f"{len(absent)} pictures are missing"
+        + (f", such as {image_name(absent[0])}: those examples count as wrong" if absent else ""),
+        f"model: {options.model}, output: {directory}/",
+    ]
+    column = known.columns.get(plan.split) if known else None
+    figure = published_figure(options.model, column) if column else None
+    if figure is not None:
+        lines.append(f"published: {figure.column} {figure.value} ({figure.source})")
+    return "\n".join(lines)
+
+
+def _absent(plan: Plan) -> list[FileBelow]:
+    """The pictures that are not there."""
+    from florence_jax.batch.image_reader import FileBelow
+
+    return [
+        item.image
+        for item in plan.items
+        if isinstance(item.image, FileBelow) and not _is_file(item.image)
+    ]
+
+
+def _is_file(image: FileBelow) -> bool:
+    try:
+        return Path(image.root, image.name).is_file()
+    except (OSError, ValueError):  # too long, or no name of a file
+        return False
+
+
+def _check_pictures(plan: Plan) -> None:
+    """A wrong folder is said before a model is loaded; single pictures have rows with errors."""
+    from florence_jax.batch.image_reader import image_name
+
+    absent = _absent(plan)
+    if len(absent) == len(plan.items):
+        raise ValueError(
+            f"none of the {len(absent)} pictures is there, such as {image_name(absent[0])!r:.80} "
+            f"below {absent[0].root}: name the folder that they are in"
+            + (" by --image-root" if plan.known is None else "")
+        )
+    if absent:
+        print(
+            f"note: {len(absent)} pictures are missing, such as {image_name(absent[0])}: those "
+            "examples count as wrong",
+            file=sys.stderr,
+        )
+
+
+def _decoding(options: argparse.Namespace, known: Benchmark | None) -> str:
+    limit = options.max_new_tokens or (known and known.max_new_tokens)
+    beams = "the checkpoint's" if options.beams is None else f"{options.beams} beams"
+    return f"{beams}, at most {limit or 'what the model can hold'} new tokens"
+
+
+def _default_output(model: str, plan: Plan) -> Path:
+    name = re.sub(r"[^\w.-]+", "_", model.rstrip("/").rsplit("/", 1)[-1]) or "model"
+    part = "" if plan.limit is None else f"-first-{plan.limit}"
+    return Path("florence-jax-evaluation") / name / f"{plan.benchmark}-{plan.split}{part}"
+
+
+def _how_to_go_on(directory: Path) -> str:
+    return f"the same command goes on with what is missing in {directory}/"
+
+
+def _list_of_data_sets() -> str:
+    from florence_jax.evaluation.registry import BENCHMARKS
+
+    lines = [
+        f"  {name:<16}{', '.join(one.splits):<20}{one.max_new_tokens:>4}  {one.files}\n"
+        for name, one in BENCHMARKS.items()
+    ]
+    return "".join(lines)

@@ -1,0 +1,101 @@
+"""`florence-jax export`: a checkpoint's programs as StableHLO."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from florence_jax.cli.options import (
+    add_decoding_options,
+    add_model_options,
+    decoding_settings,
+    load_pipeline,
+)
+
+_EXAMPLES = """\
+examples:
+  florence-jax export exported/ --batch-size 1 --max-new-tokens 256
+  florence-jax export large/ --model microsoft/Florence-2-large --dtype bfloat16 --platform tpu
+  florence-jax predict a.jpg --task "<OD>" --model exported/ --weights microsoft/Florence-2-base-ft
+"""
+
+
+def add_export(commands: Any) -> None:
+    """Add the subcommand to an argparse `add_subparsers` object."""
+    export = commands.add_parser(
+        "export",
+        help="write compiled programs that need no model code (StableHLO)",
+        description="Write what a pipeline compiles as StableHLO, for several platforms at once. "
+        "`predict --model DIR` and florence_jax.load_exported(DIR) answer with it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    export.add_argument("output", type=Path, metavar="DIR", help="the directory to write")
+    add_model_options(export, mesh=False)
+    add_decoding_options(export)
+    export.add_argument(
+        "--platform",
+        action="append",
+        choices=("cpu", "cuda", "rocm", "tpu"),
+        help="repeat it for several (default: cpu, cuda and tpu)",
+    )
+    export.add_argument(
+        "--batch-size",
+        type=int,
+        action="append",
+        help="requests in one call; repeat it for several (default: 1, 2, 4 and 8)",
+    )
+    export.add_argument(
+        "--image-size",
+        type=_image_size,
+        action="append",
+        metavar="HEIGHTxWIDTH",
+        help="in pixels; repeat it for several (default: the checkpoint's)",
+    )
+    export.add_argument(
+        "--prompt",
+        action="append",
+        help="a prompt as requests will have it, of the greatest length; repeat it for shorter "
+        "buckets (default: the 15 tasks without texts, which fit one of 16 tokens)",
+    )
+    export.add_argument(
+        "--constrained", action="store_true", help="programs of constrained answers as well"
+    )
+    export.add_argument(
+        "--include-weights", action="store_true", help="put the weights into DIR as well"
+    )
+    export.add_argument("--overwrite", action="store_true", help="replace an existing DIR")
+    export.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    export.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    pipeline = load_pipeline(options, progress=not options.quiet)
+    given = {
+        "platforms": options.platform,
+        "batch_sizes": options.batch_size,
+        "image_sizes": options.image_size,
+        "prompts": options.prompt,
+    }
+    pipeline.export(
+        options.output,
+        **{name: value for name, value in given.items() if value is not None},
+        generation=decoding_settings(pipeline, options),
+        constrained=options.constrained,
+        include_weights=options.include_weights,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+    if not options.quiet:
+        size = sum(file.stat().st_size for file in options.output.iterdir())
+        print(f"{options.output}: {size / 1e6:.1f} MB", file=sys.stderr)
+    return 0
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 768x768")
+    return int(height), int(width)

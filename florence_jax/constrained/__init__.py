@@ -1,0 +1,1 @@
+"""Answer grammars compiled to finite automata over tokens, for constrained decoding."""

@@ -1,0 +1,95 @@
+"""Flickr30k Entities: phrases of captions, and their boxes."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as tree
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from florence_jax.batch.image_reader import FileBelow
+from florence_jax.batch.job import Item
+from florence_jax.evaluation.datasets.dataset import (
+    Dataset,
+    LayoutError,
+    find_file,
+    find_folder,
+    numbered_lines,
+    read_text,
+)
+
+_WHERE = (
+    "annotations.zip and the lists of splits are in the repository BryanPlummer/flickr30k_entities,"
+    " the pictures on Flickr30k's own page"
+)
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+# [/EN#283585/people A young child] -> id, types, phrase.
+_PHRASE = re.compile(r"\[/EN#(\d+)((?:/\w+)+) ([^\]]+)\]")
+
+
+def flickr30k_entities(root: Path, split: str) -> Dataset:
+    """`Annotations/*.xml`, `Sentences/*.txt`, `test.txt`, and the pictures.
+
+    One item a sentence. Its truth is the phrases that have boxes, with them: phrases of the whole
+    scene and of what is not to be seen are left out, as in MDETR's evaluation, and so are sentences
+    without a phrase that is left.
+    """
+    names = find_file(root, (f"{split}.txt",), _WHERE)
+    boxes_of = find_folder(root, ("Annotations",), _WHERE)
+    sentences_of = find_folder(root, ("Sentences",), _WHERE)
+    folder = find_folder(root, ("flickr30k-images", "flickr30k_images", "images", "Images"), _WHERE)
+    items = []
+    for name in read_text(names).split():
+        boxes = _boxes(find_file(boxes_of, (f"{name}.xml",), _WHERE))
+        lines = numbered_lines(find_file(sentences_of, (f"{name}.txt",), _WHERE))
+        for number, (_, line) in enumerate(lines):
+            phrases = [
+                {"phrase": phrase, "boxes": boxes[entity]}
+                for entity, phrase in _phrases(line)
+                if entity in boxes
+            ]
+            if phrases:
+                sentence = " ".join(_PHRASE.sub(r"\3", line).split())
+                items.append(_item(f"{name}#{number}", folder, f"{name}.jpg", sentence, phrases))
+    if not items:
+        raise LayoutError(f"{names} names no picture with a phrase that has a box")
+    return Dataset(items=items, files=[names])
+
+
+def _item(name: str, folder: Path, file: str, sentence: str, phrases: list[Any]) -> Item:
+    return Item(
+        id=name,
+        image=FileBelow(str(folder), file),
+        extra={"input": sentence, "truth": phrases},
+    )
+
+
+def _phrases(line: str) -> Iterator[tuple[str, str]]:
+    """(entity, phrase) of each phrase that is marked in a sentence."""
+    for entity, _, phrase in _PHRASE.findall(line):
+        yield entity, phrase.strip()
+
+
+def _boxes(path: Path) -> dict[str, list[list[int]]]:
+    """The boxes of every entity, corners in pixels, counted from 0 as the authors' reader does."""
+    content = read_text(path)
+    if "<!DOCTYPE" in content or "<!ENTITY" in content:
+        raise LayoutError(f"{path} declares entities, which no annotation needs: download it again")
+    try:
+        root = tree.fromstring(content)
+    except tree.ParseError as error:
+        raise LayoutError(f"{path} is not XML ({error}): download it again") from None
+    found: dict[str, list[list[int]]] = defaultdict(list)
+    for thing in root.iter("object"):
+        box = thing.find("bndbox")
+        if box is None:
+            continue
+        try:
+            corners = [int(box.findtext(side) or "") - 1 for side in _SIDES]
+        except ValueError:
+            raise LayoutError(f"{path} has a box without four whole numbers") from None
+        for name in thing.findall("name"):
+            found[str(name.text)].append(corners)
+    return dict(found)

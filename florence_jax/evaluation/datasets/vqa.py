@@ -1,0 +1,122 @@
+"""Questions about pictures: VQAv2, TextVQA, VizWiz, DocVQA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from florence_jax.batch.image_reader import FileBelow
+from florence_jax.batch.job import Item
+from florence_jax.evaluation.datasets.dataset import (
+    Dataset,
+    LayoutError,
+    entries,
+    find_file,
+    find_folder,
+    read_json,
+    text_of,
+    value_of,
+)
+
+
+def vqav2(root: Path, split: str) -> Dataset:
+    """The questions file, the annotations file where the split has one, and COCO's pictures."""
+    where = "Both files are on visualqa.org/download.html, the pictures on cocodataset.org"
+    year = "2014" if split == "val" else "2015"
+    base = "val2014" if split == "val" else f"{split}2015"
+    pictures = "val2014" if split == "val" else "test2015"
+    path = find_file(root, _below(f"v2_OpenEnded_mscoco_{base}_questions.json"), where)
+    folder = find_folder(root, (pictures, f"images/{pictures}"), where)
+    files, answers = [path], {}
+    if split == "val":
+        truth = find_file(root, _below(f"v2_mscoco_val{year}_annotations.json"), where)
+        files.append(truth)
+        for annotation in entries(read_json(truth), "annotations", truth):
+            answers[annotation["question_id"]] = _texts(value_of(annotation, "answers", truth))
+    items = []
+    for entry in entries(read_json(path), "questions", path):
+        number = value_of(entry, "question_id", path)
+        name = f"COCO_{pictures}_{value_of(entry, 'image_id', path):012d}.jpg"
+        items.append(_item(number, folder, name, entry, answers.get(number), path))
+    return _dataset(items, files)
+
+
+def textvqa(root: Path, split: str) -> Dataset:
+    """`TextVQA_0.5.1_val.json` and its pictures in train_images/ (test_images/ for the test)."""
+    where = "The file is on textvqa.org/dataset, the pictures are train_val_images.zip there"
+    path = find_file(root, _below(f"TextVQA_0.5.1_{split}.json"), where)
+    folder = find_folder(root, ("test_images" if split == "test" else "train_images",), where)
+    items = []
+    for entry in entries(read_json(path), "data", path):
+        name = f"{value_of(entry, 'image_id', path)}.jpg"
+        number = value_of(entry, "question_id", path)
+        truths = _texts(entry.get("answers"))
+        items.append(_item(number, folder, name, entry, truths, path))
+    return _dataset(items, [path])
+
+
+def vizwiz(root: Path, split: str) -> Dataset:
+    """`val.json` of the VQA task, and the pictures in val/."""
+    where = "Annotations and pictures are on vizwiz.org/tasks-and-datasets/vqa"
+    path = find_file(root, _below(f"{split}.json"), where)
+    folder = find_folder(root, (split, f"images/{split}", "images"), where)
+    items = []
+    for entry in entries(read_json(path), "questions", path):
+        name = text_of(entry, "image", path)
+        truths = _texts(entry.get("answers"))
+        items.append(_item(name, folder, name, entry, truths, path))
+    return _dataset(items, [path])
+
+
+def docvqa(root: Path, split: str) -> Dataset:
+    """`val_v1.0.json` (or `val_v1.0_withQT.json`) and the pages in documents/."""
+    where = "Both are task 1 of DocVQA on rrc.cvc.uab.es"
+    names = [f"{split}_v1.0_withQT.json", f"{split}_v1.0.json", f"{split}/{split}_v1.0.json"]
+    path = find_file(root, [name for one in names for name in _below(one)], where)
+    find_folder(path.parent, ("documents", "../documents"), where)
+    pages = path.parent if (path.parent / "documents").is_dir() else path.parent.parent
+    items = []
+    for entry in entries(read_json(path), "data", path):
+        number = value_of(entry, "questionId", path)
+        name = text_of(entry, "image", path)
+        truths = _texts(entry.get("answers"))
+        items.append(_item(number, pages, name, entry, truths, path))
+    return _dataset(items, [path])
+
+
+def _below(name: str) -> tuple[str, ...]:
+    return name, f"annotations/{name}", f"Annotations/{name}", f"questions/{name}"
+
+
+def _texts(answers: Iterable[Any] | None) -> list[str] | None:
+    """Answers as texts: in VQAv2 and VizWiz each is an object around one."""
+    if not answers:
+        return None
+    texts = (answer["answer"] if isinstance(answer, dict) else answer for answer in answers)
+    return [str(text) for text in texts]
+
+
+def _item(
+    number: Any,
+    folder: Path,
+    file: str,
+    entry: dict[str, Any],
+    truths: list[str] | None,
+    path: Path,
+) -> Item:
+    question = text_of(entry, "question", path).strip()
+    return Item(
+        id=str(number),
+        image=FileBelow(str(folder), file),
+        extra={"input": question, "truth": truths, "question_id": number},
+    )
+
+
+def _dataset(items: list[Item], files: list[Path]) -> Dataset:
+    answered = sum(item.extra["truth"] is not None for item in items)
+    if answered not in (0, len(items)):
+        raise LayoutError(f"{files[-1]} has answers to {answered} of {len(items)} questions")
+    # Questions about one picture follow each other, so that it is read and encoded once.
+    items.sort(key=lambda item: item.image.name if isinstance(item.image, FileBelow) else "")
+    return Dataset(items=items, files=files)

@@ -1,0 +1,186 @@
+"""The data sets of the published tables: where each is, what it is asked and how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from florence_jax.evaluation import scoring
+from florence_jax.evaluation.datasets import captions, detection, flickr30k, refcoco, vqa
+from florence_jax.evaluation.datasets.dataset import Dataset
+from florence_jax.evaluation.metrics import textvqa_accuracy, vizwiz_accuracy
+
+# The prompts of questions and of expressions' boxes are in no publication. Questions are asked as
+# this project's own training writes them, boxes of an expression as of a phrase.
+_UNPUBLISHED = "not published; --prompt changes it"
+_CARD = "a task of the model card"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One data set as it is evaluated.
+
+    The paper does not say how the answers of its tables were decoded. Used is what is published
+    with the checkpoints (3 beams, no run of three tokens twice), but for `max_new_tokens`.
+
+    Attributes:
+        title: for people.
+        read: (folder, split) -> the items.
+        score: rows -> figures.
+        splits: the first is the default; of those in `columns` there is a published figure.
+        columns: split -> column of `published.TABLES`.
+        prompt: what is asked of each picture, `{input}` standing for the question, the sentence or
+            the expression; `prompt_source`: who says so.
+        files: what the folder holds.
+        max_new_tokens: limit of an answer's length, this project's choice: the model card has 1024
+            for everything. Answers that end before it are the same under any limit.
+    """
+
+    title: str
+    read: Callable[[Path, str], Dataset]
+    score: scoring.Scoring
+    splits: tuple[str, ...]
+    columns: Mapping[str, str] = field(default_factory=dict)
+    prompt: str
+    prompt_source: str = _CARD
+    files: str
+    max_new_tokens: int = 128
+
+
+def _expressions(name: str, title: str, splits: tuple[str, ...]) -> Benchmark:
+    return Benchmark(
+        title=f"{title}, boxes",
+        read=partial(refcoco.expression_boxes, name),
+        score=scoring.score_expressions,
+        splits=splits,
+        columns={split: f"{title} {split} accuracy" for split in splits},
+        prompt="<CAPTION_TO_PHRASE_GROUNDING>{input}",
+        prompt_source=_UNPUBLISHED,
+        files=f"{name}/refs(...).p, {name}/instances.json, train2014/",
+    )
+
+
+def _masks(name: str, title: str, splits: tuple[str, ...]) -> Benchmark:
+    return Benchmark(
+        title=f"{title}, masks",
+        read=partial(refcoco.expression_masks, name),
+        score=scoring.score_masks,
+        splits=splits,
+        columns={"val": "RefCOCO segmentation val mIoU"} if name == "refcoco" else {},
+        prompt="<REFERRING_EXPRESSION_SEGMENTATION>{input}",
+        files=f"{name}/refs(...).p, {name}/instances.json, train2014/",
+        max_new_tokens=1024,
+    )
+
+
+_THREE = ("val", "testA", "testB")
+_TWO = ("val", "test")
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "coco-captions": Benchmark(
+        title="COCO captions, Karpathy's split",
+        read=captions.coco_karpathy,
+        score=scoring.score_captions,
+        splits=("test", "val"),
+        columns={"test": "COCO captions Karpathy test CIDEr"},
+        prompt="<CAPTION>",
+        files="dataset_coco.json, val2014/, train2014/",
+    ),
+    "nocaps": Benchmark(
+        title="NoCaps",
+        read=captions.nocaps,
+        score=scoring.score_captions,
+        splits=("val",),
+        columns={"val": "NoCaps val CIDEr"},
+        prompt="<CAPTION>",
+        files="nocaps_val_4500_captions.json, images/",
+    ),
+    "textcaps": Benchmark(
+        title="TextCaps",
+        read=captions.textcaps,
+        score=scoring.score_captions,
+        splits=("val",),
+        columns={"val": "TextCaps val CIDEr"},
+        prompt="<CAPTION>",
+        files="TextCaps_0.1_val.json, train_images/",
+    ),
+    "coco-detection": Benchmark(
+        title="COCO detection",
+        read=detection.coco_detection,
+        score=scoring.score_detection,
+        splits=("val2017",),
+        columns={"val2017": "COCO detection val2017 mAP"},
+        prompt="<OD>",
+        files="annotations/instances_val2017.json, val2017/",
+        max_new_tokens=1024,
+    ),
+    "flickr30k": Benchmark(
+        title="Flickr30k Entities",
+        read=flickr30k.flickr30k_entities,
+        score=scoring.score_phrases,
+        splits=("test", "val"),
+        columns={"test": "Flickr30k test R@1"},
+        prompt="<CAPTION_TO_PHRASE_GROUNDING>{input}",
+        files="test.txt, Annotations/, Sentences/, flickr30k-images/",
+        max_new_tokens=512,
+    ),
+    "refcoco": _expressions("refcoco", "RefCOCO", _THREE),
+    "refcoco+": _expressions("refcoco+", "RefCOCO+", _THREE),
+    "refcocog": _expressions("refcocog", "RefCOCOg", _TWO),
+    "refcoco-masks": _masks("refcoco", "RefCOCO", _THREE),
+    "refcoco+-masks": _masks("refcoco+", "RefCOCO+", _THREE),
+    "refcocog-masks": _masks("refcocog", "RefCOCOg", _TWO),
+    "vqav2": Benchmark(
+        title="VQAv2",
+        read=vqa.vqav2,
+        score=scoring.score_vqa,
+        splits=("val", "test-dev", "test"),
+        columns={"test-dev": "VQAv2 test-dev accuracy"},
+        prompt="<VQA>{input}",
+        prompt_source=_UNPUBLISHED,
+        files="v2_OpenEnded_mscoco_val2014_questions.json, "
+        "v2_mscoco_val2014_annotations.json, val2014/",
+    ),
+    "textvqa": Benchmark(
+        title="TextVQA",
+        read=vqa.textvqa,
+        score=partial(scoring.score_vqa, accuracy=textvqa_accuracy),
+        splits=("val", "test"),
+        columns={"test": "TextVQA test-dev accuracy"},
+        prompt="<VQA>{input}",
+        prompt_source=_UNPUBLISHED,
+        files="TextVQA_0.5.1_val.json, train_images/",
+    ),
+    "vizwiz": Benchmark(
+        title="VizWiz VQA",
+        read=vqa.vizwiz,
+        score=partial(scoring.score_vqa, accuracy=vizwiz_accuracy),
+        splits=("val", "test"),
+        columns={"test": "VizWiz test-dev accuracy"},
+        prompt="<VQA>{input}",
+        prompt_source=_UNPUBLISHED,
+        files="Annotations/val.json, val/",
+    ),
+    "docvqa": Benchmark(
+        title="DocVQA",
+        read=vqa.docvqa,
+        score=scoring.score_documents,
+        splits=("val", "test"),
+        prompt="<DocVQA>{input}",
+        prompt_source=_UNPUBLISHED,
+        files="val_v1.0.json or val_v1.0_withQT.json, documents/",
+    ),
+}
+
+
+def benchmark_named(name: str) -> Benchmark:
+    """The benchmark `name`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"{name!r} is no data set; there are own, {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]

@@ -1,0 +1,1 @@
+"""Exported StableHLO artefacts of a pipeline: writing, reading and answering with them."""

@@ -1,0 +1,268 @@
+"""A pipeline whose programs were exported: needs jax, and none of the model's code."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from florence_jax.config import Florence2Config
+from florence_jax.export.manifest import (
+    CONFIG,
+    PROCESSOR,
+    WEIGHTS,
+    ArtifactError,
+    Generator,
+    Manifest,
+    plain_values,
+    read_artifact,
+    weights_sha256,
+)
+from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig, make_plan
+from florence_jax.generation.decode_config import DecodingPlan
+from florence_jax.generation.inputs import check_prompt, pad_prompt
+from florence_jax.inference.base_pipeline import Answering
+from florence_jax.inference.constraints import AnswerConstraints
+from florence_jax.inference.image_encoder import stack_features
+from florence_jax.processing import load_tokenizer
+from florence_jax.quantization import quantized
+from florence_jax.runtime.compilation_cache import use_compilation_cache
+from florence_jax.runtime.text_file import TextFileError, check_regular
+
+
+def load_exported(
+    directory: str | Path, *, weights: str | Path | Mapping[str, Any] | None = None
+) -> ExportedPipeline:
+    """The pipeline that `Florence2Pipeline.export` wrote.
+
+    Args:
+        directory: what it wrote.
+        weights: where the directory holds none: the checkpoint, a directory or a hub id, or its
+            parameters. They must be the very ones that were exported, in the dtype that they had.
+
+    Raises:
+        ArtifactError: the directory is damaged, is for another platform, or the weights are missing
+            or others.
+    """
+    directory = Path(directory)
+    manifest, contents = read_artifact(directory)
+    platform = jax.export.default_export_platform()
+    if platform not in manifest.platforms:
+        raise ArtifactError(
+            f"{directory} was exported for {', '.join(manifest.platforms)}, and jax runs on "
+            f"{platform} here: export it with platforms that include {platform!r}, or choose "
+            "another by JAX_PLATFORMS"
+        )
+    programs = ExportedPrograms(
+        manifest=manifest,
+        config=Florence2Config.from_hf(json.loads(contents[CONFIG])),
+        params=_weights(directory, manifest, weights),
+        contents=contents,
+    )
+    return ExportedPipeline(
+        exported=programs,
+        tokenizer=load_tokenizer(directory),
+        image_config=manifest.image,
+        generation=manifest.generation,
+        compat=manifest.compat,
+        tasks=frozenset(json.loads(contents.get(PROCESSOR, b"{}")).get("tasks", ())),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedPipeline(Answering):
+    """Answers as the `Florence2Pipeline` that was exported, within the exported buckets.
+
+    Attributes:
+        exported: the programs and their weights.
+        tokenizer, image_config, generation, compat: see `Answering`.
+    """
+
+    exported: ExportedPrograms
+
+    def __post_init__(self) -> None:
+        use_compilation_cache()
+
+    def __repr__(self) -> str:
+        return f"ExportedPipeline({self.exported!r}, compat={self.compat!r})"
+
+    @property
+    def programs(self) -> ExportedPrograms:
+        return self.exported
+
+    @functools.cached_property
+    def constraints(self) -> AnswerConstraints:
+        if all(generator.constraint is None for generator in self.exported.manifest.generators):
+            raise ArtifactError(
+                "no program was exported that constrains answers: export with constrained=True "
+                "(--constrained), or ask without"
+            )
+        return AnswerConstraints(self.tokenizer, self.exported.config.text.vocab_size)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExportedPrograms:
+    """`Programs` from a directory."""
+
+    manifest: Manifest
+    config: Florence2Config
+    params: Any = field(repr=False)
+    contents: Mapping[str, bytes] = field(repr=False)
+    _loaded: dict[str, Callable[..., Any]] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        made = self.manifest
+        return (
+            f"ExportedPrograms({self.config.describe()}, {made.dtype}"
+            f"{', ' + made.quantize if made.quantize else ''}, for {', '.join(made.platforms)}: "
+            f"{len(made.encoders)} encoders, {len(made.generators)} generators)"
+        )
+
+    def batch_buckets(self, batch_size: int) -> tuple[int, ...]:
+        sizes = sorted({encoder.batch for encoder in self.manifest.encoders})
+        return tuple(size for size in sizes if size <= batch_size) or (sizes[0],)
+
+    def encode(self, pixel_values: np.ndarray | jax.Array) -> tuple[jax.Array, ...]:
+        batch, height, width, _ = pixel_values.shape
+        for encoder in self.manifest.encoders:
+            if (encoder.batch, encoder.image_size) == (batch, (height, width)):
+                return self._run(encoder.file)(self.params, pixel_values)
+        sizes = sorted({encoder.image_size for encoder in self.manifest.encoders})
+        raise ArtifactError(
+            f"no encoder was exported for images of {height}x{width} pixels, only for "
+            f"{', '.join(f'{rows}x{columns}' for rows, columns in sizes)}: export it with this size"
+        )
+
+    def generate(
+        self,
+        features: tuple[jax.Array, ...],
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        settings: GenerationConfig,
+        constraint: Constraint | None = None,
+        rng: jax.Array | None = None,
+    ) -> GenerateOutput:
+        if rng is not None:
+            raise ArtifactError(
+                "exported programs take no random key: ask them with do_sample=False, or load the "
+                "checkpoint itself to sample"
+            )
+        plan, values = make_plan(settings, self.config.text, constraint)
+        ids, mask = check_prompt(
+            input_ids, attention_mask, plan.pad_token_id, self.config.text.vocab_size
+        )
+        table = None if constraint is None else np.shape(constraint.next_state)
+        generator = self._generator(len(features), features[0].shape[0], ids.shape[1], plan, table)
+        ids, mask = pad_prompt(ids, mask, generator.prompt_tokens, plan.pad_token_id)
+        output = self._run(generator.file)(
+            self.params,
+            stack_features(features),
+            ids,
+            mask,
+            plain_values(values.with_room(generator.plan.buffers)),
+        )
+        return GenerateOutput(**output)
+
+    def _generator(
+        self,
+        batch: int,
+        image_tokens: int,
+        prompt_tokens: int,
+        plan: DecodingPlan,
+        table: tuple[int, ...] | None,
+    ) -> Generator:
+        """The smallest program with room for all of it."""
+
+        def fits(generator: Generator) -> bool:
+            own, wanted = generator.plan, plan.buffers
+            return (
+                generator.batch == batch
+                and generator.constraint == table
+                and self.config.num_image_tokens(*generator.image_size) == image_tokens
+                and generator.prompt_tokens >= prompt_tokens
+                and own.buffers[: len(wanted)] == wanted
+                and dataclasses.replace(own, buffers=wanted) == plan
+            )
+
+        fitting = [generator for generator in self.manifest.generators if fits(generator)]
+        if not fitting:
+            raise ArtifactError(
+                f"no program was exported for {batch} prompts of {prompt_tokens} tokens about "
+                f"{image_tokens} image tokens, decoded by {plan}{_confined(table)}. There are:\n"
+                + "\n".join(f"  {generator}" for generator in self.manifest.generators)
+                + "\nExport one for it, or ask within these"
+            )
+        return min(fitting, key=lambda found: (found.prompt_tokens, len(found.plan.buffers)))
+
+    def _run(self, file: str) -> Callable[..., Any]:
+        if file not in self._loaded:
+            try:
+                exported = jax.export.deserialize(bytearray(self.contents[file]))
+            except Exception as error:
+                # jax reports a format that it does not know in many ways.
+                raise ArtifactError(
+                    f"{file} was exported by jax {self.manifest.made_with['jax']} and jax "
+                    f"{jax.__version__} cannot read it ({error}): export again"
+                ) from error
+            self._loaded[file] = jax.jit(exported.call)
+        return self._loaded[file]
+
+
+def _confined(table: tuple[int, ...] | None) -> str:
+    if table is None:
+        return ""
+    return f" and confined by a table of {table[0]} states and {table[1]} classes of tokens"
+
+
+def _weights(
+    directory: Path, manifest: Manifest, given: str | Path | Mapping[str, Any] | None
+) -> Any:
+    """The parameters as they were exported, on the device."""
+    if given is None and WEIGHTS not in manifest.files:
+        raise ArtifactError(
+            f"{directory} holds no weights: pass weights=, the checkpoint that it was exported "
+            "from, or export it with include_weights=True"
+        )
+    if given is None:
+        params = _included(directory / WEIGHTS)
+    elif isinstance(given, Mapping):
+        params = given
+    else:
+        from florence_jax.checkpoint import load_checkpoint
+
+        params = quantized(load_checkpoint(given, dtype=manifest.dtype).params, manifest.quantize)
+    digest = weights_sha256(params)
+    if digest != manifest.weights_sha256:
+        raise ArtifactError(
+            f"these are not the weights that {directory} was exported with: their sha256 is "
+            f"{digest} in {manifest.dtype}, the manifest says {manifest.weights_sha256}. Pass the "
+            "checkpoint that it was exported from, or export this one"
+        )
+    return params
+
+
+def _included(path: Path) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    try:
+        check_regular(path)
+        with safe_open(path, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                *folders, leaf = name.split("/")
+                place = params
+                for folder in folders:
+                    place = place.setdefault(folder, {})
+                place[leaf] = jax.device_put(file.get_tensor(name))
+    except (OSError, TextFileError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{path} is missing or damaged ({error}): copy or export it again"
+        ) from error
+    return params

@@ -1,0 +1,58 @@
+"""A prepared batch on a mesh: rows added until it divides evenly, each on its devices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from florence_jax.generation.output import GenerateOutput
+from florence_jax.sharding.batch import pad_rows, padded_rows, whole_everywhere
+from florence_jax.sharding.mesh import batch_sharding
+
+if TYPE_CHECKING:
+    from florence_jax.generation.generate import Prepared
+
+
+def placed(prepared: Prepared, mesh: Mesh) -> Prepared:
+    """The batch divided over the mesh. Rows that are added repeat the first, and end when it does.
+
+    In several processes each gives the same batch.
+    """
+    rows = padded_rows(mesh, len(prepared.input_ids))
+    divided = batch_sharding(mesh)
+
+    def divide(array: Any) -> Any:
+        if isinstance(array, jax.ShapeDtypeStruct):
+            shape = (rows, *array.shape[1:])
+            return jax.ShapeDtypeStruct(shape, array.dtype, sharding=divided)
+        return _put(pad_rows(array, rows), divided)
+
+    constraint = prepared.values.constraint
+    if constraint is not None:
+        constraint = constraint._replace(start=pad_rows(np.asarray(constraint.start), rows))
+    return prepared._replace(
+        image=divide(prepared.image),
+        input_ids=divide(prepared.input_ids),
+        attention_mask=divide(prepared.attention_mask),
+        values=prepared.values._replace(constraint=constraint),
+    )
+
+
+def collected(output: GenerateOutput, rows: int, mesh: Mesh) -> GenerateOutput:
+    """The answers without those of added rows; in several processes, all of them in each."""
+    if mesh.is_multi_process:
+        output = whole_everywhere(mesh, output)
+    kept = len(output.lengths) * rows // padded_rows(mesh, rows)
+    if kept == len(output.lengths):
+        return output
+    return jax.tree.map(lambda leaf: leaf[:kept], output)
+
+
+def _put(array: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.mesh.is_multi_process and getattr(array, "is_fully_addressable", True):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    return jax.device_put(array, sharding)

@@ -1,0 +1,60 @@
+"""Batch sizes: a few are compiled, and every batch is made to fit one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from florence_jax.config import Florence2Config
+from florence_jax.generation.inputs import prompt_bucket, prompt_limit
+
+
+def batch_buckets(batch_size: int) -> tuple[int, ...]:
+    """1, 2, 4, ... below `batch_size`, and `batch_size` itself.
+
+    Raises:
+        ValueError: `batch_size` is no integer of at least 1.
+    """
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, expected at least 1 and an integer")
+    batch_size = int(batch_size)
+    powers = [1 << power for power in range(batch_size.bit_length())]
+    return tuple(sorted({*(size for size in powers if size < batch_size), batch_size}))
+
+
+def padded_rows(count: int, buckets: Sequence[int]) -> np.ndarray:
+    """Row numbers of `count` rows, the last one repeated up to the smallest bucket that fits.
+
+    A last, smaller batch would otherwise be a new shape, and compile anew, for every length.
+    """
+    return np.minimum(np.arange(min(size for size in buckets if size >= count)), count - 1)
+
+
+def pieces(count: int, buckets: Sequence[int]) -> Iterator[slice]:
+    """`count` rows cut into the largest buckets that fit: 7 into 4, 2 and 1.
+
+    For work whose cost is that of its rows, where padding would be wasted. A rest below the
+    smallest bucket is a piece of its own.
+    """
+    start = 0
+    while start < count:
+        size = max((size for size in buckets if size <= count - start), default=min(buckets))
+        yield slice(start, min(start + size, count))
+        start += size
+
+
+def prompt_buckets(
+    lengths: Iterable[int], image_size: tuple[int, int], config: Florence2Config
+) -> tuple[int, ...]:
+    """The padded lengths of prompts of so many tokens about an image of (height, width) pixels.
+
+    Raises:
+        ValueError: a prompt is too long for the model's position table.
+    """
+    tokens, positions = config.num_image_tokens(*image_size), config.text.max_position_embeddings
+    return tuple(
+        sorted(
+            {prompt_bucket(length, prompt_limit(length, tokens, positions)) for length in lengths}
+        )
+    )

@@ -1,0 +1,42 @@
+"""What a batch of requests may be answered, as the decoding loop takes it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from florence_jax.constrained.answer_grammars import AnswerAutomata
+from florence_jax.constrained.answer_schema import AnswerForm, answer_form
+from florence_jax.generation import Constraint, make_constraint
+from florence_jax.inference.requests import Request
+from florence_jax.processing import FlorenceTokenizer
+
+# Tables are kept for the lists of labels that were asked for last.
+_KEPT = 16
+
+
+class AnswerConstraints:
+    """Constraints for batches of requests; a table is made once for each set of lists of labels."""
+
+    def __init__(self, tokenizer: FlorenceTokenizer, vocab_size: int) -> None:
+        self._automata = AnswerAutomata(tokenizer, vocab_size)
+        self._table_of = functools.lru_cache(maxsize=_KEPT)(self._make_table)
+
+    def __call__(self, requests: Sequence[Request]) -> Constraint:
+        """The constraint of a batch with one row for each of `requests`.
+
+        Raises:
+          ValueError: labels that an answer cannot hold.
+        """
+        forms = [answer_form(request.prompt, request.text, request.labels) for request in requests]
+        closed = frozenset(form for form in forms if form.labels is not None)
+        table, starts = self._table_of(closed)
+        return table._replace(start=np.array([starts[form] for form in forms], np.int32))
+
+    def _make_table(
+        self, closed: frozenset[AnswerForm]
+    ) -> tuple[Constraint, dict[AnswerForm, int]]:
+        automaton, starts = self._automata.automaton(closed)
+        return make_constraint(automaton, []), starts

@@ -1,0 +1,200 @@
+"""Replace a directory as a whole: a reader sees the old one or the new one, never half of one.
+
+The new directory is written beside its destination under a name of its own, made durable and then
+renamed. POSIX only, as are the renames that this rests on.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from florence_jax.checkpoint.errors import CheckpointError
+
+_NEW = "incomplete"
+_OLD = "replaced"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextlib.contextmanager
+def replaced_directory(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new, empty directory that takes the place of `destination` when the block ends.
+
+    When the block raises, or the process dies, `destination` stays as it was. What a killed process
+    left behind is removed by the next call for the same destination.
+
+    Args:
+        destination: the directory to create or replace; its parents are created.
+        overwrite: replace an existing checkpoint. An existing empty directory is always replaced.
+
+    Raises:
+        CheckpointError: `destination` exists and is not to be replaced or is no checkpoint, or the
+            disk is full.
+    """
+    # Renaming a symlink would replace the link and leave the directory that it names.
+    destination = Path(os.path.realpath(destination))
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(destination.parent):
+            _clean(destination)
+            _check(destination, overwrite)
+            name = f".{destination.name}.{_NEW}-{secrets.token_hex(6)}"
+            new = destination.with_name(name)
+            new.mkdir()
+            lock = _open_locked(new)
+    except OSError as error:
+        raise _explained(error, destination) from error
+    try:
+        yield new
+        make_durable(new)
+        _swap(new, destination)
+        sync(destination.parent)
+    except OSError as error:
+        raise _explained(error, destination) from error
+    finally:
+        # After a failure this is the new directory, after success the old one, if there was one.
+        shutil.rmtree(new, ignore_errors=True)
+        os.close(lock)
+
+
+def leftovers(destination: Path) -> list[Path]:
+    """What killed processes left beside `destination`; `replaced_directory` removes it."""
+    found = []
+    for path in sorted(destination.parent.glob(f".{_escaped(destination.name)}.{_NEW}-*")):
+        try:
+            os.close(_open_locked(path))
+        except OSError:  # its writer is alive, or has just finished
+            continue
+        found.append(path)
+    return found
+
+
+def make_durable(directory: Path) -> None:
+    """Every file and folder of a directory is on the disk when this returns."""
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            sync(Path(folder) / name)
+        sync(Path(folder))
+
+
+def sync(path: Path) -> None:
+    """One file's bytes, or one directory's names, are on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE mounts cannot; their directories are durable in their own way.
+        if not path.is_dir() or error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _check(destination: Path, overwrite: bool) -> None:
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise CheckpointError(f"{destination} is a file; name a directory to write to")
+    content = sorted(path.name for path in destination.iterdir())
+    if not content:
+        return
+    if not overwrite:
+        raise CheckpointError(
+            f"{destination} exists already: overwrite it (overwrite=True, --overwrite), or name "
+            "another directory"
+        )
+    if "config.json" not in content:
+        raise CheckpointError(
+            f"{destination} is not overwritten: it has no config.json, so it is no checkpoint (it "
+            f"holds {', '.join(content[:5])}). Name another directory, or remove it yourself"
+        )
+
+
+def _clean(destination: Path) -> None:
+    """Finish what a killed process began; call under the lock of the parent."""
+    replaced = destination.parent.glob(f".{_escaped(destination.name)}.{_OLD}-*")
+    for path in sorted(replaced):
+        if destination.exists():
+            shutil.rmtree(path)
+        else:  # killed between two renames: the old one is still the valid one
+            path.rename(destination)
+    for path in leftovers(destination):
+        shutil.rmtree(path)
+
+
+def _swap(new: Path, destination: Path) -> None:
+    """Put `new` at `destination`; a directory that was there is at `new` afterwards."""
+    if not destination.exists():
+        new.rename(destination)
+    elif not _exchange(new, destination):
+        # Two renames, and for a moment no destination: `_clean` knows what that means.
+        old = destination.with_name(new.name.replace(f".{_NEW}-", f".{_OLD}-"))
+        destination.rename(old)
+        new.rename(destination)
+        shutil.rmtree(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two directories in one step, where the system and the file system can."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    arguments = (_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+    if rename(*arguments) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(number, os.strerror(number), str(b))
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Only one process at a time looks for leftovers here and adds a directory of its own."""
+    descriptor = _open_locked(directory, wait=True)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_locked(directory: Path, *, wait: bool = False) -> int:
+    """A descriptor that locks `directory` until it is closed, or its process ends.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and `wait` is False.
+    """
+    import fcntl  # POSIX only, and only needed for writing
+
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _explained(error: OSError, destination: Path) -> Exception:
+    if error.errno not in _FULL:
+        return error
+    kept = "what was there is unchanged" if destination.exists() else "nothing was written"
+    free = shutil.disk_usage(destination.parent).free
+    return CheckpointError(
+        f"cannot write {destination}: {error.strerror} ({free / 1e9:.1f} GB are free); {kept}. "
+        "Make room, or name a directory on another disk"
+    )

@@ -1,0 +1,185 @@
+"""The pure parts of a run, built from its settings: objective, optimizer, step, first state."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh
+
+from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.inference.declared_tasks import own_tasks
+from florence_jax.model import Model
+from florence_jax.sharding import MeshShape, load_rules, make_mesh, parse_mesh
+from florence_jax.training.config import DataConfig, TrainConfig
+from florence_jax.training.data.augment import AugmentConfig
+from florence_jax.training.data.preprocess import RowMaker
+from florence_jax.training.lora import init_factors
+from florence_jax.training.optimizer import build_optimizer, learning_rate_schedule
+from florence_jax.training.param_groups import Treatment, treatments
+from florence_jax.training.pretrained import Start, longest_texts, training_config
+from florence_jax.training.sharding import Placement, make_placement
+from florence_jax.training.state import Flat, TrainState, new_state
+from florence_jax.training.step import Objective, Step, build_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What the loop runs.
+
+    Attributes:
+        config: the run's settings.
+        objective: from parameters and a batch to summed losses.
+        treated: of every parameter, adapters included, whether and how it trains.
+        optimizer, step: of what trains.
+        placement: where the state and batches lie.
+    """
+
+    config: TrainConfig
+    objective: Objective
+    treated: Mapping[str, Treatment]
+    optimizer: optax.GradientTransformation
+    step: Step
+    placement: Placement
+
+    def first_state(self, params: Flat) -> TrainState:
+        """The state before the first step, from the parameters of the base model."""
+        lora, model = self.config.lora, self.config.model
+        leaves = dict(params)
+        if lora.rank:
+            key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
+            leaves |= init_factors(lora, {path: leaf.shape for path, leaf in params.items()}, key)
+        trainable = {path: leaf for path, leaf in leaves.items() if self.trains(path)}
+        frozen = {
+            path: jnp.asarray(leaf, model.frozen_dtype)
+            for path, leaf in leaves.items()
+            if not self.trains(path)
+        }
+        with_ema = self.config.optimizer.ema_decay > 0
+        return new_state(trainable, frozen, self.optimizer, with_ema=with_ema)
+
+    def abstract_state(self) -> TrainState:
+        """Its shapes, dtypes and shardings as checkpoints hold it; nothing is allocated."""
+        shapes = parameter_shapes(self.objective.model.config)
+        params = {p: jax.ShapeDtypeStruct(shape, jnp.float32) for p, shape in shapes.items()}
+        return self.placement.stored(jax.eval_shape(self.first_state, params))
+
+    def placed_state(self) -> TrainState:
+        """The same as `placed_step` takes and gives it."""
+        return self.placement.placed(self.abstract_state())
+
+    @property
+    def placed_step(self) -> Step:
+        """`step` on a placed state and a placed batch."""
+        return self.placement.step(self.step)
+
+    def trains(self, path: str) -> bool:
+        return path in self.treated and self.treated[path].trains
+
+
+def build_training(
+    config: TrainConfig, start: Start, mesh: Mesh | AbstractMesh | None = None
+) -> Training:
+    """Everything that is a function of the settings alone.
+
+    Args:
+        mesh: in place of the settings' own, of this process's devices.
+
+    Raises:
+        RuleError, ValueError: rules, adapters, schedules or a mesh that do not fit.
+    """
+    shapes = parameter_shapes(start.config)
+    factors = {}
+    if config.lora.rank:
+        key = jax.random.key(config.seed)
+        factors = jax.eval_shape(lambda: init_factors(config.lora, shapes, key))
+    if mesh is None:
+        mesh = make_mesh(parse_mesh(config.mesh) if config.mesh else MeshShape(data=-1))
+    placement = make_placement(
+        load_rules(config.rules),
+        shapes,
+        {path: factor.shape for path, factor in factors.items()},
+        mesh,
+        start.config.text.pad_token_id,
+    )
+    model = Model(
+        config=training_config(start.config, config.model),
+        dtype=config.model.dtype,
+        # Equal models are equal programs; with a layout, a model is equal to itself alone.
+        layout=placement.layout if mesh.size > 1 else None,
+    )
+    objective = Objective(
+        model=model,
+        image=start.image,
+        loss=config.loss,
+        lora=config.lora,
+        remat=config.model.remat,
+    )
+    optimizer_config = config.optimizer
+    treated = treatments(
+        # With adapters the base is frozen whatever the rules say: they are about these then.
+        factors or shapes,
+        optimizer_config.rules,
+        start.config,
+        layer_decay=optimizer_config.layer_decay,
+        no_decay=optimizer_config.no_decay,
+    )
+    if config.steps is None:
+        raise ValueError(
+            "steps must be known: `florence_jax.training.preflight` counts them from the epochs"
+        )
+    schedule = learning_rate_schedule(optimizer_config, config.steps)
+    training = {path: treatment for path, treatment in treated.items() if treatment.trains}
+    optimizer = build_optimizer(optimizer_config, schedule, training)
+    step = build_step(
+        objective,
+        optimizer,
+        schedule,
+        seed=config.seed,
+        ema_decay=optimizer_config.ema_decay,
+        one_device=mesh.size == 1,
+    )
+    return Training(
+        config=config,
+        objective=objective,
+        treated=treated,
+        optimizer=optimizer,
+        step=step,
+        placement=placement,
+    )
+
+
+def row_maker(
+    config: DataConfig, start: Start, *, training: bool, longest: bool = False
+) -> RowMaker:
+    """From examples to arrays; without augmentation where it is not for training.
+
+    Args:
+        longest: pad every batch to `max_prompt` and `max_target`, and each picture's questions to
+            those of the source that asks most, and not to what the batch itself holds.
+    """
+    max_prompt, max_target = longest_texts(config, start)
+    return RowMaker(
+        tokenizer=start.tokenizer,
+        image_size=start.image.size,
+        max_prompt=max_prompt,
+        max_target=max_target,
+        least_prompt=max_prompt if longest else config.least_prompt,
+        least_target=max_target if longest else config.least_target,
+        least_questions=max(source.questions for source in config.train) if longest else 1,
+        augmentation=config.augment if training else AugmentConfig(),
+        resample=start.image.resample,
+        tasks=own_tasks(start.files),
+    )
+
+
+def parameters_in_use(state: TrainState) -> Flat:
+    """The parameters that are evaluated and exported: the moving average where there is one."""
+    return {**state.frozen, **(state.trainable if state.ema is None else state.ema)}
+
+
+def without_frozen(state: TrainState) -> TrainState:
+    """What changes: a run directory holds the frozen parameters once, not in every checkpoint."""
+    return dataclasses.replace(state, frozen={})

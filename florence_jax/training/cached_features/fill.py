@@ -1,0 +1,129 @@
+"""From data sets to a directory of features: every picture that it lacks, once."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from florence_jax.processing import load_image
+from florence_jax.sharding import pad_rows
+from florence_jax.training.cached_features.store import key_of
+from florence_jax.training.cached_features.writer import FeatureWriter
+from florence_jax.training.data.example import Source
+from florence_jax.training.data.preprocess import RowMaker
+from florence_jax.training.data.storage import readable_image
+from florence_jax.training.interruption import Interruption
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One row's picture, ready for the tower.
+
+    Attributes:
+        row: the example's id.
+        key: of its content.
+        size: (width, height) as shown.
+        pixels: uint8[H, W, 3]; None where its features are there already, or with a problem.
+        problem: why it cannot be used, or None.
+    """
+
+    row: str
+    key: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    pixels: np.ndarray | None = None
+    problem: str | None = None
+
+
+def fill(
+    writer: FeatureWriter,
+    sources: Sequence[tuple[str, Source]],
+    make_row: RowMaker,
+    tower: Callable[[np.ndarray], jax.Array],
+    interruption: Interruption,
+    *,
+    batch_size: int,
+    threads: int,
+) -> list[tuple[str, str]]:
+    """Add the features of all pictures to the writer.
+
+    Args:
+        sources: with their names.
+        make_row: resizes pictures as the run does.
+        tower: see `tower_program`; every batch that it gets has `batch_size` rows.
+        threads: that read, decode and resize.
+
+    Returns:
+        (id, reason) of the rows whose picture cannot be used.
+
+    Raises:
+        Interrupted: somebody asked for it; what was computed until then is in the writer.
+        OSError: the features cannot be written.
+    """
+    problems: list[tuple[str, str]] = []
+    seen: set[bytes] = set()
+
+    def new_pictures(bar: Any) -> Iterator[Picture]:
+        for picture in _prepared(sources, make_row, writer, threads):
+            interruption.check()
+            bar.update()
+            if picture.problem is not None:
+                problems.append((picture.row, picture.problem))
+            elif picture.pixels is not None and picture.key not in seen:
+                seen.add(picture.key)
+                yield picture
+
+    def collect(pictures: list[Picture], maps: jax.Array | None) -> None:
+        if maps is not None:
+            # Rows behind the pictures only fill the batch.
+            for picture, features in zip(pictures, np.asarray(maps), strict=False):
+                writer.add(picture.key, picture.size, features)
+
+    with tqdm(total=sum(len(source) for _, source in sources), unit="row") as bar:
+        pictures = new_pictures(bar)
+        before: tuple[list[Picture], jax.Array | None] = ([], None)
+        try:
+            while batch := list(itertools.islice(pictures, batch_size)):
+                maps = tower(pad_rows(np.stack([picture.pixels for picture in batch]), batch_size))
+                # While the device computes these, those before them are hashed and written.
+                done, before = before, (batch, maps)
+                collect(*done)
+        finally:
+            collect(*before)
+    return problems
+
+
+def _prepared(
+    sources: Sequence[tuple[str, Source]], make_row: RowMaker, writer: FeatureWriter, threads: int
+) -> Iterator[Picture]:
+    """Every row's picture, in order."""
+
+    def prepare(name: str, source: Source, index: int) -> Picture:
+        row = f"{name}:{index}"
+        try:
+            example = source[index]
+            row = example.id
+            image = readable_image(example.image)
+            key = key_of(image)
+            if key in writer:
+                return Picture(row=row, key=key)
+            picture = load_image(image)
+            return Picture(row=row, key=key, size=picture.size, pixels=make_row.pixels(picture))
+        # As in `RowMaker`: whatever is wrong with one row must not end the work on all others.
+        except Exception as error:
+            return Picture(row=row, problem=f"{type(error).__name__}: {error}")
+
+    waiting: deque[Future[Picture]] = deque()
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        for name, source in sources:
+            for index in range(len(source)):
+                waiting.append(pool.submit(prepare, name, source, index))
+                if len(waiting) > 4 * max(threads, 1):
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

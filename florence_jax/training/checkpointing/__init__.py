@@ -1,0 +1,1 @@
+"""Checkpoints of a training run: saving, restoring, resuming, and the best one."""

@@ -1,0 +1,184 @@
+"""Annotations in COCO's layout: detection, captions, and referring expressions on its pictures."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from florence_jax.datasets.coco_file import read_coco
+from florence_jax.datasets.coco_parts import CocoFile, CocoImage, CocoObject, Size
+from florence_jax.datasets.errors import DatasetError
+from florence_jax.datasets.picture_files import PictureNames
+from florence_jax.processing import box_to_text
+from florence_jax.processing.errors import ImageError
+from florence_jax.processing.image import image_size
+from florence_jax.processing.targets import check_label
+from florence_jax.training.data.example import DataError, Example
+from florence_jax.training.data.json_file import read_value
+from florence_jax.training.data.storage import Place, contained, place
+
+CocoTask = Literal[
+    "<OD>",
+    "<REGION_PROPOSAL>",
+    "<OPEN_VOCABULARY_DETECTION>",
+    "<CAPTION>",
+    "<REGION_TO_CATEGORY>",
+    "<REFERRING_EXPRESSION_SEGMENTATION>",
+    "<CAPTION_TO_PHRASE_GROUNDING>",
+]
+
+_LABELLED = ("<OD>", "<OPEN_VOCABULARY_DETECTION>", "<REGION_TO_CATEGORY>")
+
+
+class Coco:
+    """One COCO JSON file as examples of one task.
+
+    - `<OD>`, `<REGION_PROPOSAL>`: one example a picture, all its boxes.
+    - `<OPEN_VOCABULARY_DETECTION>`: one a picture and category that is in it.
+    - `<REGION_TO_CATEGORY>`: one a box.
+    - `<CAPTION>`: one a caption annotation.
+    - `<REFERRING_EXPRESSION_SEGMENTATION>`, `<CAPTION_TO_PHRASE_GROUNDING>`: one an annotation with
+      a `caption` (or, as the RefCOCO conversions have it, a picture with a `caption`), its polygons
+      or its box.
+
+    `florence_jax.datasets.coco_file` says how a file is read. Crowd regions (`iscrowd`) are left
+    out. Pictures without annotations are examples of an empty answer for the tasks by picture.
+
+    Attributes:
+        notes: what was joined, cut or left out, for the user.
+
+    Raises:
+        DataError: the file is not COCO's layout, or has nothing for the task.
+    """
+
+    def __init__(self, path: str | Place, task: CocoTask, image_root: str | Place | None = None):
+        self.path, self.task = place(path), task
+        self.image_root = place(image_root) if image_root else self.path.parent
+        content = read_value(self.path)
+        self._names = PictureNames(_file_names(content))
+        try:
+            file = read_coco(
+                content,
+                str(self.path),
+                labels=task in _LABELLED,
+                boxes=task != "<CAPTION>",
+                outlines=task == "<REFERRING_EXPRESSION_SEGMENTATION>",
+                picture_size=self._picture_size,
+            )
+        except DatasetError as error:
+            raise DataError(str(error)) from None
+        self._images, self.notes = file.images, file.notes
+        self._refuse(file)
+        self._objects: dict[int, list[CocoObject]] = defaultdict(list)
+        for found in file.objects:
+            if not found.crowd:
+                self._objects[found.image].append(found)
+        self._items = list(self._numbered(file))
+        # Pictures without things are examples, but a file without any thing teaches to answer
+        # nothing: its boxes are missing.
+        if not self._items or (
+            task != "<CAPTION>" and not any(chosen for _, chosen in self._items)
+        ):
+            raise DataError(f"{self.path} has no annotations for {task}")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Example:
+        number, chosen = self._items[index]
+        image = self._images[number]
+        where = f"{self.path} {self.task}:{index}"
+        prompt, answer = self._asked(image, chosen, where)
+        return Example(
+            id=where,
+            image=contained(self.image_root, self._file_name(image.file_name), where),
+            task=self.task,
+            prompt=prompt,
+            answer=answer,
+            size=image.size,
+        )
+
+    def _refuse(self, file: CocoFile) -> None:
+        """Annotations of other images, and names that an answer cannot hold."""
+        if file.orphans:
+            name, image_id = file.orphans[0]
+            raise DataError(
+                f"{self.path}: {len(file.orphans)} annotations are of images that are not among "
+                f"the images; {name} is of image_id {image_id!r:.80}, which is not among the "
+                "images: add the image, or remove its annotations"
+            )
+        if self.task in _LABELLED:
+            for label in {found.label for found in file.objects if found.label is not None}:
+                try:
+                    check_label(self.task, label)
+                except ValueError as error:
+                    raise DataError(f"{self.path}: category {label!r:.80}: {error}") from None
+
+    def _picture_size(self, name: str) -> Size | None:
+        """Of a picture on this machine; those of a bucket are fetched when they are drawn."""
+        if not isinstance(self.image_root, Path):
+            return None
+        try:
+            return image_size(contained(self.image_root, self._file_name(name), str(self.path)))
+        except (ImageError, DataError):
+            return None  # the row says so when it is drawn
+
+    def _file_name(self, name: str) -> str:
+        root = self.image_root
+        return self._names.existing(root, name) if isinstance(root, Path) else name
+
+    def _numbered(self, file: CocoFile) -> Iterator[tuple[int, list[CocoObject]]]:
+        """(number of the image, what of it is asked about) of every example."""
+        for number, image in enumerate(self._images):
+            found = self._objects[number]
+            boxes = [one for one in found if one.box is not None]
+            if self.task in ("<OD>", "<REGION_PROPOSAL>"):
+                yield number, boxes
+            elif self.task == "<OPEN_VOCABULARY_DETECTION>":
+                present = {one.label for one in boxes}
+                for label in (label for label in file.labels if label in present):
+                    yield number, [one for one in boxes if one.label == label]
+            elif self.task == "<REGION_TO_CATEGORY>":
+                yield from ((number, [one]) for one in boxes)
+            elif self.task == "<CAPTION>":
+                yield from ((number, [one]) for one in found if one.caption)
+            else:
+                yield from ((number, [one]) for one in boxes if one.caption or image.caption)
+
+    def _asked(
+        self, image: CocoImage, chosen: list[CocoObject], where: str
+    ) -> tuple[str, str | dict[str, Any]]:
+        """(what follows the task token, the answer)."""
+        if self.task == "<CAPTION>":
+            return "", (chosen[0].caption or "").strip()
+        boxes = [list(one.box or ()) for one in chosen]
+        names = [one.label or "" for one in chosen]
+        if self.task == "<REGION_PROPOSAL>":
+            return "", {"bboxes": boxes}
+        if self.task == "<OD>":
+            return "", {"bboxes": boxes, "labels": names}
+        if self.task == "<OPEN_VOCABULARY_DETECTION>":
+            return names[0], {"bboxes": boxes, "bboxes_labels": names}
+        if self.task == "<REGION_TO_CATEGORY>":
+            if image.size is None:
+                raise DataError(
+                    f"{where}: image {image.id!r:.80} has no `width` and `height`, nor can its "
+                    "picture be read: add them"
+                )
+            region = box_to_text(boxes[0], image.size)
+            return region, names[0] + region
+        phrase = (chosen[0].caption or image.caption or "").strip()
+        if self.task == "<CAPTION_TO_PHRASE_GROUNDING>":
+            return phrase, {"bboxes": boxes, "labels": [phrase]}
+        outline = chosen[0].outline
+        if outline is None:
+            raise DataError(f"{where} has no polygons to learn <REFERRING_EXPRESSION_SEGMENTATION>")
+        return phrase, {"polygons": [[list(part) for part in outline.polygons]], "labels": [""]}
+
+
+def _file_names(content: Any) -> list[str]:
+    """Of a file whose layout is not checked yet."""
+    images = content.get("images") if isinstance(content, dict) else None
+    entries = images if isinstance(images, list) else []
+    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    return [name for name in names if isinstance(name, str)]

@@ -1,0 +1,162 @@
+"""Batches as a pure function of (seed, step): any of them can be made at any time, anywhere."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import grain
+import numpy as np
+from absl import flags
+
+from florence_jax.training.data.example import DataError, Source
+from florence_jax.training.data.preprocess import HostBatch, Numbered, RowMaker, collate
+
+# As good as endless. Grain's own endless is the largest index there is, past which the length of
+# batches of one row is rounded up.
+_ROWS = 2**50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """An endless weighted mixture of sources, shuffled anew in each epoch.
+
+    Row r of the run is the same whatever the number of hosts, worker processes and micro-batches;
+    step s takes rows s * batch_size to (s + 1) * batch_size - 1, split evenly over the hosts.
+
+    Attributes:
+        sources: (name, source, weight); the mixture draws by weight, not by size.
+        make_row: from an example to arrays.
+        batch_size: rows of one update over all hosts and micro-batches.
+        micro: micro-batches of one update.
+        seed: of the order and of the augmentation.
+        mix: whether each row or each whole batch is drawn from the mixture.
+        host, hosts: whose share this is.
+    """
+
+    sources: Sequence[tuple[str, Source, float]]
+    make_row: RowMaker
+    batch_size: int
+    micro: int = 1
+    seed: int = 0
+    host: int = 0
+    hosts: int = 1
+    mix: Literal["rows", "batches"] = "rows"
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise DataError("no training data was named")
+        if self.batch_size % (self.hosts * self.micro):
+            raise DataError(
+                f"a batch of {self.batch_size} rows cannot be split over {self.hosts} hosts and "
+                f"{self.micro} micro-batches: make batch_size a multiple of "
+                f"{self.hosts * self.micro}"
+            )
+
+    def batch(self, step: int) -> HostBatch:
+        """This host's share of the batch of one step."""
+        return self._batches()[step * self.hosts + self.host]
+
+    def batches(self, start: int, *, threads: int = 4, workers: int = 0) -> Iterator[HostBatch]:
+        """The shares of step `start` and all later ones, made ahead of time.
+
+        Args:
+            threads: pictures are read and decoded by this many threads...
+            workers: ... in each of this many processes; 0 for threads of this process alone.
+        """
+        mine = self._batches().slice(slice(start * self.hosts + self.host, None, self.hosts))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1) * 2)
+        ahead = mine.to_iter_dataset(options)
+        if workers:
+            # Grain reads command-line flags of its own when it starts a worker; ours has none.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            ahead = ahead.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            )
+        return iter(ahead)
+
+    def _batches(self) -> grain.MapDataset:
+        shuffled = [
+            _numbers(name, source)
+            .seed(self.seed * 1000 + place)
+            .shuffle()
+            .repeat(_ROWS // max(len(source), 1))
+            for place, (name, source, _) in enumerate(self.sources)
+        ]
+        weights = [weight for _, _, weight in self.sources]
+        if len(shuffled) == 1:
+            return self._batched(shuffled[0], self.seed)
+        if self.mix == "rows":
+            return self._batched(grain.MapDataset.mix(shuffled, weights), self.seed)
+        batched = [
+            self._batched(rows, self.seed * 1000 + place) for place, rows in enumerate(shuffled)
+        ]
+        # Drawn for a step, so that every host takes its share of the same source.
+        steps = grain.MapDataset.mix(
+            [
+                _numbers(str(place), range(_ROWS // self.batch_size))
+                for place in range(len(batched))
+            ],
+            weights,
+        )
+        shares = grain.MapDataset.range(_ROWS // self.batch_size)
+        return shares.map(functools.partial(_share_of, batched, steps, self.hosts))
+
+    def _batched(self, rows: grain.MapDataset, seed: int) -> grain.MapDataset:
+        return (
+            rows.seed(seed)
+            .random_map(self.make_row)
+            .batch(
+                self.batch_size // self.hosts,
+                batch_fn=functools.partial(collate, make_row=self.make_row, micro=self.micro),
+            )
+        )
+
+
+def finite_batches(
+    sources: Mapping[str, Source],
+    make_row: RowMaker,
+    batch_size: int,
+    *,
+    limit: int = 0,
+) -> Iterator[HostBatch]:
+    """Every example once and in order, for evaluation; the last batch is filled with empty rows.
+
+    Args:
+        limit: examples taken from each source; 0 for all.
+    """
+    rng = np.random.default_rng(0)
+    numbered = [
+        Numbered(name, source, index)
+        for name, source in sources.items()
+        for index in range(min(len(source), limit or len(source)))
+    ]
+    for first in range(0, len(numbered), batch_size):
+        rows = [make_row(one, rng) for one in numbered[first : first + batch_size]]
+        empty = type(rows[0])("", np.zeros_like(rows[0].image), [], [])
+        rows += [empty] * (batch_size - len(rows))
+        yield collate(rows, make_row=make_row)
+
+
+def _share_of(
+    batched: Sequence[grain.MapDataset], steps: grain.MapDataset, hosts: int, index: int
+) -> HostBatch:
+    step, host = divmod(index, hosts)
+    drawn: Numbered = steps[step]
+    return batched[int(drawn.name)][drawn.index * hosts + host]
+
+
+class _Numbers:
+    def __init__(self, name: str, source: Source):
+        self.name, self.source = name, source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Numbered:
+        return Numbered(self.name, self.source, int(index))
+
+
+def _numbers(name: str, source: Source) -> grain.MapDataset:
+    return grain.MapDataset.source(_Numbers(name, source))

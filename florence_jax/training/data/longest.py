@@ -1,0 +1,54 @@
+"""The longest prompt and target of training data, where every process must pad to the same."""
+
+from collections.abc import Iterable, Sequence
+
+from florence_jax.processing import FlorenceTokenizer, build_prompt
+from florence_jax.processing.targets import target_text
+from florence_jax.training.data.example import Example, Source
+from train.shapes.source import ShapesSource
+
+# A location is one token wherever it is, so any size will do.
+_ANY_SIZE = (1000, 1000)
+_TOGETHER = 512
+
+
+def longest_texts_of(
+    sources: Iterable[Source], tokenizer: FlorenceTokenizer, most: tuple[int, int]
+) -> tuple[int, int]:
+    """(tokens of the longest prompt, of the longest target); every row is read, no picture is.
+
+    Rows that cannot be used, and those that are longer than `most`, are left out: they end up in
+    quarantine. The synthetic world is endless and is taken for as long as `most`.
+    """
+    longest = [2, 2]
+    for source in sources:
+        if isinstance(source, ShapesSource):
+            return most
+        for first in range(0, len(source), _TOGETHER):
+            texts: list[str] = []
+            for index in range(first, min(first + _TOGETHER, len(source))):
+                texts += _texts(source, index)
+            lengths = [len(ids) for ids in tokenizer.encode(texts)] if texts else []
+            for place in (0, 1):
+                fitting = [length for length in lengths[place::2] if length <= most[place]]
+                longest[place] = max(longest[place], *fitting, 0)
+    return longest[0], longest[1]
+
+
+def _texts(source: Source, index: int) -> Sequence[str]:
+    """Prompt and target of an example and of each of its others."""
+    texts: list[str] = []
+    # The row maker says in quarantine what is wrong with a row.
+    try:
+        example = source[index]
+        for one in (example, *example.others):
+            texts += (build_prompt(one.prefix), _target(one))
+    except Exception:
+        return []
+    return texts
+
+
+def _target(example: Example) -> str:
+    if isinstance(example.answer, str):
+        return example.answer
+    return target_text(example.task, example.answer, example.size or _ANY_SIZE)

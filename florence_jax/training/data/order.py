@@ -1,0 +1,68 @@
+"""The order in which an answer names the things of a picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from florence_jax.processing import parse
+from florence_jax.processing.targets import Order, target_text
+from florence_jax.training.data.example import Example, ObjectOrder, Source
+
+# Answers to these name things in no order of their own. Lines of text are read in order, and
+# phrases follow their sentence.
+UNORDERED_TASKS = frozenset(
+    {"<OD>", "<DENSE_REGION_CAPTION>", "<REGION_PROPOSAL>", "<OPEN_VOCABULARY_DETECTION>"}
+)
+_ORDERS: dict[ObjectOrder, Order] = {
+    "random": "random",
+    "as_annotated": "given",
+    "left_to_right": "left_to_right",
+    "top_to_bottom": "reading",
+    "area": "area",
+    "label": "class",
+}
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A source whose examples name things in this order."""
+
+    source: Source
+    order: ObjectOrder
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.source[index]
+        others = tuple(replace(other, order=self.order) for other in example.others)
+        return replace(example, order=self.order, others=others)
+
+
+def ordered_answer(example: Example, size: Sequence[int], rng: np.random.Generator) -> str:
+    """The text to learn, its things in the example's order.
+
+    A text in the grammar of its task is read and written again; any other is learnt as it stands.
+
+    Args:
+        example: its coordinates are pixels of the picture.
+        size: (width, height) of the picture.
+        rng: of the row and the epoch, for "random".
+
+    Raises:
+        ValueError: an answer that the task cannot express.
+    """
+    answer, order = example.answer, _ORDERS[example.order]
+    if example.task not in UNORDERED_TASKS:
+        order = "given"
+    if isinstance(answer, str):
+        if order == "given":
+            return answer
+        found = parse(answer, example.task, (size[0], size[1]))[example.task]
+        if target_text(example.task, found, size) != answer:
+            return answer
+        answer = found
+    return target_text(
+        example.task, answer, size, order=order, rng=rng if order == "random" else None
+    )

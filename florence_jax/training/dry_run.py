@@ -1,0 +1,140 @@
+"""`--dry-run`: what a run would be, without its weights: settings, sizes, and one batch to see."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import yaml
+from PIL import Image
+
+from florence_jax.processing import TASKS, parse
+from florence_jax.results.compare_grid import enlarged, save_side_by_side
+from florence_jax.training.build import Training
+from florence_jax.training.cached_features.vision_tower import origin_of
+from florence_jax.training.config import TrainConfig
+from florence_jax.training.config_loader import to_tree
+from florence_jax.training.data.preprocess import HostBatch
+from florence_jax.training.data.registry import source_notes
+from florence_jax.training.loop import build_stream
+from florence_jax.training.metrics.flops import update_flops
+from florence_jax.training.preflight import prepare
+from florence_jax.training.pretrained import Start, longest_texts
+
+_PICTURES = 8
+
+
+def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
+    """Lines to print; the first batch's pictures go to `directory`."""
+    yield yaml.safe_dump(to_tree(config), sort_keys=False)
+    # Of a run on many devices, from a machine with few.
+    prepared = prepare(dataclasses.replace(config, mesh=""), directory / "processor")
+    start, training = prepared.start, prepared.training
+    yield from _sizes(training)
+    # Pixels, whether or not there are features of them: a person shall see pictures.
+    stream = build_stream(prepared.config, start, sources=prepared.sources)
+    prompt, target = longest_texts(config.data, start)
+    yield f"steps: {prepared.config.steps:,}; texts of at most {prompt} and {target} tokens"
+    yield f"training data: {len(stream.sources)} sources"
+    for name, source, weight in stream.sources:
+        yield f"  {name}: {len(source):,} rows, weight {weight:g}"
+    opened = [*(source for _, source, _ in prepared.sources), *prepared.valid.values()]
+    yield from (f"note: {note}" for note in source_notes(opened))
+    batch = stream.batch(0)
+    if config.data.cached_features is not None:
+        rows = sum(len(source) for _, source, _ in stream.sources)
+        yield from _cached_features(training, batch, rows)
+    yield from _batch(batch, start, directory)
+
+
+def _sizes(training: Training) -> Iterator[str]:
+    abstract = training.abstract_state()
+    groups = {"trainable": abstract.trainable, "frozen": abstract.frozen}
+    for name, leaves in groups.items():
+        parts: dict[str, int] = {}
+        for path, leaf in leaves.items():
+            part = path.split("/")[0]
+            parts[part] = parts.get(part, 0) + math.prod(leaf.shape)
+        listed = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+        yield f"{name}: {sum(parts.values()):,} parameters ({listed})"
+    held = {
+        "parameters": (abstract.trainable, abstract.frozen),
+        "optimizer state": abstract.opt_state,
+        "moving average": abstract.ema,
+        "gradients": abstract.trainable,
+    }
+    sizes = {name: _bytes(tree) for name, tree in held.items()}
+    listed = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in sizes.items())
+    yield f"memory in MiB, activations aside: {sum(sizes.values()) / 2**20:,.1f} ({listed})"
+
+
+def _cached_features(training: Training, batch: HostBatch, rows: int) -> Iterator[str]:
+    # Of no weights: only the shape and dtype are shown.
+    origin = origin_of(training, {})
+    yield (
+        f"cached features: {origin.dtype}{list(origin.shape)} a picture, {origin.bytes / 1e6:,.2f} "
+        f"MB; {rows * origin.bytes / 1e9:,.2f} GB for {rows:,} rows, less where rows share one"
+    )
+    images, prompts, labels = batch.arrays
+    cached, computed = (
+        update_flops(
+            training.objective.model.config,
+            training.treated,
+            rows=labels.shape[0] * labels.shape[1],
+            questions=labels.shape[1] // images.shape[1],
+            image_size=training.objective.image.size,
+            prompt=prompts.shape[-1],
+            target=labels.shape[-1],
+            cached_features=is_cached,
+        )
+        for is_cached in (True, False)
+    )
+    yield (
+        f"an update: {cached / 1e12:,.3f} TFLOP in place of {computed / 1e12:,.3f} with the tower, "
+        f"{computed / cached:.2f} times less"
+    )
+
+
+def _batch(batch: HostBatch, start: Start, directory: Path) -> Iterator[str]:
+    arrays = batch.arrays
+    shapes = ", ".join(
+        f"{name} {leaf.dtype}{list(leaf.shape)}"
+        for name, leaf in zip(arrays._fields, arrays, strict=True)
+    )
+    yield f"first batch: {shapes}, {_bytes(arrays) / 2**20:,.1f} MiB"
+    yield from (f"  unusable: {row}: {reason}" for row, reason in batch.problems)
+    images = arrays.images.reshape(-1, *arrays.images.shape[2:])
+    prompts, labels = (x.reshape(-1, x.shape[-1]) for x in (arrays.input_ids, arrays.labels))
+    images = images.repeat(len(prompts) // len(images), axis=0)
+    tokenizer = start.tokenizer
+    for number, (row, image, prompt, label) in enumerate(
+        zip(batch.ids, images, prompts, labels, strict=True)
+    ):
+        question = tokenizer.decode(prompt[prompt != tokenizer.pad_id].tolist())
+        target = tokenizer.decode(label[label >= 0].tolist())
+        yield f"  {row}\n    prompt {question}\n    target {target}"
+        if number < _PICTURES:
+            picture = enlarged(Image.fromarray(image))
+            result = parse(target, _task(question), picture.size)
+            path = directory / f"{number:04d}.png"
+            save_side_by_side(path, picture, {question: result})
+    yield f"pictures: {directory}"
+
+
+def _task(question: str) -> str:
+    """The task whose sentence a prompt is; a batch holds no task tokens any more."""
+    text = re.sub("</?s>", "", question)
+    for token, task in TASKS.items():
+        before, _, after = task.prompt.partition("{input}")
+        if re.fullmatch(f"{re.escape(before)}.*{re.escape(after)}", text, re.DOTALL):
+            return token
+    return "text"
+
+
+def _bytes(tree: object) -> int:
+    return sum(
+        math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
+    )

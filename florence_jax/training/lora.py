@@ -1,0 +1,143 @@
+"""Low-rank adapters (https://arxiv.org/abs/2106.09685) on the linear layers that a regex names.
+
+An adapted kernel W [in, out] acts as W + (alpha / rank) * a @ b, with a [in, rank] and
+b [rank, out]. The factors lie in the flat parameter dict at "PATH/kernel/a" and "PATH/kernel/b",
+which is also how `convert.export_lora` reads them.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from florence_jax.model.layers import Linear, dropout, fold_in
+from florence_jax.training.checked import Checked, counted, not_finite, positive, within
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(Checked):
+    """Which kernels get an adapter, and how large.
+
+    Attributes:
+        rank: columns of `a`; 0 trains without adapters.
+        alpha: the adapter is scaled by alpha / rank (alpha / sqrt(rank) with `rank_stabilised`).
+        dropout: probability of zeroing an input entry of the adapter.
+        targets: regex of kernel paths, matched whole. The default is every linear layer of BART and
+            the vision tower. The projector's kernel between them is left out: the original model
+            holds it as a bare parameter, which PEFT cannot adapt.
+        rank_stabilised: https://arxiv.org/abs/2312.03732.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str = r"(?!projector/).*/(q_proj|k_proj|v_proj|out_proj|fc1|fc2|qkv|proj)/kernel"
+    rank_stabilised: bool = False
+
+    def problems(self) -> Iterator[str]:
+        yield from not_finite(self, "lora.")
+        yield from counted("lora.rank", self.rank, 0, 65_536)
+        yield from within("lora.dropout", self.dropout, 0, 1)
+        yield from positive("lora.alpha", self.alpha)
+        try:
+            re.compile(self.targets or "")
+        except re.error as error:
+            yield f"lora.targets {self.targets!r} is no regex: {error}"
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+
+
+def init_factors(
+    config: LoraConfig, shapes: Mapping[str, tuple[int, ...]], key: jax.Array
+) -> dict[str, jax.Array]:
+    """Factors of every target: `a` uniform, `b` zero, so that training starts at W.
+
+    Raises:
+        ValueError: the regex names no kernel, or one that is not a matrix.
+    """
+    targets = sorted(path for path in shapes if re.fullmatch(config.targets, path))
+    if not targets:
+        raise ValueError(f"lora.targets {config.targets!r} matches no parameter")
+    factors = {}
+    for number, path in enumerate(targets):
+        if len(shapes[path]) != 2 or not path.endswith("/kernel"):
+            raise ValueError(
+                f"lora.targets {config.targets!r} matches {path} of shape {list(shapes[path])}: "
+                "only kernels of linear layers, [in, out], can be adapted"
+            )
+        width, out = shapes[path]
+        # Kaiming's uniform with a = sqrt(5), as torch initialises a linear layer.
+        bound = 1.0 / math.sqrt(width)
+        factors[f"{path}/a"] = jax.random.uniform(
+            jax.random.fold_in(key, number), (width, config.rank), minval=-bound, maxval=bound
+        )
+        factors[f"{path}/b"] = jnp.zeros((config.rank, out))
+    return factors
+
+
+def is_factor(path: str) -> bool:
+    return path.endswith(("/kernel/a", "/kernel/b"))
+
+
+def adapt(
+    module: nnx.Module,
+    factors: Mapping[str, jax.Array],
+    config: LoraConfig,
+    key: jax.Array | None,
+) -> None:
+    """Let the linear layers of a module that is being traced add their adapters' output.
+
+    Args:
+        module: freshly bound; it is changed, and lives no longer than the trace.
+        factors: as from `init_factors`.
+        key: turns dropout on.
+    """
+    paths = sorted({path.rpartition("/")[0] for path in factors})
+    linears = dict(_linears(module))
+    for number, path in enumerate(paths):
+        linear = linears[path.removesuffix("/kernel")]
+        linear.adapter = _low_rank(
+            factors[f"{path}/a"], factors[f"{path}/b"], config, fold_in(key, number)
+        )
+
+
+def merge(
+    params: Mapping[str, jax.Array],
+    factors: Mapping[str, jax.Array],
+    config: LoraConfig,
+    dtype: str | None = None,
+) -> dict[str, jax.Array]:
+    """The flat parameters with every adapter added to its kernel.
+
+    Args:
+        dtype: of these sums, which are rounded once; None for each kernel's own.
+    """
+    merged = dict(params)
+    for path in sorted({path.rpartition("/")[0] for path in factors}):
+        a, b = factors[f"{path}/a"], factors[f"{path}/b"]
+        delta = config.scale * jnp.matmul(a, b, precision="highest")
+        total = params[path].astype(jnp.float32) + delta
+        merged[path] = total.astype(dtype or params[path].dtype)
+    return merged
+
+
+def _low_rank(
+    a: jax.Array, b: jax.Array, config: LoraConfig, key: jax.Array | None
+) -> Callable[[jax.Array], jax.Array]:
+    def adapter(x: jax.Array) -> jax.Array:
+        x = dropout(x, config.dropout, key)
+        return (x @ a.astype(x.dtype)) @ b.astype(x.dtype) * config.scale
+
+    return adapter
+
+
+def _linears(module: nnx.Module) -> Iterator[tuple[str, Linear]]:
+    for path, node in nnx.iter_modules(module):
+        if isinstance(node, Linear):
+            yield "/".join(map(str, path)), node

@@ -1,0 +1,148 @@
+"""Token losses, summed: who divides, divides once, by the tokens of the whole global batch.
+
+Shapes: B batch, L target tokens, D model, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from florence_jax.training.checked import Checked, counted, not_finite, within
+
+# torch's CrossEntropyLoss(ignore_index), transformers' label for "no token here".
+IGNORE = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig(Checked):
+    """What is minimised.
+
+    Attributes:
+        label_smoothing: share of the target's probability spread evenly over the vocabulary.
+        z_loss: weight of log(Z)^2, which keeps the logits' normaliser near 1
+            (https://arxiv.org/abs/2204.02311, section 5).
+        chunk: target tokens whose logits exist at one time; 0 for all. A vocabulary of 51,289
+            makes logits the largest activation of long targets; chunks recompute them backward.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    chunk: int = 0
+
+    def problems(self) -> Iterator[str]:
+        yield from not_finite(self, "loss.")
+        yield from within("loss.label_smoothing", self.label_smoothing, 0, 1)
+        yield from within("loss.z_loss", self.z_loss, 0)
+        yield from counted("loss.chunk", self.chunk, 0)
+
+
+class TokenSums(NamedTuple):
+    """Sums over the target tokens of a batch, float32[]; divide by `tokens` for means.
+
+    Attributes:
+        loss: what is minimised, smoothing and z-loss included.
+        nll: the plain negative log-likelihood of the targets, in nats.
+        correct: targets that are the most likely token.
+        tokens: targets that count.
+    """
+
+    loss: jax.Array
+    nll: jax.Array
+    correct: jax.Array
+    tokens: jax.Array
+
+    def __add__(self, other: "TokenSums") -> "TokenSums":  # type: ignore[override]
+        return TokenSums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+def shift_right(labels: jax.Array, *, start_id: int, pad_id: int) -> jax.Array:
+    """Decoder inputs for int[B, L] labels: each token sees those before it, the first the start.
+
+    Source: transformers' `shift_tokens_right`, applied once.
+    """
+    shifted = jnp.roll(labels, 1, axis=-1).at[..., 0].set(start_id)
+    return jnp.where(shifted == IGNORE, pad_id, shifted)
+
+
+def summed_loss(
+    hidden: jax.Array,
+    labels: jax.Array,
+    unembed: Callable[[jax.Array], jax.Array],
+    config: LossConfig,
+) -> TokenSums:
+    """The loss of each target token, summed.
+
+    Args:
+        hidden: decoder states float[B, L, D].
+        labels: int[B, L], `IGNORE` where there is no target.
+        unembed: float[B, l, D] -> float32[B, l, V] logits.
+    """
+    length, chunk = labels.shape[1], config.chunk
+    if not chunk or chunk >= length:
+        return _token_sums(unembed(hidden), labels, config)
+
+    padding = -length % chunk
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE)
+    count = (length + padding) // chunk
+
+    def in_chunks(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
+
+    # Saving nothing is the point: the backward pass makes a chunk's logits again.
+    @jax.checkpoint
+    def chunk_sums(hidden: jax.Array, labels: jax.Array) -> TokenSums:
+        return _token_sums(unembed(hidden), labels, config)
+
+    def add_chunk(total: TokenSums, chunk: tuple[jax.Array, jax.Array]) -> tuple[TokenSums, None]:
+        return total + chunk_sums(*chunk), None
+
+    zero = TokenSums(*(jnp.zeros(()),) * 4)
+    return jax.lax.scan(add_chunk, zero, (in_chunks(hidden), in_chunks(labels)))[0]
+
+
+def _token_sums(logits: jax.Array, labels: jax.Array, config: LossConfig) -> TokenSums:
+    logits = logits.astype(jnp.float32)
+    counts = labels != IGNORE
+    targets = jnp.where(counts, labels, 0)
+    log_z, picked = _normaliser_and_pick(logits, targets)
+    nll = log_z - picked
+    loss = nll
+    if config.label_smoothing:
+        even = log_z - logits.mean(-1)
+        loss = (1.0 - config.label_smoothing) * nll + config.label_smoothing * even
+    if config.z_loss:
+        loss = loss + config.z_loss * jnp.square(log_z)
+    # An argmax would pass over the logits once more, slowly.
+    correct = (picked >= jax.lax.stop_gradient(logits).max(-1)) & counts
+
+    def total(values: jax.Array) -> jax.Array:
+        return jnp.where(counts, values, 0.0).sum()
+
+    return TokenSums(total(loss), total(nll), total(correct), total(counts))
+
+
+@jax.custom_vjp
+def _normaliser_and_pick(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32[B, L, V] and int[B, L] -> log of the sum of exponentials, and the targets' logits."""
+    return _forward(logits, targets)[0]
+
+
+def _forward(logits: jax.Array, targets: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return (log_z, picked), (logits, log_z, targets)
+
+
+def _backward(residuals: tuple, g: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    # One pass over the logits; the gradient of a gather would be a scatter into zeros beside it.
+    logits, log_z, targets = residuals
+    g_log_z, g_picked = (part[..., None] for part in g)
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    return g_log_z * jnp.exp(logits - log_z[..., None]) + jnp.where(is_target, g_picked, 0.0), None
+
+
+_normaliser_and_pick.defvjp(_forward, _backward)

@@ -1,0 +1,1 @@
+"""Metrics of a training run: task scores, throughput, logging and profiles."""

@@ -1,0 +1,65 @@
+"""How many FLOPs an update needs by arithmetic, and how many a device can do: the MFU.
+
+Counted are the matrix products, convolutions and attention of `florence_jax.model.flops`; what
+is computed twice to save memory counts once.
+"""
+
+from collections.abc import Mapping
+
+from florence_jax.config import Florence2Config
+from florence_jax.model import flops
+from florence_jax.training.param_groups import Treatment
+
+# Dense bfloat16 FLOP/s of one device, from the makers' data sheets. A TPU7x chip (2,307 TFLOP/s,
+# docs.cloud.google.com/tpu/docs/tpu7x) is two devices.
+PEAKS = {
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 2307e12 / 2,
+}
+
+
+def peak_flops(device_kind: str) -> float:
+    """Of a device as jax names it; 0 where it is not a known one."""
+    return next((peak for name, peak in PEAKS.items() if device_kind.startswith(name)), 0.0)
+
+
+def update_flops(
+    config: Florence2Config,
+    treated: Mapping[str, Treatment],
+    *,
+    rows: int,
+    questions: int = 1,
+    image_size: tuple[int, int],
+    prompt: int,
+    target: int,
+    cached_features: bool = False,
+) -> float:
+    """FLOPs of one update over `rows` rows of padded lengths `prompt` and `target`.
+
+    So many `questions` of them in a row share a picture.
+
+    A part that trains costs three times its forward pass, one whose adapters alone train twice, and
+    a vision tower in which nothing trains once, or never where its features are cached.
+    """
+    training = [path for path, treatment in treated.items() if treatment.trains]
+    weights = 3.0 if any(not path.endswith(("/a", "/b")) for path in training) else 2.0
+    in_tower = any(path.startswith("vision_tower/") for path in training)
+    image_tokens = config.num_image_tokens(*image_size)
+    memory = image_tokens + prompt
+    if cached_features:
+        # The projector's, which is otherwise counted with the tower.
+        vision = weights * 2 * image_tokens * config.vision.embed_dims[-1] * config.text.d_model
+    else:
+        vision = (weights if in_tower else 1.0) * flops.vision(config, *image_size).flops
+    text = flops.encoder(config, memory) + flops.cross_attention_cache(config, memory)
+    text_flops = text.flops + sum(
+        flops.token(config, memory, position).flops for position in range(target)
+    )
+    return rows * (vision / questions + weights * text_flops)

@@ -1,0 +1,166 @@
+"""From a config to an optax transformation, and the schedule of its learning rate."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from florence_jax.training.checked import Checked, counted, not_finite, positive, within
+from florence_jax.training.param_groups import NO_DECAY, Treatment
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Checked):
+    """How parameters move.
+
+    Attributes:
+        name: "adamw"; "lion" keeps one moment instead of two; "adafactor" keeps a row and a column
+            of the second moment and no first.
+        learning_rate: the schedule's peak.
+        schedule: what follows the warm-up: "cosine" or "linear" down to `final_fraction` of the
+            peak at the last step, or "constant".
+        warmup_steps: steps of linear growth from 0 (the paper: 5,000).
+        final_fraction: the last learning rate as a share of the peak.
+        b1, b2, eps: moments' decay and the denominator's floor.
+        weight_decay: decoupled from the gradient, times the learning rate.
+        no_decay: regex of parameters without weight decay, matched whole.
+        clip_norm: gradients are scaled down to this global norm; 0 leaves them.
+        rules: (regex, multiple of the learning rate) in order, the first match decides; 0 freezes.
+        layer_decay: learning rate's factor for each layer further from the decoder's top.
+        ema_decay: keep an exponential moving average of the parameters; 0 keeps none.
+    """
+
+    name: Literal["adamw", "lion", "adafactor"] = "adamw"
+    learning_rate: float = 1e-5
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    no_decay: str = NO_DECAY
+    clip_norm: float = 1.0
+    rules: tuple[tuple[str, float], ...] = ((".*", 1.0),)
+    layer_decay: float = 1.0
+    ema_decay: float = 0.0
+
+    def problems(self) -> Iterator[str]:
+        yield from not_finite(self, "optimizer.")
+        for field in ("learning_rate", "eps", "layer_decay"):
+            yield from positive(f"optimizer.{field}", getattr(self, field))
+        if self.clip_norm:
+            # As float32, a smaller one would scale every gradient to nothing.
+            yield from positive("optimizer.clip_norm", self.clip_norm)
+        yield from counted("optimizer.warmup_steps", self.warmup_steps, 0)
+        for field in ("weight_decay", "final_fraction"):
+            yield from within(f"optimizer.{field}", getattr(self, field), 0)
+        for field in ("b1", "b2", "ema_decay"):
+            yield from within(f"optimizer.{field}", getattr(self, field), 0, 1)
+        for pattern, rate in self.rules or ():
+            yield from within(f"optimizer.rules: the rate of {pattern!r}", rate, 0)
+
+
+def warmup_problem(config: OptimizerConfig, steps: int) -> str | None:
+    """Why the warm-up does not fit into a run of so many steps, or None."""
+    if not config.warmup_steps or config.warmup_steps < steps:
+        return None
+    return (
+        f"optimizer.warmup_steps is {config.warmup_steps} and the run has {steps} steps: the peak "
+        "would never be reached; shorten the warm-up or lengthen the run"
+    )
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate of update 0 to `steps` - 1.
+
+    Raises:
+        ValueError: the warm-up is longer than the run.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    problem = warmup_problem(config, steps)
+    if problem is not None:
+        raise ValueError(problem)
+    rest = max(steps - warmup, 1)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, peak * config.final_fraction, rest)
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup:
+        return after
+    # The first update already moves: step 0 has one warm-up step's worth, not zero.
+    rising = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rising, after], [warmup])
+
+
+def build_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, treated: Mapping[str, Treatment]
+) -> optax.GradientTransformation:
+    """The transformation of a flat dict of gradients; it holds state for what trains alone.
+
+    Args:
+        treated: the treatment of each trainable parameter, with the gradients' keys.
+    """
+    decayed = {path: treatment.decayed for path, treatment in treated.items()}
+    rates = {path: treatment.rate for path, treatment in treated.items()}
+    moments = {
+        "adamw": lambda: optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        "lion": lambda: optax.scale_by_lion(b1=config.b1, b2=config.b2),
+        "adafactor": _adafactor,
+    }[config.name]()
+    return optax.chain(
+        _clip(config.clip_norm) if config.clip_norm else optax.identity(),
+        moments,
+        optax.add_decayed_weights(config.weight_decay, mask=decayed)
+        if config.weight_decay
+        else optax.identity(),
+        _scale_each(rates),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _clip(limit: float) -> optax.GradientTransformation:
+    # As optax.clip_by_global_norm, whose selection between the gradient and its quotient XLA
+    # computes for each parameter by itself; this factor becomes part of the moments' update.
+    def update(updates: dict, params: dict | None = None) -> dict:
+        del params
+        scale = jnp.minimum(1.0, limit / optax.tree.norm(updates))
+        return jax.tree.map(lambda gradient: gradient * scale, updates)
+
+    return optax.stateless(update)
+
+
+def _adafactor() -> optax.GradientTransformation:
+    # https://arxiv.org/abs/1804.04235, section 9, with the learning rate relative to the weights.
+    return optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(),
+    )
+
+
+def _scale_each(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    def update(updates: dict, params: dict | None = None) -> dict:
+        del params
+        return {
+            path: update if rates[path] == 1.0 else update * rates[path]
+            for path, update in updates.items()
+        }
+
+    return optax.stateless(update)
+
+
+def update_ema(average: dict, params: dict, decay: float, step: jax.Array) -> dict:
+    """The moving average after one more step, warmed up so that early steps are not forgotten last.
+
+    The decay grows as (1 + step) / (10 + step) until it reaches `decay`, as in TensorFlow's
+    `ExponentialMovingAverage(num_updates)`.
+    """
+    now = step.astype(jnp.float32)
+    decay_now = jnp.minimum(decay, (1.0 + now) / (10.0 + now))
+    return jax.tree.map(lambda old, new: old + (1.0 - decay_now) * (new - old), average, params)

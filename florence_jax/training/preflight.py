@@ -1,0 +1,142 @@
+"""Check a run as a whole: whatever is wrong is found and said before anything is written."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from florence_jax.runtime.error_text import error_text
+from florence_jax.training.build import Training, build_training
+from florence_jax.training.checkpointing.resume import (
+    PROCESSOR,
+    RunError,
+    check_data,
+    check_same,
+    has_begun,
+)
+from florence_jax.training.config import TrainConfig
+from florence_jax.training.config_loader import SettingsError
+from florence_jax.training.data.example import Source
+from florence_jax.training.data.longest import longest_texts_of
+from florence_jax.training.data.preprocess import padded_length
+from florence_jax.training.data.registry import Named, training_sources, valid_sources
+from florence_jax.training.distributed import longest_of_first
+from florence_jax.training.metrics.logger import say
+from florence_jax.training.pretrained import Start, longest_texts, prepare_start, read_start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run whose settings, model and data fit together; nothing of it is written yet.
+
+    Attributes:
+        config: the settings, with the steps that its epochs are.
+        start: what the run starts from, without weights.
+        training: the pure parts.
+        sources, valid: the training and the valid data, open.
+    """
+
+    config: TrainConfig
+    start: Start
+    training: Training
+    sources: list[Named]
+    valid: Mapping[str, Source]
+
+
+def prepare(config: TrainConfig, files: Path, *, run: Path | None = None) -> Prepared:
+    """Open the data, read the model's sizes and build the step; nothing is computed.
+
+    Args:
+        files: an empty directory for the tokenizer's and the processor's files.
+        run: the run's directory, whose own settings and files are used where it has begun.
+
+    Raises:
+        RunError, DataError, CheckpointError, RuleError, ValueError, OSError: the only problem that
+            there is.
+        SettingsError: several; a line for each.
+    """
+    problems: list[Exception] = []
+    sources: list[Named] = []
+    valid: Mapping[str, Source] = {}
+    start = training = None
+    by_epochs = config.epochs is not None
+    resumed = run if run is not None and has_begun(run) else None
+    with _noting(problems):
+        sources = training_sources(config.data, config.seed)
+        config = with_steps(config, sources)
+    with _noting(problems):
+        valid = valid_sources(config.data, config.seed)
+    with _noting(problems):
+        if resumed is not None and config.steps is not None:
+            if by_epochs:
+                # Other rows make other steps: what has changed is the data.
+                check_data(config, resumed, sources)
+            check_same(config, resumed)
+        start = prepare_start(config, files) if resumed is None else read_start(resumed / PROCESSOR)
+    if start is not None:
+        with _noting(problems):
+            # Where the data cannot be read, rules, adapters and the mesh are checked all the same.
+            known = config.steps is not None
+            counted = config if known else dataclasses.replace(config, steps=2**31 - 1, epochs=None)
+            training = build_training(counted, start)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise SettingsError("\n".join(map(_sentence, problems)))
+    assert start is not None
+    assert training is not None
+    return Prepared(config=config, start=start, training=training, sources=sources, valid=valid)
+
+
+def with_steps(config: TrainConfig, sources: list[Named]) -> TrainConfig:
+    """The settings with the steps that its epochs are, where they are given.
+
+    An epoch is as many rows as all sources have together; the last step may begin another.
+
+    Raises:
+        ValueError: they are too few for the warm-up, or more than can be counted.
+    """
+    if config.epochs is None:
+        return config
+    rows = sum(len(source) for _, source, _ in sources)
+    steps = math.ceil(config.epochs * rows / config.batch_size)
+    return dataclasses.replace(config, steps=steps, epochs=None)
+
+
+def with_longest(config: TrainConfig, start: Start, sources: list[Named]) -> TrainConfig:
+    """The settings with the longest prompt and target, to which several processes pad all rows.
+
+    What the settings leave out is measured by the first process, padded as a batch would be.
+    """
+    data, most = config.data, longest_texts(config.data, start)
+    if None not in (data.max_prompt, data.max_target):
+        return config
+
+    def measure() -> tuple[int, int]:
+        rows = sum(len(source) for _, source, _ in sources)
+        say(
+            f"reading {rows:,} rows for the longest prompt and target, to which several processes "
+            "pad every batch: data.max_prompt and data.max_target spare this"
+        )
+        return longest_texts_of([source for _, source, _ in sources], start.tokenizer, most)
+
+    prompt, target = longest_of_first(measure)
+    lengths = {
+        "max_prompt": data.max_prompt or padded_length(prompt, data.least_prompt, most[0]),
+        "max_target": data.max_target or padded_length(target, data.least_target, most[1]),
+    }
+    return dataclasses.replace(config, data=dataclasses.replace(data, **lengths))
+
+
+def _sentence(error: Exception) -> str:
+    return error_text(error) if isinstance(error, OSError) else str(error)
+
+
+@contextlib.contextmanager
+def _noting(problems: list[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, RunError) as error:
+        problems.append(error)

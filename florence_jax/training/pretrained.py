@@ -1,0 +1,240 @@
+"""What a run starts from: sizes, tokenizer, processor files, and later the parameters."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from florence_jax.checkpoint import load_checkpoint, plan_checkpoint, resolve
+from florence_jax.checkpoint.hub import METADATA_FILES
+from florence_jax.checkpoint.param_tree import flatten
+from florence_jax.config import PRESETS, BartConfig, Florence2Config
+from florence_jax.model import Model
+from florence_jax.processing import (
+    FlorenceTokenizer,
+    ImageConfig,
+    demo_tokenizer,
+    load_tokenizer,
+)
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
+from florence_jax.sharding import Layout
+from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
+from florence_jax.training.config_loader import from_tree, to_tree
+from florence_jax.training.init_params import scratch_parameters
+from train.shapes.tokenizer import save_processor, world_tokenizer
+
+_SIZES = "florence2_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A model without its weights, and everything that a checkpoint of it needs beside them.
+
+    Attributes:
+        config: the sizes.
+        files: directory of the tokenizer's and the processor's files, those that are exported.
+        tokenizer: what they describe.
+        image: how pictures become pixels, at the size that the run trains with.
+    """
+
+    config: Florence2Config
+    files: Path
+    tokenizer: FlorenceTokenizer
+    image: ImageConfig
+
+
+def prepare_start(config: TrainConfig, files: Path) -> Start:
+    """Write into `files` what the run needs beside weights, and read it back.
+
+    Raises:
+        CheckpointError, ValueError: a checkpoint or processor that is not there, or texts longer
+            than the model's position table.
+    """
+    shutil.rmtree(files, ignore_errors=True)
+    files.mkdir(parents=True)
+    model = config.model
+    if model.start:
+        source = resolve(model.start, model.revision)
+        sizes = plan_checkpoint(source).config
+        _copy(source, files)
+    else:
+        assert model.architecture is not None
+        named = isinstance(model.architecture, str)
+        sizes = PRESETS[model.architecture]() if named else model.architecture
+    sizes = _with_processor(config, sizes, files)
+    (files / _SIZES).write_text(json.dumps(to_tree(sizes), indent=1))
+    start = read_start(files)
+    _check_lengths(config, start)
+    return start
+
+
+def read_start(files: Path) -> Start:
+    """What `prepare_start` left in `files`."""
+    return Start(
+        config=from_tree(Florence2Config, read_json(files / _SIZES, max_bytes=MAX_SETTINGS_BYTES)),
+        files=files,
+        tokenizer=load_tokenizer(files),
+        image=ImageConfig.from_hf(
+            read_json(files / "preprocessor_config.json", max_bytes=MAX_SETTINGS_BYTES)
+        ),
+    )
+
+
+def load_parameters(
+    config: TrainConfig, start: Start, layout: Layout | None = None
+) -> dict[str, jax.Array]:
+    """The first parameters by path, float32: those of the checkpoint, or random ones.
+
+    With a layout each lies where that stores it from the beginning: no host and no device ever
+    holds the whole model.
+    """
+    model = config.model
+    sharding = None if layout is None else layout.stored_sharding
+    if model.start:
+        loaded = load_checkpoint(model.start, "float32", sharding, revision=model.revision)
+        return dict(flatten(loaded.params))
+
+    def init() -> dict[str, jax.Array]:
+        params = dict(flatten(Model(config=start.config).init(jax.random.key(config.seed))))
+        if model.from_scratch:
+            ids = [start.tokenizer.loc_id(place) for place in range(1000)]
+            grid = start.config.vision.grid(*start.image.size)
+            key = jax.random.fold_in(jax.random.key(config.seed), 2)
+            params = scratch_parameters(params, ids, grid, key)
+        return params
+
+    if sharding is None:
+        return init()
+    return jax.jit(init, out_shardings={path: sharding(path) for path in jax.eval_shape(init)})()
+
+
+def training_config(sizes: Florence2Config, model: ModelConfig) -> Florence2Config:
+    """The sizes with the run's own dropout."""
+    named = ("dropout", "attention_dropout", "activation_dropout")
+    rates = {name: getattr(model, name) for name in named if getattr(model, name) is not None}
+    vision = sizes.vision
+    if model.drop_path is not None:
+        vision = dataclasses.replace(vision, drop_path_rate=model.drop_path)
+    return dataclasses.replace(sizes, text=dataclasses.replace(sizes.text, **rates), vision=vision)
+
+
+def _with_processor(config: TrainConfig, sizes: Florence2Config, files: Path) -> Florence2Config:
+    """Put tokenizer and processor into `files`; the sizes, with a vocabulary made in code."""
+    processor, size = config.model.processor, config.data.image_size
+    made = {"shapes": world_tokenizer, "bytes": demo_tokenizer}.get(processor)
+    if made is not None:
+        if size is None:
+            raise ValueError(f"model.processor={processor} needs data.image_size, (height, width)")
+        tokens = made().vocab_size
+        sizes = dataclasses.replace(
+            sizes,
+            text=dataclasses.replace(sizes.text, vocab_size=tokens + 1),
+            image_token_id=tokens,
+        )
+        if processor == "shapes" and size[0] == size[1]:
+            image_tokens = sizes.num_image_tokens(*size)
+            save_processor(files, image_side=size[0], image_tokens=image_tokens)
+        else:
+            made().save(files)
+        _decode_as_evaluated(config, sizes.text, files)
+    elif processor:
+        _copy(resolve(processor, weights=False), files, without=("config.json",))
+        if not config.model.start:
+            _decode_as_evaluated(config, sizes.text, files)
+    _set_image_size(files, sizes, size)
+    missing = load_tokenizer(files).vocab_size - sizes.text.vocab_size
+    if missing > 0:
+        raise ValueError(
+            f"the tokenizer has {missing} tokens more than the model's table of "
+            f"{sizes.text.vocab_size}: they do not belong together"
+        )
+    return sizes
+
+
+def _copy(source: Path, files: Path, without: tuple[str, ...] = ()) -> None:
+    for name in METADATA_FILES:
+        if name not in without and (source / name).is_file():
+            shutil.copyfile(source / name, files / name)
+
+
+def _decode_as_evaluated(config: TrainConfig, text: BartConfig, files: Path) -> None:
+    """Who loads a model trained from scratch decodes as the run's evaluation did."""
+    names = ("num_beams", "no_repeat_ngram_size", "max_new_tokens")
+    content = {name: getattr(config.evaluation, name) for name in names}
+    if config.evaluation.num_beams > 1:
+        content["early_stopping"] = True
+    # transformers takes them from here alone.
+    names = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+    content |= {name: getattr(text, name) for name in names}
+    content |= {
+        "forced_bos_token_id": text.bos_token_id,
+        "forced_eos_token_id": text.eos_token_id,
+    }
+    (files / "generation_config.json").write_text(json.dumps(content, indent=1))
+
+
+def _set_image_size(files: Path, sizes: Florence2Config, size: tuple[int, int] | None) -> None:
+    """The processor says the size that the model was trained at: it answers best there."""
+    content: dict[str, Any] = dict(read_preprocessor(files) or {})
+    image = ImageConfig.from_hf(content)
+    if size is not None:
+        image = dataclasses.replace(image, size=tuple(size))
+    height, width = image.size
+    inner = dict(content.get("image_processor", content))
+    inner |= {
+        "size": {"height": height, "width": width},
+        "crop_size": {"height": height, "width": width},
+        "image_seq_length": sizes.num_image_tokens(height, width),
+        "do_resize": True,
+        "image_mean": list(image.mean),
+        "image_std": list(image.std),
+        "resample": image.resample,
+    }
+    (files / "preprocessor_config.json").write_text(json.dumps(inner, indent=1))
+    whole = files / "processor_config.json"
+    if whole.is_file():
+        outer = read_json(whole, max_bytes=MAX_SETTINGS_BYTES)
+        if "image_processor" in outer:
+            whole.write_text(json.dumps({**outer, "image_processor": inner}, indent=1))
+
+
+def read_preprocessor(files: Path) -> dict[str, Any] | None:
+    """The image processor's settings, wherever the repository keeps them."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (files / name).is_file():
+            return read_json(files / name, max_bytes=MAX_SETTINGS_BYTES)
+    return None
+
+
+def longest_texts(data: DataConfig, start: Start) -> tuple[int, int]:
+    """(tokens of the longest prompt, of the longest target) that a run takes.
+
+    What the settings leave out is the most that the model's position table has room for.
+    """
+    positions = start.config.text.max_position_embeddings
+    image_tokens = start.config.num_image_tokens(*start.image.size)
+    return data.max_prompt or positions - image_tokens, data.max_target or positions
+
+
+def _check_lengths(config: TrainConfig, start: Start) -> None:
+    """The picture's tokens and a text must fit the position table."""
+    positions = start.config.text.max_position_embeddings
+    image_tokens = start.config.num_image_tokens(*start.image.size)
+    if image_tokens > positions - 2:
+        height, width = start.image.size
+        raise ValueError(
+            f"a picture of {height} x {width} pixels is {image_tokens} tokens, which leaves no "
+            f"room for a prompt in the model's {positions} positions: lower data.image_size"
+        )
+    for name, taken in (("max_prompt", image_tokens), ("max_target", 0)):
+        length = getattr(config.data, name)
+        if length is not None and taken + length > positions:
+            raise ValueError(
+                f"data.{name}={length} tokens, with {taken} of the picture, are more than the "
+                f"model's {positions} positions: set it to {positions - taken} at most, or leave "
+                "it out"
+            )

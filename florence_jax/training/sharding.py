@@ -1,0 +1,177 @@
+"""A run's state and batches on its mesh: everything follows the parameters' layout."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from florence_jax.sharding import (
+    Layout,
+    batch_sharding,
+    data_share,
+    global_batch,
+    make_layout,
+    pad_rows,
+    padded_rows,
+    trim,
+)
+from florence_jax.sharding.param_sharding import Shape
+from florence_jax.sharding.rules import Rules
+from florence_jax.training.lora import is_factor
+from florence_jax.training.losses import IGNORE
+from florence_jax.training.step import Batch, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a run's arrays lie.
+
+    A tree's leaf belongs to the parameter whose path is among its keys, if it has the parameter's
+    shape: moments and moving averages lie as their parameters do. All else is whole on each device.
+
+    Attributes:
+        layout: of every parameter, adapters included.
+        pad_id: the prompt token of rows that are added to a batch.
+    """
+
+    layout: Layout
+    pad_id: int
+
+    @property
+    def mesh(self) -> Mesh:
+        assert isinstance(self.layout.mesh, Mesh)
+        return self.layout.mesh
+
+    def placed(self, tree: Any) -> Any:
+        """The abstract form of a tree of true shapes as programs take it."""
+        return self._map(self._placed_leaf, tree)
+
+    def stored(self, tree: Any) -> Any:
+        """The abstract form of a tree of true shapes as checkpoints hold it."""
+        return self._map(self._stored_leaf, tree)
+
+    def place(self, tree: Any) -> Any:
+        """A tree as it was stored, or on any device, as programs take it."""
+
+        def place(name: str | None, leaf: jax.Array) -> jax.Array:
+            if name in self.layout.padded:
+                return self.layout.place({name: leaf})[name]
+            return jax.device_put(leaf, self._placed_leaf(name, leaf).sharding)
+
+        return self._map(place, tree)
+
+    def store(self, tree: Any) -> Any:
+        """A placed tree in its true shapes."""
+        return self._map(
+            lambda name, leaf: self.layout.store({name: leaf})[name] if name else leaf, tree
+        )
+
+    def step(self, step: Step) -> Step:
+        """A step on true shapes as one on a placed state."""
+
+        def trimmed(name: str | None, leaf: jax.Array) -> jax.Array:
+            return leaf if name is None else trim(leaf, self.layout.shapes[name])
+
+        def placed(name: str | None, leaf: jax.Array) -> jax.Array:
+            form = self._placed_leaf(name, leaf)
+            missing = [(0, to - size) for to, size in zip(form.shape, leaf.shape, strict=True)]
+            leaf = jnp.pad(leaf, missing) if name in self.layout.padded else leaf
+            return jax.lax.with_sharding_constraint(leaf, form.sharding)
+
+        def on_mesh(state: Any, batch: Batch) -> Any:
+            moved, metrics = step(self._map(trimmed, state), batch)
+            return self._map(placed, moved), metrics
+
+        return on_mesh
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(number, count): which of how many equal shares of a batch this process makes."""
+        return data_share(self.mesh)
+
+    def batch(self, share: Batch) -> Batch:
+        """This process's share of a batch on the mesh, with rows without weight until it divides.
+
+        Raises:
+            ValueError: see `data_share`.
+        """
+        return global_batch(self.mesh, self._filled(share, self.share[1]), axis=1)
+
+    def common_batch(self, whole: Batch) -> Batch:
+        """A batch that every process has all of."""
+        sharding = batch_sharding(self.mesh, axis=1)
+
+        def place(leaf: Any) -> jax.Array:
+            leaf = np.asarray(leaf)
+            return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+        return jax.tree.map(place, self._filled(whole, 1))
+
+    def _filled(self, batch: Batch, shares: int) -> Batch:
+        pictures = batch.images.shape[1]
+        target = padded_rows(self.mesh, pictures * shares) // shares
+        fills = Batch(images=0, input_ids=self.pad_id, labels=IGNORE)
+        return Batch(
+            *(
+                # Each picture has as many rows as the others.
+                pad_rows(np.asarray(leaf), target * leaf.shape[1] // pictures, axis=1, fill=fill)
+                for leaf, fill in zip(batch, fills, strict=True)
+            )
+        )
+
+    def _placed_leaf(self, name: str | None, leaf: Any) -> jax.ShapeDtypeStruct:
+        if name is None:
+            return self._whole(leaf)
+        return jax.ShapeDtypeStruct(
+            self.layout.shape(name), leaf.dtype, sharding=self.layout.sharding(name)
+        )
+
+    def _stored_leaf(self, name: str | None, leaf: Any) -> jax.ShapeDtypeStruct:
+        if name is None:
+            return self._whole(leaf)
+        sharding = self.layout.stored_sharding(name)
+        return jax.ShapeDtypeStruct(self.layout.shapes[name], leaf.dtype, sharding=sharding)
+
+    def _whole(self, leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(self.layout.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def _map(self, function: Callable[[str | None, Any], Any], tree: Any) -> Any:
+        def one(path: tuple, leaf: Any) -> Any:
+            return function(self._parameter(path, leaf.shape), leaf)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def _parameter(self, path: tuple, shape: Shape) -> str | None:
+        for entry in reversed(path):
+            name = getattr(entry, "key", None)
+            if name in self.layout.shapes:
+                same = shape in (self.layout.shapes[name], self.layout.shape(name))
+                return name if same else None
+        return None
+
+
+def make_placement(
+    rules: Rules, shapes: Mapping[str, Shape], factors: Mapping[str, Shape], mesh: Any, pad_id: int
+) -> Placement:
+    """The placement of a model's parameters, by `rules`, and of adapters beside their kernels.
+
+    Raises:
+        RuleError: rules that do not fit the parameters.
+    """
+    layout = make_layout(rules, shapes, mesh)
+    specs = {}
+    for path in factors:
+        assert is_factor(path)
+        kernel, _, side = path.rpartition("/")
+        spec = (*layout.specs[kernel], None, None)
+        specs[path] = PartitionSpec(spec[0]) if side == "a" else PartitionSpec(None, spec[1])
+    layout = dataclasses.replace(
+        layout, shapes={**layout.shapes, **factors}, specs={**layout.specs, **specs}
+    )
+    return Placement(layout=layout, pad_id=pad_id)

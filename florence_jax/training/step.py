@@ -1,0 +1,264 @@
+"""One training step: a pure function of the state, a batch and nothing else.
+
+Shapes: A accumulated micro-batches, B examples of one, H W pixels, P prompt tokens, L targets.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from florence_jax.checkpoint.param_tree import insert
+from florence_jax.model import Florence2, Model
+from florence_jax.model.layers import fold_in
+from florence_jax.processing.pixels import ImageConfig
+from florence_jax.training.lora import LoraConfig, adapt, is_factor
+from florence_jax.training.losses import LossConfig, TokenSums, shift_right, summed_loss
+from florence_jax.training.optimizer import update_ema
+from florence_jax.training.remat import Remat, rematerialise
+from florence_jax.training.state import Flat, TrainState
+
+
+class Batch(NamedTuple):
+    """Examples of one update, split into A micro-batches.
+
+    A row whose labels are all -100 has no weight, whatever else is in it.
+
+    Attributes:
+        images: uint8[A, B, H, W, 3]; or float[A, B, h, w, C], what a frozen tower made of them.
+        input_ids: int32[A, B * Q, P], the prompts: Q in a row, mostly one, ask of each picture.
+        labels: int32[A, B * Q, L], the answers; -100 where there is none.
+    """
+
+    images: Any
+    input_ids: Any
+    labels: Any
+
+
+class Metrics(NamedTuple):
+    """What one step, or several in a row, saw: float32[] each, on the device until somebody asks.
+
+    Attributes:
+        loss: mean over the global batch's target tokens of what is minimised.
+        nll: the same of the plain negative log-likelihood, nats a token.
+        accuracy: share of target tokens that were the most likely one, under teacher forcing.
+        tokens: target tokens.
+        examples: rows with at least one target token.
+        grad_norm: global norm of the gradient before clipping; of several steps the largest.
+        learning_rate: of the last update.
+    """
+
+    loss: jax.Array
+    nll: jax.Array
+    accuracy: jax.Array
+    tokens: jax.Array
+    examples: jax.Array
+    grad_norm: jax.Array
+    learning_rate: jax.Array
+
+
+def together(before: Metrics, step: Metrics) -> Metrics:
+    """Of several steps and one more. A mixture's batches are so unlike each other that the loss of
+    every tenth, say, may be that of one source alone.
+    """
+    tokens = before.tokens + step.tokens
+    share = step.tokens / jnp.maximum(tokens, 1.0)
+
+    def mean(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old + (new - old) * share
+
+    return Metrics(
+        loss=mean(before.loss, step.loss),
+        nll=mean(before.nll, step.nll),
+        accuracy=mean(before.accuracy, step.accuracy),
+        tokens=tokens,
+        examples=before.examples + step.examples,
+        grad_norm=jnp.maximum(before.grad_norm, step.grad_norm),
+        learning_rate=step.learning_rate,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """From parameters and a micro-batch to summed losses.
+
+    Attributes:
+        model: says the sizes and the compute dtype.
+        image: how uint8 pixels are normalised.
+        loss, lora: their configs.
+        remat: what the backward pass computes again.
+    """
+
+    model: Model
+    image: ImageConfig = field(default_factory=ImageConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    remat: Remat = "none"
+
+    def __call__(self, params: Flat, batch: Batch, key: jax.Array | None) -> TokenSums:
+        """Summed losses of a batch without its leading axis; a `key` turns on dropout."""
+        module = self.bind(params, key)
+        text = self.model.config.text
+        features = self.image_features(module, batch.images, fold_in(key, 0))
+        asked = batch.input_ids.shape[0] // features.shape[0]
+        if asked > 1:
+            features = jnp.repeat(features, asked, axis=0)
+        prompt_mask = batch.input_ids != text.pad_token_id
+        memory, mask = module.encode(features, batch.input_ids, prompt_mask, key=fold_in(key, 1))
+        inputs = shift_right(
+            batch.labels, start_id=text.decoder_start_token_id, pad_id=text.pad_token_id
+        )
+        hidden = module.decoder(module.embed(inputs), memory, mask, key=fold_in(key, 2))
+        return summed_loss(hidden, batch.labels, module.unembed, self.loss)
+
+    def bind(self, params: Flat, key: jax.Array | None = None) -> Florence2:
+        """The modules with these flat parameters and adapters."""
+        tree: dict[str, Any] = {}
+        for path, leaf in params.items():
+            if not is_factor(path):
+                insert(tree, path, leaf)
+        module = self.model.bind(tree)
+        rematerialise(module, self.remat)
+        factors = {path: leaf for path, leaf in params.items() if is_factor(path)}
+        if factors:
+            adapt(module, factors, self.lora, fold_in(key, 3))
+        return module
+
+    def image_features(
+        self, module: Florence2, images: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
+        """uint8[B, H, W, 3] pixels, or the tower's float[B, h, w, C] -> float[B, M, D]."""
+        if images.dtype != jnp.uint8:
+            return module.projector(images[:, None])
+        return module.encode_image(self.pixels(images), key=key)
+
+    def pixels(self, images: jax.Array) -> jax.Array:
+        """Normalised float32 pixels; bytes cross to the device, a quarter of the floats."""
+        mean = jnp.asarray(self.image.mean, jnp.float32)
+        std = jnp.asarray(self.image.std, jnp.float32)
+        return (images.astype(jnp.float32) * self.image.rescale - mean) / std
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def build_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    seed: int,
+    ema_decay: float = 0.0,
+    one_device: bool = True,
+) -> Step:
+    """The update as a pure function; jit it with its state donated.
+
+    Args:
+        one_device: nothing is divided over devices, so no branch holds a collective.
+
+    The gradient is that of the mean over the tokens of all micro-batches and all devices: sums are
+    accumulated, and divided once.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def loss(trainable: Flat, micro: Batch, number: jax.Array) -> tuple[jax.Array, TokenSums]:
+            micro_key = jax.random.fold_in(key, number)
+            sums = objective({**state.frozen, **trainable}, micro, micro_key)
+            return sums.loss, sums
+
+        summed_gradient = jax.grad(loss, has_aux=True)
+        gradients, sums = _accumulate(summed_gradient, state.trainable, batch)
+        count = jnp.maximum(sums.tokens, 1.0)
+        gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
+
+        grad_norm = optax.tree.norm(gradients)
+        metrics = Metrics(
+            loss=sums.loss / count,
+            nll=sums.nll / count,
+            accuracy=sums.correct / count,
+            tokens=sums.tokens,
+            examples=(batch.labels != -100).any(-1).sum().astype(jnp.float32),
+            grad_norm=grad_norm,
+            learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
+        )
+        updates, _ = optimizer.update(gradients, state.opt_state, state.trainable)
+        # Finite norms of the gradient and of the update keep a finite state finite: moments are
+        # weighted means of gradients and of their squares, which the gradient's norm has summed,
+        # and a number below the norm's limit of 2**64 takes no float32 past its largest value.
+        finite = (
+            jnp.isfinite(metrics.loss)
+            & jnp.isfinite(grad_norm)
+            & jnp.isfinite(optax.tree.norm(updates))
+        )
+        failed_at = jnp.where((state.failed_at < 0) & ~finite, state.step, state.failed_at)
+
+        def moved(state: TrainState, gradients: Flat, updates: Flat) -> TrainState:
+            _, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+            trainable = optax.apply_updates(state.trainable, updates)
+            ema = state.ema
+            if ema is not None:
+                ema = update_ema(ema, trainable, ema_decay, state.step)
+            return dataclasses.replace(
+                state, step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=ema
+            )
+
+        changing = dataclasses.replace(state, frozen={})
+        keep = _branched_or_selected if one_device else _selected
+        kept = keep(failed_at < 0, moved, changing, gradients, updates)
+        return dataclasses.replace(kept, frozen=state.frozen, failed_at=failed_at), metrics
+
+    return step
+
+
+def _branched_or_selected(good: jax.Array, move: Callable[..., Any], state: Any, *more: Any) -> Any:
+    """`move(state, *more)` where `good`, else `state`."""
+
+    def branched(state: Any, *more: Any) -> Any:
+        return jax.lax.cond(good, move, lambda state, *_: state, state, *more)
+
+    # XLA:CPU has no fusions of several outputs: selecting reads and writes the state once more
+    # than a branch does. On a GPU a branch would make the host wait for the gradient.
+    selected = functools.partial(_selected, good, move)
+    return jax.lax.platform_dependent(state, *more, cpu=branched, default=selected)
+
+
+def _selected(good: jax.Array, move: Callable[..., Any], state: Any, *more: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), move(state, *more), state)
+
+
+def build_evaluation(objective: Objective) -> Callable[[Flat, Batch], TokenSums]:
+    """Summed losses of a batch [A, B, ...] without dropout."""
+
+    def evaluate(params: Flat, batch: Batch) -> TokenSums:
+        def one(micro: Batch) -> TokenSums:
+            return objective(params, micro, None)
+
+        return jax.tree.map(lambda sums: sums.sum(0), jax.lax.map(one, batch))
+
+    return evaluate
+
+
+def _accumulate(
+    gradient: Callable[[Flat, Batch, jax.Array], tuple[Flat, TokenSums]],
+    params: Flat,
+    batch: Batch,
+) -> tuple[Flat, TokenSums]:
+    """Summed gradients and sums over the micro-batches."""
+    count = batch.labels.shape[0]
+    if count == 1:
+        only = jax.tree.map(lambda leaf: leaf[0], batch)
+        return gradient(params, only, jnp.zeros((), jnp.int32))
+
+    def add(total: tuple, numbered: tuple) -> tuple[tuple, None]:
+        micro, number = numbered
+        return jax.tree.map(jnp.add, total, gradient(params, micro, number)), None
+
+    zero = (jax.tree.map(jnp.zeros_like, params), TokenSums(*(jnp.zeros(()),) * 4))
+    return jax.lax.scan(add, zero, (batch, jnp.arange(count)))[0]

@@ -1,0 +1,40 @@
+import pytest
+
+from florence_jax.training.metrics.tasks import metric_problems, task_scores
+from train.shapes.judge import Answered
+
+
+def answered(prefix, suffix, answer):
+    return Answered(prefix=prefix, suffix=suffix, answer=answer, image_size=(100, 100))
+
+
+def test_each_task_has_its_own_figures():
+    box, other = "<loc_0><loc_0><loc_500><loc_500>", "<loc_500><loc_500><loc_999><loc_999>"
+    rows = [
+        answered("<OD>", f"car{box}", f"car{box}"),
+        answered("<OD>", f"car{box}", f"car{other}"),
+        answered("<VQA>what?", "a red car", "a red cat"),
+        answered(f"<REGION_TO_CATEGORY>{box}", f"car{box}", f"car{other}"),
+        answered("<CAPTION>", "A dog.", "A dog."),
+    ]
+    scores = task_scores(rows, world=False)
+    assert scores["<OD> F1@0.5"] == 0.5
+    assert 0.4 < scores["<OD> mAP@0.5"] < 0.6
+    assert scores["<VQA> exact"] == 0.0
+    assert scores["<VQA> similarity"] == pytest.approx(8 / 9)
+    assert scores["<VQA> ANLS"] == pytest.approx(8 / 9)
+    assert scores["<REGION_TO_CATEGORY> exact"] == 1.0
+    assert scores["<CAPTION> exact"] == 1.0
+    assert "<CAPTION> facts" not in scores
+    # Each of them may decide which checkpoint is the best.
+    assert [list(metric_problems(name, 1)) for name in scores] == [[]] * len(scores)
+    assert list(metric_problems("<OD> F1@0.5", 0)) == [
+        "evaluation.metric '<OD> F1@0.5' is measured in answers, and evaluation.answers=0 "
+        "generates none"
+    ]
+
+
+def test_captions_of_the_world_are_judged_by_their_facts():
+    text = "A red circle and a blue square."
+    scores = task_scores([answered("<CAPTION>", text, text)], world=True)
+    assert scores["<CAPTION> facts"] == scores["<CAPTION> exact"] == 1.0

@@ -1,0 +1,140 @@
+"""A run's export, read by everything that reads checkpoints. No step is taken: nothing compiles."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from convert.merge_lora import main as merge_lora
+from convert.to_torch import main as to_torch
+from florence_jax.adapters.file import read_lora
+from florence_jax.checkpoint import load_checkpoint
+from florence_jax.checkpoint.param_tree import flatten
+from florence_jax.training.build import build_training, without_frozen
+from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints
+from florence_jax.training.config import ExportConfig
+from florence_jax.training.export import export_run, main
+from florence_jax.training.lora import LoraConfig, is_factor
+from florence_jax.training.pretrained import load_parameters, prepare_start
+from tests.training.runs import a_config
+
+
+def prepared(directory, **changes):
+    config = a_config(directory, **changes)
+    start = prepare_start(config, directory / "processor")
+    training = build_training(config, start)
+    return training, start, training.first_state(load_parameters(config, start))
+
+
+def loaded(directory):
+    return {path: np.asarray(leaf) for path, leaf in flatten(load_checkpoint(directory).params)}
+
+
+def test_torch_reads_it_and_gives_it_back(tmp_path):
+    training, start, state = prepared(tmp_path / "run", export=ExportConfig(dtype="bfloat16"))
+    (directory,) = export_run(training, start, state)
+    ours = loaded(directory)
+    assert {leaf.dtype.name for leaf in ours.values()} == {"bfloat16"}
+    assert to_torch([str(directory), str(tmp_path / "torch"), "--naming", "native"]) == 0
+    back = loaded(tmp_path / "torch")
+    assert back.keys() == ours.keys()
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, back[path], err_msg=path)
+
+
+def test_adapters_are_merged_and_written_by_themselves(tmp_path):
+    lora = LoraConfig(rank=2, alpha=6.0, rank_stabilised=True)
+    training, start, state = prepared(tmp_path / "run", lora=lora)
+    assert all(is_factor(path) for path in state.trainable)
+    draw = np.random.default_rng(0)
+    moved = {
+        path: jax.numpy.asarray(draw.normal(size=leaf.shape), "float32")
+        for path, leaf in state.ema.items()
+    }
+    state = dataclasses.replace(state, ema=moved)
+    file, directory = export_run(training, start, state)
+    adapter = read_lora(file)
+    assert adapter.use_rslora
+    assert {update.alpha for update in adapter.modules.values()} == {6.0}
+    path = "encoder/layers/0/fc1/kernel"
+    np.testing.assert_array_equal(adapter.modules[path].a, moved[f"{path}/a"])
+
+    # The other program's merge of the same file into the base gives the same checkpoint.
+    base, _, plain = prepared(tmp_path / "base")
+    (base_directory,) = export_run(base, start, plain)
+    assert merge_lora([str(file), str(base_directory), str(tmp_path / "merged")]) == 0
+    elsewhere, _ = export_run(training, start, state, tmp_path / "run" / "again")
+    assert elsewhere.name == "again.adapter.safetensors"
+    np.testing.assert_array_equal(read_lora(elsewhere).modules[path].a, moved[f"{path}/a"])
+    ours, theirs = loaded(directory), loaded(tmp_path / "merged")
+    assert np.abs(ours[path] - loaded(base_directory)[path]).max() > 0.1
+    for name, leaf in ours.items():
+        np.testing.assert_allclose(leaf, theirs[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_adapters_are_not_rounded_as_the_frozen_base_is_kept(tmp_path):
+    lora = LoraConfig(rank=2, alpha=4.0)
+    model = dataclasses.replace(a_config(tmp_path).model, frozen_dtype="bfloat16")
+    training, start, state = prepared(tmp_path / "run", lora=lora, model=model)
+    draw = np.random.default_rng(0)
+    moved = {
+        path: jax.numpy.asarray(draw.normal(size=leaf.shape, scale=0.01), "float32")
+        for path, leaf in state.ema.items()
+    }
+    _, directory = export_run(training, start, dataclasses.replace(state, ema=moved))
+    path = "encoder/layers/0/fc1/kernel"
+    kept = np.asarray(state.frozen[path])
+    assert kept.dtype == "bfloat16"
+    exact = kept.astype(np.float64) + 2.0 * (
+        np.asarray(moved[f"{path}/a"], np.float64) @ np.asarray(moved[f"{path}/b"], np.float64)
+    )
+    np.testing.assert_allclose(loaded(directory)[path], exact, rtol=1e-6, atol=1e-9)
+
+
+def test_on_request_by_step_and_by_best(tmp_path, capsys):
+    import json
+
+    from florence_jax.training.config_loader import to_tree
+
+    run = tmp_path / "run"
+    training, _, state = prepared(run)
+    (run / "config.json").write_text(json.dumps(to_tree(training.config)))
+    with Checkpoints(run / "frozen", CheckpointConfig()) as kept:
+        kept.save(0, state.frozen, {})
+    path = "decoder/layers/0/fc1/bias"
+    with Checkpoints(run / "checkpoints", CheckpointConfig()) as checkpoints:
+        for step in (1, 2):
+            ema = state.ema | {path: state.ema[path] + step}
+            stepped = without_frozen(dataclasses.replace(state, ema=ema))
+            checkpoints.save(step, stepped, {"best": {"step": 1, "value": 0.1, "metric": "loss"}})
+    expected = np.asarray(state.ema[path])
+    for words, offset in (([], 2), (["--step", "1"], 1), (["--best"], 1)):
+        out = tmp_path / f"out{len(words)}{offset}"
+        assert main([str(run), "--out", str(out), *words]) == 0
+        np.testing.assert_array_equal(loaded(out)[path], expected + offset)
+    assert main([str(run), "--step", "7", "--out", str(tmp_path / "none")]) == 1
+    assert "no checkpoint of step 7; there are [1, 2]" in capsys.readouterr().err
+
+
+def test_an_export_starts_another_run(tmp_path):
+    training, start, state = prepared(tmp_path / "run")
+    (directory,) = export_run(training, start, state)
+    config = a_config(tmp_path / "next")
+    model = dataclasses.replace(
+        config.model, start=str(directory), architecture=None, processor="", dropout=0.3
+    )
+    data = dataclasses.replace(config.data, image_size=(48, 48))
+    config = dataclasses.replace(config, model=model, data=data)
+    again = prepare_start(config, tmp_path / "next" / "processor")
+    assert again.config == start.config
+    assert again.image.size == (48, 48)
+    assert build_training(config, again).objective.model.config.text.dropout == 0.3
+    params = load_parameters(config, again)
+    np.testing.assert_array_equal(params["shared/embedding"], state.ema["shared/embedding"])
+
+
+@pytest.mark.parametrize("words", [["nowhere"], ["nowhere", "--best"]])
+def test_a_directory_without_a_run_is_named(words, capsys):
+    assert main(words) == 1
+    assert "nowhere" in capsys.readouterr().err

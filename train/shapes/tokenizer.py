@@ -1,0 +1,169 @@
+"""The world's own vocabulary: a small byte-level BPE in the layout of Florence-2's."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import product
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, models, processors, trainers
+
+from florence_jax.checkpoint.pytorch.processor_config import post_processor_config
+from florence_jax.processing import TASKS, FlorenceTokenizer, load_tokenizer
+from florence_jax.processing.pixels import BICUBIC, IMAGENET_MEAN, IMAGENET_STD
+from florence_jax.processing.tasks import CLASS_SEPARATOR
+from florence_jax.processing.vocabulary import (
+    FLORENCE_TOKENS,
+    SPECIAL_TOKENS,
+    byte_level_bpe,
+    byte_symbols,
+)
+from train.shapes.lexicon import (
+    BACKGROUNDS,
+    COLOURS,
+    KINDS,
+    NUMBERS,
+    PLACES,
+    RELATIONS,
+    SIZES,
+    TEXTURES,
+    WORD,
+    plural,
+)
+
+MASK, IMAGE = "<mask>", "<image>"
+_MOST_TOKENS = 1024  # more than the words need: merging stops when every word is one token
+
+
+def world_texts() -> list[str]:
+    """Every word of the prompts, the captions and the labels, in the forms they are written in.
+
+    Drawn words are left out, so that no merge joins capitals: a word is spelt letter by letter.
+    """
+    texts = [task.prompt.replace("{input}", CLASS_SEPARATOR) for task in TASKS.values()]
+    properties = (*SIZES, *COLOURS, *TEXTURES[1:])
+    nouns = (*KINDS, WORD, "shape")
+    for adjective, noun in product(properties, nouns):
+        texts += [f"{adjective} {noun}", f"A {adjective} {noun}.", f"the {adjective} {noun}"]
+        texts += [f"and an {adjective} {plural(noun)}, a {noun}"]
+    texts += [f"{noun} {plural(noun)}" for noun in nouns]
+    for number, noun in product(NUMBERS, ("shape", WORD)):
+        texts += [f"{number.title()} {plural(noun)}", f"The image shows {number} {noun} and"]
+    texts += [f"on a {background} background." for background in BACKGROUNDS]
+    texts += [f"A {kind} is {at}." for kind in KINDS for row in PLACES for at in row]
+    texts += [f"The {kind} is {relation} the {kind}." for kind in KINDS for relation in RELATIONS]
+    for first in ("A", "An", "The", *map(str.title, NUMBERS)):
+        texts += [first, f". {first}", first.lower()]
+    texts += [f'the {WORD} "', '".', '",', '" is', '" on', '" and']
+    # Twice, so that a word which only one prompt has is a token too.
+    return 2 * texts
+
+
+def world_tokenizer() -> FlorenceTokenizer:
+    """The tokenizer of the world, made in code: the same one every time."""
+    return FlorenceTokenizer(_backend())
+
+
+def vocabulary_size() -> int:
+    """Rows of the embedding table that the tokens need, with `<image>`, the last, counted."""
+    return world_tokenizer().vocab_size + 1
+
+
+def save_processor(directory: str | os.PathLike, *, image_side: int, image_tokens: int) -> None:
+    """Write what transformers' `Florence2Processor` and `load_tokenizer` read.
+
+    Args:
+        directory: is made where absent; gets tokenizer.json, tokenizer_config.json,
+            preprocessor_config.json and processor_config.json.
+        image_side: pixels that every picture is resized to.
+        image_tokens: image features in front of the prompt, 1 + h * w of `DaViTConfig.grid`.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend = _backend()
+    size = backend.get_vocab_size(with_added_tokens=True)
+    backend.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
+    assert backend.token_to_id(IMAGE) == size
+    backend.save(str(folder / "tokenizer.json"))
+    square = {"height": image_side, "width": image_side}
+    images = {
+        "crop_size": square,
+        "do_center_crop": False,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_processor_type": "CLIPImageProcessor",
+        "image_seq_length": image_tokens,
+        "image_std": list(IMAGENET_STD),
+        "resample": BICUBIC,
+        "rescale_factor": 1 / 255,
+        "size": square,
+    }
+    processor = {"processor_class": "Florence2Processor"}
+    contents = {
+        "tokenizer_config.json": {
+            "add_prefix_space": False,
+            "bos_token": "<s>",
+            "cls_token": "<s>",
+            "eos_token": "</s>",
+            "errors": "replace",
+            "extra_special_tokens": {"image_token": IMAGE},
+            "image_token": IMAGE,
+            "mask_token": MASK,
+            "model_max_length": 1024,
+            "pad_token": "<pad>",
+            "sep_token": "</s>",
+            "tokenizer_class": "BartTokenizer",
+            "trim_offsets": True,
+            "unk_token": "<unk>",
+            **processor,
+        },
+        "preprocessor_config.json": {**images, **processor},
+        "processor_config.json": {
+            "image_processor": images,
+            "num_additional_image_tokens": 0,
+            "post_processor_config": post_processor_config(),
+            **processor,
+        },
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")
+    assert load_tokenizer(folder).vocab_size == size
+
+
+def _backend() -> Tokenizer:
+    """Ids 0..3 the specials, then bytes, merges, <mask> and Florence-2's tokens, as in BART's."""
+    vocab, merges = _merges()
+    backend = byte_level_bpe(vocab, merges)
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+        + [AddedToken(MASK, special=True, normalized=False, lstrip=True)]
+        + [AddedToken(token, special=True, normalized=False) for token in FLORENCE_TOKENS]
+    )
+    start, end = ((token, SPECIAL_TOKENS.index(token)) for token in ("<s>", "</s>"))
+    # Trimmed offsets, no space put before the text.
+    backend.post_processor = processors.RobertaProcessing(end, start, True, False)
+    return backend
+
+
+def _merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    byte_of = byte_symbols()
+    alphabet = sorted(byte_of, key=lambda symbol: byte_of[symbol])
+    trained = byte_level_bpe({}, [])
+    trained.model = models.BPE()
+    trained.train_from_iterator(
+        world_texts(),
+        trainers.BpeTrainer(
+            vocab_size=_MOST_TOKENS,
+            min_frequency=2,
+            initial_alphabet=alphabet,
+            special_tokens=list(SPECIAL_TOKENS),
+            show_progress=False,
+        ),
+    )
+    merges = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]
+    # Numbered anew: bytes in their own order, then each merge's result as it was learnt.
+    tokens = [*SPECIAL_TOKENS, *alphabet, *(first + second for first, second in merges)]
+    return {token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges
