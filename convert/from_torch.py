@@ -24,7 +24,7 @@ from convert.command import (
     guarded,
     program_parser,
 )
-from florence_jax.checkpoint import Manifest, Plan, plan_checkpoint, read_config, resolve
+from florence_jax.checkpoint import LoadPlan, Manifest, plan_checkpoint, read_config, resolve
 from florence_jax.checkpoint.decoding_settings import decoding_settings
 from florence_jax.checkpoint.native.manifest import is_saved, read_manifest, verify_files
 from florence_jax.checkpoint.native.save import save_leaves
@@ -60,7 +60,7 @@ changes nothing, and the next one removes what it left. Equal input gives equal 
 class Conversion:
     """What was read and what was written."""
 
-    plan: Plan
+    plan: LoadPlan
     manifest: Manifest
 
     @property

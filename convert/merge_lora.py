@@ -35,7 +35,7 @@ from florence_jax.checkpoint.pytorch.config_files import torch_config
 from florence_jax.checkpoint.pytorch.key_map import Naming
 from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, leaf_dtype
 from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
-from florence_jax.runtime.atomic_dir import replaced_directory
+from florence_jax.runtime.atomic_dir import atomic_directory
 
 _PROGRAM = "convert.merge_lora"
 _WEIGHTS = "model.safetensors"
@@ -145,7 +145,7 @@ def merge_lora(
     }
     dtypes = frozenset(array.dtype.name for array in tensors.values())
     written = torch_config(read_config(directory), merged.config, naming, dtypes)
-    with replaced_directory(Path(destination).expanduser(), overwrite=overwrite) as new:
+    with atomic_directory(Path(destination).expanduser(), overwrite=overwrite) as new:
         copy_metadata(directory, new)
         for name, content in zip((_CONFIG, _GENERATION), written, strict=True):
             (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

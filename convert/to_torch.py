@@ -28,7 +28,7 @@ from convert.command import (
     program_parser,
 )
 from convert.vocabulary import check_rows, resized
-from florence_jax.checkpoint import Plan, plan_checkpoint, read_config, resolve, torch_tensors
+from florence_jax.checkpoint import LoadPlan, plan_checkpoint, read_config, resolve, torch_tensors
 from florence_jax.checkpoint.files import (
     MAX_METADATA_BYTES,
     contained_bytes,
@@ -51,7 +51,7 @@ from florence_jax.checkpoint.pytorch.key_map import (
 from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, fetch, leaf_dtype
 from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
 from florence_jax.config import Florence2Config
-from florence_jax.runtime.atomic_dir import replaced_directory
+from florence_jax.runtime.atomic_dir import atomic_directory
 
 _PROGRAM = "convert.to_torch"
 _WEIGHTS = "model.safetensors"
@@ -100,7 +100,7 @@ class Export:
         notes: what the reader of the result should know, one sentence each.
     """
 
-    plan: Plan
+    plan: LoadPlan
     shapes: dict[str, tuple[int, ...]]
     nbytes: int
     dtypes: frozenset[str]
@@ -164,7 +164,7 @@ def to_torch(
             strict=True,
         )
     )
-    with replaced_directory(Path(destination), overwrite=overwrite) as new:
+    with atomic_directory(Path(destination), overwrite=overwrite) as new:
         copy_metadata(directory, new)
         for name, content in json_files.items():
             (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -181,7 +181,7 @@ def to_torch(
 
 
 def _tensors(
-    plan: Plan,
+    plan: LoadPlan,
     naming: Naming,
     target: np.dtype | None,
     rows: int,
@@ -216,7 +216,9 @@ def _tensors(
     return tensors
 
 
-def _table_names(plan: Plan, naming: Naming, tied_names: TiedNames) -> dict[str, str | None] | None:
+def _table_names(
+    plan: LoadPlan, naming: Naming, tied_names: TiedNames
+) -> dict[str, str | None] | None:
     """Names of the token table and of a zero output bias -> dtype, where the source tells it.
 
     None stands for every name that there is.
@@ -249,7 +251,7 @@ def _name(path: str, naming: Naming) -> str:
     return name
 
 
-def _ties_embed_tokens(plan: Plan, naming: Naming, names: Iterable[str]) -> bool:
+def _ties_embed_tokens(plan: LoadPlan, naming: Naming, names: Iterable[str]) -> bool:
     """What `text_config.tie_word_embeddings` says: are the embed_tokens tied to `shared`?
 
     In the original it decides about lm_head, too. transformers 5 asks the top level for lm_head;
@@ -277,7 +279,11 @@ def _image_token(directory: Path, config: Florence2Config) -> int:
 
 
 def _notes(
-    plan: Plan, published: dict[str, Any], naming: Naming, config: Florence2Config, directory: Path
+    plan: LoadPlan,
+    published: dict[str, Any],
+    naming: Naming,
+    config: Florence2Config,
+    directory: Path,
 ) -> Iterator[str]:
     before, rows, image = plan.config.text.vocab_size, config.text.vocab_size, config.image_token_id
     if rows > before:

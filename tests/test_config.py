@@ -8,7 +8,7 @@ import json
 import pytest
 
 from florence_jax import config as configs
-from florence_jax.checkpoint.hf_config import oddities
+from florence_jax.checkpoint.hf_config import config_warnings
 from florence_jax.config import BartConfig, ConfigError, DaViTConfig, Florence2Config
 from tests.shared_data import needs_shared, shared_path
 
@@ -65,7 +65,7 @@ def test_transformers_reads_what_we_write(preset):
 @needs_shared
 def test_wrong_top_level_ids_are_reported_and_not_used():
     raw = published("omniparser_icon_caption")
-    found = "\n".join(oddities(raw))
+    found = "\n".join(config_warnings(raw))
     for name, wrong, right in (("bos", 2, 0), ("eos", 1, 2), ("pad", 0, 1)):
         assert f"top-level {name}_token_id is {wrong}, text_config says {right}" in found
     text = Florence2Config.from_hf(raw).text
@@ -78,7 +78,7 @@ def test_vision_model_type_is_not_required():
     for value in ("", None):
         raw["vision_config"]["model_type"] = value
         assert Florence2Config.from_hf(raw) == configs.base()
-        assert any("vision_config.model_type" in line for line in oddities(raw))
+        assert any("vision_config.model_type" in line for line in config_warnings(raw))
     del raw["vision_config"]["model_type"]
     assert Florence2Config.from_hf(raw) == configs.base()
 
@@ -134,7 +134,7 @@ def test_any_value_anywhere_reads_or_is_a_config_error(name):
                 section[key] = junk
                 with contextlib.suppress(ConfigError):
                     Florence2Config.from_hf(raw)
-                oddities(raw)
+                config_warnings(raw)
             section[key] = value
     assert Florence2Config.from_hf(raw) == configs.base()
 

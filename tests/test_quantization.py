@@ -12,7 +12,7 @@ import pytest
 
 from florence_jax import config as configs
 from florence_jax.generation import GenerationConfig, generate
-from florence_jax.generation.generate import generate_program, prepare
+from florence_jax.generation.generate import generate_jit, prepare_inputs
 from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.quantization import quantize, quantized, quantized_modules, widened
 
@@ -137,7 +137,7 @@ def test_bfloat16_activations():
 @functools.cache
 def traced():
     model, _, small = tiny()
-    return generate_program.trace(*prepare(model, small, **inputs(), config=GREEDY))
+    return generate_jit.trace(*prepare_inputs(model, small, **inputs(), config=GREEDY))
 
 
 @pytest.mark.parametrize(("platform", "inside"), [("cpu", False), ("cuda", True), ("tpu", True)])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-REFUSED, FINISHED = 0, 1
+DEAD, FINISHED = 0, 1
 
 
 def next_state(automaton, state: int, before: Sequence[int], token: int) -> int:
@@ -14,7 +14,7 @@ def next_state(automaton, state: int, before: Sequence[int], token: int) -> int:
     if automaton.ordered[state]:
         location = automaton.location_of_token
         if location[token] < location[before[-2]]:
-            return REFUSED
+            return DEAD
     return int(automaton.next_state[state, automaton.class_of_token[token]])
 
 
@@ -23,8 +23,8 @@ def walk(automaton, start: int, ids: Sequence[int]) -> int:
     state = start
     for position, token in enumerate(ids):
         state = next_state(automaton, state, ids[:position], token)
-        if state == REFUSED:
-            return REFUSED
+        if state == DEAD:
+            return DEAD
     return state
 
 
@@ -35,13 +35,11 @@ def accepts(automaton, start: int, ids: Sequence[int]) -> bool:
     return list(ids).index(automaton.end_token) == len(ids) - 1
 
 
-def allowed_tokens(
+def walked_tokens(
     automaton, least: np.ndarray, start: int, ids: Sequence[int], remaining: int
 ) -> list[int]:
     """The tokens that may follow `ids` when `remaining` more may be generated."""
     state = walk(automaton, start, ids)
     tokens = range(len(automaton.class_of_token))
     after = [next_state(automaton, state, ids, token) for token in tokens]
-    return [
-        token for token in tokens if after[token] != REFUSED and least[after[token]] < remaining
-    ]
+    return [token for token in tokens if after[token] != DEAD and least[after[token]] < remaining]

@@ -54,7 +54,7 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
 
     from florence_jax.runtime.compilation_cache import use_compilation_cache
     from florence_jax.sharding import padded_rows
-    from florence_jax.training.build import row_maker
+    from florence_jax.training.build import make_preprocessor
     from florence_jax.training.cached_features.fill import fill
     from florence_jax.training.cached_features.vision_tower import (
         TOWER,
@@ -92,7 +92,7 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
                 problems = fill(
                     writer,
                     sources,
-                    row_maker(config.data, start, training=True),
+                    make_preprocessor(config.data, start, training=True),
                     tower_program(training, tower),
                     asked,
                     batch_size=padded_rows(training.placement.mesh, batch_size),

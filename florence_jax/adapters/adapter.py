@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from florence_jax.checkpoint.errors import Problems
+from florence_jax.checkpoint.errors import ErrorCollector
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.checkpoint.pytorch.key_map import (
     DECODER_TOKENS,
@@ -148,7 +148,7 @@ class _Merge:
     ):
         self.adapter, self.config, self.dtype = adapter, config, dtype
         self.leaves = dict(flatten(params))
-        self.problems = Problems()
+        self.problems = ErrorCollector()
         self.notes = list(adapter.notes)
         # While merging there is always a head; in a tied model it starts as the table itself.
         self.leaves.setdefault(LM_HEAD, self.leaves[SHARED])

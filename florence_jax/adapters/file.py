@@ -30,7 +30,7 @@ import safetensors
 
 from florence_jax.adapters.adapter import Adapter, LowRank
 from florence_jax.adapters.peft import is_adapter, read_peft
-from florence_jax.checkpoint.errors import CheckpointError, Problems, clip
+from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, clip
 from florence_jax.checkpoint.files import parse_json
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.checkpoint.pytorch.key_map import LM_HEAD, NAMINGS, Naming, match_path
@@ -79,7 +79,7 @@ def adapter_from_factors(
         CheckpointError: lists names that are no factors of a linear layer, and shapes that do not
             belong together.
     """
-    problems = Problems()
+    problems = ErrorCollector()
     parts: dict[str, dict[str, np.ndarray]] = {}
     replaced: dict[str, np.ndarray] = {}
     for name, leaf in flatten(factors):

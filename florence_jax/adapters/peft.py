@@ -14,7 +14,7 @@ import numpy as np
 
 from florence_jax.adapters.adapter import Adapter, LowRank
 from florence_jax.adapters.peft_config import LoraSettings, read_settings
-from florence_jax.checkpoint.errors import CheckpointError, Problems, sample
+from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, sample
 from florence_jax.checkpoint.files import contained_file, has_file, read_json_object
 from florence_jax.checkpoint.pytorch.bin_reader import open_torch
 from florence_jax.checkpoint.pytorch.key_map import (
@@ -26,7 +26,7 @@ from florence_jax.checkpoint.pytorch.key_map import (
     match_name,
     match_path,
 )
-from florence_jax.checkpoint.pytorch.lazy_tensor import StoredTensor
+from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
 from florence_jax.checkpoint.pytorch.safetensors_reader import open_safetensors
 from florence_jax.checkpoint.pytorch.transforms import CONV, LINEAR
 
@@ -69,7 +69,7 @@ def read_peft(directory: str | Path) -> Adapter:
     config = read_json_object(directory, CONFIG_FILE)
     if config is None:
         raise CheckpointError(f"{directory} has no {CONFIG_FILE}: it is not a PEFT adapter")
-    problems = Problems()
+    problems = ErrorCollector()
     settings = read_settings(config, str(directory / CONFIG_FILE), problems)
     parts, plain = _sorted_by_module(_open(directory), problems)
     names = [*(f"{module}.weight" for module in parts), *plain]
@@ -117,7 +117,7 @@ def peft_files(
     Raises:
         CheckpointError: lists every weight that has no linear layer in `naming`.
     """
-    problems = Problems()
+    problems = ErrorCollector()
     tensors: dict[str, np.ndarray] = {}
     modules: dict[str, LowRank] = {}
     for path, update in adapter.modules.items():
@@ -157,8 +157,8 @@ def peft_files(
     return _config(adapter, naming, modules, whole, base_model), tensors
 
 
-def _open(directory: Path) -> list[StoredTensor]:
-    openers: tuple[tuple[str, Callable[[Path, str], list[StoredTensor]]], ...] = (
+def _open(directory: Path) -> list[LazyTensor]:
+    openers: tuple[tuple[str, Callable[[Path, str], list[LazyTensor]]], ...] = (
         (WEIGHTS_FILE, open_safetensors),
         (TORCH_WEIGHTS_FILE, open_torch),
     )
@@ -172,11 +172,11 @@ def _open(directory: Path) -> list[StoredTensor]:
 
 
 def _sorted_by_module(
-    tensors: Iterable[StoredTensor], problems: Problems
-) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, StoredTensor]]:
+    tensors: Iterable[LazyTensor], problems: ErrorCollector
+) -> tuple[dict[str, dict[str, LazyTensor]], dict[str, LazyTensor]]:
     """(module -> part -> tensor, name of a whole tensor of the model -> tensor)."""
-    parts: dict[str, dict[str, StoredTensor]] = collections.defaultdict(dict)
-    plain: dict[str, StoredTensor] = {}
+    parts: dict[str, dict[str, LazyTensor]] = collections.defaultdict(dict)
+    plain: dict[str, LazyTensor] = {}
     for tensor in tensors:
         name = tensor.name.removeprefix(_PREFIX)
         if name == tensor.name:
@@ -209,7 +209,7 @@ def _naming(names: list[str], label: str) -> Naming:
     return best
 
 
-def _is_linear(match: Match, naming: Naming, module: str, problems: Problems) -> bool:
+def _is_linear(match: Match, naming: Naming, module: str, problems: ErrorCollector) -> bool:
     transform = match.rule.transform(naming)
     if transform is LINEAR or match.path == LM_HEAD:
         return True
@@ -227,11 +227,11 @@ def _is_linear(match: Match, naming: Naming, module: str, problems: Problems) ->
 
 def _low_rank(
     module: str,
-    tensors: Mapping[str, StoredTensor],
+    tensors: Mapping[str, LazyTensor],
     match: Match,
     naming: Naming,
     settings: LoraSettings,
-    problems: Problems,
+    problems: ErrorCollector,
 ) -> LowRank | None:
     missing = [part for part in (_A, _B) if part not in tensors]
     if missing:
@@ -260,7 +260,7 @@ def _low_rank(
     )
 
 
-def _copy(tensor: StoredTensor, problems: Problems) -> np.ndarray:
+def _copy(tensor: LazyTensor, problems: ErrorCollector) -> np.ndarray:
     if not tensor.is_readable:
         problems.add("tensors of an unsupported dtype", tensor.name, str(tensor.dtype))
     return np.array(tensor.view())

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from florence_jax.checkpoint.errors import CheckpointError, Problems, clip
+from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, clip
 
 _MERGE_IN_PEFT = "merge it in PyTorch with PEFT's merge_and_unload() and convert the merged model"
 
@@ -80,7 +80,7 @@ class LoraSettings:
         return _matching(self.alpha_pattern, module) or [self.alpha]
 
 
-def read_settings(config: Mapping[str, Any], label: str, problems: Problems) -> LoraSettings:
+def read_settings(config: Mapping[str, Any], label: str, problems: ErrorCollector) -> LoraSettings:
     """Check adapter_config.json; everything that keeps it from being merged goes into `problems`.
 
     Args:
@@ -132,7 +132,7 @@ def _matching(pattern: tuple[tuple[str, Any], ...], module: str) -> list[Any]:
 
 
 def _number(
-    config: Mapping[str, Any], name: str, default: int, kind: type, problems: Problems
+    config: Mapping[str, Any], name: str, default: int, kind: type, problems: ErrorCollector
 ) -> Any:
     value = config.get(name, default)
     if _is_number(value, kind):
@@ -142,7 +142,7 @@ def _number(
 
 
 def _pattern(
-    config: Mapping[str, Any], name: str, kind: type, problems: Problems
+    config: Mapping[str, Any], name: str, kind: type, problems: ErrorCollector
 ) -> tuple[tuple[str, Any], ...]:
     heading = "settings that make no sense"
     entries = config.get(name) or {}

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from florence_jax.batch.job import LoadedItem
+from florence_jax.batch.job import DecodedItem
 from florence_jax.generation import GenerateOutput, GenerationConfig
 from florence_jax.generation.inputs import prompt_bucket
-from florence_jax.inference.base_pipeline import Answering
+from florence_jax.inference.base_pipeline import BasePipeline
 from florence_jax.inference.batching import padded_rows
 from florence_jax.inference.device_normalize import Normalisation
 from florence_jax.inference.device_queue import DeviceQueue
-from florence_jax.inference.device_stats import Activity
+from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.inference.requests import Query, Request
 from florence_jax.processing import TASKS, build_prompt, parse_tokens, task_of
 from florence_jax.processing.confidence import text_confidence
@@ -30,7 +30,7 @@ _PLACES = {task: place for place, task in enumerate(TASKS)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Asked:
+class PendingQuery:
     """A question: `features` float[I, D] of a picture of `size` (width, height), and what of it."""
 
     features: jax.Array
@@ -53,7 +53,7 @@ class Answer:
     error: str | None = None
 
 
-class Asker:
+class AnnotationEngine:
     """Encodes pictures and asks about them.
 
     Every batch has the one size that its program has, and its rows are a function of what is asked
@@ -62,12 +62,12 @@ class Asker:
 
     def __init__(
         self,
-        pipeline: Answering,
+        pipeline: BasePipeline,
         settings: GenerationConfig,
         *,
         constrained: bool,
         batch_size: int,
-        activity: Activity,
+        activity: DeviceStats,
     ) -> None:
         """
         Raises:
@@ -90,7 +90,7 @@ class Asker:
         self._queue = DeviceQueue(activity)
         self._normalise = Normalisation(pipeline.image_config)
 
-    def encode(self, loaded: Iterable[LoadedItem]) -> Iterator[tuple[LoadedItem, jax.Array]]:
+    def encode(self, loaded: Iterable[DecodedItem]) -> Iterator[tuple[DecodedItem, jax.Array]]:
         """Each item with the features of its picture, float[I, D] on the device."""
         remaining = iter(loaded)
         while chunk := list(islice(remaining, self.rows)):
@@ -102,7 +102,7 @@ class Asker:
             )
             yield from zip(chunk, features, strict=False)
 
-    def ask(self, asked: Sequence[Asked]) -> list[Answer]:
+    def ask(self, asked: Sequence[PendingQuery]) -> list[Answer]:
         """The answers, in order; all batches are under way before the first is waited for."""
         answers: list[Answer] = [Answer()] * len(asked)
         groups: dict[int, list[tuple[int, str]]] = defaultdict(list)
@@ -129,15 +129,15 @@ class Asker:
             finish()
         return answers
 
-    def _place(self, one: Asked) -> int:
+    def _place(self, one: PendingQuery) -> int:
         return _PLACES.get(task_of(one.query.prompt), len(_PLACES))
 
     def _send(
-        self, asked: Sequence[Asked], batch: Sequence[tuple[int, str]], answers: list[Answer]
+        self, asked: Sequence[PendingQuery], batch: Sequence[tuple[int, str]], answers: list[Answer]
     ) -> Callable[[], None]:
         """Start a batch; what is returned writes its answers into `answers`."""
         try:
-            future = self._launch([asked[number] for number, _ in batch], [p for _, p in batch])
+            future = self._dispatch([asked[number] for number, _ in batch], [p for _, p in batch])
         except Exception as error:
             if not is_of_one_input(error):
                 raise
@@ -163,7 +163,9 @@ class Asker:
 
         return finish
 
-    def _launch(self, asked: Sequence[Asked], prompts: Sequence[str]) -> Future[GenerateOutput]:
+    def _dispatch(
+        self, asked: Sequence[PendingQuery], prompts: Sequence[str]
+    ) -> Future[GenerateOutput]:
         pipeline = self.pipeline
         input_ids, mask = pipeline.tokenizer.encode_batch(list(prompts))
         rows = padded_rows(len(asked), (self.rows,))
@@ -186,7 +188,7 @@ class Asker:
 
         return self._queue.launch(compute, fetch)[1]
 
-    def _read(self, output: GenerateOutput, row: int, one: Asked) -> Answer:
+    def _read(self, output: GenerateOutput, row: int, one: PendingQuery) -> Answer:
         length, tokenizer = int(output.lengths[row]), self.pipeline.tokenizer
         ids = output.sequences[row, : length + 1].tolist()
         # The first id, the decoder's start, was given and not chosen: it has no score.

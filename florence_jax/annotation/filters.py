@@ -13,18 +13,18 @@ from florence_jax.annotation.noun_phrases import Analysis
 from florence_jax.annotation.schema import (
     LEVELS,
     Coordinates,
-    Line,
+    OCRLine,
     Phrase,
     Region,
     Text,
 )
 from florence_jax.annotation.settings import FilterSettings
 
-Part = TypeVar("Part", Region, Phrase, Line)
+Part = TypeVar("Part", Region, Phrase, OCRLine)
 Size = tuple[int, int]
 
 
-def text_fault(text: Text, analysis: Analysis, settings: FilterSettings) -> str | None:
+def text_rejection_reason(text: Text, analysis: Analysis, settings: FilterSettings) -> str | None:
     """Why a caption goes: "empty", "score", "too many objects" or "too simple"; None: it stays."""
     if not text.text.strip():
         return "empty"
@@ -36,7 +36,7 @@ def text_fault(text: Text, analysis: Analysis, settings: FilterSettings) -> str 
     return "too simple" if analysis.complexity < settings.least_complexity else None
 
 
-def box_fault(
+def box_rejection_reason(
     box: Sequence[float], score: float, size: Size, settings: FilterSettings
 ) -> str | None:
     """Why a box goes: "degenerate", "tiny" or "score"; None: it stays."""
@@ -62,7 +62,7 @@ def filter_regions(
         label, score = named(region)
         if not label:
             return "label"
-        found = box_fault(region.box, region.score, size, settings)
+        found = box_rejection_reason(region.box, region.score, size, settings)
         return found or ("label score" if score < settings.label_score else None)
 
     kept = _without_faults("regions", regions, fault, rejected)
@@ -79,7 +79,10 @@ def filter_proposals(
 ) -> list[Region]:
     """Boxes without a name, less the faulty ones and doubles; reasons as of regions."""
     kept = _without_faults(
-        "regions", regions, lambda one: box_fault(one.box, one.score, size, settings), rejected
+        "regions",
+        regions,
+        lambda one: box_rejection_reason(one.box, one.score, size, settings),
+        rejected,
     )
     return without_overlaps("regions: overlap", kept, settings.overlap, rejected)
 
@@ -92,7 +95,7 @@ def contradicts(region: Region, settings: FilterSettings) -> bool:
     return len(label & description) < settings.agreement * len(label)
 
 
-def uncovered(
+def unmatched_boxes(
     found: Sequence[Sequence[float]], kept: Sequence[Sequence[float]], least: float
 ) -> int:
     """How many of the boxes share less than `least` with every box that was kept; doubles once."""
@@ -104,12 +107,12 @@ def uncovered(
 
 
 def filter_lines(
-    lines: Sequence[Line],
+    lines: Sequence[OCRLine],
     wording_scores: Sequence[float],
     size: Size,
     settings: FilterSettings,
     rejected: Counter[str],
-) -> list[Line]:
+) -> list[OCRLine]:
     """Lines of written text; reasons as of regions, with "ocr: text score" and "ocr: empty"."""
     doubtful = {
         id(line)
@@ -117,12 +120,12 @@ def filter_lines(
         if score < settings.line_score
     }
 
-    def fault(line: Line) -> str | None:
+    def fault(line: OCRLine) -> str | None:
         if not line.text.strip():
             return "empty"
         if enclosed_area(line.quad) == 0.0:
             return "degenerate"
-        found = box_fault(bounds(line.quad), line.score, size, settings)
+        found = box_rejection_reason(bounds(line.quad), line.score, size, settings)
         return found or ("text score" if id(line) in doubtful else None)
 
     kept = _without_faults("ocr", lines, fault, rejected)
@@ -138,7 +141,10 @@ def filter_phrases(
     "a dog" and, later on, "the dog".
     """
     kept = _without_faults(
-        "phrases", phrases, lambda one: box_fault(one.box, one.score, size, settings), rejected
+        "phrases",
+        phrases,
+        lambda one: box_rejection_reason(one.box, one.score, size, settings),
+        rejected,
     )
     kept = _without_doubles(
         "phrases: overlap", kept, lambda one: (one.start, one.end), settings, rejected
@@ -146,7 +152,7 @@ def filter_phrases(
     return _without_doubles("phrases: duplicate", kept, _wording, settings, rejected)
 
 
-def sound_polygons(
+def valid_polygons(
     polygons: Iterable[Sequence[float]], box: Sequence[float], rejected: Counter[str], kind: str
 ) -> tuple[Coordinates, ...]:
     """Polygons that enclose something, all together about the box that they were asked for.
@@ -255,8 +261,8 @@ def _without_doubles(
     return [part for part in parts if id(part) in stay]
 
 
-def _box(part: Region | Phrase | Line) -> Sequence[float]:
-    return bounds(part.quad) if isinstance(part, Line) else part.box
+def _box(part: Region | Phrase | OCRLine) -> Sequence[float]:
+    return bounds(part.quad) if isinstance(part, OCRLine) else part.box
 
 
 def _words(text: str) -> set[str]:

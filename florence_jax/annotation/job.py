@@ -6,16 +6,16 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from florence_jax.annotation.engine_adapter import Asker
-from florence_jax.annotation.noun_phrases import Analyser
+from florence_jax.annotation.engine_adapter import AnnotationEngine
+from florence_jax.annotation.noun_phrases import NounPhraseExtractor
 from florence_jax.annotation.schema import SCHEMA, to_row
 from florence_jax.annotation.settings import AnnotateSettings
-from florence_jax.annotation.stages import Picture
+from florence_jax.annotation.stages import ImageAnnotator
 from florence_jax.batch.fingerprint import pipeline_fingerprint
-from florence_jax.batch.job import LoadedItem, Row
+from florence_jax.batch.job import DecodedItem, Row
 from florence_jax.generation import GenerationConfig
-from florence_jax.inference.base_pipeline import Answering
-from florence_jax.inference.device_stats import Activity
+from florence_jax.inference.base_pipeline import BasePipeline
+from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.processing import ImageConfig
 from florence_jax.runtime.error_text import row_error_text
 
@@ -29,14 +29,14 @@ class AnnotateJob:
 
     def __init__(
         self,
-        pipeline: Answering,
+        pipeline: BasePipeline,
         settings: AnnotateSettings,
-        analyser: Analyser,
+        analyser: NounPhraseExtractor,
         *,
         generation: GenerationConfig | None = None,
         constrained: bool = True,
         batch_size: int = 8,
-        activity: Activity | None = None,
+        activity: DeviceStats | None = None,
     ) -> None:
         """
         Args:
@@ -52,8 +52,8 @@ class AnnotateJob:
             ValueError: decoding settings or a pipeline that give no single answer or no scores.
         """
         self._settings, self._analyser = settings, analyser
-        self._activity = activity or Activity()
-        self._asker = Asker(
+        self._activity = activity or DeviceStats()
+        self._asker = AnnotationEngine(
             pipeline,
             generation or pipeline.generation,
             constrained=constrained,
@@ -79,12 +79,12 @@ class AnnotateJob:
         return self._asker.pipeline.image_config
 
     @property
-    def activity(self) -> Activity:
+    def activity(self) -> DeviceStats:
         return self._activity
 
-    def __call__(self, loaded: Iterable[LoadedItem]) -> Sequence[Row]:
+    def __call__(self, loaded: Iterable[DecodedItem]) -> Sequence[Row]:
         pictures = [
-            Picture(
+            ImageAnnotator(
                 id=item.item.id,
                 image=getattr(item.item.image, "name", item.item.id),
                 features=features,

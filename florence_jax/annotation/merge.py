@@ -28,7 +28,7 @@ from florence_jax.annotation.schema import (
     LEVELS,
     Annotation,
     AnnotationError,
-    Line,
+    OCRLine,
     Phrase,
     Region,
     Text,
@@ -38,7 +38,7 @@ from florence_jax.annotation.schema import (
 
 Fusion = Literal["nms", "average"]
 Captions = Literal["best", "all"]
-Part = TypeVar("Part", Region, Line, Phrase)
+Part = TypeVar("Part", Region, OCRLine, Phrase)
 
 
 def merge_sets(
@@ -236,25 +236,25 @@ def _mean(cluster: Sequence[tuple[int, Part]]) -> Part:
     if len(parts) == 1:
         return best
     weights = np.array([max(part.score, 1e-9) for part in parts])
-    shapes = np.array([part.quad if isinstance(part, Line) else part.box for part in parts])
+    shapes = np.array([part.quad if isinstance(part, OCRLine) else part.box for part in parts])
     mean = tuple((weights @ shapes / weights.sum()).tolist())
     placed: Mapping[str, object] = (
-        {"quad": mean} if isinstance(best, Line) else {"box": mean, "polygons": ()}
+        {"quad": mean} if isinstance(best, OCRLine) else {"box": mean, "polygons": ()}
     )
     score = float(np.mean([part.score for part in parts]))
     return dataclasses.replace(_completed(best, parts), score=score, **placed)
 
 
-def _box(part: Region | Line | Phrase) -> Sequence[float]:
-    return bounds(part.quad) if isinstance(part, Line) else part.box
+def _box(part: Region | OCRLine | Phrase) -> Sequence[float]:
+    return bounds(part.quad) if isinstance(part, OCRLine) else part.box
 
 
-def _rank(part: Region | Line | Phrase) -> tuple:
+def _rank(part: Region | OCRLine | Phrase) -> tuple:
     """Equal for equal parts alone; the most certain first."""
     return -part.score, repr(part)
 
 
-def _place(part: Region | Line | Phrase) -> tuple:
+def _place(part: Region | OCRLine | Phrase) -> tuple:
     first = (part.text, part.start) if isinstance(part, Phrase) else ()
     box = _box(part)
     return *first, box[1], box[0], *_rank(part)

@@ -43,7 +43,7 @@ class Analysis:
         return len({_without_determiner(phrase.text) for phrase in named})
 
 
-class Analyser(Protocol):
+class NounPhraseExtractor(Protocol):
     """Takes texts apart; safe to call from several threads."""
 
     @property

@@ -6,7 +6,7 @@ import importlib.util
 import threading
 from typing import Any
 
-from florence_jax.annotation.noun_phrases import Analyser, Analysis, NounPhrase
+from florence_jax.annotation.noun_phrases import Analysis, NounPhrase, NounPhraseExtractor
 from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
 
 # Looked for where no model is named; the small one is fast, and captions are simple sentences.
@@ -17,7 +17,7 @@ _ATTRIBUTES = {"amod", "compound", "nummod"}
 _NOT_COUNTED = {"det", "punct", "aux", "auxpass", "case"}
 
 
-def find_analyser(name: str = "auto") -> Analyser:
+def find_analyser(name: str = "auto") -> NounPhraseExtractor:
     """The analyser of that name.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from florence_jax.annotation.exports import write_coco, write_rows
 from florence_jax.annotation.gallery import write_gallery
-from florence_jax.annotation.noun_phrases import Analyser
+from florence_jax.annotation.noun_phrases import NounPhraseExtractor
 from florence_jax.annotation.plots import save_plots
 from florence_jax.annotation.schema import read_annotations
 from florence_jax.annotation.statistics import Statistics, statistics
@@ -36,7 +36,11 @@ class Products:
 
 
 def make_products(
-    annotations: Path, directory: Path, root: Path, analyser: Analyser, products: Products
+    annotations: Path,
+    directory: Path,
+    root: Path,
+    analyser: NounPhraseExtractor,
+    products: Products,
 ) -> Statistics:
     """Write what is asked for into `directory`, in place of what an earlier call wrote.
 

@@ -43,7 +43,7 @@ FILE = "annotations.jsonl"
 _BLOCKS = "block-*.jsonl"
 
 Coordinates = tuple[float, ...]
-Part = TypeVar("Part", "Text", "Region", "Line", "Phrase")
+Part = TypeVar("Part", "Text", "Region", "OCRLine", "Phrase")
 Kind = TypeVar("Kind")
 
 
@@ -87,7 +87,7 @@ class Region:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class OCRLine:
     """A line of written text: its four corners, what it says, and the corners' confidence."""
 
     quad: Coordinates
@@ -134,7 +134,7 @@ class Annotation:
     height: int
     texts: tuple[Text, ...] = ()
     regions: tuple[Region, ...] = ()
-    ocr: tuple[Line, ...] = ()
+    ocr: tuple[OCRLine, ...] = ()
     phrases: tuple[Phrase, ...] = ()
     rejected: Mapping[str, int] = field(default_factory=dict)
     lost: Mapping[str, int] = field(default_factory=dict)
@@ -187,7 +187,7 @@ def from_row(row: Mapping[str, Any], where: str = "a row") -> Annotation:
             height=_side(row, "height"),
             texts=texts,
             regions=tuple(_part(Region, one, box=4) for one in _listed(row, "regions")),
-            ocr=tuple(_part(Line, one, quad=8) for one in _listed(row, "ocr")),
+            ocr=tuple(_part(OCRLine, one, quad=8) for one in _listed(row, "ocr")),
             phrases=tuple(_part(Phrase, one, box=4) for one in _listed(row, "phrases")),
             rejected=_counts(row, "rejected"),
             lost=_counts(row, "lost"),
@@ -261,7 +261,7 @@ def write_annotations(annotations: Iterable[Annotation], path: Path) -> int:
     return count
 
 
-def _record(part: Text | Region | Line | Phrase) -> dict[str, Any]:
+def _record(part: Text | Region | OCRLine | Phrase) -> dict[str, Any]:
     """The part's fields as JSON, those that are absent left out."""
     record: dict[str, Any] = {}
     for name, value in vars(part).items():

@@ -19,9 +19,9 @@ from typing import Any
 import jax
 
 from florence_jax.annotation.boxes import bounds
-from florence_jax.annotation.engine_adapter import Answer, Asked
+from florence_jax.annotation.engine_adapter import Answer, PendingQuery
 from florence_jax.annotation.filters import (
-    box_fault,
+    box_rejection_reason,
     contradicts,
     filter_lines,
     filter_phrases,
@@ -29,13 +29,13 @@ from florence_jax.annotation.filters import (
     filter_regions,
     join_descriptions,
     join_proposals,
-    sound_polygons,
-    text_fault,
-    uncovered,
+    text_rejection_reason,
+    unmatched_boxes,
+    valid_polygons,
     without_overlaps,
 )
-from florence_jax.annotation.noun_phrases import Analyser, Analysis, find_phrase
-from florence_jax.annotation.schema import Annotation, Level, Line, Phrase, Region, Text
+from florence_jax.annotation.noun_phrases import Analysis, NounPhraseExtractor, find_phrase
+from florence_jax.annotation.schema import Annotation, Level, OCRLine, Phrase, Region, Text
 from florence_jax.annotation.settings import AnnotateSettings
 from florence_jax.annotation.to_examples import CAPTION_TASKS
 from florence_jax.inference.requests import Query
@@ -44,11 +44,11 @@ _LOCATION = re.compile(r"<loc_\d+>")
 
 # Takes the answer to the question that it came with.
 Read = Callable[[Answer], None]
-Step = list[tuple[Asked, Read]]
+Step = list[tuple[PendingQuery, Read]]
 
 
 @dataclass(kw_only=True, eq=False)
-class Picture:
+class ImageAnnotator:
     """A picture on its way through the stages.
 
     Attributes:
@@ -61,10 +61,10 @@ class Picture:
     features: jax.Array
     size: tuple[int, int]
     settings: AnnotateSettings
-    analyser: Analyser
+    analyser: NounPhraseExtractor
     texts: list[Text] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)
+    lines: list[OCRLine] = field(default_factory=list)
     phrases: list[Phrase] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     _described: list[Region] = field(default_factory=list)
@@ -87,7 +87,9 @@ class Picture:
         }
         # What suppression took for a double is covered too.
         same = min(self.settings.filters.joined, self.settings.filters.overlap)
-        lost = {kind: uncovered(boxes, kept[kind], same) for kind, boxes in self._sure.items()}
+        lost = {
+            kind: unmatched_boxes(boxes, kept[kind], same) for kind, boxes in self._sure.items()
+        }
         return Annotation(
             id=self.id,
             image=self.image,
@@ -165,7 +167,9 @@ class Picture:
             )
         return step
 
-    def _ask(self, task: str, read: Callable[[Answer], None], **asked: Any) -> tuple[Asked, Read]:
+    def _ask(
+        self, task: str, read: Callable[[Answer], None], **asked: Any
+    ) -> tuple[PendingQuery, Read]:
         query = Query(prompt=task, **asked)
 
         def checked(answer: Answer) -> None:
@@ -174,13 +178,13 @@ class Picture:
             else:
                 read(answer)
 
-        return Asked(features=self.features, size=self.size, query=query), checked
+        return PendingQuery(features=self.features, size=self.size, query=query), checked
 
     def _reader(self, level: Level) -> Read:
         def read(answer: Answer) -> None:
             text = Text(level=level, text=answer.value, score=answer.score)
             analysis = self.analyser(text.text)
-            fault = text_fault(text, analysis, self.settings.filters)
+            fault = text_rejection_reason(text, analysis, self.settings.filters)
             if fault is not None:
                 self.rejected[f"texts: {fault}"] += 1
                 return
@@ -216,13 +220,13 @@ class Picture:
         self._sure[kind] += [
             tuple(box)
             for box, score in boxes
-            if box_fault(box, score, self.size, self.settings.filters) is None
+            if box_rejection_reason(box, score, self.size, self.settings.filters) is None
         ]
 
     def _read_lines(self, answer: Answer) -> None:
         value = answer.value
         lines = [
-            Line(quad=tuple(quad), text=text, score=score)
+            OCRLine(quad=tuple(quad), text=text, score=score)
             for quad, text, score in zip(
                 value["quad_boxes"], value["labels"], value["scores"], strict=True
             )
@@ -291,7 +295,7 @@ class Picture:
     def _outliner(self, box: Sequence[float], users: Sequence[tuple[str, list[Any], int]]) -> Read:
         def read(answer: Answer) -> None:
             parts = [part for instance in answer.value["polygons"] for part in instance]
-            polygons = sound_polygons(parts, box, self.rejected, users[0][0])
+            polygons = valid_polygons(parts, box, self.rejected, users[0][0])
             for _, owners, number in users:
                 owners[number] = dataclasses.replace(owners[number], polygons=polygons)
 

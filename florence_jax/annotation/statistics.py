@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from florence_jax.annotation.boxes import bounds
-from florence_jax.annotation.noun_phrases import Analyser, Analysis
+from florence_jax.annotation.noun_phrases import Analysis, NounPhraseExtractor
 from florence_jax.annotation.schema import LEVELS, Annotation, Phrase, Region, Text
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -122,7 +122,7 @@ class Statistics:
         return "\n".join(lines)
 
 
-def statistics(annotations: Iterable[Annotation], analyser: Analyser) -> Statistics:
+def statistics(annotations: Iterable[Annotation], analyser: NounPhraseExtractor) -> Statistics:
     """Counts of `annotations`, read once; `analyser` counts the objects of texts."""
     counts = {kind: _Count() for kind in _kinds()}
     rejected: Counter[str] = Counter()
@@ -169,7 +169,7 @@ class _Count:
     regional_tokens: int = 0
     analyses: list[Analysis] = field(default_factory=list)
 
-    def add_texts(self, texts: Sequence[Text], analyser: Analyser) -> None:
+    def add_texts(self, texts: Sequence[Text], analyser: NounPhraseExtractor) -> None:
         self.images += bool(texts)
         self.texts += len(texts)
         self.tokens += sum(count_tokens(text.text) for text in texts)

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from florence_jax.batch.image_reader import image_name, resized_pixels
-from florence_jax.batch.job import Item, Job, LoadedItem, Row, Source
+from florence_jax.batch.job import DecodedItem, Item, Job, Row, Source
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
@@ -30,7 +30,7 @@ def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
     rows: list[Row] = []
     waiting: list[int] = []  # the numbers of the rows that are the job's to complete
 
-    def loaded() -> Iterator[LoadedItem]:
+    def loaded() -> Iterator[DecodedItem]:
         for item, future in _read_ahead(items, job, pool):
             rows.append(_frame(item))
             if future is None:
@@ -47,7 +47,7 @@ def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
             if notes:
                 rows[-1]["image_note"] = "; ".join(notes)
             waiting.append(len(rows) - 1)
-            yield LoadedItem(item=item, size=size, pixels=pixels)
+            yield DecodedItem(item=item, size=size, pixels=pixels)
 
     stream = loaded()
     answers = job(stream)

@@ -9,7 +9,7 @@ from florence_jax.batch.job import Source
 from florence_jax.batch.manifest import make_manifest, manifest_differences, read_manifest
 from florence_jax.batch.output_files import RowFormat
 from florence_jax.batch.process_share import Share
-from florence_jax.batch.run import blocks_of, default_workers
+from florence_jax.batch.run import default_workers, plan_shards
 from florence_jax.batch.run_inputs import settle_inputs
 
 
@@ -32,7 +32,7 @@ def describe_plan(
     """
     before = read_manifest(directory)
     inputs = settle_inputs(directory, source, extend=extend)
-    blocks, kind = blocks_of(inputs, directory, block_size, row_format, default_size)
+    blocks, kind = plan_shards(inputs, directory, block_size, row_format, default_size)
     done = set(blocks.finished(directory, kind))
     own = [block for block in range(share.index, len(blocks), share.count) if block not in done]
     lines = [

@@ -9,10 +9,10 @@ import jax
 
 import florence_jax
 from florence_jax.export.manifest import weights_sha256
-from florence_jax.inference.base_pipeline import Answering
+from florence_jax.inference.base_pipeline import BasePipeline
 
 
-def pipeline_fingerprint(pipeline: Answering) -> dict[str, Any]:
+def pipeline_fingerprint(pipeline: BasePipeline) -> dict[str, Any]:
     """Weights, tokenizer, image settings, conventions, mesh, and the software and device at work.
 
     The last ones because another jax, another kind of device or another division of the weights

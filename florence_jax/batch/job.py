@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from florence_jax.batch.image_reader import ImageSource
-from florence_jax.inference.device_stats import Activity
+from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.inference.requests import Query
 from florence_jax.processing import ImageConfig
 
@@ -44,7 +44,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LoadedItem:
+class DecodedItem:
     """An item whose picture could be read.
 
     Attributes:
@@ -102,11 +102,11 @@ class Job(Protocol):
         ...
 
     @property
-    def activity(self) -> Activity:
+    def activity(self) -> DeviceStats:
         """What the job counts for the progress bar: tokens, and when the device is busy."""
         ...
 
-    def __call__(self, loaded: Iterable[LoadedItem]) -> Sequence[Row]:
+    def __call__(self, loaded: Iterable[DecodedItem]) -> Sequence[Row]:
         """One row for each of a block's loaded items, in order.
 
         The iterable gives items as their pictures are ready: take them one by one, and start work
@@ -120,7 +120,7 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListSource:
     """A `Source` of items that are in memory already, for small sets and for tests."""
 
     items: Sequence[Item]

@@ -141,7 +141,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         manifest["records"] += 1
 
 
-def adopt_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+def claim_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest into `directory`, or compare it with the one that is there.
 
     Raises:

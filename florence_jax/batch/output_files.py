@@ -56,7 +56,7 @@ def writable(item: Item) -> Item:
     asked about, and without a block being lost for it."""
     try:
         result_to_json(item.extra)
-        result_to_json([query.record() for query in item.queries])
+        result_to_json([query.to_dict() for query in item.queries])
     except Exception as error:
         text = row_error_text(error)
         return Item(id=item.id, error=f"its row cannot be written: {text}; leave that out")

@@ -17,14 +17,14 @@ import jax
 import numpy as np
 
 from florence_jax.batch.fingerprint import pipeline_fingerprint
-from florence_jax.batch.job import LoadedItem, Row
+from florence_jax.batch.job import DecodedItem, Row
 from florence_jax.generation import GenerateOutput, GenerationConfig
 from florence_jax.generation.inputs import prompt_bucket
-from florence_jax.inference.base_pipeline import Answering
+from florence_jax.inference.base_pipeline import BasePipeline
 from florence_jax.inference.batching import padded_rows
 from florence_jax.inference.device_normalize import Normalisation
 from florence_jax.inference.device_queue import DeviceQueue
-from florence_jax.inference.device_stats import Activity
+from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.inference.requests import Query, Request
 from florence_jax.processing import ImageConfig, check_request, request_prompt, task_of
 from florence_jax.results.scores import drop_below
@@ -59,19 +59,20 @@ class PredictJob:
 
     def __init__(
         self,
-        pipeline: Answering,
+        pipeline: BasePipeline,
         generation: GenerationConfig | None = None,
         *,
         constrained: bool = False,
         min_score: float | None = None,
         batch_size: int = 8,
-        activity: Activity | None = None,
+        activity: DeviceStats | None = None,
         free_prompt: bool = False,
         declared: Collection[str] = (),
     ) -> None:
         """
         Args:
-            pipeline: with the programs of one device, or of a mesh (`over_local_devices`).
+            pipeline: with the programs of one device, or of a mesh
+                (`replicate_over_local_devices`).
             generation: decoding settings; by default the checkpoint's.
             constrained: allow only answers that can be read whole.
             min_score: leave out shapes with a lower score; answers without scores are errors then.
@@ -96,7 +97,7 @@ class PredictJob:
         self._min_score = min_score
         self._rows = max(pipeline.programs.batch_buckets(batch_size))
         self._normalise = Normalisation(pipeline.image_config)
-        self._activity = activity or Activity()
+        self._activity = activity or DeviceStats()
         self._queue = DeviceQueue(self._activity)
 
     @property
@@ -115,7 +116,7 @@ class PredictJob:
         return self._pipeline.image_config
 
     @property
-    def activity(self) -> Activity:
+    def activity(self) -> DeviceStats:
         return self._activity
 
     def check(self, queries: Iterable[Query]) -> None:
@@ -135,7 +136,7 @@ class PredictJob:
             )
             self._constraint([query])
 
-    def __call__(self, loaded: Iterable[LoadedItem]) -> Sequence[Row]:
+    def __call__(self, loaded: Iterable[DecodedItem]) -> Sequence[Row]:
         rows: list[Row] = []
         pending: dict[Any, list[_Question]] = defaultdict(list)
         unfinished: list[Future[None]] = []
@@ -161,7 +162,7 @@ class PredictJob:
     def _rows_of_a_device(self) -> int:
         return self._rows // getattr(self._pipeline.programs, "device_count", 1)
 
-    def _encoded(self, chunk: Sequence[LoadedItem]) -> Iterator[tuple[LoadedItem, jax.Array]]:
+    def _encoded(self, chunk: Sequence[DecodedItem]) -> Iterator[tuple[DecodedItem, jax.Array]]:
         """Each item of at most a batch of pictures, with its picture's features."""
         places = {id(pixels): place for place, pixels in enumerate(_distinct(chunk))}
         pixels = np.stack(list(_distinct(chunk)))
@@ -173,11 +174,11 @@ class PredictJob:
             yield item, features[places[id(item.pixels)]]
 
     def _questions(
-        self, item: LoadedItem, features: jax.Array, answers: list[dict[str, Any]]
+        self, item: DecodedItem, features: jax.Array, answers: list[dict[str, Any]]
     ) -> Iterator[tuple[Any, _Question]]:
         """The item's questions, each with the key of the batch that it goes into."""
         for query in item.item.queries:
-            entry = query.record()
+            entry = query.to_dict()
             answers.append(entry)
             try:
                 prompt = request_prompt(
@@ -212,7 +213,7 @@ class PredictJob:
     def _ask(self, questions: Sequence[_Question]) -> list[Future[None]]:
         """Send a batch to the device; the futures are done when its answers are written down."""
         try:
-            return [self._launch(questions)]
+            return [self._dispatch(questions)]
         except Exception as error:
             if not is_of_one_input(error):
                 raise
@@ -222,7 +223,7 @@ class PredictJob:
             questions[0].entry["error"] = row_error_text(error)
             return []
 
-    def _launch(self, questions: Sequence[_Question]) -> Future[None]:
+    def _dispatch(self, questions: Sequence[_Question]) -> Future[None]:
         pipeline = self._pipeline
         input_ids, mask = pipeline.tokenizer.encode_batch([one.prompt for one in questions])
         if pipeline.compat == "original":
@@ -265,20 +266,20 @@ class PredictJob:
 
 
 def _answer(
-    pipeline: Answering,
+    pipeline: BasePipeline,
     output: GenerateOutput,
     number: int,
     asked: Sequence[tuple[str, tuple[int, int]]],
 ) -> Any:
     """What row `number` of a trimmed output says: read by itself, so that it fails by itself."""
     row = GenerateOutput(*(value[number : number + 1] for value in output))
-    (result,) = pipeline.read_answers(row, asked[number : number + 1])
+    (result,) = pipeline.postprocess_outputs(row, asked[number : number + 1])
     return result
 
 
-def _chunks(loaded: Iterable[LoadedItem], pictures: int) -> Iterator[list[LoadedItem]]:
+def _chunks(loaded: Iterable[DecodedItem], pictures: int) -> Iterator[list[DecodedItem]]:
     """The items in stretches of `pictures` different pictures."""
-    chunk: list[LoadedItem] = []
+    chunk: list[DecodedItem] = []
     count = 0
     for item in loaded:
         is_new = not chunk or chunk[-1].pixels is not item.pixels
@@ -291,7 +292,7 @@ def _chunks(loaded: Iterable[LoadedItem], pictures: int) -> Iterator[list[Loaded
         yield chunk
 
 
-def _distinct(chunk: Sequence[LoadedItem]) -> Iterator[np.ndarray]:
+def _distinct(chunk: Sequence[DecodedItem]) -> Iterator[np.ndarray]:
     for before, item in zip((None, *chunk), chunk, strict=False):
         if before is None or before.pixels is not item.pixels:
             yield item.pixels

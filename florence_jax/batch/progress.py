@@ -8,7 +8,7 @@ import time
 
 from tqdm import tqdm
 
-from florence_jax.inference.device_stats import Activity
+from florence_jax.inference.device_stats import DeviceStats
 
 _LOG_SECONDS = 60.0
 
@@ -16,7 +16,7 @@ _LOG_SECONDS = 60.0
 class Progress:
     """A bar on stderr, or a line a minute where that is a log, and this process's counts."""
 
-    def __init__(self, activity: Activity, *, total: int, done: int, shown: bool) -> None:
+    def __init__(self, activity: DeviceStats, *, total: int, done: int, shown: bool) -> None:
         """
         Args:
             total: items of the whole run.
@@ -82,7 +82,7 @@ class Progress:
 
     def _state(self) -> str:
         tokens = (self._activity.tokens - self._tokens_before) / self.seconds
-        busy = self._activity.busy_share
+        busy = self._activity.utilization
         return f"{tokens:.0f} tokens/s, device {busy:.0%} busy, {self.errors} errors"
 
     def _line(self) -> str:

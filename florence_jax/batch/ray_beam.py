@@ -100,7 +100,7 @@ class RowsAnswerer:
     def _job(self) -> Any:
         from florence_jax.batch.predict_job import PredictJob
         from florence_jax.demo.random_model import demo_pipeline
-        from florence_jax.inference.data_parallel import over_local_devices
+        from florence_jax.inference.data_parallel import replicate_over_local_devices
         from florence_jax.inference.overrides import with_overrides
         from florence_jax.inference.pipeline import Florence2Pipeline
 
@@ -109,7 +109,7 @@ class RowsAnswerer:
         else:
             pipeline = Florence2Pipeline.from_pretrained(self._model, dtype=self._dtype)
         job = PredictJob(
-            over_local_devices(pipeline),
+            replicate_over_local_devices(pipeline),
             with_overrides(pipeline.generation, self._decoding, _OWN),
             constrained=self._constrained,
             batch_size=self._batch_size,

@@ -8,8 +8,8 @@ from florence_jax.checkpoint.hub import resolve
 from florence_jax.checkpoint.load import Checkpoint, load_checkpoint
 from florence_jax.checkpoint.native.manifest import Manifest
 from florence_jax.checkpoint.native.save import save_checkpoint
-from florence_jax.checkpoint.pytorch.match import Plan, plan_checkpoint
-from florence_jax.checkpoint.pytorch.provenance import Origin
+from florence_jax.checkpoint.pytorch.match import LoadPlan, plan_checkpoint
+from florence_jax.checkpoint.pytorch.provenance import SourceFormat
 from florence_jax.checkpoint.pytorch.repo_config import RepositoryConfig, read_config
 from florence_jax.checkpoint.pytorch.state_dict import torch_tensors
 from florence_jax.checkpoint.report import Report
@@ -17,11 +17,11 @@ from florence_jax.checkpoint.report import Report
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "LoadPlan",
     "Manifest",
-    "Origin",
-    "Plan",
     "Report",
     "RepositoryConfig",
+    "SourceFormat",
     "load_checkpoint",
     "plan_checkpoint",
     "read_config",

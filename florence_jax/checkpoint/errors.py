@@ -11,7 +11,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded; the message lists every problem found and what to do."""
 
 
-class Problems:
+class ErrorCollector:
     """Problems under headings, in the order found; `raise_if_any` turns them into one error."""
 
     def __init__(self) -> None:

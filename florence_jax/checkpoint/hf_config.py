@@ -58,7 +58,7 @@ _UNSUPPORTED_TEXT = {
 }
 
 
-def oddities(config: Mapping[str, Any]) -> list[str]:
+def config_warnings(config: Mapping[str, Any]) -> list[str]:
     """Say what is odd but harmless in a published `config.json`, one sentence each.
 
     Many fine-tunes were saved with wrong top-level ids (bos 2, eos 1, pad 0); those in

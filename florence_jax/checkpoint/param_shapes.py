@@ -16,7 +16,7 @@ from florence_jax.config import BartConfig, DaViTConfig, Florence2Config
 _Parameters = Iterator[tuple[str, Shape]]
 
 
-def parameter_shapes(config: Florence2Config) -> dict[str, Shape]:
+def param_shapes(config: Florence2Config) -> dict[str, Shape]:
     """Path in the parameter tree ("encoder/layers/0/fc1/kernel") -> shape."""
     return dict(_florence2(config))
 

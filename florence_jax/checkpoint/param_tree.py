@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from florence_jax.checkpoint.errors import Problems, clip
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.errors import ErrorCollector, clip
+from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.checkpoint.pytorch.infer_sizes import check_reason
 from florence_jax.config import Florence2Config
 
@@ -27,12 +27,12 @@ def insert(tree: dict[str, Any], path: str, leaf: Any) -> None:
 
 
 def check_parameters(
-    config: Florence2Config, shapes: Mapping[str, tuple[int, ...]], problems: Problems
+    config: Florence2Config, shapes: Mapping[str, tuple[int, ...]], problems: ErrorCollector
 ) -> None:
     """Record every parameter that is missing, unexpected or of a shape that is not `config`'s."""
     if not check_reason(config, len(shapes), problems):
         return
-    expected = parameter_shapes(config)
+    expected = param_shapes(config)
     for path in sorted(expected.keys() - shapes.keys()):
         problems.add("missing parameters", path)
     for path, shape in shapes.items():

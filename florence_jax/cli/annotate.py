@@ -21,13 +21,13 @@ from florence_jax.cli.annotate_options import (
 from florence_jax.cli.options import decoding_settings, load_answering, say_on_stderr
 from florence_jax.runtime.directory_lock import LOCK, directory_lock
 from florence_jax.runtime.output_file import check_writable
-from florence_jax.runtime.signals import INTERRUPTED, ended_at_once
+from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
-    from florence_jax.annotation.noun_phrases import Analyser
+    from florence_jax.annotation.noun_phrases import NounPhraseExtractor
     from florence_jax.batch.job import Source
     from florence_jax.batch.run import Summary
-    from florence_jax.inference.base_pipeline import Answering
+    from florence_jax.inference.base_pipeline import BasePipeline
 
 # Features of a block's pictures stay on the device: 1.2 MB each for base in bfloat16.
 _MOST_IN_BLOCK = 128
@@ -101,7 +101,7 @@ def _annotate(options: argparse.Namespace) -> int:
     from florence_jax.annotation.noun_phrases_spacy import find_analyser
     from florence_jax.batch.process_share import find_share
     from florence_jax.batch.run import run_blocks
-    from florence_jax.inference.data_parallel import over_local_devices
+    from florence_jax.inference.data_parallel import replicate_over_local_devices
 
     settings = annotate_settings(options)
     say = None if options.quiet else say_on_stderr
@@ -121,7 +121,7 @@ def _annotate(options: argparse.Namespace) -> int:
         return 0
     options.output.mkdir(parents=True, exist_ok=True)
     check_writable(options.output)
-    pipeline = over_local_devices(load_answering(options, progress=not options.quiet))
+    pipeline = replicate_over_local_devices(load_answering(options, progress=not options.quiet))
     job = AnnotateJob(
         pipeline,
         settings,
@@ -131,7 +131,7 @@ def _annotate(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
     )
     count = AnnotationCount()
-    with ended_at_once(f"the same command goes on in {options.output}/"):
+    with exit_on_interrupt(f"the same command goes on in {options.output}/"):
         summary = run_blocks(
             pictures,
             job,
@@ -245,7 +245,7 @@ def _check_lists(options: argparse.Namespace) -> None:
             )
 
 
-def _finish(options: argparse.Namespace, root: Path, analyser: Analyser) -> None:
+def _finish(options: argparse.Namespace, root: Path, analyser: NounPhraseExtractor) -> None:
     from florence_jax.annotation.outputs import Products, make_products
 
     products = Products(exports=tuple(options.export), gallery=options.gallery)
@@ -258,7 +258,7 @@ def _plan(
     source: Source,
     root: Path,
     settings: AnnotateSettings,
-    analyser: Analyser,
+    analyser: NounPhraseExtractor,
     options: argparse.Namespace,
     blocks: dict[str, Any],
 ) -> str:
@@ -276,7 +276,7 @@ def _plan(
     )
 
 
-def _measured(summary: Summary, annotations: int, pipeline: Answering, directory: Path) -> str:
+def _measured(summary: Summary, annotations: int, pipeline: BasePipeline, directory: Path) -> str:
     """Note how fast this call was, and say it."""
     import jax
 

@@ -20,7 +20,7 @@ from florence_jax.cli.predict_dir import add_process_options
 from florence_jax.inference.malloc import add_malloc_option
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.output_file import check_writable, remove_leftovers, replace_file
-from florence_jax.runtime.signals import INTERRUPTED, ended_at_once
+from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
     from florence_jax.batch.image_reader import FileBelow
@@ -150,7 +150,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
         _check_pictures(plan)
         directory.mkdir(parents=True, exist_ok=True)
         check_writable(directory)
-        with ended_at_once(_how_to_go_on(directory)):
+        with exit_on_interrupt(_how_to_go_on(directory)):
             summary = _answer(plan, options, directory / ROWS)
         if summary.missing:
             done = summary.blocks - summary.missing
@@ -169,13 +169,13 @@ def _answer(plan: Plan, options: argparse.Namespace, directory: Path) -> Summary
     from florence_jax.batch.predict_job import PredictJob
     from florence_jax.batch.process_share import find_share
     from florence_jax.batch.run import default_block_size, run_blocks
-    from florence_jax.inference.data_parallel import over_local_devices
+    from florence_jax.inference.data_parallel import replicate_over_local_devices
     from florence_jax.processing.request_check import check_task
 
     if options.max_new_tokens is None and plan.known is not None:
         options.max_new_tokens = plan.known.max_new_tokens
     source = plan.source()
-    pipeline = over_local_devices(load_answering(options, progress=not options.quiet))
+    pipeline = replicate_over_local_devices(load_answering(options, progress=not options.quiet))
     job = PredictJob(
         pipeline,
         decoding_settings(pipeline, options),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from florence_jax.generation import GenerationConfig
-    from florence_jax.inference.base_pipeline import Answering
+    from florence_jax.inference.base_pipeline import BasePipeline
     from florence_jax.inference.pipeline import Florence2Pipeline
 
 _DEFAULT_MODEL = "microsoft/Florence-2-base-ft"
@@ -114,7 +114,7 @@ def model_from_anywhere(model: str) -> str:
 def load_pipeline(options: argparse.Namespace, *, progress: bool) -> Florence2Pipeline:
     """The pipeline that the model options name."""
     from florence_jax.demo.random_model import WEIGHTS_NOTICE, demo_pipeline
-    from florence_jax.inference.load_sharded import DEFAULT_RULES, on_mesh
+    from florence_jax.inference.load_sharded import DEFAULT_RULES, shard_pipeline
     from florence_jax.inference.pipeline import Florence2Pipeline
 
     dtype = options.dtype or "float32"
@@ -124,7 +124,7 @@ def load_pipeline(options: argparse.Namespace, *, progress: bool) -> Florence2Pi
     if options.model == "demo":
         print(WEIGHTS_NOTICE, file=sys.stderr)
         pipeline = demo_pipeline(dtype, quantize=options.quantize, compat=options.compat)
-        return pipeline if options.mesh is None else on_mesh(pipeline, options.mesh, rules)
+        return pipeline if options.mesh is None else shard_pipeline(pipeline, options.mesh, rules)
     return Florence2Pipeline.from_pretrained(
         options.model,
         dtype=dtype,
@@ -143,7 +143,7 @@ def say_on_stderr(sentence: str) -> None:
     print(f"florence-jax: {sentence}", file=sys.stderr)
 
 
-def load_answering(options: argparse.Namespace, *, progress: bool) -> Answering:
+def load_answering(options: argparse.Namespace, *, progress: bool) -> BasePipeline:
     """`load_pipeline`, or exported programs where --model is a directory of them."""
     from florence_jax.export.manifest import is_artifact
 
@@ -164,7 +164,7 @@ def load_answering(options: argparse.Namespace, *, progress: bool) -> Answering:
     return pipeline if not options.compat else dataclasses.replace(pipeline, compat=options.compat)
 
 
-def decoding_settings(pipeline: Answering, options: argparse.Namespace) -> GenerationConfig:
+def decoding_settings(pipeline: BasePipeline, options: argparse.Namespace) -> GenerationConfig:
     """The pipeline's settings with what the options change."""
     given: dict[str, Any] = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
     drawn = {name: getattr(options, name, None) for name in ("temperature", "top_k", "top_p")}

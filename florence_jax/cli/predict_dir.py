@@ -13,7 +13,7 @@ from florence_jax.cli.options import decoding_settings, load_answering, say_on_s
 from florence_jax.cli.result_options import check_formats
 from florence_jax.results.formats import BLOCKS, SIDECARS
 from florence_jax.runtime.output_file import check_writable
-from florence_jax.runtime.signals import INTERRUPTED, ended_at_once
+from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
     from florence_jax.batch.run import Summary
@@ -126,7 +126,7 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
     from florence_jax.batch.run import default_block_size, run_blocks
     from florence_jax.batch.run_inputs import settle_inputs
     from florence_jax.batch.sources.open import open_source
-    from florence_jax.inference.data_parallel import over_local_devices
+    from florence_jax.inference.data_parallel import replicate_over_local_devices
 
     if options.output != "-":
         raise ValueError("--output and --output-dir are two ways to write the answers: give one")
@@ -166,7 +166,7 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     check_writable(options.output_dir)
     settle_inputs(options.output_dir, source, extend=options.extend)
-    pipeline = over_local_devices(load_answering(options, progress=not options.quiet))
+    pipeline = replicate_over_local_devices(load_answering(options, progress=not options.quiet))
     job = PredictJob(
         pipeline,
         decoding_settings(pipeline, options),
@@ -176,7 +176,7 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
         free_prompt=options.free_prompt,
     )
     job.check(queries)
-    with ended_at_once(_how_to_go_on(options.output_dir)):
+    with exit_on_interrupt(_how_to_go_on(options.output_dir)):
         summary = run_blocks(
             source,
             job,

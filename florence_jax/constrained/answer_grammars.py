@@ -13,16 +13,16 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
-from florence_jax.constrained.answer_schema import AnswerForm, Form
+from florence_jax.constrained.answer_schema import AnswerSchema, Form
 from florence_jax.constrained.byte_dfa import (
     FREE_TEXT,
     LABEL,
     OCR_LABEL,
     TextRule,
     byte_automaton,
-    lift,
+    compose_with_tokenizer,
 )
-from florence_jax.constrained.token_dfa import FINISHED, Kinds, Sketch, TokenAutomaton
+from florence_jax.constrained.token_dfa import FINISHED, DFABuilder, TokenAutomaton, TokenClasses
 from florence_jax.processing.locations import BINS
 from florence_jax.processing.tokenizer import FlorenceTokenizer
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS, SPECIAL_TOKENS
@@ -38,7 +38,7 @@ _REST_OF_QUAD = [False] * 7
 _LEAST_POLYGON = [False] * 6
 
 
-class AnswerAutomata:
+class AnswerGrammars:
     """The answer forms as automata over one tokenizer's tokens."""
 
     def __init__(self, tokenizer: FlorenceTokenizer, vocab_size: int):
@@ -60,14 +60,14 @@ class AnswerAutomata:
         kinds, self._text = _sort_vocabulary(tokenizer, vocab_size)
         self._location_of_token = np.full(vocab_size, -1, np.int32)
         self._location_of_token[[tokenizer.loc_id(bin) for bin in range(BINS)]] = np.arange(BINS)
-        self._sketch = Sketch(kinds=kinds, end=_END)
+        self._sketch = DFABuilder(kinds=kinds, end=_END)
         self._starts = {
-            AnswerForm(form): self._draw(self._sketch, form, None) for form in get_args(Form)
+            AnswerSchema(form): self._build(self._sketch, form, None) for form in get_args(Form)
         }
 
     def automaton(
-        self, forms: Iterable[AnswerForm] = ()
-    ) -> tuple[TokenAutomaton, dict[AnswerForm, int]]:
+        self, forms: Iterable[AnswerSchema] = ()
+    ) -> tuple[TokenAutomaton, dict[AnswerSchema, int]]:
         """One automaton for `forms` and all forms without given labels, and where each begins.
 
         Raises:
@@ -82,10 +82,10 @@ class AnswerAutomata:
         sketch = self._sketch.split(sorted(tokens))
         starts = dict(self._starts)
         for form, words in spelled.items():
-            starts[form] = self._draw(sketch, form.form, words)
+            starts[form] = self._build(sketch, form.form, words)
         return sketch.automaton(self._location_of_token, self._tokenizer.eos_id), starts
 
-    def _draw(self, sketch: Sketch, form: Form, words: list[list[int]] | None) -> int:
+    def _build(self, sketch: DFABuilder, form: Form, words: list[list[int]] | None) -> int:
         """Adds `form` to `sketch`; the state in which it begins."""
 
         def text(rule: TextRule) -> _Part:
@@ -114,7 +114,7 @@ class _Part(NamedTuple):
     complete: list[int]
 
 
-def _draw_text(sketch: Sketch, text: _Part, *, region: bool, markup: bool) -> int:
+def _draw_text(sketch: DFABuilder, text: _Part, *, region: bool, markup: bool) -> int:
     for state in text.complete:
         sketch.link(state, {_END: FINISHED})
         if markup:
@@ -129,7 +129,7 @@ def _draw_text(sketch: Sketch, text: _Part, *, region: bool, markup: bool) -> in
     return _begin(sketch, text.first)
 
 
-def _draw_labelled(sketch: Sketch, label: _Part, rest: list[bool], *, several: bool) -> int:
+def _draw_labelled(sketch: DFABuilder, label: _Part, rest: list[bool], *, several: bool) -> int:
     """Labels, each with a shape of 1 + len(rest) locations, or with several such."""
     after = sketch.add(like=label.first)
     shape = sketch.chain(_LOC, rest, after)
@@ -139,13 +139,13 @@ def _draw_labelled(sketch: Sketch, label: _Part, rest: list[bool], *, several: b
     return _begin(sketch, label.first, empty=True)
 
 
-def _draw_boxes(sketch: Sketch) -> int:
+def _draw_boxes(sketch: DFABuilder) -> int:
     after = sketch.add()
     sketch.link(after, {_END: FINISHED, _LOC: sketch.chain(_LOC, _REST_OF_BOX, after)})
     return _begin(sketch, after)
 
 
-def _draw_polygons(sketch: Sketch) -> int:
+def _draw_polygons(sketch: DFABuilder) -> int:
     """The polygons of one instance, or instances that `<poly>` encloses."""
     bare = _add_instance(sketch, {_END: FINISHED})
     after = sketch.add()
@@ -156,7 +156,9 @@ def _draw_polygons(sketch: Sketch) -> int:
     return start
 
 
-def _draw_boxes_or_polygons(sketch: Sketch, either: _Part, boxed: _Part, outlined: _Part) -> int:
+def _draw_boxes_or_polygons(
+    sketch: DFABuilder, either: _Part, boxed: _Part, outlined: _Part
+) -> int:
     """The first label's shape decides which all have: a `<poly>` makes polygons of boxes too."""
     after_box = sketch.add(like=boxed.first)
     box = sketch.chain(_LOC, _REST_OF_BOX, after_box)
@@ -174,7 +176,7 @@ def _draw_boxes_or_polygons(sketch: Sketch, either: _Part, boxed: _Part, outline
     return _begin(sketch, either.first, empty=True)
 
 
-def _begin(sketch: Sketch, first: int, *, empty: bool = False) -> int:
+def _begin(sketch: DFABuilder, first: int, *, empty: bool = False) -> int:
     """The start of an answer: any number of `<s>`, then what `first` allows, or with `empty` no
     more."""
     start = sketch.add(like=first)
@@ -182,7 +184,7 @@ def _begin(sketch: Sketch, first: int, *, empty: bool = False) -> int:
     return start
 
 
-def _add_instance(sketch: Sketch, close: dict[int, int]) -> int:
+def _add_instance(sketch: DFABuilder, close: dict[int, int]) -> int:
     """Polygons with `<sep>` between them, then `close`; the state before the first coordinate."""
     whole = sketch.add()
     polygon = sketch.chain(_LOC, _LEAST_POLYGON, whole)
@@ -190,15 +192,15 @@ def _add_instance(sketch: Sketch, close: dict[int, int]) -> int:
     return polygon
 
 
-def _add_text(sketch: Sketch, table: np.ndarray, complete: np.ndarray) -> _Part:
-    """A text automaton, lifted: see `lift`."""
+def _add_text(sketch: DFABuilder, table: np.ndarray, complete: np.ndarray) -> _Part:
+    """A text automaton, lifted: see `compose_with_tokenizer`."""
     states = [sketch.add() for _ in table]
     for state, row in zip(states, table, strict=True):
         sketch.link(state, {_TEXT + int(k): states[row[k]] for k in np.flatnonzero(row >= 0)})
     return _Part(states[0], [states[index] for index in np.flatnonzero(complete)])
 
 
-def _add_words(sketch: Sketch, words: list[list[int]]) -> _Part:
+def _add_words(sketch: DFABuilder, words: list[list[int]]) -> _Part:
     """One of `words`, token by token: a trie, whose nodes may be words and go on to longer ones."""
     nodes: dict[tuple[int, ...], int] = {(): sketch.add()}
     for word in words:
@@ -213,8 +215,11 @@ def _add_words(sketch: Sketch, words: list[list[int]]) -> _Part:
 
 def _sort_vocabulary(
     tokenizer: FlorenceTokenizer, vocab_size: int
-) -> tuple[Kinds, dict[TextRule, np.ndarray]]:
-    """The classes of all tokens, and what each text class does under each rule: see `lift`."""
+) -> tuple[TokenClasses, dict[TextRule, np.ndarray]]:
+    """The classes of all tokens, and each text class's transitions under each rule.
+
+    See `compose_with_tokenizer`.
+    """
     # Of these, answers hold Florence-2's alone; other added tokens are text.
     names = (*SPECIAL_TOKENS, "<mask>", "<image>", *FLORENCE_TOKENS)
     markup = {name: tokenizer.token_id(name) for name in names}
@@ -222,7 +227,10 @@ def _sort_vocabulary(
     spelled = {i: tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size) if i not in taken}
     texts = [index for index, written in spelled.items() if written]
     rules = (FREE_TEXT, OCR_LABEL, LABEL)
-    tables = [lift(byte_automaton(rule), [spelled[index] for index in texts]) for rule in rules]
+    tables = [
+        compose_with_tokenizer(byte_automaton(rule), [spelled[index] for index in texts])
+        for rule in rules
+    ]
     number_of: dict[bytes, int] = {}
     columns = np.ascontiguousarray(np.vstack(tables).T)
     kinds = np.array([number_of.setdefault(c.tobytes(), len(number_of)) for c in columns])
@@ -235,4 +243,4 @@ def _sort_vocabulary(
         classes[markup[name]] = kind
     classes[tokenizer.bos_id], classes[tokenizer.eos_id] = _BEGIN, _END
     lifted = {rule: table[:, example] for rule, table in zip(rules, tables, strict=True)}
-    return Kinds(classes, _TEXT + len(number_of)), lifted
+    return TokenClasses(classes, _TEXT + len(number_of)), lifted

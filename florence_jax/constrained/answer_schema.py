@@ -30,7 +30,7 @@ _FORM_OF_ANSWER: dict[str, Form] = {
 _WITHOUT_LABELS = ("boxes", "polygons")
 
 
-class AnswerForm(NamedTuple):
+class AnswerSchema(NamedTuple):
     """The form of a request's answer, and the labels it is confined to (None for any)."""
 
     form: Form
@@ -39,7 +39,7 @@ class AnswerForm(NamedTuple):
 
 def answer_form(
     prompt: str, text: str | Sequence[str] | None = None, labels: Sequence[str] | None = None
-) -> AnswerForm:
+) -> AnswerSchema:
     """The form of the answer to a request.
 
     Args:
@@ -64,13 +64,13 @@ def answer_form(
             raise ValueError(
                 f"the answer to {name} has no labels, got labels={labels!r}: leave them out"
             )
-        return AnswerForm(form, _checked(labels))
+        return AnswerSchema(form, _checked(labels))
     if name != "<OPEN_VOCABULARY_DETECTION>":
-        return AnswerForm(form)
+        return AnswerSchema(form)
     given = prompt.replace(name, "") if text is None else text
     classes = given.split(CLASS_SEPARATOR.strip()) if isinstance(given, str) else given
     classes = [item for item in classes if item.strip()]
-    return AnswerForm(form, _checked(classes) if classes else None)
+    return AnswerSchema(form, _checked(classes) if classes else None)
 
 
 def _checked(labels: Sequence[str]) -> tuple[str, ...]:

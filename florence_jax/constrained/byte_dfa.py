@@ -96,7 +96,7 @@ def byte_automaton(rule: TextRule) -> ByteAutomaton:
     return ByteAutomaton(np.stack(table), np.asarray(complete))
 
 
-def lift(automaton: ByteAutomaton, tokens: Sequence[bytes]) -> np.ndarray:
+def compose_with_tokenizer(automaton: ByteAutomaton, tokens: Sequence[bytes]) -> np.ndarray:
     """int16[S, N]: where each of N tokens leads from each state, -1 where it is not allowed."""
     dead = len(automaton.next_state)
     table = np.where(automaton.next_state < 0, np.int16(dead), automaton.next_state)

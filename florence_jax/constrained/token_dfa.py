@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 # The two states that every automaton has.
-REFUSED = 0  # where a token leads that is not allowed
+DEAD = 0  # where a token leads that is not allowed
 FINISHED = 1  # after the end token
 
 # A table is read row by row on the device, and numbered with 16 bits.
@@ -28,7 +28,7 @@ class TokenAutomaton:
     Attributes:
       class_of_token: int32[V], what kind of token each is.
       location_of_token: int32[V], the bin of `<loc_N>`, -1 for other tokens.
-      next_state: int16[S, C], the state after a token of each class, `REFUSED` where it is not
+      next_state: int16[S, C], the state after a token of each class, `DEAD` where it is not
         allowed.
       ordered: bool[S]. There the next token is a location, and its bin must not be below that of
         the token two before it: x1 after x0 y0, y1 after y0 x1.
@@ -42,7 +42,7 @@ class TokenAutomaton:
     end_token: int
 
 
-class Kinds(NamedTuple):
+class TokenClasses(NamedTuple):
     """The vocabulary of an automaton: tokens that it never tells apart share a class."""
 
     class_of_token: np.ndarray  # int32[V]
@@ -50,7 +50,7 @@ class Kinds(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Sketch:
+class DFABuilder:
     """An automaton that is being drawn: states are numbered in the order in which they are added.
 
     Attributes:
@@ -60,14 +60,14 @@ class Sketch:
       ordered: bool per state, see `TokenAutomaton`.
     """
 
-    kinds: Kinds
+    kinds: TokenClasses
     end: int
     rows: list[np.ndarray] = field(default_factory=list)
     ordered: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.rows:
-            assert (self.add(), self.add()) == (REFUSED, FINISHED)
+            assert (self.add(), self.add()) == (DEAD, FINISHED)
             # A finished row of a batch is asked on, and needs something that it may say.
             self.link(FINISHED, {self.end: FINISHED})
 
@@ -92,14 +92,14 @@ class Sketch:
             following = state
         return following
 
-    def split(self, tokens: list[int]) -> Sketch:
+    def split(self, tokens: list[int]) -> DFABuilder:
         """A copy of this sketch in which each of `tokens` has a class of its own."""
         classes = self.kinds.class_of_token.copy()
         before = classes[tokens]
         classes[tokens] = self.kinds.count + np.arange(len(tokens))
         rows = np.stack(self.rows)
-        return Sketch(
-            kinds=Kinds(classes, self.kinds.count + len(tokens)),
+        return DFABuilder(
+            kinds=TokenClasses(classes, self.kinds.count + len(tokens)),
             end=self.end,
             rows=list(np.hstack([rows, rows[:, before]])),
             ordered=list(self.ordered),

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 import florence_jax
-from florence_jax.evaluation.metrics.boxes import Found, box_iou, matched
+from florence_jax.evaluation.metrics.boxes import Detection, box_iou, matched
 from florence_jax.evaluation.metrics.masks import mask_iou
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.pipeline import Florence2Pipeline
@@ -146,12 +146,12 @@ def _parts(answer: Mapping[str, Any]) -> list[Sequence[float]]:
     return [part for outline in answer["polygons"] for part in outline]
 
 
-def _found(answer: Mapping[str, Any]) -> list[Found]:
+def _found(answer: Mapping[str, Any]) -> list[Detection]:
     """Boxes or quads with their labels."""
     for shapes, labels in _COLUMNS:
         if shapes in answer and labels in answer:
             rows = zip(answer[shapes], answer[labels], strict=True)
-            return [Found(label=label, shape=shape) for shape, label in rows]
+            return [Detection(label=label, shape=shape) for shape, label in rows]
     raise ValueError(f"an answer of {sorted(answer)} holds no labelled shapes")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from florence_jax.evaluation.metrics.boxes import Found, matched
+from florence_jax.evaluation.metrics.boxes import Detection, matched
 from florence_jax.evaluation.metrics.masks import mask_iou
 from florence_jax.evaluation.scoring import (
     Outcome,
@@ -142,11 +142,11 @@ def _quads(task: str, rows: list[Row]) -> tuple[list[Row], Outcome]:
     return rows, Outcome(metric="F1@0.5", value=value, each=each)
 
 
-def _found_quads(value: Mapping[str, Any]) -> list[Found]:
+def _found_quads(value: Mapping[str, Any]) -> list[Detection]:
     quads, labels = value.get("quad_boxes", []), value.get("labels", [])
     scores = value.get("scores") or [1.0] * len(labels)
     return [
-        Found(label=label, shape=quad, score=score)
+        Detection(label=label, shape=quad, score=score)
         for quad, label, score in zip(quads, labels, scores, strict=True)
     ]
 

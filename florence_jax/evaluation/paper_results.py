@@ -17,7 +17,7 @@ PAPER = "arXiv:2311.06242"
 
 
 @dataclass(frozen=True)
-class Figure:
+class PublishedScore:
     """One number of a table.
 
     Attributes:
@@ -189,10 +189,10 @@ TABLES: tuple[Table, ...] = (
 _SUFFIXES = ("-hf", "-no-flash-attn")
 
 
-def figures() -> list[Figure]:
+def figures() -> list[PublishedScore]:
     """Every number of `TABLES`."""
     return [
-        Figure(model, column, value, table.source)
+        PublishedScore(model, column, value, table.source)
         for table in TABLES
         for model, values in table.rows
         for column, value in zip(table.columns, values, strict=True)
@@ -200,7 +200,7 @@ def figures() -> list[Figure]:
     ]
 
 
-def published_figure(model: str, column: str) -> Figure | None:
+def published_figure(model: str, column: str) -> PublishedScore | None:
     """The number that is published of a model in a column; None where there is none.
 
     Args:
@@ -214,7 +214,7 @@ def published_figure(model: str, column: str) -> Figure | None:
     return None
 
 
-def figures_of_variants(model: str, column: str) -> list[Figure]:
+def figures_of_variants(model: str, column: str) -> list[PublishedScore]:
     """Numbers of other weights that go by the model's name, such as what a checkpoint on the hub
     was replaced by after the paper; arguments as of `published_figure`."""
     return [

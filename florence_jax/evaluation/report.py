@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from florence_jax.evaluation.paper_results import Figure
+from florence_jax.evaluation.paper_results import PublishedScore
 from florence_jax.evaluation.scoring import Outcome, Row
 from florence_jax.results.json_text import json_text
 from florence_jax.runtime.output_file import replace_file
@@ -57,8 +57,8 @@ class Report:
     examples: int
     total: int
     failed: int
-    figure: Figure | None = None
-    variants: Sequence[Figure] = ()
+    figure: PublishedScore | None = None
+    variants: Sequence[PublishedScore] = ()
 
     def describe(self) -> str:
         """The figures for a person."""

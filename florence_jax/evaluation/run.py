@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.blocks import is_block_name
-from florence_jax.batch.job import Item, Listed, Row
+from florence_jax.batch.job import Item, ListSource, Row
 from florence_jax.batch.output_files import read_rows
 from florence_jax.evaluation.custom_scoring import score_own, scorings_of
 from florence_jax.evaluation.datasets.custom import own_file
@@ -61,11 +61,11 @@ class Plan:
         """The published data set; None for one's own."""
         return None if self.benchmark == OWN else benchmark_named(self.benchmark)
 
-    def source(self) -> Listed:
+    def source(self) -> ListSource:
         """For the batch runner, which refuses to go on with other annotations or prompts."""
         digests = {path.name: _sha256(path) for path in self.dataset.files}
         asked = {"benchmark": self.benchmark, "prompt": self.prompt, "files": digests}
-        return Listed(self.items, asked)
+        return ListSource(self.items, asked)
 
 
 def plan_evaluation(

@@ -30,7 +30,7 @@ from florence_jax.evaluation.metrics import (
     tokenize,
     vqa_accuracy,
 )
-from florence_jax.evaluation.metrics.boxes import Found, matched
+from florence_jax.evaluation.metrics.boxes import Detection, matched
 from florence_jax.evaluation.metrics.coco import import_pycocotools
 from florence_jax.evaluation.metrics.masks import coco_mask
 from florence_jax.evaluation.metrics.meteor import MeteorError, meteor_is_installed
@@ -276,7 +276,7 @@ def _value(row: Row) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _found(row: Row) -> list[Found]:
+def _found(row: Row) -> list[Detection]:
     """The answer's boxes; one without confidence is as sure as can be."""
     value = _value(row)
     prefix = "bboxes_" if "bboxes_labels" in value else ""
@@ -284,18 +284,20 @@ def _found(row: Row) -> list[Found]:
     scores = value.get(f"{prefix}scores") or [1.0] * len(shapes)
     labels = value.get(f"{prefix}labels") or [""] * len(shapes)
     return [
-        Found(label=label, shape=shape, score=score)
+        Detection(label=label, shape=shape, score=score)
         for label, shape, score in zip(labels, shapes, scores, strict=True)
     ]
 
 
-def _f1(truth: Mapping[str, Any], found: Sequence[Found]) -> float:
+def _f1(truth: Mapping[str, Any], found: Sequence[Detection]) -> float:
     """How one picture went: F1 of its boxes at half overlap, 1 where there was nothing to find."""
     true = [
-        Found(label=label_key(label), shape=box)
+        Detection(label=label_key(label), shape=box)
         for box, label in zip(truth["bboxes"], truth["labels"], strict=True)
     ]
-    given = [Found(label=label_key(one.label), shape=one.shape, score=one.score) for one in found]
+    given = [
+        Detection(label=label_key(one.label), shape=one.shape, score=one.score) for one in found
+    ]
     total = len(true) + len(given)
     return 2 * sum(matched(true, given)) / total if total else 1.0
 

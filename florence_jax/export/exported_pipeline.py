@@ -28,9 +28,9 @@ from florence_jax.export.manifest import (
     weights_sha256,
 )
 from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig, make_plan
-from florence_jax.generation.decode_config import DecodingPlan
+from florence_jax.generation.decode_config import DecodeStatic
 from florence_jax.generation.inputs import check_prompt, pad_prompt
-from florence_jax.inference.base_pipeline import Answering
+from florence_jax.inference.base_pipeline import BasePipeline
 from florence_jax.inference.constraints import AnswerConstraints
 from florence_jax.inference.image_encoder import stack_features
 from florence_jax.processing import load_tokenizer
@@ -79,12 +79,12 @@ def load_exported(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportedPipeline(Answering):
+class ExportedPipeline(BasePipeline):
     """Answers as the `Florence2Pipeline` that was exported, within the exported buckets.
 
     Attributes:
         exported: the programs and their weights.
-        tokenizer, image_config, generation, compat: see `Answering`.
+        tokenizer, image_config, generation, compat: see `BasePipeline`.
     """
 
     exported: ExportedPrograms
@@ -111,7 +111,7 @@ class ExportedPipeline(Answering):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportedPrograms:
-    """`Programs` from a directory."""
+    """`CompiledFns` from a directory."""
 
     manifest: Manifest
     config: Florence2Config
@@ -177,7 +177,7 @@ class ExportedPrograms:
         batch: int,
         image_tokens: int,
         prompt_tokens: int,
-        plan: DecodingPlan,
+        plan: DecodeStatic,
         table: tuple[int, ...] | None,
     ) -> Generator:
         """The smallest program with room for all of it."""

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from florence_jax.generation import Constraint, DecodingPlan, DecodingValues, GenerationConfig
+from florence_jax.generation import Constraint, DecodeParams, DecodeStatic, GenerationConfig
 from florence_jax.generation.optional_processors import OptionalValues, SequenceBias
 from florence_jax.processing import ImageConfig
 from florence_jax.processing.tasks import Compat
@@ -66,7 +66,7 @@ class Generator:
     batch: int
     image_size: tuple[int, int]
     prompt_tokens: int
-    plan: DecodingPlan
+    plan: DecodeStatic
     # The states and classes of the tables that it takes; None: it does not constrain.
     constraint: tuple[int, int] | None = None
 
@@ -168,7 +168,7 @@ def weights_sha256(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def plain_values(values: DecodingValues) -> dict[str, Any]:
+def plain_values(values: DecodeParams) -> dict[str, Any]:
     """The traced half of the settings as a program takes it."""
     plain = {name: value for name, value in values._asdict().items() if value is not None}
     if values.constraint is not None:
@@ -182,9 +182,9 @@ def plain_values(values: DecodingValues) -> dict[str, Any]:
     return plain
 
 
-def decoding_values(plain: Mapping[str, Any]) -> DecodingValues:
+def decoding_values(plain: Mapping[str, Any]) -> DecodeParams:
     """The inverse of `plain_values`."""
-    values = DecodingValues(**plain)
+    values = DecodeParams(**plain)
     if values.constraint is not None:
         values = values._replace(constraint=Constraint(**plain["constraint"]))
     if values.optional is not None:
@@ -248,7 +248,7 @@ def _parse(fields: dict[str, Any]) -> Manifest:
     own["generation"] = GenerationConfig(**own["generation"])
     own["encoders"] = tuple(Encoder(**_tuples(entry)) for entry in own["encoders"])
     own["generators"] = tuple(
-        Generator(**_tuples(entry | {"plan": DecodingPlan(**_tuples(entry["plan"]))}))
+        Generator(**_tuples(entry | {"plan": DecodeStatic(**_tuples(entry["plan"]))}))
         for entry in own["generators"]
     )
     return Manifest(**own)

@@ -33,13 +33,13 @@ from florence_jax.export.manifest import (
     weights_sha256,
 )
 from florence_jax.generation import Constraint, GenerationConfig
-from florence_jax.generation.decode_config import DecodingPlan
-from florence_jax.generation.generate import generate_program, prepare
+from florence_jax.generation.decode_config import DecodeStatic
+from florence_jax.generation.generate import generate_jit, prepare_inputs
 from florence_jax.inference.batching import prompt_buckets
-from florence_jax.inference.compiled import encode_program
+from florence_jax.inference.compiled import encode_jit
 from florence_jax.model import Model, Params
 from florence_jax.quantization import quantized_modules
-from florence_jax.runtime.atomic_dir import replaced_directory
+from florence_jax.runtime.atomic_dir import atomic_directory
 
 if TYPE_CHECKING:
     from florence_jax.inference.pipeline import Florence2Pipeline
@@ -71,7 +71,7 @@ def export_pipeline(
         for export in _exports(pipeline.model, size, batch, buckets[size], settings, constraints)
     ]
     shapes = jax.tree.map(_shape, pipeline.params)
-    with replaced_directory(directory, overwrite=overwrite) as new:
+    with atomic_directory(directory, overwrite=overwrite) as new:
         files = {}
 
         def write(name: str, content: bytes) -> None:
@@ -126,7 +126,7 @@ def _exports(
     name = f"{size[0]}x{size[1]}-batch{batch}"
 
     def encode(params: Params, pixel_values: jax.Array) -> tuple[jax.Array, ...]:
-        return encode_program(model, params, pixel_values)
+        return encode_jit(model, params, pixel_values)
 
     yield _Export(
         Encoder(file=f"encode-{name}.stablehlo", batch=batch, image_size=size),
@@ -135,7 +135,7 @@ def _exports(
     )
     tokens, dim = model.config.num_image_tokens(*size), model.config.text.d_model
     for length, constraint in itertools.product(prompt_lengths, constraints):
-        prepared = prepare(
+        prepared = prepare_inputs(
             model,
             {},
             image_features=jax.ShapeDtypeStruct((batch, tokens, dim), model.dtype),
@@ -150,9 +150,9 @@ def _exports(
             input_ids: jax.Array,
             attention_mask: jax.Array,
             values: Mapping[str, Any],
-            plan: DecodingPlan = prepared.plan,
+            plan: DecodeStatic = prepared.plan,
         ) -> dict[str, Any]:
-            output = generate_program(
+            output = generate_jit(
                 model,
                 plan,
                 False,

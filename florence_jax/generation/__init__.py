@@ -6,18 +6,18 @@
 from florence_jax.generation.beam_search import beam_search
 from florence_jax.generation.constraints import Constraint, make_constraint
 from florence_jax.generation.decode_config import (
-    DecodingPlan,
-    DecodingValues,
+    DecodeParams,
+    DecodeStatic,
     make_plan,
     token_buckets,
 )
 from florence_jax.generation.decode_loop import Cache, StepFn
 from florence_jax.generation.generate import (
-    count_programs,
+    compilation_count,
     generate,
     prompt_bucket,
 )
-from florence_jax.generation.logits_processors import process
+from florence_jax.generation.logits_processors import apply_logits_processors
 from florence_jax.generation.output import GenerateOutput
 from florence_jax.generation.sampling import sample
 from florence_jax.generation_config import PUBLISHED, GenerationConfig
@@ -26,17 +26,17 @@ __all__ = [
     "PUBLISHED",
     "Cache",
     "Constraint",
-    "DecodingPlan",
-    "DecodingValues",
+    "DecodeParams",
+    "DecodeStatic",
     "GenerateOutput",
     "GenerationConfig",
     "StepFn",
+    "apply_logits_processors",
     "beam_search",
-    "count_programs",
+    "compilation_count",
     "generate",
     "make_constraint",
     "make_plan",
-    "process",
     "prompt_bucket",
     "sample",
     "token_buckets",

@@ -15,22 +15,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from florence_jax.generation.constraints import FINISHED, REFUSED, first_states, next_states
-from florence_jax.generation.decode_config import DecodingPlan, DecodingValues, ends
+from florence_jax.generation.constraints import DEAD, FINISHED, advance_states, init_states
+from florence_jax.generation.decode_config import DecodeParams, DecodeStatic, ends
 from florence_jax.generation.decode_loop import (
     Cache,
     StepFn,
+    gather_beams,
     grow_axis,
-    loop_through_buffers,
     row_keys,
     step_keys,
-    take_beams,
+    while_loop_with_growing_buffers,
 )
-from florence_jax.generation.logits_processors import process
+from florence_jax.generation.logits_processors import apply_logits_processors
 from florence_jax.generation.output import GenerateOutput
 from florence_jax.ops.top_k import top_k
 
-EXCLUDED = -1.0e9
+NEG_INF = -1.0e9
 
 
 class Hypotheses(NamedTuple):
@@ -47,9 +47,9 @@ class BeamState(NamedTuple):
 
     index: jax.Array  # int32[]: position of the running hypotheses' last token
     running: Hypotheses
-    complete: Hypotheses  # the best K so far, best first; places not yet taken score EXCLUDED
-    is_complete: jax.Array  # bool[B, K]: which places of `complete` are taken
-    improvable: jax.Array  # bool[B]: a running hypothesis may still beat a complete one
+    finished: Hypotheses  # the best K so far, best first; places not yet taken score EXCLUDED
+    is_finished: jax.Array  # bool[B, K]: which places of `finished` are taken
+    can_improve: jax.Array  # bool[B]: a running hypothesis may still beat a complete one
     cache: Cache
     states: jax.Array | None = None  # int32[B, K]: of the constraint, after the running hypotheses
 
@@ -58,8 +58,8 @@ def beam_search(
     step: StepFn,
     cache: Cache,
     batch: int,
-    plan: DecodingPlan,
-    values: DecodingValues,
+    plan: DecodeStatic,
+    values: DecodeParams,
     rng: jax.Array | None = None,
 ) -> GenerateOutput:
     """Keeps the K best hypotheses of each row until none can improve on the complete ones.
@@ -78,9 +78,9 @@ def beam_search(
     keys_B = row_keys(rng, batch) if plan.do_sample else None
 
     def unfinished(state: BeamState) -> jax.Array:
-        settled_B = ~state.improvable
+        settled_B = ~state.can_improve
         if early:
-            settled_B |= jnp.all(state.is_complete, axis=1)
+            settled_B |= jnp.all(state.is_finished, axis=1)
         return (state.index < values.max_new_tokens) & ~jnp.all(settled_B)
 
     def advance(state: BeamState) -> BeamState:
@@ -88,25 +88,27 @@ def beam_search(
         tokens_BK = lax.dynamic_index_in_dim(running.tokens, index, axis=2, keepdims=False)
         logits_BKV, cache = step(tokens_BK, index, state.cache)
         log_probs_BKV = jax.nn.log_softmax(logits_BKV.astype(jnp.float32), axis=-1)
-        log_probs_BKV = process(log_probs_BKV, running.tokens, index, plan, values, state.states)
+        log_probs_BKV = apply_logits_processors(
+            log_probs_BKV, running.tokens, index, plan, values, state.states
+        )
         step_keys_B = None if keys_B is None else step_keys(keys_B, index)
         candidates, parents_BN, ends_BN = _extend(
             running, log_probs_BKV, index, plan, values, step_keys_B
         )
 
-        going_BN = candidates.scores + ends_BN * EXCLUDED
+        going_BN = candidates.scores + ends_BN * NEG_INF
         _, chosen_BK = top_k(going_BN, beams)
-        running = take_beams(candidates._replace(scores=going_BN), chosen_BK)
+        running = gather_beams(candidates._replace(scores=going_BN), chosen_BK)
         parents_BK = jnp.take_along_axis(parents_BN, chosen_BK, axis=1)
 
-        complete, is_complete = _keep_best_complete(state, candidates, ends_BN, early, values)
+        finished, is_finished = _keep_best_finished(state, candidates, ends_BN, early, values)
         return BeamState(
             index=index + 1,
             running=running,
-            complete=complete,
-            is_complete=is_complete,
-            improvable=state.improvable
-            & _may_improve(running, complete, is_complete, index + 1, plan, values),
+            finished=finished,
+            is_finished=is_finished,
+            can_improve=state.can_improve
+            & _may_improve(running, finished, is_finished, index + 1, plan, values),
             cache=cache.reorder(parents_BK),
             states=_advance_states(state.states, parents_BK, running.tokens, index, values),
         )
@@ -114,21 +116,21 @@ def beam_search(
     def enlarge(state: BeamState, buffer: int) -> BeamState:
         return state._replace(
             running=_lengthen(state.running, buffer, plan.pad_token_id),
-            complete=_lengthen(state.complete, buffer, plan.pad_token_id),
+            finished=_lengthen(state.finished, buffer, plan.pad_token_id),
             cache=state.cache.resize(buffer),
         )
 
     returned, buffer = plan.num_return_sequences, plan.buffers[-1]
 
     def result(state: BeamState) -> Hypotheses:
-        complete = state.complete
+        finished = state.finished
         if values.constraint is not None:
-            complete = _repeat_best(complete, state.is_complete)
-        complete = jax.tree.map(lambda leaf: leaf[:, :returned], complete)
-        return _lengthen(complete, buffer, plan.pad_token_id)
+            finished = _repeat_best(finished, state.is_finished)
+        finished = jax.tree.map(lambda leaf: leaf[:, :returned], finished)
+        return _lengthen(finished, buffer, plan.pad_token_id)
 
-    complete = loop_through_buffers(
-        _initial_state(cache, batch, plan)._replace(states=first_states(values.constraint, beams)),
+    finished = while_loop_with_growing_buffers(
+        _initial_state(cache, batch, plan)._replace(states=init_states(values.constraint, beams)),
         plan.buffers,
         unfinished=unfinished,
         advance=advance,
@@ -136,29 +138,29 @@ def beam_search(
         result=result,
     )
     return GenerateOutput(
-        sequences=complete.tokens.reshape(batch * returned, buffer + 1),
-        sequence_scores=complete.scores.reshape(-1),
-        token_scores=complete.token_scores.reshape(batch * returned, buffer),
-        lengths=complete.lengths.reshape(-1),
+        sequences=finished.tokens.reshape(batch * returned, buffer + 1),
+        sequence_scores=finished.scores.reshape(-1),
+        token_scores=finished.token_scores.reshape(batch * returned, buffer),
+        lengths=finished.lengths.reshape(-1),
     )
 
 
-def _initial_state(cache: Cache, batch: int, plan: DecodingPlan) -> BeamState:
+def _initial_state(cache: Cache, batch: int, plan: DecodeStatic) -> BeamState:
     beams, buffer = plan.num_beams, plan.buffers[0]
     blank = jnp.full((batch, beams, buffer + 1), plan.pad_token_id, jnp.int32)
     start = Hypotheses(
         tokens=blank.at[:, :, 0].set(plan.decoder_start_token_id),
         token_scores=jnp.zeros((batch, beams, buffer), jnp.float32),
         lengths=jnp.zeros((batch, beams), jnp.int32),
-        scores=jnp.full((batch, beams), EXCLUDED, jnp.float32),
+        scores=jnp.full((batch, beams), NEG_INF, jnp.float32),
     )
     return BeamState(
         index=jnp.zeros((), jnp.int32),
         # All beams start equal: only the first may speak, or all would say the same.
         running=start._replace(scores=start.scores.at[:, 0].set(0.0)),
-        complete=start,
-        is_complete=jnp.zeros((batch, beams), jnp.bool_),
-        improvable=jnp.ones((batch,), jnp.bool_),
+        finished=start,
+        is_finished=jnp.zeros((batch, beams), jnp.bool_),
+        can_improve=jnp.ones((batch,), jnp.bool_),
         cache=cache,
     )
 
@@ -174,8 +176,8 @@ def _extend(
     running: Hypotheses,
     log_probs_BKV: jax.Array,
     index: jax.Array,
-    plan: DecodingPlan,
-    values: DecodingValues,
+    plan: DecodeStatic,
+    values: DecodeParams,
     keys_B: jax.Array | None,
 ) -> tuple[Hypotheses, jax.Array, jax.Array]:
     """The 2 K best, or drawn, one-token continuations of a row's beams.
@@ -200,7 +202,7 @@ def _extend(
 
     chosen_BN = jax.vmap(of_row)(log_probs_BKV, parents_BN, tokens_BN)
     scores_BN = chosen_BN + jnp.take_along_axis(running.scores, parents_BN, axis=1)
-    parents = take_beams(running, parents_BN)
+    parents = gather_beams(running, parents_BN)
     candidates = Hypotheses(
         tokens=lax.dynamic_update_index_in_dim(parents.tokens, tokens_BN, index + 1, axis=2),
         token_scores=lax.dynamic_update_index_in_dim(
@@ -224,32 +226,32 @@ def _best_of_all_beams(scores_BKV: jax.Array, count: int) -> tuple[jax.Array, ja
     return places_BN // each, tokens_BN
 
 
-def _keep_best_complete(
+def _keep_best_finished(
     state: BeamState,
     candidates: Hypotheses,
     ends_BN: jax.Array,
     early: bool,
-    values: DecodingValues,
+    values: DecodeParams,
 ) -> tuple[Hypotheses, jax.Array]:
     """The K best of the complete hypotheses and the candidates that complete just now."""
-    beams, count = state.is_complete.shape[1], ends_BN.shape[1]
+    beams, count = state.is_finished.shape[1], ends_BN.shape[1]
     # Candidates beyond the first K are there to keep the search going, not to be returned.
     completes_BN = ends_BN & (jnp.arange(count) < beams)
     scores_BN = candidates.scores / jnp.asarray(values.length_norm)[state.index + 1]
     if early:
-        full_B1 = jnp.all(state.is_complete, axis=1, keepdims=True)
-        scores_BN += full_B1 * EXCLUDED
-    scores_BN += ~state.improvable[:, None] * EXCLUDED
-    scores_BN += ~completes_BN * EXCLUDED
+        full_B1 = jnp.all(state.is_finished, axis=1, keepdims=True)
+        scores_BN += full_B1 * NEG_INF
+    scores_BN += ~state.can_improve[:, None] * NEG_INF
+    scores_BN += ~completes_BN * NEG_INF
     # Candidates first: where places are left over, all at EXCLUDED, the longest unfinished
     # hypotheses fill them, so that a row which no sequence can complete still returns one.
     merged = jax.tree.map(
         lambda new, old: jnp.concatenate([new, old], axis=1),
         (candidates._replace(scores=scores_BN), completes_BN),
-        (state.complete, state.is_complete),
+        (state.finished, state.is_finished),
     )
     _, kept_BK = top_k(merged[0].scores, beams)
-    return take_beams(merged, kept_BK)
+    return gather_beams(merged, kept_BK)
 
 
 def _advance_states(
@@ -257,43 +259,43 @@ def _advance_states(
     parents_BK: jax.Array,
     tokens_BKT: jax.Array,
     index: jax.Array,
-    values: DecodingValues,
+    values: DecodeParams,
 ) -> jax.Array | None:
     """The constraint's states after the tokens behind `index`; None without a constraint."""
     if values.constraint is None:
         return None
     tokens_BK = lax.dynamic_index_in_dim(tokens_BKT, index + 1, axis=2, keepdims=False)
-    states_BK = next_states(values.constraint, take_beams(states_BK, parents_BK), tokens_BK)
+    states_BK = advance_states(values.constraint, gather_beams(states_BK, parents_BK), tokens_BK)
     # Hypotheses that have ended run on only where nothing else is legal: to say nothing more, lest
     # they take the places of complete ones.
-    return jnp.where(states_BK == FINISHED, REFUSED, states_BK)
+    return jnp.where(states_BK == FINISHED, DEAD, states_BK)
 
 
-def _repeat_best(complete: Hypotheses, is_complete_BK: jax.Array) -> Hypotheses:
+def _repeat_best(finished: Hypotheses, is_complete_BK: jax.Array) -> Hypotheses:
     """The best hypothesis, scored EXCLUDED, in each place that no complete one has taken.
 
     A constraint may allow fewer answers than there are beams; what else fills the places is cut off
     in the middle.
     """
     own_BK = jnp.where(is_complete_BK, jnp.arange(is_complete_BK.shape[1]), 0)
-    repeated = take_beams(complete, own_BK)
-    return repeated._replace(scores=jnp.where(is_complete_BK, repeated.scores, EXCLUDED))
+    repeated = gather_beams(finished, own_BK)
+    return repeated._replace(scores=jnp.where(is_complete_BK, repeated.scores, NEG_INF))
 
 
 def _may_improve(
     running: Hypotheses,
-    complete: Hypotheses,
+    finished: Hypotheses,
     is_complete_BK: jax.Array,
     length: jax.Array,
-    plan: DecodingPlan,
-    values: DecodingValues,
+    plan: DecodeStatic,
+    values: DecodeParams,
 ) -> jax.Array:
     """bool[B]: could the best running hypothesis, once complete, beat the worst complete one?
 
     `length` is the running hypotheses' number of generated tokens.
     """
     if plan.early_stopping == "never":
-        length = jnp.where(values.favours_long, values.max_new_tokens, length)
+        length = jnp.where(values.prefers_long, values.max_new_tokens, length)
     reachable_B = running.scores[:, 0] / jnp.asarray(values.length_norm)[length]
-    worst_BK = jnp.where(is_complete_BK, jnp.min(complete.scores, axis=1, keepdims=True), EXCLUDED)
+    worst_BK = jnp.where(is_complete_BK, jnp.min(finished.scores, axis=1, keepdims=True), NEG_INF)
     return jnp.any(reachable_B[:, None] > worst_BK, axis=1)

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from florence_jax.generation_config import TokenIds
 
 # The states that every automaton begins with: where what is not allowed leads, and after the end.
-REFUSED, FINISHED = 0, 1
+DEAD, FINISHED = 0, 1
 NEVER = 2**30
 
 # A list of a hundred labels or two fits, beside the forms of all tasks.
@@ -99,7 +99,7 @@ def least_tokens(next_state: np.ndarray) -> np.ndarray:
         reached = np.unique(sources[np.isin(targets, reached)])
         reached = reached[least[reached] == NEVER]
         least[reached] = distance
-    least[REFUSED] = NEVER
+    least[DEAD] = NEVER
     return least
 
 
@@ -142,7 +142,7 @@ def check_constraint(
     forced = 0
     if forced_bos_token_id is not None:
         forced, states = 1, table[states, classes[forced_bos_token_id]]
-        if (states == REFUSED).any():
+        if (states == DEAD).any():
             raise ValueError(
                 f"forced_bos_token_id={forced_bos_token_id} is not what a constrained answer may "
                 "begin with: leave it at the model's, or None"
@@ -177,7 +177,7 @@ def ended_by(constraint: Constraint, eos_token_ids: Sequence[int]) -> Constraint
         nowhere = np.flatnonzero(~table.any(axis=0))
     classes[within] = nowhere[0]
     # No way to the end may count on a class that is left without tokens.
-    table[:, np.setdiff1d(np.arange(table.shape[1]), classes)] = REFUSED
+    table[:, np.setdiff1d(np.arange(table.shape[1]), classes)] = DEAD
     return constraint._replace(
         class_of_token=classes, next_state=table, least_tokens=least_tokens(table)
     )
@@ -200,7 +200,7 @@ def check_rows(constraint: Constraint, batch: int) -> None:
         raise ValueError(f"the constraint starts {list(rows)} rows, but there are {batch} prompts")
 
 
-def first_states(constraint: Constraint | None, beams: int) -> jax.Array | None:
+def init_states(constraint: Constraint | None, beams: int) -> jax.Array | None:
     """int32[B, K]: where all hypotheses begin; None without a constraint."""
     if constraint is None:
         return None
@@ -208,7 +208,7 @@ def first_states(constraint: Constraint | None, beams: int) -> jax.Array | None:
     return jnp.broadcast_to(start_B[:, None], (start_B.shape[0], beams))
 
 
-def next_states(
+def advance_states(
     constraint: Constraint, states_BK: jax.Array | None, tokens_BK: jax.Array
 ) -> jax.Array:
     """int32[B, K]: where `tokens_BK` lead."""
@@ -216,7 +216,7 @@ def next_states(
     return jnp.asarray(constraint.next_state)[states_BK, classes_BK].astype(jnp.int32)
 
 
-def legal_tokens(
+def allowed_tokens(
     constraint: Constraint,
     states_BK: jax.Array,
     sequences_BKT: jax.Array,
@@ -227,7 +227,7 @@ def legal_tokens(
 
     Args:
       states_BK: int32[B, K], after the sequences' last tokens.
-      sequences_BKT, index: as for `processors.process`.
+      sequences_BKT, index: as for `processors.apply_logits_processors`.
       remaining: int32[], tokens that may still be generated.
     """
     after_BKC = jnp.asarray(constraint.next_state)[states_BK]
@@ -243,7 +243,7 @@ def legal_tokens(
     return legal_BKV & (location_V >= lowest_BK[..., None])
 
 
-def keep_legal(
+def mask_illegal(
     scores_BKV: jax.Array, before_bans_BKV: jax.Array, legal_BKV: jax.Array
 ) -> jax.Array:
     """-inf for every token that is not legal.

@@ -20,7 +20,7 @@ from florence_jax.generation_config import EarlyStopping, GenerationConfig, Toke
 SMALLEST_TOKEN_BUCKET = 64
 
 
-class DecoderFacts(Protocol):
+class DecoderInfo(Protocol):
     """What decoding must know of a model's text configuration: `florence_jax.config.BartConfig`."""
 
     @property
@@ -38,7 +38,7 @@ class DecoderFacts(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingPlan:
+class DecodeStatic:
     """The static half: hashable, and a new value compiles a new program.
 
     `buffers` are the sizes that token buffers and caches grow through, 64, 128, 256, ..., the last
@@ -67,7 +67,7 @@ class DecodingPlan:
         return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
 
-class DecodingValues(NamedTuple):
+class DecodeParams(NamedTuple):
     """The traced half: new values never compile anything.
 
     `length_norm[n]` is `n ** length_penalty`: a table, because the float64 power rounded once is
@@ -83,11 +83,11 @@ class DecodingValues(NamedTuple):
     temperature: ArrayLike  # float32[]
     one_minus_top_p: ArrayLike  # float32[]
     length_norm: ArrayLike  # float32[T + 1]
-    favours_long: ArrayLike  # bool[]: length_penalty > 0
+    prefers_long: ArrayLike  # bool[]: length_penalty > 0
     constraint: Constraint | None = None
     optional: OptionalValues | None = None
 
-    def with_room(self, buffers: tuple[int, ...]) -> DecodingValues:
+    def with_room(self, buffers: tuple[int, ...]) -> DecodeParams:
         """The same for a program with larger buffers: it looks up no entry beyond the limit."""
 
         def longer(table: ArrayLike) -> np.ndarray:
@@ -100,8 +100,8 @@ class DecodingValues(NamedTuple):
 
 
 def make_plan(
-    config: GenerationConfig, facts: DecoderFacts, constraint: Constraint | None = None
-) -> tuple[DecodingPlan, DecodingValues]:
+    config: GenerationConfig, facts: DecoderInfo, constraint: Constraint | None = None
+) -> tuple[DecodeStatic, DecodeParams]:
     """Fills in the model's ids, checks the limits, and splits static from traced.
 
     Args:
@@ -141,7 +141,7 @@ def make_plan(
         tokens=buffers[-1],
     )
     names, tables = table_shapes(optional)
-    plan = DecodingPlan(
+    plan = DecodeStatic(
         num_beams=config.num_beams,
         do_sample=config.do_sample,
         early_stopping=config.early_stopping,
@@ -182,7 +182,7 @@ def make_plan(
     lengths = np.arange(1, buffers[-1] + 1, dtype=np.float64)
     with np.errstate(over="ignore"):
         length_norm = np.append(1.0, lengths**config.length_penalty).astype(np.float32)
-    values = DecodingValues(
+    values = DecodeParams(
         max_new_tokens=np.asarray(limit, np.int32),
         min_new_tokens=np.asarray(config.min_new_tokens, np.int32),
         forced_bos_token_id=np.asarray(-1 if forced_bos is None else forced_bos, np.int32),
@@ -191,14 +191,14 @@ def make_plan(
         temperature=np.asarray(config.temperature, np.float32),
         one_minus_top_p=np.asarray(1.0 - config.top_p, np.float32),
         length_norm=length_norm,
-        favours_long=np.asarray(config.length_penalty > 0),
+        prefers_long=np.asarray(config.length_penalty > 0),
         constraint=constraint,
         optional=optional,
     )
     return plan, values
 
 
-def ends(tokens: jax.Array, plan: DecodingPlan) -> jax.Array:
+def ends(tokens: jax.Array, plan: DecodeStatic) -> jax.Array:
     """Which tokens end a sequence: bool of their shape."""
     first, *others = plan.eos_token_ids
     ended = tokens == first

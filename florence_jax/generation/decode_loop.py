@@ -46,7 +46,7 @@ class Cache(Protocol):
 StepFn = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
-def take_beams(tree: Any, indices_BN: jax.Array) -> Any:
+def gather_beams(tree: Any, indices_BN: jax.Array) -> Any:
     """Gathers along axis 1 of every [B, K, ...] leaf: [B, N, ...]."""
 
     def row(leaf: jax.Array, indices_N: jax.Array) -> jax.Array:
@@ -55,7 +55,7 @@ def take_beams(tree: Any, indices_BN: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: jax.vmap(row)(leaf, indices_BN), tree)
 
 
-def loop_through_buffers(
+def while_loop_with_growing_buffers(
     state: State,
     buffers: tuple[int, ...],
     *,
@@ -80,7 +80,7 @@ def loop_through_buffers(
         return result(state)
 
     def go_on(state: State) -> Result:
-        return loop_through_buffers(
+        return while_loop_with_growing_buffers(
             grow(state, rest[0]),
             rest,
             unfinished=unfinished,

@@ -18,15 +18,15 @@ from jax.typing import ArrayLike
 
 from florence_jax.generation.beam_search import beam_search
 from florence_jax.generation.constraints import Constraint, check_rows
-from florence_jax.generation.decode_config import DecodingPlan, DecodingValues, make_plan
+from florence_jax.generation.decode_config import DecodeParams, DecodeStatic, make_plan
 from florence_jax.generation.inputs import check_prompt, pad_prompt, prompt_bucket, prompt_limit
 from florence_jax.generation.output import GenerateOutput
 from florence_jax.generation.sampling import sample
-from florence_jax.generation.shard_inputs import collected, placed
+from florence_jax.generation.shard_inputs import shard_inputs, unpad_outputs
 from florence_jax.generation_config import GenerationConfig
 from florence_jax.quantization import quantized_modules, widened
 from florence_jax.sharding.activations import axis_size
-from florence_jax.sharding.batch import using
+from florence_jax.sharding.batch import use_mesh
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def generate(
       ValueError: inputs that do not go together, a prompt too long for the encoder's position
         table, or `max_new_tokens` past the decoder's or too few for the constraint.
     """
-    prepared = prepare(
+    prepared = prepare_inputs(
         model,
         params,
         pixel_values=pixel_values,
@@ -81,24 +81,24 @@ def generate(
         constraint=constraint,
         rng=rng,
     )
-    return run(prepared).trimmed()
+    return run_generate(prepared).trimmed()
 
 
-class Prepared(NamedTuple):
-    """The arguments of `generate_program`, in its order; the first three are static."""
+class GenerateInputs(NamedTuple):
+    """The arguments of `generate_jit`, in its order; the first three are static."""
 
     model: Model
-    plan: DecodingPlan
+    plan: DecodeStatic
     is_pixels: bool
     params: Params
     image: jax.Array | np.ndarray | jax.ShapeDtypeStruct
     input_ids: np.ndarray
     attention_mask: np.ndarray
-    values: DecodingValues
+    values: DecodeParams
     rng: jax.Array | None
 
 
-def prepare(
+def prepare_inputs(
     model: Model,
     params: Params,
     *,
@@ -109,10 +109,10 @@ def prepare(
     config: GenerationConfig,
     constraint: Constraint | None = None,
     rng: jax.Array | None = None,
-) -> Prepared:
+) -> GenerateInputs:
     """What `generate` checks and pads before anything runs.
 
-    The image may be a `jax.ShapeDtypeStruct`, to lower `generate_program` ahead of the first one.
+    The image may be a `jax.ShapeDtypeStruct`, to lower `generate_jit` ahead of the first one.
     """
     plan, values = make_plan(config, model.config.text, constraint)
     if (pixel_values is None) == (image_features is None):
@@ -135,7 +135,7 @@ def prepare(
         raise ValueError(f"{image.shape[0]} images were given for {ids.shape[0]} prompts")
     if constraint is not None:
         check_rows(constraint, ids.shape[0])
-    return Prepared(
+    return GenerateInputs(
         model,
         plan,
         pixel_values is not None,
@@ -148,34 +148,34 @@ def prepare(
     )
 
 
-def run(prepared: Prepared) -> GenerateOutput:
+def run_generate(prepared: GenerateInputs) -> GenerateOutput:
     """The program's output; on a mesh, of the batch divided over it."""
     mesh = prepared.model.mesh
     if mesh is None:
-        return generate_program(*prepared)
+        return generate_jit(*prepared)
     rows = len(prepared.input_ids)
-    with using(mesh):
-        return collected(generate_program(*placed(prepared, mesh)), rows, mesh)
+    with use_mesh(mesh):
+        return unpad_outputs(generate_jit(*shard_inputs(prepared, mesh)), rows, mesh)
 
 
-def count_programs() -> int:
+def compilation_count() -> int:
     """How many programs `generate` has compiled in this process."""
-    return generate_program._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    return generate_jit._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def generate_program(
+def generate_jit(
     model: Model,
-    plan: DecodingPlan,
+    plan: DecodeStatic,
     is_pixels: bool,
     params: Params,
     image: jax.Array,
     input_ids: jax.Array,
     attention_mask: jax.Array,
-    values: DecodingValues,
+    values: DecodeParams,
     rng: jax.Array | None,
 ) -> GenerateOutput:
-    """The compiled program; `prepare` makes its arguments.
+    """The compiled program; `prepare_inputs` makes its arguments.
 
     Returns before the device has finished, with arrays that stay there, padded to the bucket.
     """

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from florence_jax.generation.constraints import keep_legal, legal_tokens
-from florence_jax.generation.decode_config import DecodingPlan, DecodingValues
+from florence_jax.generation.constraints import allowed_tokens, mask_illegal
+from florence_jax.generation.decode_config import DecodeParams, DecodeStatic
 from florence_jax.generation.optional_processors import (
     OptionalValues,
     bias_sequences,
@@ -31,12 +31,12 @@ from florence_jax.ops.top_k import top_k
 from florence_jax.sharding.activations import map_batch_shards
 
 
-def process(
+def apply_logits_processors(
     scores_BKV: jax.Array,
     sequences_BKT: jax.Array,
     index: jax.Array,
-    plan: DecodingPlan,
-    values: DecodingValues,
+    plan: DecodeStatic,
+    values: DecodeParams,
     states_BK: jax.Array | None = None,
 ) -> jax.Array:
     """All processors of `plan` in transformers' order: float32[B, K, V], -inf for the impossible.
@@ -65,8 +65,8 @@ def process(
     if values.constraint is not None:
         assert states_BK is not None
         remaining = values.max_new_tokens - generated
-        legal_BKV = legal_tokens(values.constraint, states_BK, sequences_BKT, index, remaining)
-        scores_BKV = keep_legal(scores_BKV, before_bans_BKV, legal_BKV)
+        legal_BKV = allowed_tokens(values.constraint, states_BK, sequences_BKT, index, remaining)
+        scores_BKV = mask_illegal(scores_BKV, before_bans_BKV, legal_BKV)
     scores_BKV = force_token_if(generated == 0, scores_BKV, values.forced_bos_token_id)
     last = generated == values.max_new_tokens - 1
     scores_BKV = force_token_if(last, scores_BKV, values.forced_eos_token_id)
@@ -200,12 +200,12 @@ def _mark_tokens(
     return lax.platform_dependent(
         tokens_BKT,
         wanted_BKT,
-        tpu=functools.partial(mark_by_products, vocab=vocab),
-        default=functools.partial(mark_by_scatter, vocab=vocab),
+        tpu=functools.partial(ngram_mask_matmul, vocab=vocab),
+        default=functools.partial(ngram_mask_scatter, vocab=vocab),
     )
 
 
-def mark_by_scatter(tokens_BKT: jax.Array, wanted_BKT: jax.Array, vocab: int) -> jax.Array:
+def ngram_mask_scatter(tokens_BKT: jax.Array, wanted_BKT: jax.Array, vocab: int) -> jax.Array:
     tokens_BKT = jnp.where(wanted_BKT, tokens_BKT, vocab)  # outside the vocabulary: dropped
 
     def mark(tokens_BKT: jax.Array) -> jax.Array:
@@ -218,7 +218,7 @@ def mark_by_scatter(tokens_BKT: jax.Array, wanted_BKT: jax.Array, vocab: int) ->
     return map_batch_shards(mark, tokens_BKT)
 
 
-def mark_by_products(tokens_BKT: jax.Array, wanted_BKT: jax.Array, vocab: int) -> jax.Array:
+def ngram_mask_matmul(tokens_BKT: jax.Array, wanted_BKT: jax.Array, vocab: int) -> jax.Array:
     """For XLA:TPU, which scatters one token after the other: how often each token occurs is a
     product of which 128 neighbours it is among (G) and which of them it is (L)."""
     groups = -(-vocab // LANES)

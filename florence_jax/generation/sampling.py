@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from florence_jax.generation.constraints import first_states, next_states
-from florence_jax.generation.decode_config import DecodingPlan, DecodingValues, ends
+from florence_jax.generation.constraints import advance_states, init_states
+from florence_jax.generation.decode_config import DecodeParams, DecodeStatic, ends
 from florence_jax.generation.decode_loop import (
     Cache,
     StepFn,
     grow_axis,
-    loop_through_buffers,
     row_keys,
     step_keys,
+    while_loop_with_growing_buffers,
 )
-from florence_jax.generation.logits_processors import process
+from florence_jax.generation.logits_processors import apply_logits_processors
 from florence_jax.generation.output import GenerateOutput
 
 
@@ -43,8 +43,8 @@ def sample(
     step: StepFn,
     cache: Cache,
     batch: int,
-    plan: DecodingPlan,
-    values: DecodingValues,
+    plan: DecodeStatic,
+    values: DecodeParams,
     rng: jax.Array | None = None,
 ) -> GenerateOutput:
     """Takes the best token, or draws one, until every sequence has ended.
@@ -68,7 +68,7 @@ def sample(
     def advance(state: SamplingState) -> SamplingState:
         tokens_BK = _at(state.sequences, state.index)
         logits_BKV, cache = step(tokens_BK, state.index, state.cache)
-        scores_BKV = process(
+        scores_BKV = apply_logits_processors(
             logits_BKV.astype(jnp.float32),
             state.sequences,
             state.index,
@@ -84,7 +84,7 @@ def sample(
         states = state.states
         # Before finished rows are padded: padding is legal nowhere.
         if values.constraint is not None:
-            states = next_states(values.constraint, states, next_BK)
+            states = advance_states(values.constraint, states, next_BK)
         next_BK = jnp.where(state.finished, plan.pad_token_id, next_BK)
         chosen_BK = jnp.where(state.finished, 0.0, chosen_BK)
         return SamplingState(
@@ -104,10 +104,8 @@ def sample(
         # The cache stays behind: nothing attends to it any more.
         return _lengthen(state._replace(cache=None), plan.buffers[-1], plan)
 
-    state = loop_through_buffers(
-        _initial_state(cache, batch, plan)._replace(
-            states=first_states(values.constraint, samples)
-        ),
+    state = while_loop_with_growing_buffers(
+        _initial_state(cache, batch, plan)._replace(states=init_states(values.constraint, samples)),
         plan.buffers,
         unfinished=unfinished,
         advance=advance,
@@ -123,7 +121,7 @@ def sample(
     )
 
 
-def _initial_state(cache: Cache, batch: int, plan: DecodingPlan) -> SamplingState:
+def _initial_state(cache: Cache, batch: int, plan: DecodeStatic) -> SamplingState:
     samples, buffer = plan.num_return_sequences, plan.buffers[0]
     blank = jnp.full((batch, samples, buffer + 1), plan.pad_token_id, jnp.int32)
     return SamplingState(
@@ -136,7 +134,7 @@ def _initial_state(cache: Cache, batch: int, plan: DecodingPlan) -> SamplingStat
     )
 
 
-def _lengthen(state: SamplingState, buffer: int, plan: DecodingPlan) -> SamplingState:
+def _lengthen(state: SamplingState, buffer: int, plan: DecodeStatic) -> SamplingState:
     return state._replace(
         sequences=grow_axis(state.sequences, 2, buffer + 1, plan.pad_token_id),
         token_scores=grow_axis(state.token_scores, 2, buffer),

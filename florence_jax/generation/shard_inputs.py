@@ -9,14 +9,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from florence_jax.generation.output import GenerateOutput
-from florence_jax.sharding.batch import pad_rows, padded_rows, whole_everywhere
+from florence_jax.sharding.batch import all_gather_to_hosts, pad_rows, padded_rows
 from florence_jax.sharding.mesh import batch_sharding
 
 if TYPE_CHECKING:
-    from florence_jax.generation.generate import Prepared
+    from florence_jax.generation.generate import GenerateInputs
 
 
-def placed(prepared: Prepared, mesh: Mesh) -> Prepared:
+def shard_inputs(prepared: GenerateInputs, mesh: Mesh) -> GenerateInputs:
     """The batch divided over the mesh. Rows that are added repeat the first, and end when it does.
 
     In several processes each gives the same batch.
@@ -41,10 +41,10 @@ def placed(prepared: Prepared, mesh: Mesh) -> Prepared:
     )
 
 
-def collected(output: GenerateOutput, rows: int, mesh: Mesh) -> GenerateOutput:
+def unpad_outputs(output: GenerateOutput, rows: int, mesh: Mesh) -> GenerateOutput:
     """The answers without those of added rows; in several processes, all of them in each."""
     if mesh.is_multi_process:
-        output = whole_everywhere(mesh, output)
+        output = all_gather_to_hosts(mesh, output)
     kept = len(output.lengths) * rows // padded_rows(mesh, rows)
     if kept == len(output.lengths):
         return output

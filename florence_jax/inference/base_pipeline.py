@@ -22,7 +22,7 @@ from florence_jax.inference.batching import padded_rows
 from florence_jax.inference.constraints import AnswerConstraints
 from florence_jax.inference.image_encoder import EncodedImage, ImageEncoder
 from florence_jax.inference.overrides import with_overrides
-from florence_jax.inference.requests import Request, grouped_by_image, requests_of
+from florence_jax.inference.requests import Request, broadcast_requests, grouped_by_image
 from florence_jax.processing import (
     FlorenceTokenizer,
     ImageConfig,
@@ -48,7 +48,7 @@ DEFAULT_BATCH_SIZE = 8
 _SEEDS = 1 << 32
 
 
-class Programs(Protocol):
+class CompiledFns(Protocol):
     """What a device can be asked to run; calls return before it has."""
 
     @property
@@ -79,7 +79,7 @@ class Programs(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answering(abc.ABC):
+class BasePipeline(abc.ABC):
     """Images and task prompts in, parsed results out.
 
     Attributes:
@@ -106,7 +106,7 @@ class Answering(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def programs(self) -> Programs:
+    def programs(self) -> CompiledFns:
         """What runs on the device."""
 
     @property
@@ -165,7 +165,7 @@ class Answering(abc.ABC):
             ValueError: prompts, texts, regions or settings that do not fit.
         """
         settings = with_overrides(generation or self.generation, overrides, _CALL)
-        requests, several = requests_of(images, prompts, text, region, labels)
+        requests, several = broadcast_requests(images, prompts, text, region, labels)
         _check_on_error(on_error)
         if on_error == "raise":
             # Before the first image is encoded, whichever request it is.
@@ -248,7 +248,7 @@ class Answering(abc.ABC):
         for number, chunk in enumerate(self._chunks(requests, max(buckets))):
             rng = None if key is None else jax.random.fold_in(key, number)
             launch = functools.partial(
-                self._launch,
+                self._dispatch,
                 encoder=encoder,
                 settings=settings,
                 buckets=buckets,
@@ -261,10 +261,10 @@ class Answering(abc.ABC):
             finally:
                 # Also before an error: what was asked before it has its answers.
                 if pending is not None:
-                    yield from self._finish(pending)
+                    yield from self._collect(pending)
             pending = batch
         if pending is not None:
-            yield from self._finish(pending)
+            yield from self._collect(pending)
 
     def _encoder(
         self, buckets: Sequence[int], image_size: tuple[int, int] | None = None
@@ -336,7 +336,7 @@ class Answering(abc.ABC):
             asked.append(_Asked(place=place, request=request, picture=picture, prompt=prompt))
         return asked, errors
 
-    def _launch(
+    def _dispatch(
         self,
         asked: Sequence[_Asked],
         *,
@@ -376,15 +376,15 @@ class Answering(abc.ABC):
             )
         return None
 
-    def _finish(self, batch: _Batch) -> Iterator[Any]:
+    def _collect(self, batch: _Batch) -> Iterator[Any]:
         found: dict[int, Any] = dict(batch.errors)
         for asked, output in batch.sent:
             prompts = [(one.request.prompt, one.picture.size) for one in asked]
-            answers = self.read_answers(output.trimmed(), prompts)
+            answers = self.postprocess_outputs(output.trimmed(), prompts)
             found |= zip([one.place for one in asked], answers, strict=True)
         yield from (found[place] for place in sorted(found))
 
-    def read_answers(
+    def postprocess_outputs(
         self, output: GenerateOutput, asked: Iterable[tuple[str, tuple[int, int]]]
     ) -> Iterator[Result]:
         """Results of the first rows of a trimmed output, one for each (prompt, picture's size)."""
@@ -428,8 +428,8 @@ def _launched(
 ) -> _Batch:
     """`asked` sent to the device: together or, where one of them cannot be asked, one by one."""
     batch = _Batch(sent=[], errors=dict(errors))
-    pieces = [asked] if asked else []
-    for piece in pieces:
+    split_into_buckets = [asked] if asked else []
+    for piece in split_into_buckets:
         try:
             batch.sent.append((piece, launch(piece)))
         except ValueError as error:
@@ -438,7 +438,7 @@ def _launched(
             if len(piece) == 1:
                 batch.errors[piece[0].place] = error
             else:
-                pieces += [[one] for one in piece]
+                split_into_buckets += [[one] for one in piece]
     return batch
 
 

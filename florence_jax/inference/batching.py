@@ -31,7 +31,7 @@ def padded_rows(count: int, buckets: Sequence[int]) -> np.ndarray:
     return np.minimum(np.arange(min(size for size in buckets if size >= count)), count - 1)
 
 
-def pieces(count: int, buckets: Sequence[int]) -> Iterator[slice]:
+def split_into_buckets(count: int, buckets: Sequence[int]) -> Iterator[slice]:
     """`count` rows cut into the largest buckets that fit: 7 into 4, 2 and 1.
 
     For work whose cost is that of its rows, where padding would be wasted. A rest below the

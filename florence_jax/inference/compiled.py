@@ -9,23 +9,29 @@ import jax
 import numpy as np
 
 from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig
-from florence_jax.generation.generate import generate_program, prepare, run
-from florence_jax.generation.shard_inputs import placed
+from florence_jax.generation.generate import generate_jit, prepare_inputs, run_generate
+from florence_jax.generation.shard_inputs import shard_inputs
 from florence_jax.inference.batching import batch_buckets
 from florence_jax.inference.image_encoder import stack_features
 from florence_jax.model import Model, Params
-from florence_jax.sharding import batch_sharding, pad_rows, padded_rows, using, whole_everywhere
+from florence_jax.sharding import (
+    all_gather_to_hosts,
+    batch_sharding,
+    pad_rows,
+    padded_rows,
+    use_mesh,
+)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def encode_program(model: Model, params: Params, pixel_values: jax.Array) -> tuple[jax.Array, ...]:
+def encode_jit(model: Model, params: Params, pixel_values: jax.Array) -> tuple[jax.Array, ...]:
     """float[N, H, W, 3] -> N arrays float[I, D], so that images part without another program."""
     return tuple(model.encode_image(params, pixel_values))
 
 
 @dataclass(frozen=True, kw_only=True)
-class LivePrograms:
-    """`Programs` of a model and its weights."""
+class JitFns:
+    """`CompiledFns` of a model and its weights."""
 
     model: Model
     params: Params = field(repr=False)
@@ -36,12 +42,12 @@ class LivePrograms:
     def encode(self, pixel_values: np.ndarray | jax.Array) -> tuple[jax.Array, ...]:
         mesh = self.model.mesh
         if mesh is None:
-            return encode_program(self.model, self.params, pixel_values)
+            return encode_jit(self.model, self.params, pixel_values)
         rows = padded_rows(mesh, len(pixel_values))
         divided = jax.device_put(pad_rows(pixel_values, rows), batch_sharding(mesh))
         features = self.model.encode_image(self.params, divided)
         # On every device, so that any of them can be asked about any image.
-        return tuple(whole_everywhere(mesh, features))[: len(pixel_values)]
+        return tuple(all_gather_to_hosts(mesh, features))[: len(pixel_values)]
 
     def generate(
         self,
@@ -52,7 +58,7 @@ class LivePrograms:
         constraint: Constraint | None = None,
         rng: jax.Array | None = None,
     ) -> GenerateOutput:
-        prepared = prepare(
+        prepared = prepare_inputs(
             self.model,
             self.params,
             image_features=stack_features(features),
@@ -62,7 +68,7 @@ class LivePrograms:
             constraint=constraint,
             rng=rng,
         )
-        return run(prepared)
+        return run_generate(prepared)
 
     def compile_encode(self, batch: int, size: tuple[int, int]) -> jax.ShapeDtypeStruct:
         """Compile for `batch` images of `size` (height, width), without running anything.
@@ -74,11 +80,11 @@ class LivePrograms:
             features = self.encode(np.zeros((batch, *size, 3), np.float32))[0]
             return jax.ShapeDtypeStruct(features.shape, features.dtype, sharding=features.sharding)
         pixels = jax.ShapeDtypeStruct((batch, *size, 3), np.float32)
-        lowered = encode_program.lower(self.model, self.params, pixels)
+        lowered = encode_jit.lower(self.model, self.params, pixels)
         features = lowered.out_info[0]
-        placed = lowered.compile().output_shardings[0]
+        shard_inputs = lowered.compile().output_shardings[0]
         return jax.ShapeDtypeStruct(
-            features.shape, features.dtype, sharding=placed if self._committed else None
+            features.shape, features.dtype, sharding=shard_inputs if self._committed else None
         )
 
     def compile_generate(
@@ -95,7 +101,7 @@ class LivePrograms:
         """
         stacked = stack_features.lower((features,) * batch)
         stacked_at = stacked.compile().output_shardings
-        prepared = prepare(
+        prepared = prepare_inputs(
             self.model,
             self.params,
             image_features=jax.ShapeDtypeStruct(
@@ -108,10 +114,10 @@ class LivePrograms:
             constraint=None if constraint is None else constraint.repeated(batch),
             rng=jax.random.key(0) if settings.do_sample else None,
         )
-        with using(self.model.mesh):
+        with use_mesh(self.model.mesh):
             mesh = self.model.mesh
-            arguments = prepared if mesh is None else placed(prepared, mesh)
-            generate_program.lower(*arguments).compile()
+            arguments = prepared if mesh is None else shard_inputs(prepared, mesh)
+            generate_jit.lower(*arguments).compile()
 
     @property
     def _committed(self) -> bool:

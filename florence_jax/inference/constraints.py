@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from florence_jax.constrained.answer_grammars import AnswerAutomata
-from florence_jax.constrained.answer_schema import AnswerForm, answer_form
+from florence_jax.constrained.answer_grammars import AnswerGrammars
+from florence_jax.constrained.answer_schema import AnswerSchema, answer_form
 from florence_jax.generation import Constraint, make_constraint
 from florence_jax.inference.requests import Request
 from florence_jax.processing import FlorenceTokenizer
@@ -21,7 +21,7 @@ class AnswerConstraints:
     """Constraints for batches of requests; a table is made once for each set of lists of labels."""
 
     def __init__(self, tokenizer: FlorenceTokenizer, vocab_size: int) -> None:
-        self._automata = AnswerAutomata(tokenizer, vocab_size)
+        self._automata = AnswerGrammars(tokenizer, vocab_size)
         self._table_of = functools.lru_cache(maxsize=_KEPT)(self._make_table)
 
     def __call__(self, requests: Sequence[Request]) -> Constraint:
@@ -36,7 +36,7 @@ class AnswerConstraints:
         return table._replace(start=np.array([starts[form] for form in forms], np.int32))
 
     def _make_table(
-        self, closed: frozenset[AnswerForm]
-    ) -> tuple[Constraint, dict[AnswerForm, int]]:
+        self, closed: frozenset[AnswerSchema]
+    ) -> tuple[Constraint, dict[AnswerSchema, int]]:
         automaton, starts = self._automata.automaton(closed)
         return make_constraint(automaton, []), starts

@@ -17,10 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig
-from florence_jax.generation.decode_config import DecodingValues
-from florence_jax.generation.generate import generate_program, prepare
-from florence_jax.inference.base_pipeline import Answering
-from florence_jax.inference.compiled import encode_program
+from florence_jax.generation.decode_config import DecodeParams
+from florence_jax.generation.generate import generate_jit, prepare_inputs
+from florence_jax.inference.base_pipeline import BasePipeline
+from florence_jax.inference.compiled import encode_jit
 from florence_jax.inference.image_encoder import stack_features
 from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.model import Model, Params
@@ -30,7 +30,9 @@ _ROWS = PartitionSpec("data")
 _WHOLE = PartitionSpec()
 
 
-def over_local_devices(pipeline: Answering, devices: Sequence[Any] | None = None) -> Answering:
+def replicate_over_local_devices(
+    pipeline: BasePipeline, devices: Sequence[Any] | None = None
+) -> BasePipeline:
     """The pipeline with its parameters on all of this host's devices, if there are several.
 
     Exported programs stay on the one device that they were exported for, and a model that is on a
@@ -52,13 +54,13 @@ class _MeshPipeline(Florence2Pipeline):
     mesh: Mesh
 
     @property
-    def programs(self) -> MeshPrograms:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return MeshPrograms(model=self.model, params=self.params, mesh=self.mesh)
+    def programs(self) -> DataParallelFns:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return DataParallelFns(model=self.model, params=self.params, mesh=self.mesh)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshPrograms:
-    """`Programs` whose batches are `batch_size` rows for each device of the mesh."""
+class DataParallelFns:
+    """`CompiledFns` whose batches are `batch_size` rows for each device of the mesh."""
 
     model: Model
     params: Params
@@ -74,8 +76,10 @@ class MeshPrograms:
         return (batch_size * self.device_count,)
 
     def encode(self, pixel_values: Any) -> tuple[jax.Array, ...]:
-        """As `Programs.encode`; every device then has every image's features, so that any of them
-        can be asked about any image."""
+        """As `CompiledFns.encode`; every device then has every image's features.
+
+        So any device can be asked about any image.
+        """
         return _encode(self.mesh, self.model, self.params, self._parted(pixel_values))
 
     def generate(
@@ -89,7 +93,7 @@ class MeshPrograms:
     ) -> GenerateOutput:
         if rng is not None:
             raise ValueError("a batch that is divided over local devices is not sampled")
-        prepared = prepare(
+        prepared = prepare_inputs(
             self.model,
             self.params,
             image_features=_stack(self.mesh, features),
@@ -116,7 +120,7 @@ class MeshPrograms:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(mesh: Mesh, model: Model, params: Params, pixels: jax.Array) -> tuple[jax.Array, ...]:
     def local(params: Params, pixels: jax.Array) -> jax.Array:
-        return stack_features(encode_program(model, params, pixels))
+        return stack_features(encode_jit(model, params, pixels))
 
     features = jax.shard_map(
         local, mesh=mesh, in_specs=(_WHOLE, _ROWS), out_specs=_ROWS, check_vma=False
@@ -139,12 +143,12 @@ def _generate(
     features: jax.Array,
     input_ids: jax.Array,
     attention_mask: jax.Array,
-    values: DecodingValues,
+    values: DecodeParams,
 ) -> GenerateOutput:
     def local(
-        params: Params, features: jax.Array, ids: jax.Array, mask: jax.Array, values: DecodingValues
+        params: Params, features: jax.Array, ids: jax.Array, mask: jax.Array, values: DecodeParams
     ) -> GenerateOutput:
-        return generate_program(model, plan, False, params, features, ids, mask, values, None)
+        return generate_jit(model, plan, False, params, features, ids, mask, values, None)
 
     specs = jax.tree.map(lambda _: _WHOLE, values)
     if values.constraint is not None:

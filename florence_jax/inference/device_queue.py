@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from florence_jax.inference.device_stats import Activity
+from florence_jax.inference.device_stats import DeviceStats
 
 Fetched = TypeVar("Fetched")
 
@@ -23,7 +23,7 @@ class DeviceQueue:
     Whoever launches goes on to prepare the next batch; it waits only where the queue is full.
     """
 
-    def __init__(self, activity: Activity, depth: int = DEPTH) -> None:
+    def __init__(self, activity: DeviceStats, depth: int = DEPTH) -> None:
         self._activity = activity
         self._slots = threading.BoundedSemaphore(depth)
         # Devices that speak with each other must all get their programs in one order, or they wait
@@ -52,9 +52,9 @@ class DeviceQueue:
             raise
         # After the call, in which a new shape is compiled: that the device does not work on.
         self._activity.begin()
-        return arrays, self._threads.submit(self._finish, arrays, fetch)
+        return arrays, self._threads.submit(self._collect, arrays, fetch)
 
-    def _finish(self, arrays: Any, fetch: Callable[[Any], Fetched]) -> Fetched:
+    def _collect(self, arrays: Any, fetch: Callable[[Any], Fetched]) -> Fetched:
         try:
             jax.block_until_ready(arrays)
         finally:

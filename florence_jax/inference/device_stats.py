@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 
-class Activity:
+class DeviceStats:
     """Counts of one job, from any number of threads.
 
     The device counts as busy from the moment in which a computation is handed to it until its
@@ -63,7 +63,7 @@ class Activity:
         return self._tokens
 
     @property
-    def busy_share(self) -> float:
+    def utilization(self) -> float:
         """Of the time from the first tokens to the last result, the share with the device at work.
 
         Programs are loaded or compiled before the first tokens; 0 as long as there are none.

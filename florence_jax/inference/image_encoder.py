@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from florence_jax.inference.batching import padded_rows, pieces
+from florence_jax.inference.batching import padded_rows, split_into_buckets
 from florence_jax.inference.requests import image_key
 from florence_jax.processing import ImageConfig, load_image, preprocess_image
 
@@ -50,7 +50,7 @@ def stack_features(features: Sequence[jax.Array]) -> jax.Array:
 
 
 @dataclasses.dataclass(eq=False)
-class _Picture:
+class _CachedImage:
     """A picture of this batch: read, and encoded once `encoded` is there."""
 
     source: Any  # kept, so that no other object gets its id meanwhile
@@ -74,7 +74,7 @@ class ImageEncoder:
         self._config = image_config
         self._buckets = buckets
         self._params = params
-        self._before: dict[Hashable, _Picture] = {}
+        self._before: dict[Hashable, _CachedImage] = {}
 
     def read(self, images: Sequence[Any], *, keep_errors: bool = False) -> list[Any]:
         """A picture for each of `images`; the same one where they are the same.
@@ -86,7 +86,7 @@ class ImageEncoder:
             ImageError: an image cannot be read.
             ValueError: it was encoded by another pipeline.
         """
-        found: dict[Hashable, _Picture | ValueError] = {}
+        found: dict[Hashable, _CachedImage | ValueError] = {}
         for image in images:
             key = image_key(image)
             if key in found:
@@ -97,13 +97,13 @@ class ImageEncoder:
                 if not keep_errors:
                     raise
                 found[key] = error
-        self._before = {key: one for key, one in found.items() if isinstance(one, _Picture)}
+        self._before = {key: one for key, one in found.items() if isinstance(one, _CachedImage)}
         return [found[image_key(image)] for image in images]
 
-    def encode(self, pictures: Sequence[_Picture]) -> list[EncodedImage]:
+    def encode(self, pictures: Sequence[_CachedImage]) -> list[EncodedImage]:
         """What `read` returned, encoded; returns before the device has finished."""
         new = list(dict.fromkeys(picture for picture in pictures if picture.encoded is None))
-        for piece in pieces(len(new), self._buckets):
+        for piece in split_into_buckets(len(new), self._buckets):
             pixels = np.stack([picture.pixels for picture in new[piece]])
             rows = padded_rows(len(pixels), self._buckets)
             features = self._encode(pixels if len(rows) == len(pixels) else pixels[rows])
@@ -116,7 +116,7 @@ class ImageEncoder:
                 )
         return [picture.encoded for picture in pictures if picture.encoded is not None]
 
-    def _known(self, image: Any) -> _Picture | None:
+    def _known(self, image: Any) -> _CachedImage | None:
         if not isinstance(image, EncodedImage):
             return None
         if image.params is not self._params:
@@ -124,11 +124,11 @@ class ImageEncoder:
                 "the encoded image comes from a pipeline with other weights: encode it with this "
                 "pipeline's encode()"
             )
-        return _Picture(image, image.size, np.empty(0, np.float32), encoded=image)
+        return _CachedImage(image, image.size, np.empty(0, np.float32), encoded=image)
 
-    def _read(self, image: Any, before: _Picture | None) -> _Picture:
+    def _read(self, image: Any, before: _CachedImage | None) -> _CachedImage:
         loaded = load_image(image)
         pixels = preprocess_image(loaded, **dataclasses.asdict(self._config))
         if before and before.size == loaded.size and np.array_equal(before.pixels, pixels):
             return before
-        return _Picture(image, loaded.size, pixels)
+        return _CachedImage(image, loaded.size, pixels)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jax.sharding import Mesh
 
 from florence_jax.checkpoint import load_checkpoint, plan_checkpoint
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.config import Florence2Config
 from florence_jax.model import Model, Params
 from florence_jax.quantization import quantized_modules
-from florence_jax.sharding import Layout, Rules, load_rules, make_layout, make_mesh
+from florence_jax.sharding import ParamSharding, Rules, load_rules, make_layout, make_mesh
 
 if TYPE_CHECKING:
     from florence_jax.inference.pipeline import Florence2Pipeline
@@ -46,7 +46,9 @@ def load_on_mesh(
     return Model(config=config, dtype=dtype, layout=layout), _placed(params, layout)
 
 
-def on_mesh(pipeline: Pipeline, mesh: MeshLike, rules: RulesLike = DEFAULT_RULES) -> Pipeline:
+def shard_pipeline(
+    pipeline: Pipeline, mesh: MeshLike, rules: RulesLike = DEFAULT_RULES
+) -> Pipeline:
     """A pipeline with its parameters on a mesh.
 
     Raises:
@@ -62,16 +64,16 @@ def on_mesh(pipeline: Pipeline, mesh: MeshLike, rules: RulesLike = DEFAULT_RULES
     )
 
 
-def _layout(config: Florence2Config, mesh: MeshLike, rules: RulesLike) -> Layout:
+def _layout(config: Florence2Config, mesh: MeshLike, rules: RulesLike) -> ParamSharding:
     return make_layout(
         rules if isinstance(rules, Rules) else load_rules(rules),
-        parameter_shapes(config),
+        param_shapes(config),
         mesh if isinstance(mesh, Mesh) else make_mesh(mesh),
     )
 
 
-def _placed(params: Mapping[str, Any], layout: Layout) -> Params:
+def _placed(params: Mapping[str, Any], layout: ParamSharding) -> Params:
     tree: Params = {}
-    for path, leaf in layout.place(dict(flatten(params))).items():
+    for path, leaf in layout.to_padded(dict(flatten(params))).items():
         insert(tree, path, leaf)
     return tree

@@ -13,9 +13,9 @@ import jax
 
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, read_config, resolve
 from florence_jax.generation import Constraint, GenerationConfig
-from florence_jax.inference.base_pipeline import DEFAULT_BATCH_SIZE, Answering, Result
+from florence_jax.inference.base_pipeline import DEFAULT_BATCH_SIZE, BasePipeline, Result
 from florence_jax.inference.batching import batch_buckets
-from florence_jax.inference.compiled import LivePrograms
+from florence_jax.inference.compiled import JitFns
 from florence_jax.inference.constraints import AnswerConstraints
 from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.inference.load_sharded import DEFAULT_RULES, MeshLike, RulesLike, load_on_mesh
@@ -93,7 +93,7 @@ def load(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Florence2Pipeline(Answering):
+class Florence2Pipeline(BasePipeline):
     """A checkpoint, ready to answer.
 
     The first pipeline of a process lets jax keep compiled programs on disk, see
@@ -101,7 +101,7 @@ class Florence2Pipeline(Answering):
 
     Attributes:
         model, params: what `florence_jax.load` returns.
-        tokenizer, image_config, generation, compat, tasks: see `Answering`.
+        tokenizer, image_config, generation, compat, tasks: see `BasePipeline`.
         source: directory of the checkpoint's configuration and processor files, which
             `save_pretrained` copies; None for a model that was made in code.
         tokenizer_source: the same for the tokenizer's files.
@@ -189,8 +189,8 @@ class Florence2Pipeline(Answering):
         )
 
     @property
-    def programs(self) -> LivePrograms:
-        return LivePrograms(model=self.model, params=self.params)
+    def programs(self) -> JitFns:
+        return JitFns(model=self.model, params=self.params)
 
     @functools.cached_property
     def constraints(self) -> AnswerConstraints:

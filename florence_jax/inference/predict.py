@@ -13,7 +13,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from florence_jax.generation import GenerationConfig
-from florence_jax.inference.base_pipeline import Answering, Result
+from florence_jax.inference.base_pipeline import BasePipeline, Result
 from florence_jax.inference.requests import Query, Request
 from florence_jax.processing import ImageError
 from florence_jax.processing.image import count_pages, load_image_and_notes, page_id
@@ -72,7 +72,7 @@ def pages_of(paths: Iterable[Path]) -> list[Path | Page]:
 
 
 def predict(
-    pipeline: Answering,
+    pipeline: BasePipeline,
     paths: Sequence[Path | Page],
     queries: Sequence[Query],
     *,

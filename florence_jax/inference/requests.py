@@ -40,7 +40,7 @@ class Query:
     region: str | Sequence[float] | None = None
     labels: Sequence[str] | None = None
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The prompt and what was asked with it, as rows of results name it."""
         row: dict[str, Any] = {"prompt": self.prompt}
         if self.text is not None:
@@ -52,7 +52,7 @@ class Query:
         return row
 
 
-def requests_of(
+def broadcast_requests(
     images: Any, prompts: Any, text: Any, region: Any, labels: Any = None
 ) -> tuple[list[Request], bool]:
     """The requests of one call, and whether it asked for a list.

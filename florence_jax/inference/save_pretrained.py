@@ -49,7 +49,7 @@ def save_pipeline(
     model, params = pipeline.model, pipeline.params
     if model.layout is not None:
         whole: dict[str, Any] = {}
-        for path, leaf in model.layout.store(dict(flatten(params))).items():
+        for path, leaf in model.layout.to_true_shape(dict(flatten(params))).items():
             insert(whole, path, leaf)
         params = whole
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.inference.batching import prompt_buckets
-from florence_jax.inference.compiled import LivePrograms
+from florence_jax.inference.compiled import JitFns
 from florence_jax.processing import TASKS, build_prompt
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def usual_prompts() -> list[str]:
 
 
 def warm_up(
-    programs: LivePrograms,
+    programs: JitFns,
     *,
     image_sizes: Sequence[tuple[int, int]],
     prompt_lengths: Sequence[int],

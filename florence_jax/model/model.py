@@ -21,10 +21,10 @@ from jax.sharding import Mesh
 from florence_jax.config import Florence2Config
 from florence_jax.model.florence2 import Florence2
 from florence_jax.quantization import quantized_modules
-from florence_jax.sharding.batch import using
+from florence_jax.sharding.batch import use_mesh
 
 if TYPE_CHECKING:
-    from florence_jax.sharding.param_sharding import Layout
+    from florence_jax.sharding.param_sharding import ParamSharding
 
 Params = dict[str, Any]
 
@@ -43,7 +43,7 @@ class Model:
 
     config: Florence2Config
     dtype: str = "float32"
-    layout: Layout | None = None
+    layout: ParamSharding | None = None
 
     def __repr__(self) -> str:
         mesh = "" if self.mesh is None else f", mesh {dict(self.mesh.shape)}"
@@ -71,12 +71,12 @@ class Model:
         if jax.tree.structure(params) != jax.tree.structure(abstract):
             raise ValueError(_tree_difference(abstract, params))
         if self.layout is not None:
-            params = self.layout.used(params)
+            params = self.layout.gather_for_compute(params)
         return nnx.merge(graphdef, params)
 
     def encode_image(self, params: Params, pixel_values: jax.Array) -> jax.Array:
         """Images float[B, H, W, 3] or frames float[B, F, H, W, 3] -> float[B, F + h*w, D]."""
-        with using(self.mesh):
+        with use_mesh(self.mesh):
             return _encode_image(self, params, pixel_values)
 
     def logits(
@@ -101,7 +101,7 @@ class Model:
         """
         if attention_mask is None:
             attention_mask = jnp.asarray(input_ids) != self.config.text.pad_token_id
-        with using(self.mesh):
+        with use_mesh(self.mesh):
             return _logits(self, params, pixel_values, input_ids, attention_mask, decoder_input_ids)
 
 

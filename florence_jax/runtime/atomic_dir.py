@@ -25,7 +25,7 @@ _RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
-def replaced_directory(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A new, empty directory that takes the place of `destination` when the block ends.
 
     When the block raises, or the process dies, `destination` stays as it was. What a killed process
@@ -66,7 +66,7 @@ def replaced_directory(destination: Path, *, overwrite: bool = False) -> Iterato
 
 
 def leftovers(destination: Path) -> list[Path]:
-    """What killed processes left beside `destination`; `replaced_directory` removes it."""
+    """What killed processes left beside `destination`; `atomic_directory` removes it."""
     found = []
     for path in sorted(destination.parent.glob(f".{_escaped(destination.name)}.{_NEW}-*")):
         try:

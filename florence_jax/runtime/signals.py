@@ -49,7 +49,7 @@ class Interruption:
 
 
 @contextlib.contextmanager
-def ended_at_once(how_to_go_on: str) -> Iterator[None]:
+def exit_on_interrupt(how_to_go_on: str) -> Iterator[None]:
     """While entered, a KeyboardInterrupt says how to go on and ends the process there and then."""
     try:
         yield

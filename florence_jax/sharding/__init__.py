@@ -5,14 +5,14 @@ Knows no model: parameters are paths with shapes.
 
 from florence_jax.sharding.activations import axis_size, constrain, map_batch_shards
 from florence_jax.sharding.batch import (
+    all_gather_to_hosts,
     data_share,
     global_batch,
     mesh_of,
     pad_rows,
     padded_rows,
     replicated,
-    using,
-    whole_everywhere,
+    use_mesh,
 )
 from florence_jax.sharding.mesh import (
     AXES,
@@ -23,19 +23,20 @@ from florence_jax.sharding.mesh import (
     make_mesh,
     parse_mesh,
 )
-from florence_jax.sharding.param_sharding import Layout, Replicated, make_layout, trim
+from florence_jax.sharding.param_sharding import ParamSharding, Replicated, make_layout, trim
 from florence_jax.sharding.presets import PRESETS, load_rules
 from florence_jax.sharding.rules import Rule, RuleError, Rules, assign
 
 __all__ = [
     "AXES",
     "PRESETS",
-    "Layout",
     "MeshShape",
+    "ParamSharding",
     "Replicated",
     "Rule",
     "RuleError",
     "Rules",
+    "all_gather_to_hosts",
     "assign",
     "axis_size",
     "batch_axes",
@@ -54,6 +55,5 @@ __all__ = [
     "parse_mesh",
     "replicated",
     "trim",
-    "using",
-    "whole_everywhere",
+    "use_mesh",
 ]

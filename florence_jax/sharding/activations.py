@@ -1,6 +1,6 @@
 """Sharding hooks inside the model, for operations that the compiler divides badly by itself.
 
-Without a mesh (`using`) it does nothing, so a module never knows whether there is one.
+Without a mesh (`use_mesh`) it does nothing, so a module never knows whether there is one.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from florence_jax.sharding.mesh import batch_parts, batch_sharding
 
 
 @contextlib.contextmanager
-def using(mesh: Mesh | None) -> Iterator[None]:
+def use_mesh(mesh: Mesh | None) -> Iterator[None]:
     """What is traced within is traced for `mesh`; for None, as it would be anyway."""
     if mesh is None:
         yield
@@ -101,7 +101,7 @@ def replicated(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
-def whole_everywhere(mesh: Mesh, tree: Any) -> Any:
+def all_gather_to_hosts(mesh: Mesh, tree: Any) -> Any:
     """A tree of arrays on the mesh, collected on every device, so that each process can read it."""
     sharding = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda leaf: _identity(sharding)(leaf), tree)

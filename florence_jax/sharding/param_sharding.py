@@ -48,7 +48,7 @@ class Replicated:
 
 # Compared by identity: a layout is made once, and is a static argument of programs.
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Layout:
+class ParamSharding:
     """Where each parameter lies on a mesh.
 
     Attributes:
@@ -81,7 +81,7 @@ class Layout:
             self.mesh, _stored_spec(self.shapes[path], self.specs[path], self.mesh)
         )
 
-    def used(self, params: Any) -> Any:
+    def gather_for_compute(self, params: Any) -> Any:
         """Within a program: nested parameters as arithmetic takes them, whole along `fsdp`.
 
         Their gradients are divided as they are. Left to itself, the compiler sometimes moves
@@ -97,7 +97,7 @@ class Layout:
 
         return jax.tree_util.tree_map_with_path(whole, params)
 
-    def place(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def to_padded(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Flat parameters of true shape, wherever they lie, as placed arrays.
 
         Each array is copied at most once, and freed by whoever held it.
@@ -109,7 +109,7 @@ class Layout:
             for path, leaf in params.items()
         }
 
-    def store(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def to_true_shape(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Flat placed parameters in their true shapes, for a checkpoint."""
         return {
             path: self._trim(path)(leaf) if path in self.padded else leaf
@@ -144,7 +144,9 @@ class Layout:
         return self._compiled[key]
 
 
-def make_layout(rules: Rules, shapes: Mapping[str, Shape], mesh: Mesh | AbstractMesh) -> Layout:
+def make_layout(
+    rules: Rules, shapes: Mapping[str, Shape], mesh: Mesh | AbstractMesh
+) -> ParamSharding:
     """The layout of parameters of these shapes on a mesh.
 
     Raises:
@@ -176,7 +178,7 @@ def make_layout(rules: Rules, shapes: Mapping[str, Shape], mesh: Mesh | Abstract
         while entries and entries[-1] is None:
             entries.pop()
         specs[path] = PartitionSpec(*entries)
-    return Layout(
+    return ParamSharding(
         mesh=mesh,
         shapes=dict(shapes),
         specs=specs,

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from florence_jax.sharding import using
+from florence_jax.sharding import use_mesh
 from florence_jax.training.interruption import Interruption
 
 
-class Programs:
+class AotCompiled:
     """Calls `function(first, batch)` through programs that are compiled when first needed.
 
     Attributes:
@@ -70,5 +70,5 @@ class Programs:
 
     def _compile(self, first: Any, batch: Any) -> Callable[[Any, Any], Any]:
         # Here and not around the call: the mesh in use is each thread's own.
-        with using(self._mesh):
+        with use_mesh(self._mesh):
             return self._jitted.lower(first, batch).compile()

@@ -9,24 +9,24 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.model import Model
 from florence_jax.sharding import MeshShape, load_rules, make_mesh, parse_mesh
 from florence_jax.training.config import DataConfig, TrainConfig
 from florence_jax.training.data.augment import AugmentConfig
-from florence_jax.training.data.preprocess import RowMaker
+from florence_jax.training.data.preprocess import Preprocessor
 from florence_jax.training.lora import init_factors
 from florence_jax.training.optimizer import build_optimizer, learning_rate_schedule
-from florence_jax.training.param_groups import Treatment, treatments
-from florence_jax.training.pretrained import Start, longest_texts, training_config
-from florence_jax.training.sharding import Placement, make_placement
+from florence_jax.training.param_groups import ParamGroup, assign_param_groups
+from florence_jax.training.pretrained import PretrainedFiles, longest_texts, training_config
+from florence_jax.training.sharding import StateSharding, make_placement
 from florence_jax.training.state import Flat, TrainState, new_state
-from florence_jax.training.step import Objective, Step, build_step
+from florence_jax.training.step import LossFn, Step, build_step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainSetup:
     """What the loop runs.
 
     Attributes:
@@ -38,11 +38,11 @@ class Training:
     """
 
     config: TrainConfig
-    objective: Objective
-    treated: Mapping[str, Treatment]
+    objective: LossFn
+    param_groups: Mapping[str, ParamGroup]
     optimizer: optax.GradientTransformation
     step: Step
-    placement: Placement
+    placement: StateSharding
 
     def first_state(self, params: Flat) -> TrainState:
         """The state before the first step, from the parameters of the base model."""
@@ -62,13 +62,13 @@ class Training:
 
     def abstract_state(self) -> TrainState:
         """Its shapes, dtypes and shardings as checkpoints hold it; nothing is allocated."""
-        shapes = parameter_shapes(self.objective.model.config)
+        shapes = param_shapes(self.objective.model.config)
         params = {p: jax.ShapeDtypeStruct(shape, jnp.float32) for p, shape in shapes.items()}
-        return self.placement.stored(jax.eval_shape(self.first_state, params))
+        return self.placement.true_shapes(jax.eval_shape(self.first_state, params))
 
     def placed_state(self) -> TrainState:
         """The same as `placed_step` takes and gives it."""
-        return self.placement.placed(self.abstract_state())
+        return self.placement.padded(self.abstract_state())
 
     @property
     def placed_step(self) -> Step:
@@ -76,12 +76,12 @@ class Training:
         return self.placement.step(self.step)
 
     def trains(self, path: str) -> bool:
-        return path in self.treated and self.treated[path].trains
+        return path in self.param_groups and self.param_groups[path].trains
 
 
 def build_training(
-    config: TrainConfig, start: Start, mesh: Mesh | AbstractMesh | None = None
-) -> Training:
+    config: TrainConfig, start: PretrainedFiles, mesh: Mesh | AbstractMesh | None = None
+) -> TrainSetup:
     """Everything that is a function of the settings alone.
 
     Args:
@@ -90,7 +90,7 @@ def build_training(
     Raises:
         RuleError, ValueError: rules, adapters, schedules or a mesh that do not fit.
     """
-    shapes = parameter_shapes(start.config)
+    shapes = param_shapes(start.config)
     factors = {}
     if config.lora.rank:
         key = jax.random.key(config.seed)
@@ -110,7 +110,7 @@ def build_training(
         # Equal models are equal programs; with a layout, a model is equal to itself alone.
         layout=placement.layout if mesh.size > 1 else None,
     )
-    objective = Objective(
+    objective = LossFn(
         model=model,
         image=start.image,
         loss=config.loss,
@@ -118,7 +118,7 @@ def build_training(
         remat=config.model.remat,
     )
     optimizer_config = config.optimizer
-    treated = treatments(
+    param_groups = assign_param_groups(
         # With adapters the base is frozen whatever the rules say: they are about these then.
         factors or shapes,
         optimizer_config.rules,
@@ -131,7 +131,7 @@ def build_training(
             "steps must be known: `florence_jax.training.preflight` counts them from the epochs"
         )
     schedule = learning_rate_schedule(optimizer_config, config.steps)
-    training = {path: treatment for path, treatment in treated.items() if treatment.trains}
+    training = {path: treatment for path, treatment in param_groups.items() if treatment.trains}
     optimizer = build_optimizer(optimizer_config, schedule, training)
     step = build_step(
         objective,
@@ -141,19 +141,19 @@ def build_training(
         ema_decay=optimizer_config.ema_decay,
         one_device=mesh.size == 1,
     )
-    return Training(
+    return TrainSetup(
         config=config,
         objective=objective,
-        treated=treated,
+        param_groups=param_groups,
         optimizer=optimizer,
         step=step,
         placement=placement,
     )
 
 
-def row_maker(
-    config: DataConfig, start: Start, *, training: bool, longest: bool = False
-) -> RowMaker:
+def make_preprocessor(
+    config: DataConfig, start: PretrainedFiles, *, training: bool, longest: bool = False
+) -> Preprocessor:
     """From examples to arrays; without augmentation where it is not for training.
 
     Args:
@@ -161,13 +161,13 @@ def row_maker(
             those of the source that asks most, and not to what the batch itself holds.
     """
     max_prompt, max_target = longest_texts(config, start)
-    return RowMaker(
+    return Preprocessor(
         tokenizer=start.tokenizer,
         image_size=start.image.size,
         max_prompt=max_prompt,
         max_target=max_target,
-        least_prompt=max_prompt if longest else config.least_prompt,
-        least_target=max_target if longest else config.least_target,
+        min_prompt_bucket=max_prompt if longest else config.min_prompt_bucket,
+        min_target_bucket=max_target if longest else config.min_target_bucket,
         least_questions=max(source.questions for source in config.train) if longest else 1,
         augmentation=config.augment if training else AugmentConfig(),
         resample=start.image.resample,
@@ -175,11 +175,11 @@ def row_maker(
     )
 
 
-def parameters_in_use(state: TrainState) -> Flat:
+def eval_params(state: TrainState) -> Flat:
     """The parameters that are evaluated and exported: the moving average where there is one."""
     return {**state.frozen, **(state.trainable if state.ema is None else state.ema)}
 
 
-def without_frozen(state: TrainState) -> TrainState:
+def drop_frozen(state: TrainState) -> TrainState:
     """What changes: a run directory holds the frozen parameters once, not in every checkpoint."""
     return dataclasses.replace(state, frozen={})

@@ -151,9 +151,9 @@ class DataConfig(Checked):
             default the most that the model has positions for. Several processes pad every batch to
             them: there the default is the longest row of the training data, which is read for it
             once.
-        least_prompt, least_target: tokens that every batch is padded to, doubled (to the longest
-            allowed at most) until its longest row fits. Each pair of lengths compiles a program of
-            its own: where that takes long, set them to the longest.
+        min_prompt_bucket, min_target_bucket: tokens that every batch is padded to, doubled (to the
+            longest allowed at most) until its longest row fits. Each pair of lengths compiles a
+            program of its own: where that takes long, set them to the longest.
         augment: how pictures are changed.
         cached_features: of a frozen vision tower: a directory, filled by `python -m
             train.features`, with its output for every training picture. The tower is never run in
@@ -174,8 +174,8 @@ class DataConfig(Checked):
     image_size: tuple[int, int] | None = None
     max_prompt: int | None = None
     max_target: int | None = None
-    least_prompt: int = 16
-    least_target: int = 32
+    min_prompt_bucket: int = 16
+    min_target_bucket: int = 32
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     cached_features: str | None = None
     threads: int = 4
@@ -187,7 +187,7 @@ class DataConfig(Checked):
         if not self.directory and not self.train:
             yield "name training data: data.directory or data.train"
         for kind in ("prompt", "target"):
-            yield from counted(f"data.least_{kind}", getattr(self, f"least_{kind}"), 2)
+            yield from counted(f"data.min_{kind}_bucket", getattr(self, f"min_{kind}_bucket"), 2)
             yield from counted(f"data.max_{kind}", getattr(self, f"max_{kind}"), 2)
         if self.image_size is not None and min(self.image_size) < 1:
             yield f"data.image_size must be positive pixels, got {self.image_size}"
@@ -353,7 +353,7 @@ class TrainConfig(Checked):
 
 
 # What may change between a run and its continuation: none of it touches the updates.
-FREE = ("checkpoint", "evaluation", "logging", "export", "directory", "mesh", "rules")
+RESUMABLE_FIELDS = ("checkpoint", "evaluation", "logging", "export", "directory", "mesh", "rules")
 FREE_DATA = ("threads", "workers", "quarantine_share", "valid", "changed")
 
 
@@ -362,7 +362,7 @@ def fixed(tree: dict[str, Any]) -> dict[str, Any]:
 
     `steps` may change where no learning rate depends on it: with a constant schedule.
     """
-    kept = {name: value for name, value in tree.items() if name not in FREE}
+    kept = {name: value for name, value in tree.items() if name not in RESUMABLE_FIELDS}
     kept["data"] = {k: v for k, v in tree["data"].items() if k not in FREE_DATA}
     if tree["optimizer"]["schedule"] == "constant":
         del kept["steps"]

@@ -39,7 +39,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agreed(value: bool) -> bool:
+def broadcast_bool(value: bool) -> bool:
     """The first process's value, in all of them; each waits for the others."""
     import jax
     from jax.experimental import multihost_utils
@@ -112,7 +112,7 @@ def is_of_another(error: Exception) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
 
 
-class AnyOf:
+class AnyProcess:
     """Has any process raised a flag? Asked at every step, answered a step later, and never waited
     for: the answer is the same everywhere, so all of them stop at the same step."""
 

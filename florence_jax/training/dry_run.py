@@ -13,7 +13,7 @@ from PIL import Image
 
 from florence_jax.processing import TASKS, parse
 from florence_jax.results.compare_grid import enlarged, save_side_by_side
-from florence_jax.training.build import Training
+from florence_jax.training.build import TrainSetup
 from florence_jax.training.cached_features.vision_tower import origin_of
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import to_tree
@@ -22,7 +22,7 @@ from florence_jax.training.data.registry import source_notes
 from florence_jax.training.loop import build_stream
 from florence_jax.training.metrics.flops import update_flops
 from florence_jax.training.preflight import prepare
-from florence_jax.training.pretrained import Start, longest_texts
+from florence_jax.training.pretrained import PretrainedFiles, longest_texts
 
 _PICTURES = 8
 
@@ -50,7 +50,7 @@ def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
     yield from _batch(batch, start, directory)
 
 
-def _sizes(training: Training) -> Iterator[str]:
+def _sizes(training: TrainSetup) -> Iterator[str]:
     abstract = training.abstract_state()
     groups = {"trainable": abstract.trainable, "frozen": abstract.frozen}
     for name, leaves in groups.items():
@@ -71,7 +71,7 @@ def _sizes(training: Training) -> Iterator[str]:
     yield f"memory in MiB, activations aside: {sum(sizes.values()) / 2**20:,.1f} ({listed})"
 
 
-def _cached_features(training: Training, batch: HostBatch, rows: int) -> Iterator[str]:
+def _cached_features(training: TrainSetup, batch: HostBatch, rows: int) -> Iterator[str]:
     # Of no weights: only the shape and dtype are shown.
     origin = origin_of(training, {})
     yield (
@@ -82,7 +82,7 @@ def _cached_features(training: Training, batch: HostBatch, rows: int) -> Iterato
     cached, computed = (
         update_flops(
             training.objective.model.config,
-            training.treated,
+            training.param_groups,
             rows=labels.shape[0] * labels.shape[1],
             questions=labels.shape[1] // images.shape[1],
             image_size=training.objective.image.size,
@@ -98,7 +98,7 @@ def _cached_features(training: Training, batch: HostBatch, rows: int) -> Iterato
     )
 
 
-def _batch(batch: HostBatch, start: Start, directory: Path) -> Iterator[str]:
+def _batch(batch: HostBatch, start: PretrainedFiles, directory: Path) -> Iterator[str]:
     arrays = batch.arrays
     shapes = ", ".join(
         f"{name} {leaf.dtype}{list(leaf.shape)}"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import jax
 
-from florence_jax.training.build import Training, without_frozen
-from florence_jax.training.checkpointing.best import Keeping
-from florence_jax.training.data.bad_rows import Quarantine
+from florence_jax.training.build import TrainSetup, drop_frozen
+from florence_jax.training.checkpointing.best import CheckpointPolicy
+from florence_jax.training.data.bad_rows import BadRowLog
 from florence_jax.training.export import export_run
 from florence_jax.training.metrics.logger import RunLog
-from florence_jax.training.pretrained import Start
+from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.state import TrainState, not_finite
 
 
@@ -28,12 +28,12 @@ class Ending:
 
     def __init__(
         self,
-        training: Training,
-        start: Start,
+        training: TrainSetup,
+        start: PretrainedFiles,
         directory: Path,
-        keeping: Keeping,
+        keeping: CheckpointPolicy,
         log: RunLog,
-        quarantine: Quarantine,
+        quarantine: BadRowLog,
     ):
         self._training, self._start, self._directory = training, start, directory
         self._keeping, self._log, self._quarantine = keeping, log, quarantine
@@ -52,7 +52,7 @@ class Ending:
             rows = len(self._quarantine)
             lines.append(f"{rows} rows could not be used: {self._quarantine.path}")
         if training.config.export.at_end:
-            stored = training.placement.store(state)
+            stored = training.placement.to_true_shape(state)
             lines += [f"exported {path}" for path in export_run(training, self._start, stored)]
         self._saved("; ".join(lines))
         log.write("done", step, {"seconds": log.seconds})
@@ -74,7 +74,7 @@ class Ending:
         begun = (
             f"stopped: the loss, its gradient or the update was not finite in the step after {step}"
         )
-        bad = not_finite(without_frozen(state))
+        bad = not_finite(drop_frozen(state))
         if bad:
             # Only what the run started from can be so: no step makes it.
             self._saved(

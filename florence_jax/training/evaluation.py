@@ -15,16 +15,16 @@ from florence_jax.generation import GenerationConfig, generate
 from florence_jax.model import Params
 from florence_jax.processing import parse, task_of
 from florence_jax.results.compare_grid import enlarged, save_side_by_side
-from florence_jax.training.aot_compile import Programs
-from florence_jax.training.build import Training, row_maker
+from florence_jax.training.aot_compile import AotCompiled
+from florence_jax.training.build import TrainSetup, make_preprocessor
 from florence_jax.training.data.example import DataError, Source
 from florence_jax.training.data.loader import finite_batches
-from florence_jax.training.data.preprocess import Numbered, Row, collate
+from florence_jax.training.data.preprocess import ExampleRef, Features, collate
 from florence_jax.training.distributed import is_first
 from florence_jax.training.interruption import Interruption
 from florence_jax.training.lora import is_factor, merge
 from florence_jax.training.metrics.tasks import task_scores
-from florence_jax.training.pretrained import Start
+from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.state import Flat
 from florence_jax.training.step import build_evaluation
 from train.shapes.judge import Answered
@@ -41,8 +41,8 @@ class Evaluation:
 
     def __init__(
         self,
-        training: Training,
-        start: Start,
+        training: TrainSetup,
+        start: PretrainedFiles,
         sources: Mapping[str, Source],
         interruption: Interruption,
         *,
@@ -59,7 +59,7 @@ class Evaluation:
         self._config, self._training, self._start = training.config, training, start
         self._interruption, self._drawing = interruption, drawing
         mesh = training.placement.mesh
-        self._summed = Programs(
+        self._summed = AotCompiled(
             build_evaluation(training.objective),
             interruption,
             mesh=mesh,
@@ -69,7 +69,7 @@ class Evaluation:
         )
         self._say = say
         self._pixels = jax.jit(training.objective.pixels)
-        self._make_row = row_maker(training.config.data, start, training=False)
+        self._make_row = make_preprocessor(training.config.data, start, training=False)
 
     def __call__(self, params: Flat, pictures: Path) -> dict[str, float]:
         """Every figure by name: "loss", "accuracy", "<OD> mAP@0.5" and so on.
@@ -127,7 +127,7 @@ class Evaluation:
         rng = np.random.default_rng(0)
         for first in range(0, count, height):
             numbers = range(first, min(first + height, count))
-            rows = [self._make_row(Numbered(name, source, number), rng) for number in numbers]
+            rows = [self._make_row(ExampleRef(name, source, number), rng) for number in numbers]
             texts = self._interruption.wait_for(lambda rows=rows: self._generate(params, rows))
             for number, row, text in zip(numbers, rows, texts, strict=True):
                 if row.problem is None:
@@ -138,7 +138,7 @@ class Evaluation:
                             self._draw(pictures / f"{number:04d}.png", row, prefix, truth, text)
                     yield Answered(prefix=prefix, suffix=truth, answer=text, image_size=size)
 
-    def _generate(self, params: Params, rows: list[Row]) -> list[str]:
+    def _generate(self, params: Params, rows: list[Features]) -> list[str]:
         config, height = self._config.evaluation, self._config.evaluation_rows
         # Always the same number of rows, so that there is one program.
         padded = rows + rows[:1] * (height - len(rows))
@@ -167,7 +167,7 @@ class Evaluation:
         ends = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
         return tokenizer.decode([token for token in ids if token not in ends])
 
-    def _draw(self, path: Path, row: Row, prefix: str, truth: str, answer: str) -> None:
+    def _draw(self, path: Path, row: Features, prefix: str, truth: str, answer: str) -> None:
         picture, task = enlarged(Image.fromarray(row.image)), task_of(prefix)
         results = {
             f"truth: {prefix}": parse(truth, task, picture.size),
@@ -176,7 +176,7 @@ class Evaluation:
         save_side_by_side(path, picture, results)
 
 
-def merged(params: Flat, training: Training, dtype: str | None = None) -> Flat:
+def merged(params: Flat, training: TrainSetup, dtype: str | None = None) -> Flat:
     """The flat parameters with the adapters, if any, added to their kernels as `merge` does."""
     factors = {path: leaf for path, leaf in params.items() if is_factor(path)}
     base = {path: leaf for path, leaf in params.items() if not is_factor(path)}

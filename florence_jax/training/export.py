@@ -23,8 +23,8 @@ from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.output_file import aside_of
 from florence_jax.runtime.program import run_program
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
-from florence_jax.sharding import whole_everywhere
-from florence_jax.training.build import Training, build_training, parameters_in_use, without_frozen
+from florence_jax.sharding import all_gather_to_hosts
+from florence_jax.training.build import TrainSetup, build_training, drop_frozen, eval_params
 from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints
 from florence_jax.training.checkpointing.resume import CONFIG, PROCESSOR
 from florence_jax.training.config import TrainConfig
@@ -32,15 +32,15 @@ from florence_jax.training.config_loader import from_tree
 from florence_jax.training.distributed import is_first
 from florence_jax.training.evaluation import merged, nested
 from florence_jax.training.lora import is_factor
-from florence_jax.training.pretrained import Start, read_start
+from florence_jax.training.pretrained import PretrainedFiles, read_start
 from florence_jax.training.state import TrainState
 
 _LOCK = ".export.lock"
 
 
 def export_run(
-    training: Training,
-    start: Start,
+    training: TrainSetup,
+    start: PretrainedFiles,
     state: TrainState,
     directory: Path | None = None,
 ) -> list[Path]:
@@ -56,10 +56,10 @@ def export_run(
     # Exports beside each other keep their adapters apart.
     prefix = f"{directory.name}." if directory else ""
     directory = directory or Path(training.config.directory) / "export"
-    params = parameters_in_use(state)
+    params = eval_params(state)
     mesh = training.placement.mesh
     if mesh.is_multi_process:
-        params = whole_everywhere(mesh, params)
+        params = all_gather_to_hosts(mesh, params)
         if not is_first():
             return []
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def export_run(
 
 
 def _write(
-    training: Training, start: Start, params: Any, directory: Path, adapter: Path
+    training: TrainSetup, start: PretrainedFiles, params: Any, directory: Path, adapter: Path
 ) -> list[Path]:
     config, written = training.config, []
     factors = {path: np.asarray(leaf) for path, leaf in params.items() if is_factor(path)}
@@ -141,7 +141,7 @@ def _export(config: TrainConfig, step: int | None, best: bool, out: Path | None)
             if not metas or not metas[0]["best"]:
                 raise ValueError(f"{directory} has no best checkpoint: it was never evaluated")
             step = metas[0]["best"]["step"]
-        restored = checkpoints.restore(without_frozen(abstract), step)
+        restored = checkpoints.restore(drop_frozen(abstract), step)
         frozen = kept.restore(abstract.frozen)
         if restored is None or frozen is None:
             raise ValueError(

@@ -12,25 +12,25 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from florence_jax.runtime.directory_lock import directory_lock
-from florence_jax.training.aot_compile import Programs
-from florence_jax.training.build import Training, parameters_in_use, row_maker
+from florence_jax.training.aot_compile import AotCompiled
+from florence_jax.training.build import TrainSetup, eval_params, make_preprocessor
 from florence_jax.training.cached_features.vision_tower import with_features
-from florence_jax.training.checkpointing.best import Keeping
+from florence_jax.training.checkpointing.best import CheckpointPolicy
 from florence_jax.training.checkpointing.manager import Checkpoints
 from florence_jax.training.checkpointing.resume import (
     PROCESSOR,
     RunError,
     begin,
     check_data,
-    first_or_restored,
+    init_or_restore,
 )
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.data.bad_rows import Quarantine, TooManyProblems
+from florence_jax.training.data.bad_rows import BadRowLog, TooManyProblems
 from florence_jax.training.data.example import DataError, Source
-from florence_jax.training.data.loader import Stream
+from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import HostBatch
 from florence_jax.training.data.registry import Named, source_notes, training_sources
-from florence_jax.training.distributed import AnyOf, is_first, is_of_another
+from florence_jax.training.distributed import AnyProcess, is_first, is_of_another
 from florence_jax.training.ending import Ending, Outcome
 from florence_jax.training.evaluation import Evaluation
 from florence_jax.training.interruption import Interrupted, Interruption
@@ -38,9 +38,9 @@ from florence_jax.training.metrics.flops import peak_flops, update_flops
 from florence_jax.training.metrics.logger import RunLog, say
 from florence_jax.training.metrics.profile import Profile
 from florence_jax.training.preflight import Prepared, prepare, with_longest
-from florence_jax.training.pretrained import Start
+from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.state import TrainState
-from florence_jax.training.step import together
+from florence_jax.training.step import merge_metrics
 
 
 def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
@@ -79,7 +79,7 @@ def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
     # Each process writes down what it sees: the first for all, the others of their own data.
     own = directory if is_first() else directory / f"process_{jax.process_index()}"
     own.mkdir(exist_ok=True)
-    quarantine = Quarantine(
+    quarantine = BadRowLog(
         own / "quarantine.jsonl", share=config.data.quarantine_share, total=total
     )
     with contextlib.ExitStack() as stack:
@@ -88,7 +88,7 @@ def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
         checkpoints = stack.enter_context(
             Checkpoints(directory / "checkpoints", config.checkpoint, report=say)
         )
-        state, meta = first_or_restored(training, start, directory, checkpoints)
+        state, meta = init_or_restore(training, start, directory, checkpoints)
         if config.data.cached_features is not None:
             stream = with_features(stream, training, state.frozen)
         peak = config.logging.peak_flops or peak_flops(jax.devices()[0].device_kind)
@@ -103,10 +103,10 @@ def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
                 peak_flops=peak,
             )
         )
-        keeping = Keeping(training, checkpoints, meta)
-        run = Run(training, start, directory, keeping, interruption, log, quarantine)
+        keeping = CheckpointPolicy(training, checkpoints, meta)
+        run = Trainer(training, start, directory, keeping, interruption, log, quarantine)
         try:
-            return run.go(state, stream, prepared.valid, profile_steps)
+            return run.fit(state, stream, prepared.valid, profile_steps)
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             if not is_of_another(error):
                 raise
@@ -119,10 +119,10 @@ def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
 
 def build_stream(
     config: TrainConfig,
-    start: Start,
+    start: PretrainedFiles,
     share: tuple[int, int] = (0, 1),
     sources: Sequence[Named] | None = None,
-) -> Stream:
+) -> DataLoader:
     """The training data, or one of the equal shares that processes bring to each step.
 
     Args:
@@ -131,10 +131,10 @@ def build_stream(
     number, count = share
     if sources is None:
         sources = training_sources(config.data, config.seed)
-    return Stream(
+    return DataLoader(
         sources=sources,
         # A share's longest row says nothing of the others', and all must have one shape.
-        make_row=row_maker(config.data, start, training=True, longest=count > 1),
+        make_row=make_preprocessor(config.data, start, training=True, longest=count > 1),
         batch_size=config.batch_size,
         micro=config.accumulation,
         seed=config.seed,
@@ -150,31 +150,31 @@ def say_notes(sources: Iterable[Source]) -> None:
         say(f"note: {note}")
 
 
-class Run:
+class Trainer:
     """One run under way."""
 
     def __init__(
         self,
-        training: Training,
-        start: Start,
+        training: TrainSetup,
+        start: PretrainedFiles,
         directory: Path,
-        keeping: Keeping,
+        keeping: CheckpointPolicy,
         interruption: Interruption,
         log: RunLog,
-        quarantine: Quarantine,
+        quarantine: BadRowLog,
     ):
         self.config, self.training, self.start = training.config, training, start
         self.directory, self.keeping = directory, keeping
         self.interruption, self.log, self.quarantine = interruption, log, quarantine
         self.last: dict[str, float] = {}
-        self.any_process = AnyOf()
+        self.any_process = AnyProcess()
         self.refused: TooManyProblems | None = None
         self.ending = Ending(training, start, directory, keeping, log, quarantine)
 
-    def go(
+    def fit(
         self,
         state: TrainState,
-        stream: Stream,
+        stream: DataLoader,
         valid: Mapping[str, Source],
         profile_steps: int,
     ) -> Outcome:
@@ -182,7 +182,7 @@ class Run:
         config, log, keeping = self.config, self.log, self.keeping
         first = int(state.step)
         placement = self.training.placement
-        update = Programs(
+        update = AotCompiled(
             self.training.placed_step,
             self.interruption,
             donate_first=True,
@@ -198,7 +198,7 @@ class Run:
         batches = stream.batches(first, threads=data.threads, workers=data.workers)
         profile = Profile(self.directory / "profile", first, profile_steps)
         before = since_line = None
-        and_one_more = jax.jit(together)
+        and_one_more = jax.jit(merge_metrics)
         if first:
             log.say(f"going on at step {first} of {config.steps}")
             log.write("resumed", first, {})
@@ -206,7 +206,10 @@ class Run:
             for step in itertools.count(first):
                 # More than were asked for, where a constant rate's run goes on with fewer.
                 done = step >= config.steps
-                if self._due(config.evaluation.every, step, done) and keeping.evaluated != step:
+                if (
+                    self._due(config.evaluation.every, step, done)
+                    and keeping.last_eval_step != step
+                ):
                     self._check_finite(state)
                     if self._evaluate(evaluation, state, step):
                         self._save(state, step, best=True)
@@ -285,7 +288,7 @@ class Run:
             images=rows // questions,
             flops=update_flops(
                 self.training.objective.model.config,
-                self.training.treated,
+                self.training.param_groups,
                 rows=rows,
                 questions=questions,
                 image_size=self.start.image.size,
@@ -301,7 +304,7 @@ class Run:
             return False
         with self.log.pause():
             pictures = self.directory / "samples" / f"step_{step:08d}"
-            scores = evaluation(parameters_in_use(state), pictures)
+            scores = evaluation(eval_params(state), pictures)
             with self.log.reporting():
                 self.quarantine.add(evaluation.problems, split="valid")
         self.log.write("evaluation", step, scores)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from florence_jax.training.checked import Checked, counted, not_finite, positive, within
-from florence_jax.training.param_groups import NO_DECAY, Treatment
+from florence_jax.training.param_groups import NO_DECAY, ParamGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +99,15 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def build_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, treated: Mapping[str, Treatment]
+    config: OptimizerConfig, schedule: optax.Schedule, param_groups: Mapping[str, ParamGroup]
 ) -> optax.GradientTransformation:
     """The transformation of a flat dict of gradients; it holds state for what trains alone.
 
     Args:
         treated: the treatment of each trainable parameter, with the gradients' keys.
     """
-    decayed = {path: treatment.decayed for path, treatment in treated.items()}
-    rates = {path: treatment.rate for path, treatment in treated.items()}
+    decayed = {path: treatment.decayed for path, treatment in param_groups.items()}
+    rates = {path: treatment.rate for path, treatment in param_groups.items()}
     moments = {
         "adamw": lambda: optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         "lion": lambda: optax.scale_by_lion(b1=config.b1, b2=config.b2),

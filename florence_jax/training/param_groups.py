@@ -23,7 +23,7 @@ class RuleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Treatment:
+class ParamGroup:
     """What happens to one parameter.
 
     Attributes:
@@ -39,14 +39,14 @@ class Treatment:
         return self.rate != 0.0
 
 
-def treatments(
+def assign_param_groups(
     paths: Iterable[str],
     rules: Rules,
     config: Florence2Config,
     *,
     layer_decay: float = 1.0,
     no_decay: str = NO_DECAY,
-) -> dict[str, Treatment]:
+) -> dict[str, ParamGroup]:
     """What each rule means for each path; the first rule whose pattern matches a path whole wins.
 
     Args:
@@ -71,7 +71,7 @@ def treatments(
         used.add(number)
         rate = 0.0 if re.fullmatch(CONSTANTS, path) else float(rules[number][1])
         rate *= layer_decay ** (_layers(config) - _layer_of(path, config))
-        found[path] = Treatment(rate=rate, decayed=not undecayed.fullmatch(path))
+        found[path] = ParamGroup(rate=rate, decayed=not undecayed.fullmatch(path))
     problems = []
     if unmatched:
         problems.append(
@@ -91,10 +91,10 @@ def treatments(
     return found
 
 
-def split(params: Mapping[str, Any], treated: Mapping[str, Treatment]) -> tuple[dict, dict]:
+def split(params: Mapping[str, Any], param_groups: Mapping[str, ParamGroup]) -> tuple[dict, dict]:
     """(what trains, what is frozen) of a flat dict of parameters."""
-    trains = {path: leaf for path, leaf in params.items() if treated[path].trains}
-    frozen = {path: leaf for path, leaf in params.items() if not treated[path].trains}
+    trains = {path: leaf for path, leaf in params.items() if param_groups[path].trains}
+    frozen = {path: leaf for path, leaf in params.items() if not param_groups[path].trains}
     return trains, frozen
 
 

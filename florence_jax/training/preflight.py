@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from florence_jax.runtime.error_text import error_text
-from florence_jax.training.build import Training, build_training
+from florence_jax.training.build import TrainSetup, build_training
 from florence_jax.training.checkpointing.resume import (
     PROCESSOR,
     RunError,
@@ -24,7 +24,12 @@ from florence_jax.training.data.preprocess import padded_length
 from florence_jax.training.data.registry import Named, training_sources, valid_sources
 from florence_jax.training.distributed import longest_of_first
 from florence_jax.training.metrics.logger import say
-from florence_jax.training.pretrained import Start, longest_texts, prepare_start, read_start
+from florence_jax.training.pretrained import (
+    PretrainedFiles,
+    longest_texts,
+    prepare_start,
+    read_start,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +44,8 @@ class Prepared:
     """
 
     config: TrainConfig
-    start: Start
-    training: Training
+    start: PretrainedFiles
+    training: TrainSetup
     sources: list[Named]
     valid: Mapping[str, Source]
 
@@ -105,7 +110,7 @@ def with_steps(config: TrainConfig, sources: list[Named]) -> TrainConfig:
     return dataclasses.replace(config, steps=steps, epochs=None)
 
 
-def with_longest(config: TrainConfig, start: Start, sources: list[Named]) -> TrainConfig:
+def with_longest(config: TrainConfig, start: PretrainedFiles, sources: list[Named]) -> TrainConfig:
     """The settings with the longest prompt and target, to which several processes pad all rows.
 
     What the settings leave out is measured by the first process, padded as a batch would be.
@@ -124,8 +129,8 @@ def with_longest(config: TrainConfig, start: Start, sources: list[Named]) -> Tra
 
     prompt, target = longest_of_first(measure)
     lengths = {
-        "max_prompt": data.max_prompt or padded_length(prompt, data.least_prompt, most[0]),
-        "max_target": data.max_target or padded_length(target, data.least_target, most[1]),
+        "max_prompt": data.max_prompt or padded_length(prompt, data.min_prompt_bucket, most[0]),
+        "max_target": data.max_target or padded_length(target, data.min_target_bucket, most[1]),
     }
     return dataclasses.replace(config, data=dataclasses.replace(data, **lengths))
 

@@ -21,7 +21,7 @@ from florence_jax.processing import (
     load_tokenizer,
 )
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
-from florence_jax.sharding import Layout
+from florence_jax.sharding import ParamSharding
 from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
 from florence_jax.training.config_loader import from_tree, to_tree
 from florence_jax.training.init_params import scratch_parameters
@@ -31,7 +31,7 @@ _SIZES = "florence2_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class PretrainedFiles:
     """A model without its weights, and everything that a checkpoint of it needs beside them.
 
     Attributes:
@@ -47,7 +47,7 @@ class Start:
     image: ImageConfig
 
 
-def prepare_start(config: TrainConfig, files: Path) -> Start:
+def prepare_start(config: TrainConfig, files: Path) -> PretrainedFiles:
     """Write into `files` what the run needs beside weights, and read it back.
 
     Raises:
@@ -72,9 +72,9 @@ def prepare_start(config: TrainConfig, files: Path) -> Start:
     return start
 
 
-def read_start(files: Path) -> Start:
+def read_start(files: Path) -> PretrainedFiles:
     """What `prepare_start` left in `files`."""
-    return Start(
+    return PretrainedFiles(
         config=from_tree(Florence2Config, read_json(files / _SIZES, max_bytes=MAX_SETTINGS_BYTES)),
         files=files,
         tokenizer=load_tokenizer(files),
@@ -85,7 +85,7 @@ def read_start(files: Path) -> Start:
 
 
 def load_parameters(
-    config: TrainConfig, start: Start, layout: Layout | None = None
+    config: TrainConfig, start: PretrainedFiles, layout: ParamSharding | None = None
 ) -> dict[str, jax.Array]:
     """The first parameters by path, float32: those of the checkpoint, or random ones.
 
@@ -210,7 +210,7 @@ def read_preprocessor(files: Path) -> dict[str, Any] | None:
     return None
 
 
-def longest_texts(data: DataConfig, start: Start) -> tuple[int, int]:
+def longest_texts(data: DataConfig, start: PretrainedFiles) -> tuple[int, int]:
     """(tokens of the longest prompt, of the longest target) that a run takes.
 
     What the settings leave out is the most that the model's position table has room for.
@@ -220,7 +220,7 @@ def longest_texts(data: DataConfig, start: Start) -> tuple[int, int]:
     return data.max_prompt or positions - image_tokens, data.max_target or positions
 
 
-def _check_lengths(config: TrainConfig, start: Start) -> None:
+def _check_lengths(config: TrainConfig, start: PretrainedFiles) -> None:
     """The picture's tokens and a text must fit the position table."""
     positions = start.config.text.max_position_embeddings
     image_tokens = start.config.num_image_tokens(*start.image.size)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from florence_jax.sharding import (
-    Layout,
+    ParamSharding,
     batch_sharding,
     data_share,
     global_batch,
@@ -28,7 +28,7 @@ from florence_jax.training.step import Batch, Step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class StateSharding:
     """Where a run's arrays lie.
 
     A tree's leaf belongs to the parameter whose path is among its keys, if it has the parameter's
@@ -39,7 +39,7 @@ class Placement:
         pad_id: the prompt token of rows that are added to a batch.
     """
 
-    layout: Layout
+    layout: ParamSharding
     pad_id: int
 
     @property
@@ -47,11 +47,11 @@ class Placement:
         assert isinstance(self.layout.mesh, Mesh)
         return self.layout.mesh
 
-    def placed(self, tree: Any) -> Any:
+    def padded(self, tree: Any) -> Any:
         """The abstract form of a tree of true shapes as programs take it."""
         return self._map(self._placed_leaf, tree)
 
-    def stored(self, tree: Any) -> Any:
+    def true_shapes(self, tree: Any) -> Any:
         """The abstract form of a tree of true shapes as checkpoints hold it."""
         return self._map(self._stored_leaf, tree)
 
@@ -60,7 +60,7 @@ class Placement:
 
         def place(name: str | None, leaf: jax.Array) -> jax.Array:
             if name in self.layout.padded:
-                return self.layout.place({name: leaf})[name]
+                return self.layout.to_padded({name: leaf})[name]
             return jax.device_put(leaf, self._placed_leaf(name, leaf).sharding)
 
         return self._map(place, tree)
@@ -68,7 +68,7 @@ class Placement:
     def store(self, tree: Any) -> Any:
         """A placed tree in its true shapes."""
         return self._map(
-            lambda name, leaf: self.layout.store({name: leaf})[name] if name else leaf, tree
+            lambda name, leaf: self.layout.to_true_shape({name: leaf})[name] if name else leaf, tree
         )
 
     def step(self, step: Step) -> Step:
@@ -77,7 +77,7 @@ class Placement:
         def trimmed(name: str | None, leaf: jax.Array) -> jax.Array:
             return leaf if name is None else trim(leaf, self.layout.shapes[name])
 
-        def placed(name: str | None, leaf: jax.Array) -> jax.Array:
+        def padded(name: str | None, leaf: jax.Array) -> jax.Array:
             form = self._placed_leaf(name, leaf)
             missing = [(0, to - size) for to, size in zip(form.shape, leaf.shape, strict=True)]
             leaf = jnp.pad(leaf, missing) if name in self.layout.padded else leaf
@@ -85,7 +85,7 @@ class Placement:
 
         def on_mesh(state: Any, batch: Batch) -> Any:
             moved, metrics = step(self._map(trimmed, state), batch)
-            return self._map(placed, moved), metrics
+            return self._map(padded, moved), metrics
 
         return on_mesh
 
@@ -158,7 +158,7 @@ class Placement:
 
 def make_placement(
     rules: Rules, shapes: Mapping[str, Shape], factors: Mapping[str, Shape], mesh: Any, pad_id: int
-) -> Placement:
+) -> StateSharding:
     """The placement of a model's parameters, by `rules`, and of adapters beside their kernels.
 
     Raises:
@@ -174,4 +174,4 @@ def make_placement(
     layout = dataclasses.replace(
         layout, shapes={**layout.shapes, **factors}, specs={**layout.specs, **specs}
     )
-    return Placement(layout=layout, pad_id=pad_id)
+    return StateSharding(layout=layout, pad_id=pad_id)

@@ -62,7 +62,7 @@ class Metrics(NamedTuple):
     learning_rate: jax.Array
 
 
-def together(before: Metrics, step: Metrics) -> Metrics:
+def merge_metrics(before: Metrics, step: Metrics) -> Metrics:
     """Of several steps and one more. A mixture's batches are so unlike each other that the loss of
     every tenth, say, may be that of one source alone.
     """
@@ -84,7 +84,7 @@ def together(before: Metrics, step: Metrics) -> Metrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class LossFn:
     """From parameters and a micro-batch to summed losses.
 
     Attributes:
@@ -148,7 +148,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def build_step(
-    objective: Objective,
+    objective: LossFn,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
@@ -233,7 +233,7 @@ def _selected(good: jax.Array, move: Callable[..., Any], state: Any, *more: Any)
     return jax.tree.map(lambda new, old: jnp.where(good, new, old), move(state, *more), state)
 
 
-def build_evaluation(objective: Objective) -> Callable[[Flat, Batch], TokenSums]:
+def build_evaluation(objective: LossFn) -> Callable[[Flat, Batch], TokenSums]:
     """Summed losses of a batch [A, B, ...] without dropout."""
 
     def evaluate(params: Flat, batch: Batch) -> TokenSums:

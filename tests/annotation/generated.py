@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from florence_jax.annotation.schema import LEVELS, Annotation, Line, Phrase, Region, Text
+from florence_jax.annotation.schema import LEVELS, Annotation, OCRLine, Phrase, Region, Text
 
 SIZE = (640, 480)
 WORDS = ("a dog", "the red car", "it", "two men", "a sense", "Cat", "STOP", "über")
@@ -60,7 +60,7 @@ regions = st.builds(
     polygons=st.lists(outlines(), max_size=2).map(tuple),
 )
 lines = st.builds(
-    Line,
+    OCRLine,
     quad=boxes(least=5.0).map(lambda b: (b[0], b[1], b[2], b[1], b[2], b[3], b[0], b[3])),
     text=words,
     score=scores,

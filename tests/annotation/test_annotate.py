@@ -124,11 +124,11 @@ def test_filters_work_between_the_stages(pipeline, pictures):
     settings = AnnotateSettings(levels=(), ocr=False, polygons="all", filters=strict)
     decoding = dataclasses.replace(pipeline.generation, num_beams=1, max_new_tokens=24)
     job = AnnotateJob(pipeline, settings, ShallowAnalyser(), generation=decoding, batch_size=ROWS)
-    from florence_jax.batch.job import LoadedItem
+    from florence_jax.batch.job import DecodedItem
 
     items = find_pictures([pictures]).read(0, 1)
     pixels = np.zeros((64, 64, 3), np.uint8)
-    (row,) = job([LoadedItem(item=item, size=(80, 60), pixels=pixels) for item in items])
+    (row,) = job([DecodedItem(item=item, size=(80, 60), pixels=pixels) for item in items])
     one = from_row(row)
     assert one.regions == ()
     assert one.rejected["regions: score"] > 0

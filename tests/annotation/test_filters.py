@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 
 from florence_jax.annotation.boxes import overlaps
 from florence_jax.annotation.filters import (
-    box_fault,
+    box_rejection_reason,
     contradicts,
     filter_lines,
     filter_phrases,
     filter_regions,
     join_descriptions,
-    sound_polygons,
-    text_fault,
-    uncovered,
+    text_rejection_reason,
+    unmatched_boxes,
+    valid_polygons,
 )
 from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
-from florence_jax.annotation.schema import LEVELS, Line, Phrase, Region, Text
+from florence_jax.annotation.schema import LEVELS, OCRLine, Phrase, Region, Text
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
 from florence_jax.cli.annotate_options import add_options, annotate_settings
 from tests.annotation.generated import SIZE, lines, regions
@@ -48,7 +48,9 @@ def region(box, score=0.9, label="dog", label_score=0.9, **more):
     ],
 )  # fmt: skip
 def test_a_text_goes_for_one_reason(text, score, level, fault):
-    found = text_fault(Text(level=level, text=text, score=score), analyse(text), SETTINGS)
+    found = text_rejection_reason(
+        Text(level=level, text=text, score=score), analyse(text), SETTINGS
+    )
     assert found == fault
 
 
@@ -72,9 +74,9 @@ def test_a_label_and_a_description_that_contradict(label, description, agreement
 def test_what_nothing_kept_covers_is_counted_once():
     kept = [(0, 0, 10, 10)]
     found = [(0, 0, 10, 9), (50, 50, 60, 60), (50, 50, 60, 59), (80, 80, 90, 90)]
-    assert uncovered(found, kept, 0.7) == 2
-    assert uncovered(found[:1], [], 0.7) == 1
-    assert uncovered([], kept, 0.7) == 0
+    assert unmatched_boxes(found, kept, 0.7) == 2
+    assert unmatched_boxes(found[:1], [], 0.7) == 1
+    assert unmatched_boxes([], kept, 0.7) == 0
 
 
 def test_each_level_of_texts_has_its_own_least_score():
@@ -82,7 +84,7 @@ def test_each_level_of_texts_has_its_own_least_score():
     for level, least in zip(LEVELS, chosen.text_score, strict=True):
         for score, fault in ((least, None), (least - 0.01, "score")):
             text = Text(level=level, text="A brown dog.", score=score)
-            assert text_fault(text, analyse(text.text), chosen) == fault
+            assert text_rejection_reason(text, analyse(text.text), chosen) == fault
 
 
 def test_one_number_on_the_command_line_is_of_every_level():
@@ -108,7 +110,7 @@ def test_one_number_on_the_command_line_is_of_every_level():
     ],
 )
 def test_a_box_goes_for_one_reason(box, score, fault):
-    assert box_fault(box, score, SIZE, SETTINGS) == fault
+    assert box_rejection_reason(box, score, SIZE, SETTINGS) == fault
 
 
 def test_regions_that_are_one_thing():
@@ -136,12 +138,12 @@ def test_lines():
     quad = (10, 10, 60, 10, 60, 30, 10, 30)
     flat = (10, 10, 60, 10, 60, 10, 10, 10)
     found = [
-        Line(quad=quad, text="STOP", score=0.9),
-        Line(quad=quad, text="STOP", score=0.8),
-        Line(quad=quad, text="SHOP", score=0.8),
-        Line(quad=flat, text="EXIT", score=0.8),
-        Line(quad=quad, text=" ", score=0.8),
-        Line(quad=quad, text="doubt", score=0.8),
+        OCRLine(quad=quad, text="STOP", score=0.9),
+        OCRLine(quad=quad, text="STOP", score=0.8),
+        OCRLine(quad=quad, text="SHOP", score=0.8),
+        OCRLine(quad=flat, text="EXIT", score=0.8),
+        OCRLine(quad=quad, text=" ", score=0.8),
+        OCRLine(quad=quad, text="doubt", score=0.8),
     ]
     rejected = Counter()
     kept = filter_lines(found, [0.9, 0.9, 0.9, 0.9, 0.9, 0.1], SIZE, SETTINGS, rejected)
@@ -177,10 +179,10 @@ def test_a_phrase_that_is_said_twice_is_grounded_once():
 def test_polygons():
     rejected = Counter()
     box, square = (10, 10, 20, 20), (10, 10, 20, 10, 20, 20, 10, 20)
-    assert sound_polygons([square, (10, 10, 20, 20), (1, 1, 2, 2, 3, 3)], box, rejected, "x") == (
+    assert valid_polygons([square, (10, 10, 20, 20), (1, 1, 2, 2, 3, 3)], box, rejected, "x") == (
         square,
     )
-    assert sound_polygons([square], (15, 15, 40, 40), rejected, "x") == ()
+    assert valid_polygons([square], (15, 15, 40, 40), rejected, "x") == ()
     assert rejected == {"x: degenerate polygon": 2, "x: polygon off its box": 1}
 
 

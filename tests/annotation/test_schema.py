@@ -156,7 +156,7 @@ def test_the_trainer_reads_a_directory(tmp_path):
     """Every example becomes the row that the export of rows has, in the pixels of the picture."""
     from florence_jax.processing import demo_tokenizer
     from florence_jax.training.config import DataConfig, SourceConfig
-    from florence_jax.training.data.preprocess import Numbered, RowMaker
+    from florence_jax.training.data.preprocess import ExampleRef, Preprocessor
     from florence_jax.training.data.registry import training_sources
 
     # Half as large as the annotation says: a copy, whose coordinates are scaled.
@@ -173,11 +173,11 @@ def test_the_trainer_reads_a_directory(tmp_path):
     ]
     assert sum(weight for _, _, weight in found) == pytest.approx(1.0)
     tokenizer = demo_tokenizer()
-    make_row = RowMaker(tokenizer=tokenizer, image_size=(32, 32))
+    make_row = Preprocessor(tokenizer=tokenizer, image_size=(32, 32))
     learnt = []
     for name, source, _ in found:
         for index in range(len(source)):
-            row = make_row(Numbered(name, source, index), np.random.default_rng(0))
+            row = make_row(ExampleRef(name, source, index), np.random.default_rng(0))
             assert row.problem is None
             prefix = source[index].prefix
             learnt.append((prefix, tokenizer.decode(row.target[1:-1])))

@@ -6,7 +6,7 @@ import pytest
 from florence_jax.annotation.engine_adapter import Answer
 from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
-from florence_jax.annotation.stages import Picture
+from florence_jax.annotation.stages import ImageAnnotator
 
 BOX, OTHER = (10.0, 10.0, 60.0, 60.0), (70.0, 20.0, 90.0, 40.0)
 FILTERS = FilterSettings(agreement=1.0, label_score=0.5, joined=0.5)
@@ -31,7 +31,7 @@ def annotated(script, **settings):
     Args:
         script: by task an answer, or by (task, box).
     """
-    picture = Picture(
+    picture = ImageAnnotator(
         id="a.png",
         image="a.png",
         features=np.zeros((1, 1)),

@@ -23,9 +23,9 @@ config = dataclasses.replace(
     data=dataclasses.replace(
         _RUN.data,
         max_prompt=64,
-        least_prompt=64,
+        min_prompt_bucket=64,
         max_target=256,
-        least_target=256,
+        min_target_bucket=256,
         quarantine_share=1.0,
     ),
     evaluation=dataclasses.replace(_RUN.evaluation, every=0, answers=0),

@@ -1,6 +1,6 @@
 """An annotation written by hand: a dog and a ball of 640 x 480 pixels."""
 
-from florence_jax.annotation.schema import Annotation, Line, Phrase, Region, Text
+from florence_jax.annotation.schema import Annotation, OCRLine, Phrase, Region, Text
 
 _OUTLINE = ((64.0, 48.0, 320.0, 48.0, 320.0, 336.0),)
 
@@ -32,7 +32,7 @@ EXAMPLE = Annotation(
             description_score=0.4,
         ),
     ),
-    ocr=(Line(quad=(0.0, 0.0, 64.0, 0.0, 64.0, 48.0, 0.0, 48.0), text="STOP", score=0.9),),
+    ocr=(OCRLine(quad=(0.0, 0.0, 64.0, 0.0, 64.0, 48.0, 0.0, 48.0), text="STOP", score=0.9),),
     phrases=(
         Phrase(
             text=0,

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.batch.job import Item
-from florence_jax.inference.device_stats import Activity
+from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.processing import ImageConfig
 
 
@@ -16,7 +16,7 @@ class SumOfPixels:
     def __init__(self, name="sum", on_item=None):
         self.fingerprint = {"kind": name, "settings": {"power": 1}}
         self.image_config = ImageConfig(size=(4, 4))
-        self.activity = Activity()
+        self.activity = DeviceStats()
         self.seen = []
         self._on_item = on_item or (lambda item: None)
         self._lock = threading.Lock()

@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from florence_jax.batch.job import Item, Listed
+from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
 from florence_jax.inference import data_parallel
-from florence_jax.inference.data_parallel import over_local_devices
+from florence_jax.inference.data_parallel import replicate_over_local_devices
 from florence_jax.inference.requests import Query
 from tests.batch.models import small_pipeline
 
@@ -27,23 +27,25 @@ def main(folder: Path, constrained: bool) -> None:
     items = [Item(id=path.name, image=str(path), queries=queries[: 1 + number % 2])
              for number, path in enumerate(paths)]  # fmt: skip
     for count in (1, len(jax.devices())):
-        pipeline = over_local_devices(small_pipeline(), jax.devices()[:count])
+        pipeline = replicate_over_local_devices(small_pipeline(), jax.devices()[:count])
         # Greedy in the ordinary tests, which have little time.
         settings = dataclasses.replace(pipeline.generation, num_beams=2 if constrained else 1)
         job = PredictJob(pipeline, settings, batch_size=2, constrained=constrained)
         output = folder / str(count)
-        summary = run_blocks(Listed(items), job, output, block_size=7, workers=0, progress=False)
+        summary = run_blocks(
+            ListSource(items), job, output, block_size=7, workers=0, progress=False
+        )
         assert summary.missing == 0
 
 
 def no_collectives() -> None:
     """No device waits for another while answers are generated."""
-    pipeline = over_local_devices(small_pipeline())
+    pipeline = replicate_over_local_devices(small_pipeline())
     programs = pipeline.programs
     rows = programs.batch_buckets(2)[0]
     encoded = programs.encode(np.zeros((rows, 64, 64, 3), np.float32))
     assert {len(one.sharding.device_set) for one in encoded} == {len(jax.devices())}
-    prepared = data_parallel.prepare(
+    prepared = data_parallel.prepare_inputs(
         programs.model, programs.params,
         image_features=np.zeros((rows, *encoded[0].shape), np.float32),
         input_ids=np.ones((rows, 16), np.int32), config=pipeline.generation,

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from florence_jax.batch.job import Item, Listed
+from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
 from florence_jax.cli import annotate as annotate_command
 from florence_jax.cli.main import main
-from florence_jax.inference.load_sharded import on_mesh
+from florence_jax.inference.load_sharded import shard_pipeline
 from florence_jax.inference.requests import Query
 from tests.batch.models import small_pipeline
 
@@ -20,7 +20,7 @@ def predict(pictures: Path, output: Path, pipeline) -> None:
         Item(id=path.name, image=str(path), queries=QUERIES) for path in sorted(pictures.iterdir())
     ]
     job = PredictJob(pipeline, batch_size=4)
-    summary = run_blocks(Listed(items), job, output, block_size=5, workers=0, progress=False)
+    summary = run_blocks(ListSource(items), job, output, block_size=5, workers=0, progress=False)
     assert summary.missing == 0
 
 
@@ -36,9 +36,9 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     mesh = "data=2,tensor=2"
     predict(folder / "pictures", folder / "one", small_pipeline())
-    predict(folder / "pictures", folder / "mesh", on_mesh(small_pipeline(), mesh))
+    predict(folder / "pictures", folder / "mesh", shard_pipeline(small_pipeline(), mesh))
     annotate_command.load_answering = lambda options, progress: (
-        small_pipeline() if options.mesh is None else on_mesh(small_pipeline(), options.mesh)
+        small_pipeline() if options.mesh is None else shard_pipeline(small_pipeline(), options.mesh)
     )
     annotate(folder / "pictures", folder / "annotated-one")  # the four divide batches alone
     annotate(folder / "pictures", folder / "annotated-mesh", "--mesh", mesh)

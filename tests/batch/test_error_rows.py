@@ -8,7 +8,7 @@ import pytest
 
 from florence_jax.batch import block_runner
 from florence_jax.batch.draw import DrawnAnswers
-from florence_jax.batch.job import Item, Listed
+from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.output_files import encode_block
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.run import run_blocks
@@ -45,7 +45,7 @@ RESIZED = block_runner.resized_pixels
 
 
 def test_a_picture_that_cannot_be_read_is_a_row(tmp_path, monkeypatch):
-    source = Listed(items_of(write_pictures(tmp_path / "pictures", 7)))
+    source = ListSource(items_of(write_pictures(tmp_path / "pictures", 7)))
     monkeypatch.setattr(block_runner, "resized_pixels", stumbling)
     summary = run(source, tmp_path / "out")
     assert (summary.rows, summary.errors, summary.missing) == (7, 5, 0)
@@ -61,7 +61,7 @@ def test_no_workers_is_nobodys_fault(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise RuntimeError("no worker starts")
 
-    source = Listed(items_of(write_pictures(tmp_path / "pictures", 2)))
+    source = ListSource(items_of(write_pictures(tmp_path / "pictures", 2)))
     monkeypatch.setattr(block_runner, "resized_pixels", refuse)
     with pytest.raises(RuntimeError, match="no worker starts"):
         run(source, tmp_path / "out")
@@ -69,7 +69,7 @@ def test_no_workers_is_nobodys_fault(tmp_path, monkeypatch):
 
 def test_an_input_that_its_source_cannot_read_is_a_row(tmp_path):
     @dataclasses.dataclass(frozen=True)
-    class Torn(Listed):
+    class Torn(ListSource):
         def read(self, start, stop):
             for item in self.items[start:stop]:
                 if item.id in ("001.png", "002.png"):

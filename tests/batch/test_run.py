@@ -16,7 +16,7 @@ import pytest
 from florence_jax.batch import progress
 from florence_jax.batch import run as run_module
 from florence_jax.batch.block_runner import JobError
-from florence_jax.batch.job import Item, Listed
+from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.leases import FOLDER, Claims
 from florence_jax.batch.manifest import RunError
 from florence_jax.batch.process_share import Share
@@ -31,7 +31,7 @@ COUNT, BROKEN = 23, (4, 17)
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     paths = write_pictures(tmp_path_factory.mktemp("pictures"), COUNT, broken=BROKEN)
-    return Listed(items_of(paths))
+    return ListSource(items_of(paths))
 
 
 def run(source, directory, job=None, **options):
@@ -89,7 +89,7 @@ def test_what_is_there_is_not_done_again(source, tmp_path):
 def test_a_block_that_was_removed_gets_the_digest_of_its_new_content(tmp_path):
     # As one does to have errors mended: the pictures come back, the block goes.
     (path,) = write_pictures(tmp_path / "pictures", 1, broken=(0,))
-    source, output = Listed(items_of([path])), tmp_path / "out"
+    source, output = ListSource(items_of([path])), tmp_path / "out"
     assert run(source, output).errors == 1
     write_pictures(tmp_path / "pictures", 1)
     (output / "block-00000-of-00001.jsonl").unlink()
@@ -113,7 +113,7 @@ def test_a_row_that_no_file_can_hold_is_an_error_of_its_own(tmp_path):
         )
     )
     torn = dataclasses.replace(others[4], extra={"caption": "cut off \ud83d"})
-    summary = run(Listed([first, *bad, torn]), tmp_path / "out")
+    summary = run(ListSource([first, *bad, torn]), tmp_path / "out")
     assert (summary.rows, summary.errors, summary.missing) == (6, 4, 0)
     rows = rows_in(tmp_path / "out")
     assert "['score'] is nan" in rows[1]["error"]
@@ -125,7 +125,7 @@ def test_a_row_that_no_file_can_hold_is_an_error_of_its_own(tmp_path):
 def test_ids_that_are_no_utf8_are_ids_too(tmp_path):
     paths = write_pictures(tmp_path / "pictures", 2)
     names = ["cut \ud83d", os.fsdecode(b"caf\xe9.png")]
-    source = Listed(
+    source = ListSource(
         [Item(id=name, image=str(path)) for name, path in zip(names, paths, strict=True)]
     )
     run(source, tmp_path / "out")
@@ -142,7 +142,7 @@ def test_another_run_is_refused_by_the_names_of_what_differs(source, tmp_path):
     with pytest.raises(RunError, match=r"blocks\.size: 5 there, 6 here"):
         run(source, tmp_path, block_size=6)
     with pytest.raises(RunError, match=r"(?s)inputs\.count: 23 there, 22 here.*inputs\.ids_sha256"):
-        run(Listed(source.items[1:]), tmp_path)
+        run(ListSource(source.items[1:]), tmp_path)
 
 
 def test_blocks_without_a_manifest_are_nobodys(source, tmp_path):
@@ -155,9 +155,9 @@ def test_blocks_without_a_manifest_are_nobodys(source, tmp_path):
 def test_equal_ids_are_refused(source, tmp_path):
     items = [*source.items, Item(id="003.png", image=b"other")]
     with pytest.raises(RunError, match=r"two inputs have the id '003\.png'"):
-        run(Listed(items), tmp_path / "out")
+        run(ListSource(items), tmp_path / "out")
     with pytest.raises(RunError, match="name no image"):
-        run(Listed([]), tmp_path / "out")
+        run(ListSource([]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -166,7 +166,7 @@ def test_sources_tell_errors_and_columns(source, tmp_path):
         Item(id="a", image=source.items[0].image, extra={"truth": [1, 2]}),
         Item(id="b", error="line 2 is no JSON", extra={"truth": None}),
     ]
-    run(Listed(items), tmp_path)
+    run(ListSource(items), tmp_path)
     good, bad = rows_in(tmp_path)
     assert good == {"id": "a", "image": items[0].image, "truth": [1, 2], "width": 6,
                     "sum": good["sum"]}  # fmt: skip
@@ -185,7 +185,7 @@ def test_neighbours_share_a_picture(source, tmp_path):
     image = source.items[0].image
     items = [Item(id=str(n), image=image) for n in range(4)]
     items.append(Item(id="4", image=source.items[1].image))
-    run(Listed(items), tmp_path, Job())
+    run(ListSource(items), tmp_path, Job())
     assert seen == [2]
 
 

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from florence_jax.batch.job import Item, Listed
+from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.manifest import RunError
 from florence_jax.batch.output_files import encode_rows, read_rows
 from florence_jax.batch.run import run_blocks
@@ -18,7 +18,7 @@ from tests.batch.fakes import SumOfPixels, items_of, write_pictures
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return Listed(items_of(write_pictures(tmp_path_factory.mktemp("pictures"), 7, broken=(2,))))
+    return ListSource(items_of(write_pictures(tmp_path_factory.mktemp("pictures"), 7, broken=(2,))))
 
 
 @pytest.fixture(params=["jsonl", "parquet"])
@@ -137,7 +137,7 @@ def test_names_that_are_no_utf8_are_written_and_verified(tmp_path, kind):
     names = ["caf\udce9.png", "caf\udce8.png"]
     items = [Item(id=name, image=str(path), extra={"note": name}) for name in names]
     out = tmp_path / "out"
-    run_blocks(Listed(items), SumOfPixels(), out, row_format=kind, workers=0, progress=False)
+    run_blocks(ListSource(items), SumOfPixels(), out, row_format=kind, workers=0, progress=False)
     rows = list(read_rows(block(out, 0)))
     assert [row["id"] for row in rows] == names
     assert [row["note"] for row in rows] == names

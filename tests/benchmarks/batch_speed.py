@@ -132,17 +132,17 @@ def _seconds(call) -> float:
 
 
 def _run(pipeline, paths, directory, options):
-    from florence_jax.batch.job import Item, Listed
+    from florence_jax.batch.job import Item, ListSource
     from florence_jax.batch.predict_job import PredictJob
     from florence_jax.batch.run import run_blocks
-    from florence_jax.inference.data_parallel import over_local_devices
+    from florence_jax.inference.data_parallel import replicate_over_local_devices
     from florence_jax.inference.requests import Query
 
     query = Query(prompt="<CAPTION>")
     items = [Item(id=path.name, image=str(path), queries=(query,)) for path in paths]
-    job = PredictJob(over_local_devices(pipeline), batch_size=options.batch)
+    job = PredictJob(replicate_over_local_devices(pipeline), batch_size=options.batch)
     return run_blocks(
-        Listed(items), job, directory, block_size=options.batch * BLOCK_BATCHES,
+        ListSource(items), job, directory, block_size=options.batch * BLOCK_BATCHES,
         workers=options.workers, progress=False,
     )  # fmt: skip
 

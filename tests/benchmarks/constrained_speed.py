@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace) -> None:
         requests = [Request(image=None, prompt=TASKS[row % len(TASKS)]) for row in range(batch)]
         calls = {}
         for name, constraint in (("free", None), ("constrained", constraints(requests))):
-            prepared = room.prepare(
+            prepared = room.prepare_inputs(
                 model,
                 params,
                 image_features=jnp.asarray(features),

@@ -95,7 +95,7 @@ def encoder(model: Any) -> tuple[Callable, tuple]:
 def beam(model: Any) -> tuple[Callable, tuple]:
     """The generation program from image features on; its loop's body is what is reported."""
     from florence_jax.generation import GenerationConfig
-    from florence_jax.generation.generate import generate_program, prepare
+    from florence_jax.generation.generate import generate_jit, prepare_inputs
 
     image = model.config.num_image_tokens(SIDE, SIDE)
 
@@ -105,7 +105,7 @@ def beam(model: Any) -> tuple[Callable, tuple]:
         config = GenerationConfig(
             num_beams=BEAMS, no_repeat_ngram_size=3, max_new_tokens=NEW_TOKENS
         )
-        prepared = prepare(
+        prepared = prepare_inputs(
             model,
             params,
             image_features=features,
@@ -116,7 +116,7 @@ def beam(model: Any) -> tuple[Callable, tuple]:
         # compile.
         plan = dataclasses.replace(prepared.plan, buffers=prepared.plan.buffers[-1:])
         prepared = prepared._replace(plan=plan, input_ids=ids, attention_mask=ids != 1)
-        return generate_program(*prepared)
+        return generate_jit(*prepared)
 
     return run, ((BEAM_BATCH, image, model.config.text.d_model), (BEAM_BATCH, PROMPT))
 

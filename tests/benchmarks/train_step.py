@@ -153,14 +153,14 @@ def _batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _flops(options: argparse.Namespace) -> float:
-    from florence_jax.checkpoint.param_shapes import parameter_shapes
+    from florence_jax.checkpoint.param_shapes import param_shapes
     from florence_jax.training.metrics.flops import update_flops
-    from florence_jax.training.param_groups import treatments
+    from florence_jax.training.param_groups import assign_param_groups
 
     config = _config(options)
     return update_flops(
         config,
-        treatments(parameter_shapes(config), ((".*", 1.0),), config),
+        assign_param_groups(param_shapes(config), ((".*", 1.0),), config),
         rows=options.rows,
         image_size=(options.side, options.side),
         prompt=PROMPT,
@@ -178,18 +178,20 @@ def _ours(options: argparse.Namespace):
         build_optimizer,
         learning_rate_schedule,
     )
-    from florence_jax.training.param_groups import split, treatments
+    from florence_jax.training.param_groups import assign_param_groups, split
     from florence_jax.training.state import new_state
-    from florence_jax.training.step import Batch, Objective, build_step
+    from florence_jax.training.step import Batch, LossFn, build_step
 
     config = _config(options)
     flat = dict(flatten(random_params_with_spread_logits(config, seed=0)))
     settings = OptimizerConfig(learning_rate=LEARNING_RATE, schedule="constant", clip_norm=CLIP)
-    treated = treatments(flat, settings.rules, config)
-    trainable, frozen = split(flat, treated)
+    param_groups = assign_param_groups(flat, settings.rules, config)
+    trainable, frozen = split(flat, param_groups)
     schedule = learning_rate_schedule(settings, 1000)
-    optimizer = build_optimizer(settings, schedule, {path: treated[path] for path in trainable})
-    objective = Objective(model=Model(config=config, dtype=options.dtype), remat=options.remat)
+    optimizer = build_optimizer(
+        settings, schedule, {path: param_groups[path] for path in trainable}
+    )
+    objective = LossFn(model=Model(config=config, dtype=options.dtype), remat=options.remat)
     update = jax.jit(build_step(objective, optimizer, schedule, seed=0), donate_argnums=0)
     state = new_state(trainable, frozen, optimizer, with_ema=False)
     del flat, trainable, frozen
@@ -208,7 +210,7 @@ def _torch(options: argparse.Namespace):
 
     from convert.verify.reference import native_model, random_params_with_spread_logits
     from florence_jax.model import Model
-    from florence_jax.training.step import Objective
+    from florence_jax.training.step import LossFn
 
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -217,7 +219,7 @@ def _torch(options: argparse.Namespace):
         native_model(config, random_params_with_spread_logits(config, seed=0)).train().to(device)
     )
     images, prompt, labels = _batch(options)
-    pixels = np.array(Objective(model=Model(config=config)).pixels(images)).transpose(0, 3, 1, 2)
+    pixels = np.array(LossFn(model=Model(config=config)).pixels(images)).transpose(0, 3, 1, 2)
     tokens = config.num_image_tokens(options.side, options.side)
     marks = np.full((options.rows, tokens), model.config.image_token_id)
     ids = torch.from_numpy(np.concatenate([marks, prompt], axis=1)).long().to(device)

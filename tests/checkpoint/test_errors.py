@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, plan_checkpoint, read_config
-from florence_jax.checkpoint.errors import Problems
+from florence_jax.checkpoint.errors import ErrorCollector
 from florence_jax.config import PRESETS, ConfigError
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory
 from tests.shared_data import needs_shared, shared_path
@@ -41,7 +41,7 @@ def test_all_problems_are_in_one_error(tmp_path):
 
 
 def test_long_lists_are_shortened():
-    problems = Problems()
+    problems = ErrorCollector()
     for number in range(40):
         problems.add("unexpected tensors", f"head{chr(97 + number % 26)}.{number}.weight")
     problems.add("unexpected tensors", "x" * 10_000)

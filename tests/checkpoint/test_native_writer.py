@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from florence_jax.checkpoint.native import block_file
-from florence_jax.checkpoint.native.block_file import BLOCK_BYTES, BlockFile, Writers
+from florence_jax.checkpoint.native.block_file import BLOCK_BYTES, StreamWriter, WriterPool
 
 # Below, at and above a block, and none of them a whole number of sectors but the third.
 SIZES = (3, 70_000, BLOCK_BYTES, 1, 3 * BLOCK_BYTES + 5, BLOCK_BYTES - 1, 12)
@@ -18,7 +18,7 @@ SIZES = (3, 70_000, BLOCK_BYTES, 1, 3 * BLOCK_BYTES + 5, BLOCK_BYTES - 1, 12)
 def write(path):
     """Write the sizes above with gaps between them; gives what the file has to hold."""
     rng, expected = np.random.default_rng(0), bytearray()
-    with Writers() as writers, BlockFile(path, writers) as file:
+    with WriterPool() as writers, StreamWriter(path, writers) as file:
         for size in SIZES:
             content = rng.integers(0, 256, size, np.uint8)
             expected += bytes(-len(expected) % 64)

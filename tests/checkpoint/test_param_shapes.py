@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.config import PRESETS, BartConfig, DaViTConfig, Florence2Config
 from florence_jax.model import abstract_params
@@ -18,14 +18,14 @@ def of_the_model(config):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_of_every_preset(preset):
-    assert parameter_shapes(PRESETS[preset]()) == of_the_model(PRESETS[preset]())
+    assert param_shapes(PRESETS[preset]()) == of_the_model(PRESETS[preset]())
 
 
 def test_of_untied_weights_and_an_output_bias():
     config = dataclasses.replace(
         PRESETS["tiny"](), tie_word_embeddings=False, final_logits_bias=True
     )
-    assert parameter_shapes(config) == of_the_model(config)
+    assert param_shapes(config) == of_the_model(config)
 
 
 def per_stage(values, stages):
@@ -74,4 +74,4 @@ def configs(draw):
 @settings(max_examples=25, deadline=None)
 @given(configs())
 def test_of_any_config(config):
-    assert parameter_shapes(config) == of_the_model(config)
+    assert param_shapes(config) == of_the_model(config)

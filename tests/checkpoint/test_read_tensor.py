@@ -6,7 +6,7 @@ import pytest
 
 from florence_jax.checkpoint.pytorch.detect import Source
 from florence_jax.checkpoint.pytorch.key_map import match_path
-from florence_jax.checkpoint.pytorch.lazy_tensor import StoredTensor
+from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
 from florence_jax.checkpoint.pytorch.read_tensor import fetch
 from florence_jax.checkpoint.pytorch.transforms import LINEAR
 
@@ -14,7 +14,7 @@ EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 
 
 def fetched(view, dtype):
-    tensor = StoredTensor("fc1.weight", view.shape, view.dtype, "file", lambda: view)
+    tensor = LazyTensor("fc1.weight", view.shape, view.dtype, "file", lambda: view)
     match = match_path("encoder/layers/0/fc1/kernel")
     assert match is not None
     return fetch(Source(tensor, match, LINEAR), view, np.dtype(dtype))

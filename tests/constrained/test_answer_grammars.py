@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from florence_jax.constrained.answer_grammars import AnswerAutomata
-from florence_jax.constrained.answer_schema import AnswerForm, answer_form
+from florence_jax.constrained.answer_grammars import AnswerGrammars
+from florence_jax.constrained.answer_schema import AnswerSchema, answer_form
 from florence_jax.processing import TASKS, demo_tokenizer, load_tokenizer
 from tests.constrained.answer_oracle import follows_grammar, reads_back
 from tests.shared_data import needs_shared, shared_path
@@ -24,7 +24,7 @@ fuzz = settings(max_examples=250, deadline=None)
 def vocabulary(name):
     """A tokenizer, its automata, and tokens of every kind that make or break an answer."""
     tokenizer = demo_tokenizer() if name == "bytes" else load_tokenizer(shared_path("processor"))
-    automata = AnswerAutomata(tokenizer, tokenizer.vocab_size + 5)
+    automata = AnswerGrammars(tokenizer, tokenizer.vocab_size + 5)
     spelled = tokenizer.encode(
         ["cat it A < </ s> <s loc_ pad> / _", " \n中é🦄\u3000\u2028", "<sep><poly></poly><od><and>"]
     )
@@ -188,7 +188,7 @@ def test_several_lists_in_one_table_do_not_mix(name):
 
 def test_open_vocabulary_detection_is_confined_to_its_classes():
     task = "<OPEN_VOCABULARY_DETECTION>"
-    both_classes = AnswerForm("labelled boxes or polygons", ("a cat", "dog"))
+    both_classes = AnswerSchema("labelled boxes or polygons", ("a cat", "dog"))
     assert answer_form(task, ["a cat", " dog"]) == both_classes
     assert answer_form(task, "a cat <and> dog<and>") == both_classes
     assert answer_form(task + "a cat <and>dog") == both_classes
@@ -232,11 +232,11 @@ def test_wrong_labels_are_named(task, labels, message):
 
 def test_a_tokenizer_that_the_model_does_not_know_is_refused():
     with pytest.raises(ValueError, match="the tokenizer has 1284 tokens, the model only 1000"):
-        AnswerAutomata(demo_tokenizer(), 1000)
+        AnswerGrammars(demo_tokenizer(), 1000)
 
 
 def test_more_labels_than_a_table_holds_are_refused():
     _, automata, _ = vocabulary("bytes")
-    form = AnswerForm("labelled boxes", tuple(f"{number:06}" for number in range(40_000)))
+    form = AnswerSchema("labelled boxes", tuple(f"{number:06}" for number in range(40_000)))
     with pytest.raises(ValueError, match="give fewer labels"):
         automata.automaton([form])

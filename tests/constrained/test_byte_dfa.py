@@ -10,7 +10,7 @@ from florence_jax.constrained.byte_dfa import (
     LABEL,
     OCR_LABEL,
     byte_automaton,
-    lift,
+    compose_with_tokenizer,
 )
 
 fuzz = settings(max_examples=400, deadline=None)
@@ -91,7 +91,7 @@ def test_every_character_alone_and_after_another(rule, reference):
 @given(tokens=st.lists(st.binary(min_size=1, max_size=5), min_size=1, max_size=6))
 def test_a_token_leads_where_its_bytes_do(rule, reference, tokens):
     automaton = byte_automaton(rule)
-    table = lift(automaton, tokens)
+    table = compose_with_tokenizer(automaton, tokens)
     for state in range(len(automaton.next_state)):
         for number, token in enumerate(tokens):
             reached = state

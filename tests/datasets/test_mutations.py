@@ -51,7 +51,7 @@ def mutated(content, draw):
 
 
 def read_all(source):
-    """Every row as the trainer's RowMaker reads it, up to its text; faults are DataErrors."""
+    """Every row as the trainer's Preprocessor reads it, up to its text; faults are DataErrors."""
     for index in range(len(source)):
         try:
             example = source[index]

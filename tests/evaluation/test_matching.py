@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florence_jax.evaluation.metrics import (
-    Found,
+    Detection,
     box_iou,
     mask_iou,
     matched,
@@ -24,13 +24,15 @@ def random_pictures(seed, count=12):
     for _ in range(count):
         corners = rng.uniform(0, 150, (rng.integers(0, 6), 2))
         boxes = np.concatenate([corners, corners + rng.uniform(40, 90, corners.shape)], axis=1)
-        truth = [Found(label="abc"[rng.integers(3)], shape=box.tolist()) for box in boxes]
+        truth = [Detection(label="abc"[rng.integers(3)], shape=box.tolist()) for box in boxes]
         answer = []
         for true in truth:
             for _ in range(rng.integers(0, 3)):
                 moved = np.array(true.shape) + rng.normal(0, 6, 4)
                 label = true.label if rng.random() < 0.8 else "abcd"[rng.integers(4)]
-                answer.append(Found(label=label, shape=moved.tolist(), score=float(rng.random())))
+                answer.append(
+                    Detection(label=label, shape=moved.tolist(), score=float(rng.random()))
+                )
         pairs.append((truth, answer))
     return pairs
 
@@ -83,8 +85,8 @@ def test_average_precision_is_cocos(seed, least):
 
 
 def test_answers_without_confidences_rank_as_they_stand():
-    one, two = (Found(label="a", shape=box) for box in ((0, 0, 10, 10), (20, 20, 30, 30)))
-    wrong = Found(label="a", shape=(50, 50, 60, 60))
+    one, two = (Detection(label="a", shape=box) for box in ((0, 0, 10, 10), (20, 20, 30, 30)))
+    wrong = Detection(label="a", shape=(50, 50, 60, 60))
     # Precision 1, 1 up to recall 1; then 1/2, 2/3; then 1 up to recall 1/2 and 2/3 to 1.
     assert mean_average_precision([([one, two], [one, two, wrong])]) == 1.0
     assert mean_average_precision([([one, two], [wrong, one, two])]) == pytest.approx(2 / 3)
@@ -93,24 +95,24 @@ def test_answers_without_confidences_rank_as_they_stand():
 
 
 def test_nothing_to_find_or_nothing_found():
-    one = Found(label="a", shape=(0, 0, 10, 10))
+    one = Detection(label="a", shape=(0, 0, 10, 10))
     assert mean_average_precision([([], [])]) == 0.0
     assert mean_average_precision([([], [one])]) == 0.0
     assert mean_average_precision([([one], [])]) == 0.0
 
 
 def test_a_true_box_is_found_once():
-    one = Found(label="a", shape=(0, 0, 10, 10))
+    one = Detection(label="a", shape=(0, 0, 10, 10))
     assert matched([one], [one, one]) == [True, False]
-    sure = Found(label="a", shape=(0, 0, 10, 10), score=2.0)
+    sure = Detection(label="a", shape=(0, 0, 10, 10), score=2.0)
     assert matched([one], [one, sure]) == [False, True]
-    assert matched([one], [Found(label="b", shape=one.shape)]) == [False]
+    assert matched([one], [Detection(label="b", shape=one.shape)]) == [False]
 
 
 def test_the_larger_overlap_is_taken():
-    near, far = (Found(label="a", shape=box) for box in ((0, 0, 10, 10), (0, 0, 10, 14)))
-    found = Found(label="a", shape=(0, 0, 10, 13))
-    assert matched([near, far], [found, Found(label="a", shape=(0, 0, 10, 8))]) == [True, True]
+    near, far = (Detection(label="a", shape=box) for box in ((0, 0, 10, 10), (0, 0, 10, 14)))
+    found = Detection(label="a", shape=(0, 0, 10, 13))
+    assert matched([near, far], [found, Detection(label="a", shape=(0, 0, 10, 8))]) == [True, True]
 
 
 boxes = st.tuples(*[st.integers(0, 40)] * 4).map(

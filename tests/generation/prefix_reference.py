@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from florence_jax.generation.constraints import FINISHED, REFUSED, make_constraint
+from florence_jax.generation.constraints import DEAD, FINISHED, make_constraint
 from tests.generation.table_model import EOS, PAD
-from tests.token_walk import allowed_tokens, walk
+from tests.token_walk import walk, walked_tokens
 
 
 class PrefixReference:
@@ -21,10 +21,10 @@ class PrefixReference:
 
     def __call__(self, row, sequence):
         ids = sequence.tolist()[1:]
-        if walk(self.automaton, self.starts[row], ids) in (REFUSED, FINISHED):
+        if walk(self.automaton, self.starts[row], ids) in (DEAD, FINISHED):
             return [PAD]
         remaining = self.config.max_new_tokens - len(ids)
-        legal = allowed_tokens(self.automaton, self.least, self.starts[row], ids, remaining)
+        legal = walked_tokens(self.automaton, self.least, self.starts[row], ids, remaining)
         first = not ids and self.config.forced_bos_token_id is not None
         if legal and not first:
             self.stuck |= set(legal) <= self.banned([EOS, *ids])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from florence_jax.constrained.token_dfa import Kinds, Sketch, TokenAutomaton
+from florence_jax.constrained.token_dfa import DFABuilder, TokenAutomaton, TokenClasses
 from florence_jax.generation.constraints import FINISHED, NEVER, make_constraint
 
 BOS, EOS = 0, 2
@@ -27,7 +27,7 @@ def random_automaton(seed: int, vocab: int, rows: int) -> tuple[TokenAutomaton, 
     location_of_token = np.full(vocab, -1)
     location_of_token[locations] = np.arange(len(locations))
     while True:
-        sketch = Sketch(kinds=Kinds(classes, OTHERS + kinds), end=END)
+        sketch = DFABuilder(kinds=TokenClasses(classes, OTHERS + kinds), end=END)
         states = [sketch.add() for _ in range(6)]
         for state in states:
             after = {OTHERS + kind: int(rng.choice([0, *states])) for kind in range(kinds)}

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from florence_jax.generation import GenerateOutput, GenerationConfig, beam_search, make_plan, sample
 from florence_jax.generation.constraints import Constraint
-from florence_jax.generation.decode_loop import grow_axis, take_beams
+from florence_jax.generation.decode_loop import gather_beams, grow_axis
 from tests.generation.random_automata import BOS, EOS
 
 PAD = 1
@@ -36,7 +36,7 @@ class History(NamedTuple):
     tokens: jax.Array  # int32[B, K, T]
 
     def reorder(self, parents):
-        return History(take_beams(self.tokens, parents))
+        return History(gather_beams(self.tokens, parents))
 
     def resize(self, tokens):
         return History(grow_axis(self.tokens, 2, tokens, EOS))

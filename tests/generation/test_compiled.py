@@ -10,7 +10,7 @@ import pytest
 
 from florence_jax.config import tiny
 from florence_jax.generation import GenerationConfig
-from florence_jax.generation.generate import generate_program, prepare
+from florence_jax.generation.generate import generate_jit, prepare_inputs
 from florence_jax.model import Model, abstract_params
 
 CONFIG = tiny()
@@ -25,7 +25,15 @@ SETTINGS = {
 
 
 # What names a value without making one.
-FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional"}
+FREE = {
+    "parameter",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "constant",
+    "while",
+    "conditional",
+}
 INSTRUCTION = re.compile(r"(ROOT )?%\S+ = \(?\w+\[([\d,]*)\]\S* (?:.* )?([\w-]+)\(")
 
 
@@ -34,7 +42,7 @@ def loop(request):
     """(operation, result shape) of what the loop's body makes; a fusion counts as its last one."""
     features = jax.ShapeDtypeStruct((BATCH, IMAGE_TOKENS, CONFIG.text.d_model), jnp.float32)
     sampling = SETTINGS[request.param].do_sample
-    arguments = prepare(
+    arguments = prepare_inputs(
         Model(config=CONFIG),
         abstract_params(CONFIG),
         image_features=features,
@@ -42,7 +50,7 @@ def loop(request):
         config=SETTINGS[request.param],
         rng=jax.random.key(0) if sampling else None,
     )
-    text = generate_program.lower(*arguments).compile().as_text()
+    text = generate_jit.lower(*arguments).compile().as_text()
     computations = {
         name: body.splitlines()
         for name, body in re.findall(r"^(?:ENTRY )?(%\S+) \(.*?\{\n(.*?)^\}", text, re.M | re.S)

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from florence_jax.constrained.token_dfa import Kinds, Sketch
+from florence_jax.constrained.token_dfa import DFABuilder, TokenClasses
 from florence_jax.generation import GenerationConfig, make_plan
 from florence_jax.generation.constraints import (
     FINISHED,
     NEVER,
+    allowed_tokens,
     check_rows,
-    keep_legal,
     least_tokens,
-    legal_tokens,
     make_constraint,
+    mask_illegal,
 )
 from tests.generation.prefix_reference import PrefixReference
 from tests.generation.random_automata import END, random_automaton
@@ -31,7 +31,7 @@ from tests.generation.table_model import (
     generate_torch,
     random_tables,
 )
-from tests.token_walk import accepts, allowed_tokens, walk
+from tests.token_walk import accepts, walk, walked_tokens
 
 VOCAB, BATCH = 17, 3
 BUFFERS = (4, 9, 64)
@@ -150,7 +150,7 @@ def test_legal_tokens_are_those_of_the_slow_walk():
             state = walk(automaton, starts[0], ids)
             sequence = np.full((1, 1, 20), 99)
             sequence[0, 0, : len(ids) + 1] = [EOS, *ids]
-            legal = legal_tokens(
+            legal = allowed_tokens(
                 constraint,
                 jnp.full((1, 1), state),
                 jnp.asarray(sequence),
@@ -158,9 +158,9 @@ def test_legal_tokens_are_those_of_the_slow_walk():
                 jnp.int32(remaining),
             )
             least = constraint.least_tokens
-            expected = allowed_tokens(automaton, least, starts[0], ids, remaining)
+            expected = walked_tokens(automaton, least, starts[0], ids, remaining)
             assert np.flatnonzero(legal[0, 0]).tolist() == expected
-            choices = allowed_tokens(automaton, least, starts[0], ids, 99)
+            choices = walked_tokens(automaton, least, starts[0], ids, 99)
             ids.append(int(rng.choice([token for token in choices if token != EOS] or [EOS])))
             if ids[-1] == EOS:
                 break
@@ -171,18 +171,18 @@ def test_bans_give_way_only_where_nothing_else_is_left():
     banned = scores.at[0, 0, 1].set(-jnp.inf)
     legal = jnp.array([[[False, True, True, False]]])
     np.testing.assert_array_equal(
-        keep_legal(banned, scores, legal), [[[-np.inf, -np.inf, -3.0, -np.inf]]]
+        mask_illegal(banned, scores, legal), [[[-np.inf, -np.inf, -3.0, -np.inf]]]
     )
     banned = banned.at[0, 0, 2].set(-jnp.inf)
     np.testing.assert_array_equal(
-        keep_legal(banned, scores, legal), [[[-np.inf, -2.0, -3.0, -np.inf]]]
+        mask_illegal(banned, scores, legal), [[[-np.inf, -2.0, -3.0, -np.inf]]]
     )
 
 
 def test_fewer_answers_than_beams_repeat_the_best():
     """One answer of two tokens and one of three; five beams are asked for."""
     first, second = 2, 3
-    sketch = Sketch(kinds=Kinds(np.array([0, 0, END, first, second]), 4), end=END)
+    sketch = DFABuilder(kinds=TokenClasses(np.array([0, 0, END, first, second]), 4), end=END)
     start, one, two = (sketch.add() for _ in range(3))
     sketch.link(start, {first: one})
     sketch.link(one, {END: FINISHED, second: two})
@@ -252,7 +252,7 @@ def test_larger_tables_grow_by_powers_of_two():
 def test_settings_that_contradict_a_constraint_are_named(settings, vocab, message):
     begin, words = 2, 3
     classes = np.array([begin, 0, END, *[words] * (VOCAB - 3)])
-    sketch = Sketch(kinds=Kinds(classes, 4), end=END)
+    sketch = DFABuilder(kinds=TokenClasses(classes, 4), end=END)
     start = sketch.add()
     sketch.link(start, {begin: start, END: FINISHED})
     constraint = make_constraint(sketch.automaton(np.full(VOCAB, -1), EOS), [start])

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 
-from florence_jax.constrained.answer_grammars import AnswerAutomata
+from florence_jax.constrained.answer_grammars import AnswerGrammars
 from florence_jax.constrained.answer_schema import answer_form
 from florence_jax.generation import GenerationConfig, make_constraint
 from florence_jax.processing import demo_tokenizer
@@ -40,7 +40,7 @@ SETTINGS = {
 @functools.cache
 def florence():
     pair = random_pair(3, encoder_layers=1, vocab_size=VOCAB)
-    automaton, starts = AnswerAutomata(demo_tokenizer(), VOCAB).automaton(FORMS)
+    automaton, starts = AnswerGrammars(demo_tokenizer(), VOCAB).automaton(FORMS)
     return pair, automaton, [starts[form] for form in FORMS]
 
 

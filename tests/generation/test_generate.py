@@ -13,12 +13,12 @@ from convert.verify.reference import random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.generation import (
     GenerationConfig,
-    count_programs,
+    compilation_count,
     generate,
     prompt_bucket,
     token_buckets,
 )
-from florence_jax.generation.generate import generate_program, prepare
+from florence_jax.generation.generate import generate_jit, prepare_inputs
 from florence_jax.model import Model
 
 BEAM = GenerationConfig(num_beams=3, no_repeat_ngram_size=3, early_stopping=True, max_new_tokens=12)
@@ -52,7 +52,7 @@ def ask(image_features, input_ids, config=BEAM, **kwargs):
 
 def test_nothing_is_traced_again_within_a_bucket():
     ask(features(2), prompts(2, 5))
-    programs = count_programs()
+    programs = compilation_count()
     for length in (1, 3, 16):
         ask(features(2, seed=length), prompts(2, length))
     for change in (
@@ -65,19 +65,19 @@ def test_nothing_is_traced_again_within_a_bucket():
         {"forced_eos_token_id": None},
     ):
         ask(features(2), prompts(2, 5), dataclasses.replace(BEAM, **change))
-    assert count_programs() == programs
+    assert compilation_count() == programs
     ask(features(2), prompts(2, 17))
-    assert count_programs() == programs + 1
+    assert compilation_count() == programs + 1
 
 
 def test_sampling_settings_share_one_program():
     config = GenerationConfig(do_sample=True, max_new_tokens=8)
     ask(features(2), prompts(2, 5), config, rng=jax.random.key(0))
-    programs = count_programs()
+    programs = compilation_count()
     for change in ({"temperature": 0.5}, {"top_p": 0.7}, {"top_p": 0.2, "temperature": 2.0}):
         config = dataclasses.replace(config, **change)
         ask(features(2), prompts(2, 5), config, rng=jax.random.key(1))
-    assert count_programs() == programs
+    assert compilation_count() == programs
 
 
 @pytest.mark.parametrize("config", [BEAM, dataclasses.replace(BEAM, num_beams=1)])
@@ -121,7 +121,7 @@ def test_pixels_and_their_features_give_the_same():
 def test_padded_output_stays_on_the_device_and_trims_to_the_same():
     model, params = tiny()
     arguments = {"image_features": features(2), "input_ids": prompts(2, 5), "config": BEAM}
-    padded = generate_program(*prepare(model, params, **arguments))
+    padded = generate_jit(*prepare_inputs(model, params, **arguments))
     assert isinstance(padded.sequences, jax.Array)
     assert padded.sequences.shape == (2, 65)
     assert padded.token_scores.shape == (2, 64)

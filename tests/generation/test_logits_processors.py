@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
-from florence_jax.generation import GenerationConfig, make_plan, process
+from florence_jax.generation import GenerationConfig, apply_logits_processors, make_plan
 from florence_jax.generation import logits_processors as ours
 from tests.generation.table_model import facts
 
@@ -85,7 +85,7 @@ def test_the_whole_chain_in_order():
         top_p=0.9,
     )
     plan, values = make_plan(config, facts(V))
-    run = jax.jit(lambda *arguments: process(*arguments, plan, values))
+    run = jax.jit(lambda *arguments: apply_logits_processors(*arguments, plan, values))
     scores, sequences = scores_and_sequences(3)
     for length in (1, 7, LENGTH):
         flat = torch.from_numpy(scores.reshape(B * K, V))

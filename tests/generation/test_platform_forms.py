@@ -33,7 +33,7 @@ SETTINGS = {
 def arguments(settings):
     generator = np.random.default_rng(1)
     shape = (BATCH, IMAGE_TOKENS, CONFIG.text.d_model)
-    return room.prepare(
+    return room.prepare_inputs(
         Model(config=CONFIG),
         random_params_with_spread_logits(CONFIG, seed=5),
         image_features=jnp.asarray(generator.standard_normal(shape, np.float32)),
@@ -96,7 +96,7 @@ def test_marks_do_not_depend_on_the_platform(vocab):
     expected = np.zeros((2, 3, vocab), bool)
     for row, beam_ in np.ndindex(2, 3):
         expected[row, beam_, tokens[row, beam_][wanted[row, beam_]]] = True
-    for mark in (logits_processors.mark_by_products, logits_processors.mark_by_scatter):
+    for mark in (logits_processors.ngram_mask_matmul, logits_processors.ngram_mask_scatter):
         np.testing.assert_array_equal(mark(tokens, wanted, vocab), expected)
 
 
@@ -122,7 +122,7 @@ def test_each_platform_marks_in_its_form():
 @pytest.mark.parametrize("name", SETTINGS)
 def test_tokens_do_not_depend_on_the_platform(monkeypatch, name, search):
     prepared = arguments(SETTINGS[name])
-    expected = room.generate_program(*prepared).trimmed()
+    expected = room.generate_jit(*prepared).trimmed()
 
     class OnTpu:
         @staticmethod
@@ -131,15 +131,17 @@ def test_tokens_do_not_depend_on_the_platform(monkeypatch, name, search):
 
     monkeypatch.setattr(room, "lax", OnTpu)
     monkeypatch.setattr(beam_search, "top_k", search)
-    monkeypatch.setattr(logits_processors, "mark_by_scatter", logits_processors.mark_by_products)
-    program = jax.jit(room.generate_program.__wrapped__, static_argnums=(0, 1, 2))
+    monkeypatch.setattr(
+        logits_processors, "ngram_mask_scatter", logits_processors.ngram_mask_matmul
+    )
+    program = jax.jit(room.generate_jit.__wrapped__, static_argnums=(0, 1, 2))
     found = program(*prepared).trimmed()
     np.testing.assert_array_equal(found.sequences, expected.sequences)
     np.testing.assert_allclose(found.sequence_scores, expected.sequence_scores, atol=1e-5)
 
 
 def test_each_platform_writes_the_cache_in_its_form():
-    traced = room.generate_program.trace(*arguments(SETTINGS["beams"]))
+    traced = room.generate_jit.trace(*arguments(SETTINGS["beams"]))
     text, rows = CONFIG.text, 64 * BEAMS
     heads = text.decoder_attention_heads
     forms = {

@@ -11,7 +11,12 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
-from florence_jax.generation import GenerationConfig, make_constraint, make_plan, process
+from florence_jax.generation import (
+    GenerationConfig,
+    apply_logits_processors,
+    make_constraint,
+    make_plan,
+)
 from florence_jax.generation.constraints import NEVER as IMPOSSIBLE
 from florence_jax.generation.constraints import ended_by
 from tests.generation.florence import (
@@ -227,7 +232,9 @@ def test_sampling_filters_keep_the_same_tokens(settings, warpers, beams):
     rng = np.random.default_rng(0)
     scores = 3 * rng.standard_normal((3, 2, 40)).astype(np.float32)
     scores[:, :, 7] = -np.inf
-    got = process(jnp.asarray(scores), jnp.ones((3, 2, 9), int), jnp.int32(4), plan, values)
+    got = apply_logits_processors(
+        jnp.asarray(scores), jnp.ones((3, 2, 9), int), jnp.int32(4), plan, values
+    )
     flat = torch.from_numpy(scores.reshape(6, 40))
     for warper, arguments in warpers:
         flat = warper(min_tokens_to_keep=keep, **arguments)(None, flat)
@@ -249,7 +256,9 @@ def test_programs_without_the_settings_are_as_they_were():
     def program(**settings):
         plan, values = make_plan(GenerationConfig(num_beams=2, **settings), facts(VOCAB))
         scores, sequences = jnp.zeros((1, 2, VOCAB)), jnp.zeros((1, 2, 9), jnp.int32)
-        lower = jax.jit(lambda values: process(scores, sequences, jnp.int32(1), plan, values))
+        lower = jax.jit(
+            lambda values: apply_logits_processors(scores, sequences, jnp.int32(1), plan, values)
+        )
         return lower.lower(values).as_text(), plan
 
     default = program()

@@ -18,14 +18,14 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 def counted_images() -> Iterator[list[int]]:
     """The batch size of every run of the image encoder."""
     runs: list[int] = []
-    real = compiled.encode_program
+    real = compiled.encode_jit
 
     def counting(model, params, pixel_values):
         runs.append(len(pixel_values))
         return real(model, params, pixel_values)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "encode_program", counting)
+        patch.setattr(compiled, "encode_jit", counting)
         yield runs
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import florence_jax as fj
 from florence_jax.demo.random_model import demo_pipeline, demo_requests
-from florence_jax.generation.generate import count_programs
+from florence_jax.generation.generate import compilation_count
 from florence_jax.processing import TASKS
 from tests.inference.results import assert_close
 from tests.shared_data import needs_shared, shared_path
@@ -216,9 +216,9 @@ def test_nothing_compiles_for_a_new_image_or_prompt(demo):
 
     demo([picture(40, 30)] * 4, "<OD>", max_new_tokens=8, batch_size=4)
     demo(picture(40, 30), "<OD>", max_new_tokens=8)
-    compiled = count_programs()
+    compiled = compilation_count()
     for size in ((20, 70), (333, 100)):
         demo(picture(*size), "<CAPTION>", max_new_tokens=7)
         # Three requests fill up to a batch of four.
         demo([picture(*size)] * 3, ["<OD>", "<CAPTION>", "<OCR>"], max_new_tokens=9, batch_size=4)
-    assert count_programs() == compiled
+    assert compilation_count() == compiled

@@ -9,7 +9,7 @@ import pytest
 
 import florence_jax as fj
 from florence_jax.demo.bundled_model import SHAPES
-from florence_jax.inference.compiled import LivePrograms
+from florence_jax.inference.compiled import JitFns
 from florence_jax.processing import load_image
 from tests.inference.results import assert_close
 
@@ -48,8 +48,8 @@ def test_a_wrong_request_is_refused_before_any_model_runs(
     def ran(self, *arguments):
         raise AssertionError("the model was asked")
 
-    monkeypatch.setattr(LivePrograms, "encode", ran)
-    monkeypatch.setattr(LivePrograms, "generate", ran)
+    monkeypatch.setattr(JitFns, "encode", ran)
+    monkeypatch.setattr(JitFns, "generate", ran)
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(pipe, compat=compat)([SCENE, SCENE], prompt, **given)
 

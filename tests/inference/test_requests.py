@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from florence_jax.inference.requests import requests_of
+from florence_jax.inference.requests import broadcast_requests
 
 BOX = (1.0, 2.0, 3.0, 4.0)
 WRITTEN = "<loc_1><loc_2><loc_3><loc_4>"
@@ -12,7 +12,7 @@ GROUNDING, CLASSES = "<CAPTION_TO_PHRASE_GROUNDING>", "<OPEN_VOCABULARY_DETECTIO
 
 
 def asked(images, prompts, text=None, region=None):
-    requests, several = requests_of(images, prompts, text, region)
+    requests, several = broadcast_requests(images, prompts, text, region)
     return [request.text if region is None else request.region for request in requests], several
 
 

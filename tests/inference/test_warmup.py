@@ -98,7 +98,7 @@ def test_what_was_not_warmed_up_is_counted(demo):
     image = np.zeros((8, 8, 3), np.uint8)
     with counted_programs() as programs:
         demo(image, "<CAPTION>", max_new_tokens=4, num_beams=1, no_repeat_ngram_size=5)
-    assert any("generate_program" in name for name in programs)
+    assert any("generate_jit" in name for name in programs)
 
 
 def test_the_default_is_every_task_and_the_default_batches(demo):

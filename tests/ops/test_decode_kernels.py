@@ -115,7 +115,7 @@ def test_projection(batch, channels):
 def prepared(dtype="bfloat16", params=None, *, config=CONFIG):
     generator = np.random.default_rng(1)
     model = Model(config=config, dtype=dtype)
-    return room.prepare(
+    return room.prepare_inputs(
         model,
         random_params_with_spread_logits(config, seed=5) if params is None else params,
         image_features=jnp.asarray(
@@ -127,7 +127,7 @@ def prepared(dtype="bfloat16", params=None, *, config=CONFIG):
 
 
 def kernels(arguments, platform="tpu"):
-    text = room.generate_program.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    text = room.generate_jit.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
     return set(re.findall(r'kernel_name = "(\w+)"', text))
 
 

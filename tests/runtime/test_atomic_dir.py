@@ -11,14 +11,14 @@ import pytest
 from florence_jax.checkpoint import CheckpointError, load_checkpoint
 from florence_jax.checkpoint.native.save import save_checkpoint
 from florence_jax.runtime import atomic_dir
-from florence_jax.runtime.atomic_dir import leftovers, replaced_directory, sync
+from florence_jax.runtime.atomic_dir import atomic_directory, leftovers, sync
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(destination, text, **options):
-    with replaced_directory(destination, **options) as new:
+    with atomic_directory(destination, **options) as new:
         (new / "config.json").write_text(text)
         (new / "d").mkdir()
         (new / "d" / "data").write_text(text)
@@ -69,7 +69,7 @@ def test_a_kill_between_the_two_renames_is_mended_by_the_next_run(tmp_path):
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError("no")])
 def test_a_failure_changes_nothing(tmp_path, failure):
     def fail():
-        with replaced_directory(tmp_path / "x", overwrite=True) as new:
+        with atomic_directory(tmp_path / "x", overwrite=True) as new:
             (new / "config.json").write_text("half")
             raise failure
 
@@ -109,7 +109,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_p
     dead.mkdir()
     other = tmp_path / ".y.incomplete-dead"
     other.mkdir()
-    with replaced_directory(tmp_path / "[x]") as first:
+    with atomic_directory(tmp_path / "[x]") as first:
         assert not dead.exists()
         assert leftovers(tmp_path / "[x]") == []
         write(tmp_path / "[x]", "second")
@@ -125,7 +125,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_p
         "replace.make_durable",
         "replace.sync",
         "save.write_data_files",
-        "block_file.BlockFile._write",
+        "block_file.StreamWriter._write",
     ],
 )
 def test_a_process_that_dies_at_a_step_leaves_the_old_one(tmp_path, step):

@@ -11,13 +11,13 @@ import sys
 import jax
 import numpy as np
 
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.checkpoint.param_tree import insert
 from florence_jax.generation import GenerationConfig
-from florence_jax.generation.generate import generate_program, prepare
-from florence_jax.generation.shard_inputs import placed
+from florence_jax.generation.generate import generate_jit, prepare_inputs
+from florence_jax.generation.shard_inputs import shard_inputs
 from florence_jax.model import Model
-from florence_jax.sharding import load_rules, make_layout, make_mesh, using
+from florence_jax.sharding import load_rules, make_layout, make_mesh, use_mesh
 from tests.sharding.equality import SIZES, batches, training_on
 from tests.sharding.tokens import DECODING, inputs
 from train.plan.collectives import collectives
@@ -32,23 +32,23 @@ def step(case):
     placement, state = training.placement, training.placed_state()
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(training.placed_step, donate_argnums=0, out_shardings=(shardings, None))
-    with using(placement.mesh):
+    with use_mesh(placement.mesh):
         return jitted.lower(state, placement.batch(batches("")[0])).compile()
 
 
 def generation(case):
     mesh, rules = case.split(":")
     sizes = SIZES["small"]
-    layout = make_layout(load_rules(rules), parameter_shapes(sizes), make_mesh(mesh))
+    layout = make_layout(load_rules(rules), param_shapes(sizes), make_mesh(mesh))
     params = {}
     for path in layout.shapes:
         leaf = jax.ShapeDtypeStruct(layout.shape(path), np.float32, sharding=layout.sharding(path))
         insert(params, path, leaf)
     model = Model(config=sizes, layout=layout)
     config: GenerationConfig = DECODING["beams"]
-    prepared = prepare(model, params, **inputs(sizes), config=config)
-    with using(layout.mesh):
-        return generate_program.lower(*placed(prepared, layout.mesh)).compile()
+    prepared = prepare_inputs(model, params, **inputs(sizes), config=config)
+    with use_mesh(layout.mesh):
+        return generate_jit.lower(*shard_inputs(prepared, layout.mesh)).compile()
 
 
 def main():

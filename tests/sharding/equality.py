@@ -23,11 +23,11 @@ from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.config import PRESETS
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.processing import ImageConfig
-from florence_jax.sharding import MeshShape, make_mesh, pad_rows, padded_rows, using
-from florence_jax.training.build import Training, build_training
+from florence_jax.sharding import MeshShape, make_mesh, pad_rows, padded_rows, use_mesh
+from florence_jax.training.build import TrainSetup, build_training
 from florence_jax.training.config import DataConfig, ModelConfig, SourceConfig, TrainConfig
 from florence_jax.training.optimizer import OptimizerConfig
-from florence_jax.training.pretrained import Start
+from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.step import Batch
 from tests.training.small import CONFIG, small_batch
 
@@ -50,7 +50,7 @@ def without_dropout(config):
 
 def training_on(
     size: str, mesh: Mesh, rules: str, *, dtype: str = "float32", **changes: Any
-) -> Training:
+) -> TrainSetup:
     sizes = without_dropout(SIZES[size])
     config = TrainConfig(
         directory="unused",
@@ -68,7 +68,7 @@ def training_on(
             **changes,
         ),
     )
-    start = Start(config=sizes, files=None, tokenizer=None, image=ImageConfig())
+    start = PretrainedFiles(config=sizes, files=None, tokenizer=None, image=ImageConfig())
     return build_training(config, start, mesh)
 
 
@@ -84,19 +84,19 @@ def run(size: str, mesh: Mesh, rules: str, dtype: str) -> dict[str, Any]:
         path: np.asarray(leaf, dtype)
         for path, leaf in flatten(random_params_with_spread_logits(sizes, seed=0))
     }
-    state = placement.place(training.first_state(params))
+    state = placement.to_padded(training.first_state(params))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, training.placed_state())
     step = jax.jit(training.placed_step, donate_argnums=0, out_shardings=(shardings, None))
     found: dict[str, Any] = {"logits": logits(training, state.trainable | state.frozen), "loss": []}
-    with using(mesh):
+    with use_mesh(mesh):
         for number, batch in enumerate(batches(size)):
             state, metrics = step(state, placement.batch(batch))
             found["loss"].append(float(metrics.loss))
             if number == 0:
                 # Adam's first moment after one step: the gradient times a constant.
-                found["gradients"] = host(placement.store(moments(state.opt_state)))
-    found["parameters"] = host(placement.store(state.trainable))
-    found["average"] = host(placement.store(state.ema))
+                found["gradients"] = host(placement.to_true_shape(moments(state.opt_state)))
+    found["parameters"] = host(placement.to_true_shape(state.trainable))
+    found["average"] = host(placement.to_true_shape(state.ema))
     return found
 
 
@@ -104,7 +104,7 @@ def moments(opt_state: Any) -> dict[str, jax.Array]:
     return next(part.mu for part in opt_state if hasattr(part, "mu"))
 
 
-def logits(training: Training, params: dict[str, jax.Array]) -> np.ndarray:
+def logits(training: TrainSetup, params: dict[str, jax.Array]) -> np.ndarray:
     model, batch = training.objective.model, batches("")[0]
     tree: dict[str, Any] = {}
     for path, leaf in params.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jax.sharding import AbstractMesh, AxisType
 
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.config import PRESETS as SIZES
 from florence_jax.sharding import AXES, PRESETS, make_layout
 
@@ -29,7 +29,7 @@ def abstract_mesh(sizes):
 
 
 def layout_of(size, preset):
-    shapes = parameter_shapes(SIZES[size]())
+    shapes = param_shapes(SIZES[size]())
     return make_layout(PRESETS[preset], shapes, abstract_mesh(MESHES[preset]))
 
 

@@ -32,15 +32,15 @@ def main():
     flat = dict(flatten(random_params_with_spread_logits(SIZES["small"], seed=0)))
     for devices, rules in PLACES:
         saver = training(devices, rules)
-        state = saver.placement.place(saver.first_state(flat))
+        state = saver.placement.to_padded(saver.first_state(flat))
         true = {name: np.asarray(leaf) for name, leaf in leaves(saver, state).items()}
         with Checkpoints(directory / f"{rules}_{devices}", CheckpointConfig()) as kept:
-            kept.save(1, saver.placement.store(state), {"rows": 3})
+            kept.save(1, saver.placement.to_true_shape(state), {"rows": 3})
             kept.wait()
             for to in PLACES:
                 reader = training(*to)
                 restored, meta = kept.restore(reader.abstract_state())
-                restored = reader.placement.place(restored)
+                restored = reader.placement.to_padded(restored)
                 wanted = jax.tree.leaves(reader.placed_state())
                 found = leaves(reader, restored)
                 exact = all(
@@ -57,7 +57,7 @@ def main():
 
 
 def leaves(training, state):
-    return named_leaves(training.placement.store(state))
+    return named_leaves(training.placement.to_true_shape(state))
 
 
 if __name__ == "__main__":

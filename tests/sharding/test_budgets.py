@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import param_shapes
 from tests.sharding.equality import SIZES
 from tests.sharding.subprocesses import run_lines
 
@@ -16,7 +16,7 @@ def programs(compiled_on_disk):
 
 
 def parameters():
-    return sum(math.prod(shape) for shape in parameter_shapes(SIZES["small"]).values())
+    return sum(math.prod(shape) for shape in param_shapes(SIZES["small"]).values())
 
 
 def test_a_data_parallel_step_sums_gradients_once_and_gathers_nothing(programs):

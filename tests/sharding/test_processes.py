@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from florence_jax.training.build import build_training, without_frozen
+from florence_jax.training.build import build_training, drop_frozen
 from florence_jax.training.checkpointing.manager import Checkpoints, named_leaves
 from florence_jax.training.pretrained import read_start
 from tests.sharding.equality import distance
@@ -88,7 +88,7 @@ def rows(directory, processes):
 def final_state(directory):
     """The newest checkpoint, on this process's one device."""
     training = build_training(config_of(directory, "", STEPS), read_start(directory / "processor"))
-    abstract = without_frozen(training.abstract_state())
+    abstract = drop_frozen(training.abstract_state())
     with Checkpoints(directory / "checkpoints", training.config.checkpoint, writes=False) as kept:
         state, _ = kept.restore(abstract)
     return {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}

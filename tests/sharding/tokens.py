@@ -12,7 +12,7 @@ import sys
 import jax
 import numpy as np
 
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.generation import GenerationConfig, generate, make_constraint
 from florence_jax.model import Model, random_params_with_spread_logits
@@ -65,19 +65,19 @@ def main():
 
     parts = []
     module = importlib.import_module(generate.__module__)
-    program = module.generate_program
+    program = module.generate_jit
 
     def spied(*prepared):
         shards = getattr(prepared[5], "addressable_shards", ())  # of the prompts
         parts.append(len({str(shard.index) for shard in shards}))
         return program(*prepared)
 
-    module.generate_program = spied
+    module.generate_jit = spied
     alone = {kind: answers(Model(config=sizes), nested(flat), kind) for kind in kinds.split(",")}
     for case in cases:
         mesh, rules = case.split(":")
-        layout = make_layout(load_rules(rules), parameter_shapes(sizes), make_mesh(mesh))
-        model, params = Model(config=sizes, layout=layout), nested(layout.place(flat))
+        layout = make_layout(load_rules(rules), param_shapes(sizes), make_mesh(mesh))
+        model, params = Model(config=sizes, layout=layout), nested(layout.to_padded(flat))
         for kind, theirs in alone.items():
             ours = answers(model, params, kind)
             line = {

@@ -9,11 +9,11 @@ import jax
 import pytest
 from PIL import Image
 
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.config import PRESETS
 from florence_jax.sharding import make_mesh
 from florence_jax.training.metrics.flops import PEAKS, update_flops
-from florence_jax.training.param_groups import treatments
+from florence_jax.training.param_groups import assign_param_groups
 from train.plan import program, schedule, topology, worker
 from train.plan.__main__ import main
 from train.plan.bounds import bounds
@@ -366,7 +366,7 @@ def test_a_plan_lowers_the_step_of_the_run(monkeypatch):
         settings=("optimizer.name=lion",),
     )
     lowered = program.lower(request)
-    shapes = parameter_shapes(PRESETS["tiny"]())
+    shapes = param_shapes(PRESETS["tiny"]())
     assert lowered.parameters + lowered.frozen == sum(
         4 * math.prod(shape) for shape in shapes.values()
     )
@@ -399,9 +399,11 @@ def test_a_plan_of_cached_features_runs_no_tower(monkeypatch):
     # Nothing is convolved, and nothing is counted as if it were.
     assert "stablehlo.convolution" not in lowered.lowered.as_text()
     config = PRESETS["tiny"]()
-    treated = treatments(parameter_shapes(config), (("vision_tower/.*", 0.0), (".*", 1.0)), config)
+    param_groups = assign_param_groups(
+        param_shapes(config), (("vision_tower/.*", 0.0), (".*", 1.0)), config
+    )
     sizes = {"image_size": (64, 64), "prompt": 16, "target": 8, "rows": 12, "questions": 3}
-    assert lowered.flops == update_flops(config, treated, cached_features=True, **sizes)
+    assert lowered.flops == update_flops(config, param_groups, cached_features=True, **sizes)
 
     learns = dataclasses.replace(request, settings=request.settings[:1])
     with pytest.raises(ValueError, match="needs a vision tower that stays as it is"):

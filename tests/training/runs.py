@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from florence_jax.runtime.jsonl import read_lines
-from florence_jax.training.build import build_training, without_frozen
+from florence_jax.training.build import build_training, drop_frozen
 from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints, named_leaves
 from florence_jax.training.config import (
     DataConfig,
@@ -71,7 +71,7 @@ def final_state(directory):
     config = stored_config(directory)
     training = build_training(config, read_start(Path(directory) / "processor"))
     with Checkpoints(Path(directory) / "checkpoints", config.checkpoint, writes=False) as kept:
-        state, _ = kept.restore(without_frozen(training.abstract_state()))
+        state, _ = kept.restore(drop_frozen(training.abstract_state()))
     return {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(state).items()}
 
 

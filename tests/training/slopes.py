@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.sharding import pad_rows
-from florence_jax.training.aot_compile import Programs
+from florence_jax.training.aot_compile import AotCompiled
 from florence_jax.training.build import build_training
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.interruption import Interruption
@@ -42,16 +42,16 @@ def slopes(config: TrainConfig, files: Path) -> dict[str, tuple[float, float]]:
     }
 
     def placed(part):
-        return placement.place({path: jax.numpy.array(leaf) for path, leaf in part.items()})
+        return placement.to_padded({path: jax.numpy.array(leaf) for path, leaf in part.items()})
 
-    update = Programs(
+    update = AotCompiled(
         training.placed_step,
         Interruption(),
         donate_first=True,
         mesh=placement.mesh,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, training.placed_state()), whole),
     )
-    state = placement.place(training.first_state(placed(params)))
+    state = placement.to_padded(training.first_state(placed(params)))
     moved, metrics = update(state, placement.batch(batch))
     # Adam's first moment after one step: the clipped gradient, scaled.
     clipped = min(1.0, config.optimizer.clip_norm / float(metrics.grad_norm))
@@ -61,7 +61,7 @@ def slopes(config: TrainConfig, files: Path) -> dict[str, tuple[float, float]]:
         for path, leaf in moments.items()
     }
 
-    evaluate = Programs(
+    evaluate = AotCompiled(
         build_evaluation(training.objective),
         Interruption(),
         mesh=placement.mesh,

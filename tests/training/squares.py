@@ -109,9 +109,9 @@ def squares_config(directory: Path, data: Path, *, steps: int = 600, seed: int =
             directory=str(data),
             image_size=(SIDE, SIDE),
             max_prompt=16,
-            least_prompt=16,
+            min_prompt_bucket=16,
             max_target=16,
-            least_target=16,
+            min_target_bucket=16,
             threads=1,
         ),
         optimizer=OptimizerConfig(

@@ -11,7 +11,7 @@ from convert.to_torch import main as to_torch
 from florence_jax.adapters.file import read_lora
 from florence_jax.checkpoint import load_checkpoint
 from florence_jax.checkpoint.param_tree import flatten
-from florence_jax.training.build import build_training, without_frozen
+from florence_jax.training.build import build_training, drop_frozen
 from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints
 from florence_jax.training.config import ExportConfig
 from florence_jax.training.export import export_run, main
@@ -106,7 +106,7 @@ def test_on_request_by_step_and_by_best(tmp_path, capsys):
     with Checkpoints(run / "checkpoints", CheckpointConfig()) as checkpoints:
         for step in (1, 2):
             ema = state.ema | {path: state.ema[path] + step}
-            stepped = without_frozen(dataclasses.replace(state, ema=ema))
+            stepped = drop_frozen(dataclasses.replace(state, ema=ema))
             checkpoints.save(step, stepped, {"best": {"step": 1, "value": 0.1, "metric": "loss"}})
     expected = np.asarray(state.ema[path])
     for words, offset in (([], 2), (["--step", "1"], 1), (["--best"], 1)):

@@ -14,7 +14,7 @@ from florence_jax.config import tiny
 from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.processing.pixels import ImageConfig
 from florence_jax.training.losses import IGNORE
-from florence_jax.training.step import Batch, Objective
+from florence_jax.training.step import Batch, LossFn
 
 # Drop-path and dropout off; the token table wide enough for the image placeholder.
 CONFIG = dataclasses.replace(
@@ -36,7 +36,7 @@ def sides():
     prompt = draw.integers(4, 1280, (2, 7)).astype(np.int32)
     prompt[0, 4:] = CONFIG.text.pad_token_id
     images = draw.integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
-    objective = Objective(model=Model(config=CONFIG), image=ImageConfig(size=(64, 96)))
+    objective = LossFn(model=Model(config=CONFIG), image=ImageConfig(size=(64, 96)))
 
     def mean_loss(flat):
         sums = objective(flat, Batch(images, prompt, labels), None)

@@ -3,7 +3,7 @@ import pytest
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.config import base, tiny
 from florence_jax.model import abstract_params
-from florence_jax.training.param_groups import RuleError, split, treatments
+from florence_jax.training.param_groups import RuleError, assign_param_groups, split
 
 CONFIG = tiny()
 PATHS = [path for path, _ in flatten(abstract_params(CONFIG))]
@@ -11,11 +11,11 @@ PATHS = [path for path, _ in flatten(abstract_params(CONFIG))]
 
 def test_the_first_rule_that_matches_decides():
     rules = (("vision_tower/stages/0/.*", 0.0), ("vision_tower/.*", 0.1), (".*", 1.0))
-    treated = treatments(PATHS, rules, CONFIG)
-    assert treated["vision_tower/stages/0/embed/conv/kernel"].rate == 0.0
-    assert treated["vision_tower/stages/1/embed/conv/kernel"].rate == 0.1
-    assert treated["shared/embedding"].rate == 1.0
-    trains, frozen = split(dict.fromkeys(PATHS), treated)
+    param_groups = assign_param_groups(PATHS, rules, CONFIG)
+    assert param_groups["vision_tower/stages/0/embed/conv/kernel"].rate == 0.0
+    assert param_groups["vision_tower/stages/1/embed/conv/kernel"].rate == 0.1
+    assert param_groups["shared/embedding"].rate == 1.0
+    trains, frozen = split(dict.fromkeys(PATHS), param_groups)
     assert trains.keys() | frozen.keys() == set(PATHS)
     assert {path for path in frozen if path != "projector/temporal_positions"} == {
         path for path in PATHS if path.startswith("vision_tower/stages/0/")
@@ -23,12 +23,14 @@ def test_the_first_rule_that_matches_decides():
 
 
 def test_the_references_constant_table_never_trains():
-    assert not treatments(PATHS, ((".*", 1.0),), CONFIG)["projector/temporal_positions"].trains
+    assert not assign_param_groups(PATHS, ((".*", 1.0),), CONFIG)[
+        "projector/temporal_positions"
+    ].trains
 
 
 def test_norms_biases_and_positions_are_not_decayed():
-    treated = treatments(PATHS, ((".*", 1.0),), CONFIG)
-    decayed = {path for path, treatment in treated.items() if treatment.decayed}
+    param_groups = assign_param_groups(PATHS, ((".*", 1.0),), CONFIG)
+    decayed = {path for path, treatment in param_groups.items() if treatment.decayed}
     assert {path.rpartition("/")[2] for path in decayed} == {"kernel", "embedding"}
     assert decayed == {path for path in PATHS if path.endswith(("/kernel", "/embedding"))}
 
@@ -36,8 +38,8 @@ def test_norms_biases_and_positions_are_not_decayed():
 def test_layer_decay_falls_from_the_decoders_top_to_the_pixels():
     config = base()
     paths = [path for path, _ in flatten(abstract_params(config))]
-    treated = treatments(paths, ((".*", 1.0),), config, layer_decay=0.5)
-    rate = {path: treatment.rate for path, treatment in treated.items()}
+    param_groups = assign_param_groups(paths, ((".*", 1.0),), config, layer_decay=0.5)
+    rate = {path: treatment.rate for path, treatment in param_groups.items()}
     # Twelve DaViT blocks, the projector, six encoder and six decoder layers.
     assert rate["decoder/layers/5/fc1/kernel"] == 1.0
     assert rate["decoder/layers/0/fc1/kernel"] == 0.5**5
@@ -58,4 +60,4 @@ def test_layer_decay_falls_from_the_decoders_top_to_the_pixels():
 )
 def test_rules_that_do_not_say_one_thing_of_everything_are_refused(rules, message):
     with pytest.raises(RuleError, match=message):
-        treatments(PATHS, rules, CONFIG)
+        assign_param_groups(PATHS, rules, CONFIG)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from florence_jax.training.build import row_maker
+from florence_jax.training.build import make_preprocessor
 from florence_jax.training.checkpointing.resume import RunError, begin, check_data, check_same
 from florence_jax.training.config import SourceConfig
 from florence_jax.training.config_loader import SettingsError, to_tree
@@ -74,7 +74,7 @@ def test_lengths_that_are_not_set_are_what_the_model_has_room_for(prepared):
     assert longest_texts(prepared.config.data, start) == (320 - image, 320)
     set_ = dataclasses.replace(prepared.config.data, max_prompt=9)
     assert longest_texts(set_, start) == (9, 320)
-    maker = row_maker(prepared.config.data, start, training=True)
+    maker = make_preprocessor(prepared.config.data, start, training=True)
     assert (maker.max_prompt, maker.max_target) == (320 - image, 320)
 
 

@@ -12,11 +12,11 @@ import pytest
 from florence_jax.model import Model
 from florence_jax.training.lora import LoraConfig, init_factors, merge
 from florence_jax.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_schedule
-from florence_jax.training.param_groups import split, treatments
+from florence_jax.training.param_groups import assign_param_groups, split
 from florence_jax.training.state import new_state, not_finite
 from florence_jax.training.step import (
     Batch,
-    Objective,
+    LossFn,
     _branched_or_selected,
     build_evaluation,
     build_step,
@@ -31,7 +31,7 @@ QUIET = dataclasses.replace(
         CONFIG.text, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0
     ),
 )
-OBJECTIVE = Objective(model=Model(config=QUIET))
+OBJECTIVE = LossFn(model=Model(config=QUIET))
 
 
 # Everything at once, so that one compiled program serves most tests.
@@ -47,10 +47,10 @@ DEFAULT = OptimizerConfig(
 @functools.cache
 def prepared(config=DEFAULT, objective=OBJECTIVE):
     flat = small_params()
-    treated = treatments(flat, config.rules, CONFIG, layer_decay=config.layer_decay)
-    trainable, frozen = split(flat, treated)
+    param_groups = assign_param_groups(flat, config.rules, CONFIG, layer_decay=config.layer_decay)
+    trainable, frozen = split(flat, param_groups)
     schedule = learning_rate_schedule(config, 100)
-    optimizer = build_optimizer(config, schedule, {path: treated[path] for path in trainable})
+    optimizer = build_optimizer(config, schedule, {path: param_groups[path] for path in trainable})
     state = new_state(trainable, frozen, optimizer, with_ema=config.ema_decay > 0)
     step = build_step(objective, optimizer, schedule, seed=0, ema_decay=config.ema_decay)
     return state, jax.jit(step)
@@ -129,7 +129,7 @@ def test_it_learns_by_heart_and_its_average_lags_behind():
 
 
 def test_dropout_is_a_function_of_seed_and_step():
-    state, step = prepared(objective=Objective(model=Model(config=CONFIG)))
+    state, step = prepared(objective=LossFn(model=Model(config=CONFIG)))
     batch = small_batch()
     first, metrics = step(state, batch)
     again, same = step(state, batch)
@@ -207,7 +207,7 @@ def test_adapters_start_at_the_base_and_merge_into_it():
     flat = small_params()
     factors = init_factors(lora, {p: leaf.shape for p, leaf in flat.items()}, jax.random.key(0))
     batch = jax.tree.map(lambda leaf: leaf[0], small_batch())
-    loss = jax.jit(Objective(model=Model(config=QUIET), lora=lora))
+    loss = jax.jit(LossFn(model=Model(config=QUIET), lora=lora))
     plain = loss(flat, batch, None).loss
     assert loss({**flat, **factors}, batch, None).loss == plain
 
@@ -225,7 +225,7 @@ def test_dropout_of_adapters_is_each_tokens_own():
     flat = small_params()
     factors = init_factors(lora, {p: leaf.shape for p, leaf in flat.items()}, jax.random.key(0))
     factors = {path: jnp.ones_like(leaf) for path, leaf in factors.items()}
-    loss = jax.jit(Objective(model=Model(config=QUIET), lora=lora))
+    loss = jax.jit(LossFn(model=Model(config=QUIET), lora=lora))
     batch = jax.tree.map(lambda leaf: leaf[0], small_batch())
     one, other = jax.random.split(jax.random.key(1))
     losses = [float(loss({**flat, **factors}, batch, key).loss) for key in (one, other, one)]
@@ -251,8 +251,8 @@ def test_the_other_optimizers_lower_the_loss(name):
     inputs, wanted = draw.normal(size=(64, 256)), draw.normal(size=(64, 160))
     params = {"fc1/kernel": jnp.asarray(0.1 * draw.normal(size=(256, 160)), jnp.float32)}
     params["fc1/bias"] = jnp.zeros(160)
-    treated = treatments(params, ((".*", 1.0),), CONFIG)
-    optimizer = build_optimizer(config, learning_rate_schedule(config, 60), treated)
+    param_groups = assign_param_groups(params, ((".*", 1.0),), CONFIG)
+    optimizer = build_optimizer(config, learning_rate_schedule(config, 60), param_groups)
 
     def loss(params):
         return jnp.square(inputs @ params["fc1/kernel"] + params["fc1/bias"] - wanted).mean()
@@ -297,7 +297,7 @@ def test_what_is_computed_again_changes_neither_loss_nor_gradient(remat):
     batch = jax.tree.map(lambda leaf: leaf[0], small_batch())
 
     def loss_and_gradient(remat):
-        objective = Objective(model=Model(config=CONFIG), remat=remat)
+        objective = LossFn(model=Model(config=CONFIG), remat=remat)
 
         def loss(params):
             return objective(params, batch, jax.random.key(1)).loss
@@ -313,7 +313,7 @@ def test_what_is_computed_again_changes_neither_loss_nor_gradient(remat):
 
 
 def test_bfloat16_computes_on_float32_master_weights():
-    half = Objective(model=Model(config=QUIET, dtype="bfloat16"))
+    half = LossFn(model=Model(config=QUIET, dtype="bfloat16"))
     state, step = prepared(objective=half)
     batch = small_batch()
     after, metrics = step(state, batch)

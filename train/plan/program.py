@@ -11,27 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.checkpoint.param_tree import insert
 from florence_jax.generation import GenerationConfig
-from florence_jax.generation.generate import generate_program, prepare
+from florence_jax.generation.generate import generate_jit, prepare_inputs
 from florence_jax.model import Model
 from florence_jax.processing import ImageConfig, demo_tokenizer
 from florence_jax.sharding import (
-    Layout,
+    ParamSharding,
     batch_parts,
     batch_sharding,
     load_rules,
     make_layout,
     make_mesh,
-    using,
+    use_mesh,
 )
-from florence_jax.training.build import Training, build_training
+from florence_jax.training.build import TrainSetup, build_training
 from florence_jax.training.cached_features.vision_tower import origin_of
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import load_settings
 from florence_jax.training.metrics.flops import update_flops
-from florence_jax.training.pretrained import Start
+from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.step import Batch
 from train.plan.bounds import PAPER_SAMPLES, generation_flops
 from train.plan.request import PlanRequest
@@ -83,7 +83,7 @@ def lower(request: PlanRequest) -> Lowered:
 def _training_step(request: PlanRequest, mesh: Mesh) -> Lowered:
     config = training_config(request)
     side = (request.image_size, request.image_size)
-    start = Start(
+    start = PretrainedFiles(
         config=request.sizes,
         files=Path(),
         tokenizer=demo_tokenizer(),
@@ -108,7 +108,7 @@ def _training_step(request: PlanRequest, mesh: Mesh) -> Lowered:
         input_ids=array(pictures * questions, (request.prompt_length,), jnp.int32),
         labels=array(pictures * questions, (request.target_length,), jnp.int32),
     )
-    with using(mesh):
+    with use_mesh(mesh):
         lowered = jax.jit(training.placed_step, donate_argnums=0).lower(state, batch)
     return Lowered(
         lowered=lowered,
@@ -147,7 +147,7 @@ def training_config(request: PlanRequest) -> TrainConfig:
 
 
 def _generation(request: PlanRequest, mesh: Mesh) -> Lowered:
-    layout = make_layout(load_rules(request.rules), parameter_shapes(request.sizes), mesh)
+    layout = make_layout(load_rules(request.rules), param_shapes(request.sizes), mesh)
     model = Model(config=request.sizes, dtype=request.dtype, layout=layout)
     dtype = jnp.dtype(request.dtype)
     params: dict[str, Any] = {}
@@ -158,7 +158,7 @@ def _generation(request: PlanRequest, mesh: Mesh) -> Lowered:
     divided = batch_sharding(mesh)
     # Three tokens that are no padding; the program depends on their number alone.
     ids = np.full((rows, request.prompt_length), 3, np.int32)
-    prepared = prepare(
+    prepared = prepare_inputs(
         model,
         params,
         pixel_values=jax.ShapeDtypeStruct((rows, side, side, 3), dtype, sharding=divided),
@@ -174,8 +174,8 @@ def _generation(request: PlanRequest, mesh: Mesh) -> Lowered:
         for array in (prepared.input_ids, prepared.attention_mask)
     ]
     prepared = prepared._replace(input_ids=words[0], attention_mask=words[1])
-    with using(mesh):
-        lowered = generate_program.lower(*prepared)
+    with use_mesh(mesh):
+        lowered = generate_jit.lower(*prepared)
     return Lowered(
         lowered=lowered,
         parameters=_bytes(params),
@@ -188,11 +188,11 @@ def _generation(request: PlanRequest, mesh: Mesh) -> Lowered:
 
 
 def _flops(
-    request: PlanRequest, training: Training, pictures: int, side: int, questions: int = 1
+    request: PlanRequest, training: TrainSetup, pictures: int, side: int, questions: int = 1
 ) -> float:
     return update_flops(
         request.sizes,
-        training.treated,
+        training.param_groups,
         rows=pictures * questions,
         questions=questions,
         image_size=(side, side),
@@ -202,7 +202,7 @@ def _flops(
     )
 
 
-def _notes(layout: Layout) -> tuple[str, ...]:
+def _notes(layout: ParamSharding) -> tuple[str, ...]:
     return tuple(str(one) for one in layout.replicated)
 
 

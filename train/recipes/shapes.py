@@ -90,7 +90,7 @@ config = TrainConfig(
         image_size=(SIDE, SIDE),
         max_prompt=64,
         max_target=128,
-        least_target=16,
+        min_target_bucket=16,
         augment=AugmentConfig(colour=0.1),
     ),
     optimizer=OptimizerConfig(

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from florence_jax.inference.pipeline import Florence2Pipeline
-from florence_jax.runtime.atomic_dir import replaced_directory
+from florence_jax.runtime.atomic_dir import atomic_directory
 from florence_jax.runtime.program import run_program
 from train.shapes.config import SceneConfig
 from train.shapes.evaluate import answers, table
@@ -89,7 +89,7 @@ def _bundle(options: argparse.Namespace) -> str:
         count=options.judged,
         table=figures,
     )
-    with replaced_directory(options.bundle, overwrite=options.overwrite) as folder:
+    with atomic_directory(options.bundle, overwrite=options.overwrite) as folder:
         shutil.copytree(options.checkpoint, folder, dirs_exist_ok=True)
         # Scenes that the figures are not of.
         write_dataset(world, folder / _SCENES, options.shown, start=options.judged)

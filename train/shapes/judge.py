@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from florence_jax.evaluation.metrics import (
-    Found,
+    Detection,
     box_iou,
     mask_iou,
     matched,
@@ -185,14 +185,14 @@ _JUDGES: dict[str, Callable[[Sequence[_Pair]], Score]] = {
 }
 
 
-def _found(value: Mapping[str, Any]) -> list[Found]:
+def _found(value: Mapping[str, Any]) -> list[Detection]:
     """The boxes or quads of an answer, whatever the task's names for them."""
     prefix = "bboxes_" if "bboxes_labels" in value else ""
     shapes = value["quad_boxes"] if "quad_boxes" in value else value["bboxes"]
     labels = value[f"{prefix}labels"]
     scores = value.get(f"{prefix}scores") or [1.0] * len(shapes)
     return [
-        Found(label=label, shape=shape, score=score)
+        Detection(label=label, shape=shape, score=score)
         for label, shape, score in zip(labels, shapes, scores, strict=True)
     ]
 
@@ -201,8 +201,8 @@ def _parts(value: Mapping[str, Any]) -> list[Sequence[float]]:
     return [part for instance in value["polygons"] for part in instance]
 
 
-def _by_label(found: Sequence[Found]) -> dict[str, list[Found]]:
-    groups: dict[str, list[Found]] = {}
+def _by_label(found: Sequence[Detection]) -> dict[str, list[Detection]]:
+    groups: dict[str, list[Detection]] = {}
     for one in found:
         groups.setdefault(one.label, []).append(one)
     return groups

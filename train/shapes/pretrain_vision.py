@@ -1,4 +1,4 @@
-"""`python -m train.shapes.pretrain_vision DIR`: teach a small model's image encoder before its words.
+"""`python -m train.shapes.pretrain_vision DIR`: pretrain a small model's image encoder.
 
 The published models' image encoder had learnt from other pictures before Florence-2's training
 began. This does the same for a model of the synthetic world: from the last map's every cell, one
@@ -38,7 +38,7 @@ from florence_jax.training.config_loader import load_settings
 from florence_jax.training.evaluation import nested
 from florence_jax.training.pretrained import load_parameters, prepare_start, read_start
 from florence_jax.training.state import Flat
-from florence_jax.training.step import Objective
+from florence_jax.training.step import LossFn
 from train.shapes.config import SceneConfig
 from train.shapes.dense_labels import CLASSES, points_of
 from train.shapes.render import draw
@@ -73,7 +73,7 @@ class PointLoss:
         points: to a side of one cell of the last map.
     """
 
-    objective: Objective
+    objective: LossFn
     others: Flat
     points: int
 

@@ -81,7 +81,7 @@ class _Joined:
     @property
     def fingerprint(self) -> dict[str, Any]:
         return {
-            "prompts": [query.record() for query in self._queries],
+            "prompts": [query.to_dict() for query in self._queries],
             "row_files": self.row_files(),
         }
 

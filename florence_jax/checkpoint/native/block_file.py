@@ -28,7 +28,7 @@ _BLOCKS = 12
 _ALIGNMENT = 4096
 
 
-class Writers:
+class WriterPool:
     """A thread that hashes and one that writes, and the memory that passes through them.
 
     The memory is used again: the system would clear every page of fresh memory first.
@@ -40,7 +40,7 @@ class Writers:
         self._spare: list[np.ndarray] = []
         self._in_use: collections.deque[tuple[np.ndarray, list[Future[None]]]] = collections.deque()
 
-    def __enter__(self) -> "Writers":
+    def __enter__(self) -> "WriterPool":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,10 +79,10 @@ class Writers:
         self._spare.append(memory)
 
 
-class BlockFile:
-    """A new file, filled by `space` and `pad`; whole after `finish` and then `Writers.wait`."""
+class StreamWriter:
+    """A new file, filled by `space` and `pad`; whole after `finish` and then `WriterPool.wait`."""
 
-    def __init__(self, path: Path, writers: Writers) -> None:
+    def __init__(self, path: Path, writers: WriterPool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("xb", buffering=0)
         self._writers = writers
@@ -92,7 +92,7 @@ class BlockFile:
         self._filled = 0  # of the memory
         self._is_direct = self._set_direct(True)
 
-    def __enter__(self) -> "BlockFile":
+    def __enter__(self) -> "StreamWriter":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from florence_jax.checkpoint.errors import CheckpointError, Problems, clip
+from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, clip
 from florence_jax.checkpoint.files import contained_bytes, contained_file, parse_json
-from florence_jax.checkpoint.native.orbax_format import ARRAYS, Placed, index_files
+from florence_jax.checkpoint.native.orbax_format import ARRAYS, ArrayLocation, index_files
 from florence_jax.checkpoint.pytorch.lazy_tensor import FLOAT_DTYPES
 
 MANIFEST = "manifest.json"
@@ -50,7 +50,7 @@ class Manifest:
     """The files of a saved checkpoint by relative name, and its parameters."""
 
     files: Mapping[str, FileEntry]
-    parameters: tuple[Placed, ...]
+    parameters: tuple[ArrayLocation, ...]
 
     def encode(self) -> bytes:
         """The one text that says this: canonical JSON that ends with its own digest."""
@@ -127,7 +127,7 @@ def verify_files(directory: Path, manifest: Manifest, *, progress: bool = False)
         CheckpointError: lists every file that is missing, extra, of another size or content, or
             outside the directory.
     """
-    problems = Problems()
+    problems = ErrorCollector()
     paths: dict[str, Path] = {}
     for name, entry in manifest.files.items():
         try:
@@ -202,7 +202,7 @@ def _parse(fields: dict[str, Any], label: str) -> Manifest:
             for name, entry in fields["files"].items()
         }
         parameters = tuple(
-            Placed(
+            ArrayLocation(
                 path,
                 tuple(_size(length) for length in entry["shape"]),
                 _DTYPES[entry["dtype"]],

@@ -30,7 +30,7 @@ _ZARR_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "bfloat16"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
+class ArrayLocation:
     """One parameter and its bytes, in C order.
 
     Attributes:
@@ -53,20 +53,22 @@ class Placed:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def place(parameters: Iterable[tuple[str, tuple[int, ...], np.dtype]]) -> tuple[Placed, ...]:
+def layout(
+    parameters: Iterable[tuple[str, tuple[int, ...], np.dtype]],
+) -> tuple[ArrayLocation, ...]:
     """Give every (path, shape, dtype) its place; a function of the set alone, not of its order."""
-    placed: list[Placed] = []
+    placed: list[ArrayLocation] = []
     number, offset = 0, 0
     for path, shape, dtype in sorted(parameters, key=lambda parameter: parameter[0]):
         nbytes = math.prod(shape) * dtype.itemsize
         if offset and offset + nbytes > _FILE_BYTES:
             number, offset = number + 1, 0
-        placed.append(Placed(path, shape, dtype, f"{ARRAYS}/d/arrays-{number:05}", offset))
+        placed.append(ArrayLocation(path, shape, dtype, f"{ARRAYS}/d/arrays-{number:05}", offset))
         offset += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
     return tuple(placed)
 
 
-def index_files(placed: Sequence[Placed]) -> dict[str, bytes]:
+def index_files(placed: Sequence[ArrayLocation]) -> dict[str, bytes]:
     """The files beside the data: name, relative to the checkpoint directory, and content."""
     entries: dict[str, Value] = {}
     for parameter in placed:
@@ -85,7 +87,7 @@ def index_files(placed: Sequence[Placed]) -> dict[str, bytes]:
     }
 
 
-def _zarray(parameter: Placed) -> bytes:
+def _zarray(parameter: ArrayLocation) -> bytes:
     return _dump(
         {
             "chunks": list(parameter.shape),
@@ -101,7 +103,7 @@ def _zarray(parameter: Placed) -> bytes:
     )
 
 
-def _tree_metadata(placed: Sequence[Placed]) -> dict[str, object]:
+def _tree_metadata(placed: Sequence[ArrayLocation]) -> dict[str, object]:
     tree = {}
     for parameter in placed:
         keys = tuple(parameter.path.split("/"))

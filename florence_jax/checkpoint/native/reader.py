@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from florence_jax.checkpoint.errors import CheckpointError, Problems
+from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector
 from florence_jax.checkpoint.files import contained_file, read_json_object
 from florence_jax.checkpoint.native.manifest import Manifest, read_manifest
 from florence_jax.checkpoint.param_tree import check_parameters
@@ -27,8 +27,8 @@ from florence_jax.checkpoint.pytorch.key_map import (
     match_name,
     match_path,
 )
-from florence_jax.checkpoint.pytorch.lazy_tensor import StoredTensor, mapped_view
-from florence_jax.checkpoint.pytorch.provenance import Origin
+from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor, mapped_view
+from florence_jax.checkpoint.pytorch.provenance import SourceFormat
 from florence_jax.checkpoint.pytorch.repo_config import read_config
 from florence_jax.checkpoint.pytorch.transforms import Transform
 from florence_jax.checkpoint.report import Report
@@ -40,15 +40,15 @@ _CONFIG = "config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A saved checkpoint, opened and not read: as `Plan`, which it becomes."""
+    """A saved checkpoint, opened and not read: as `LoadPlan`, which it becomes."""
 
     config: Florence2Config
     sources: dict[str, Source]
     report: Report
-    origin: Origin
+    origin: SourceFormat
 
 
-def open_saved(directory: Path, *, ignore: Sequence[str] = ()) -> Saved:
+def open_native(directory: Path, *, ignore: Sequence[str] = ()) -> Saved:
     """Match the parameters of the saved checkpoint in `directory` to its config.
 
     The manifest is checked against its own digest and the files' sizes against the manifest; their
@@ -73,8 +73,8 @@ def open_saved(directory: Path, *, ignore: Sequence[str] = ()) -> Saved:
         tie_word_embeddings=_flag(section, "tie_word_embeddings", label),
         final_logits_bias=_flag(section, "final_logits_bias", label),
     )
-    origin = Origin.from_json(section.get("origin"), label)
-    problems = Problems()
+    origin = SourceFormat.from_json(section.get("origin"), label)
+    problems = ErrorCollector()
     for pattern in ignore:
         problems.add("ignore patterns, which a saved checkpoint has no use for", pattern)
     shapes = {parameter.path: parameter.shape for parameter in manifest.parameters}
@@ -90,7 +90,7 @@ def open_saved(directory: Path, *, ignore: Sequence[str] = ()) -> Saved:
             mappings[parameter.file], parameter.offset, parameter.shape, parameter.dtype
         )
         label = str(directory / parameter.file)
-        tensor = StoredTensor(parameter.path, parameter.shape, parameter.dtype, label, view)
+        tensor = LazyTensor(parameter.path, parameter.shape, parameter.dtype, label, view)
         as_it_is = Transform("as it is", tuple(range(len(parameter.shape))))
         sources[parameter.path] = Source(tensor, match, as_it_is)
     dtypes = collections.Counter(p.dtype.name for p in manifest.parameters)
@@ -108,7 +108,7 @@ def open_saved(directory: Path, *, ignore: Sequence[str] = ()) -> Saved:
 
 
 def saved_config(
-    config: Florence2Config, origin: Origin | None, files: Path | None
+    config: Florence2Config, origin: SourceFormat | None, files: Path | None
 ) -> dict[str, Any]:
     """The config.json of a checkpoint to be saved.
 
@@ -140,7 +140,7 @@ def saved_config(
         SECTION: {
             "tie_word_embeddings": config.tie_word_embeddings,
             "final_logits_bias": config.final_logits_bias,
-            "origin": (origin or Origin.none(written)).to_json(),
+            "origin": (origin or SourceFormat.none(written)).to_json(),
         }
     }
 
@@ -174,7 +174,7 @@ def _map_files(directory: Path, manifest: Manifest) -> dict[str, mmap.mmap]:
     return mappings
 
 
-def _is_duplicate(name: str, origin: Origin) -> bool:
+def _is_duplicate(name: str, origin: SourceFormat) -> bool:
     match = match_name(name, origin.naming)
     return match is not None and match.rule.duplicate_of_shared
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from florence_jax.checkpoint.errors import CheckpointError, Problems
+from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector
 from florence_jax.checkpoint.files import MAX_METADATA_BYTES, contained_bytes, read_json_object
 from florence_jax.checkpoint.hub import METADATA_FILES
 from florence_jax.checkpoint.native.manifest import MANIFEST, Manifest
-from florence_jax.checkpoint.native.orbax_format import index_files, place
+from florence_jax.checkpoint.native.orbax_format import index_files, layout
 from florence_jax.checkpoint.native.reader import SECTION, saved_config
 from florence_jax.checkpoint.native.writer import Leaf, write_data_files, write_small_file
 from florence_jax.checkpoint.param_tree import check_parameters, flatten
@@ -20,9 +20,9 @@ from florence_jax.checkpoint.pytorch.cast import cast_into
 from florence_jax.checkpoint.pytorch.key_map import SHARED, match_name
 from florence_jax.checkpoint.pytorch.lazy_tensor import FLOAT_DTYPES
 from florence_jax.checkpoint.pytorch.processor_config import completed_processor
-from florence_jax.checkpoint.pytorch.provenance import Origin
+from florence_jax.checkpoint.pytorch.provenance import SourceFormat
 from florence_jax.config import Florence2Config
-from florence_jax.runtime.atomic_dir import replaced_directory
+from florence_jax.runtime.atomic_dir import atomic_directory
 
 _CONFIG = "config.json"
 
@@ -76,7 +76,7 @@ def save_leaves(
     leaves: Sequence[Leaf],
     *,
     files: Path | None = None,
-    origin: Origin | None = None,
+    origin: SourceFormat | None = None,
     extra_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -92,7 +92,7 @@ def save_leaves(
     Raises:
         CheckpointError: as `save_checkpoint`.
     """
-    problems = Problems()
+    problems = ErrorCollector()
     check_parameters(config, {leaf.path: leaf.shape for leaf in leaves}, problems)
     for leaf in leaves:
         if leaf.dtype not in FLOAT_DTYPES:
@@ -103,9 +103,9 @@ def save_leaves(
     if files is not None:
         small_files |= dict(_copied(files))
     small_files[_CONFIG] = _dump(saved_config(config, origin, files))
-    placed = place((leaf.path, leaf.shape, leaf.dtype) for leaf in leaves)
+    placed = layout((leaf.path, leaf.shape, leaf.dtype) for leaf in leaves)
     small_files |= index_files(placed)
-    with replaced_directory(directory, overwrite=overwrite) as new:
+    with atomic_directory(directory, overwrite=overwrite) as new:
         entries = {
             name: write_small_file(new / name, content) for name, content in small_files.items()
         }
@@ -132,12 +132,12 @@ def _leaf(path: str, array: Any) -> Leaf:
 
 def _inherited_origin(
     files: Path, config: Florence2Config, leaves: Sequence[Leaf]
-) -> Origin | None:
+) -> SourceFormat | None:
     """What a saved checkpoint remembers of its PyTorch file, as far as it still holds."""
     section = (read_json_object(files, _CONFIG) or {}).get(SECTION)
     if not isinstance(section, dict):
         return None
-    origin = Origin.from_json(section.get("origin"), str(files / _CONFIG))
+    origin = SourceFormat.from_json(section.get("origin"), str(files / _CONFIG))
     paths = {leaf.path: leaf for leaf in leaves}
     if SHARED not in paths:
         return None  # reported as missing later
@@ -149,7 +149,7 @@ def _inherited_origin(
         for name, match in matches.items()
         if match is not None and (match.path == SHARED or match.path not in paths)
     }
-    return Origin(naming=origin.naming, vocab_size=config.text.vocab_size, extra=extra)
+    return SourceFormat(naming=origin.naming, vocab_size=config.text.vocab_size, extra=extra)
 
 
 def _copied(files: Path) -> Iterator[tuple[str, bytes]]:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from florence_jax.checkpoint.native.block_file import BLOCK_BYTES, BlockFile, Writers
+from florence_jax.checkpoint.native.block_file import BLOCK_BYTES, StreamWriter, WriterPool
 from florence_jax.checkpoint.native.manifest import FileEntry
-from florence_jax.checkpoint.native.orbax_format import Placed
+from florence_jax.checkpoint.native.orbax_format import ArrayLocation
 
 # Less is not worth handing to another thread.
 _SHARED_BYTES = 256 << 10
@@ -42,21 +42,21 @@ class Leaf:
 
 
 def write_data_files(
-    directory: Path, placed: Sequence[Placed], leaves: Mapping[str, Leaf], *, progress: bool
+    directory: Path, placed: Sequence[ArrayLocation], leaves: Mapping[str, Leaf], *, progress: bool
 ) -> dict[str, FileEntry]:
     """Write every leaf to its place in a new file below `directory`; nothing is synced yet."""
     total = sum(parameter.nbytes for parameter in placed)
-    files: dict[str, BlockFile] = {}
+    files: dict[str, StreamWriter] = {}
     with (
         contextlib.ExitStack() as open_files,
-        Writers() as writers,
+        WriterPool() as writers,
         ThreadPoolExecutor(1) as helper,
         tqdm(
             total=total, desc="writing", unit="B", unit_scale=True, disable=not progress
         ) as progress_bar,
     ):
         for name, members in itertools.groupby(placed, lambda parameter: parameter.file):
-            file = open_files.enter_context(BlockFile(directory / name, writers))
+            file = open_files.enter_context(StreamWriter(directory / name, writers))
             for parameter in members:
                 file.pad(parameter.offset)
                 for rows, shape in _pieces(parameter):
@@ -77,7 +77,7 @@ def write_small_file(path: Path, content: bytes) -> FileEntry:
     return FileEntry(len(content), hashlib.sha256(content).hexdigest())
 
 
-def _pieces(parameter: Placed) -> Iterator[tuple[slice, tuple[int, ...]]]:
+def _pieces(parameter: ArrayLocation) -> Iterator[tuple[slice, tuple[int, ...]]]:
     """Rows of a parameter that fill about a block, and their shape."""
     length, *rest = parameter.shape
     step = max(1, BLOCK_BYTES * length // parameter.nbytes)

@@ -13,13 +13,13 @@ import ml_dtypes
 import numpy as np
 
 from florence_jax.checkpoint.errors import CheckpointError, clip, sample
-from florence_jax.checkpoint.pytorch.lazy_tensor import StoredTensor
+from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
 
 _MIN_TORCH = (2, 10)
 _INSTALL = 'install the extra (pip install "florence-jax[torch]"), or convert it to safetensors'
 
 
-def open_torch(path: Path, label: str) -> list[StoredTensor]:
+def open_torch(path: Path, label: str) -> list[LazyTensor]:
     """The tensors of a torch state dict, memory-mapped and not read yet.
 
     Args:
@@ -95,7 +95,7 @@ def _is_plain(torch: Any, name: Any, value: Any) -> bool:
     )
 
 
-def _stored(torch: Any, name: str, tensor: Any, label: str) -> StoredTensor:
+def _stored(torch: Any, name: str, tensor: Any, label: str) -> LazyTensor:
     tensor = tensor.detach()
 
     def view() -> np.ndarray:
@@ -106,7 +106,7 @@ def _stored(torch: Any, name: str, tensor: Any, label: str) -> StoredTensor:
         array.flags.writeable = False
         return array
 
-    return StoredTensor(name, tuple(tensor.shape), _numpy_dtype(torch, tensor), label, view)
+    return LazyTensor(name, tuple(tensor.shape), _numpy_dtype(torch, tensor), label, view)
 
 
 def _numpy_dtype(torch: Any, tensor: Any) -> np.dtype:

@@ -5,9 +5,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from florence_jax.checkpoint.errors import CheckpointError, Problems, sample
+from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, sample
 from florence_jax.checkpoint.pytorch.key_map import NAMINGS, Match, Naming, ignored, match_name
-from florence_jax.checkpoint.pytorch.lazy_tensor import StoredTensor
+from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
 from florence_jax.checkpoint.pytorch.transforms import Transform
 
 # Segments that torch's wrappers (torch.compile, FSDP, activation checkpointing) insert anywhere.
@@ -22,13 +22,13 @@ _MIN_RECOGNISED = 0.1
 class Source:
     """A stored tensor and the parameter that it fills."""
 
-    tensor: StoredTensor
+    tensor: LazyTensor
     match: Match
     transform: Transform
 
 
 @dataclasses.dataclass(frozen=True)
-class Recognised:
+class DetectedCheckpoint:
     """The tensors of a checkpoint by our parameter path.
 
     Attributes:
@@ -45,8 +45,8 @@ class Recognised:
 
 
 def recognise(
-    tensors: Sequence[StoredTensor], problems: Problems, ignore: Sequence[str] = ()
-) -> Recognised:
+    tensors: Sequence[LazyTensor], problems: ErrorCollector, ignore: Sequence[str] = ()
+) -> DetectedCheckpoint:
     """Give each tensor its parameter; unexpected and duplicate ones go into `problems`.
 
     Args:
@@ -92,7 +92,7 @@ def recognise(
             )
     for pattern in unused:
         problems.add("ignore patterns that match no tensor", pattern)
-    return Recognised(naming, sources, left_out, tuple(_quirks(plain, prefix)))
+    return DetectedCheckpoint(naming, sources, left_out, tuple(_quirks(plain, prefix)))
 
 
 def _without_wrappers(name: str) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from florence_jax.checkpoint.errors import Problems
+from florence_jax.checkpoint.errors import ErrorCollector
 from florence_jax.checkpoint.pytorch.detect import Source
 from florence_jax.checkpoint.pytorch.key_map import SHARED
 from florence_jax.config import PRESETS, Florence2Config
@@ -20,7 +20,9 @@ _MAX_SIZE = 1 << 16
 _MAX_VOCABULARY = 1 << 24
 
 
-def check_sizes(config: Florence2Config, sources: dict[str, Source], problems: Problems) -> None:
+def check_sizes(
+    config: Florence2Config, sources: dict[str, Source], problems: ErrorCollector
+) -> None:
     """Record the sizes on which `config` and the tensors disagree, and whose sizes they are."""
     found = _tensor_sizes(sources)
     declared = _config_sizes(config)
@@ -42,7 +44,7 @@ def check_sizes(config: Florence2Config, sources: dict[str, Source], problems: P
         problems.hint(f"the tensors are those of {owner}: use its config.json")
 
 
-def check_reason(config: Florence2Config, num_tensors: int, problems: Problems) -> bool:
+def check_reason(config: Florence2Config, num_tensors: int, problems: ErrorCollector) -> bool:
     """Record sizes that no model has; is `config` small enough to list its parameters?
 
     A config.json of a billion layers or positions must not be expanded to say that it does not fit.

@@ -1,4 +1,4 @@
-"""`StoredTensor`: one tensor of a weight file, described without being read."""
+"""`LazyTensor`: one tensor of a weight file, described without being read."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ _CHUNK_ELEMENTS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredTensor:
+class LazyTensor:
     """One tensor of a weight file.
 
     Attributes:
@@ -54,7 +54,7 @@ class StoredTensor:
 def mapped_view(
     mapping: mmap.mmap, offset: int, shape: Shape, dtype: np.dtype
 ) -> Callable[[], np.ndarray]:
-    """`StoredTensor.view` for plain bytes from `offset` of a mapped file."""
+    """`LazyTensor.view` for plain bytes from `offset` of a mapped file."""
 
     def view() -> np.ndarray:
         count = math.prod(shape)
@@ -65,7 +65,7 @@ def mapped_view(
     return view
 
 
-def same_values(left: StoredTensor, right: StoredTensor) -> bool:
+def same_values(left: LazyTensor, right: LazyTensor) -> bool:
     """Do two readable tensors hold the same values? Bit for bit where they share a dtype.
 
     Tensors of different dtypes are compared in float32, which holds every float16 and bfloat16.
@@ -81,7 +81,7 @@ def same_values(left: StoredTensor, right: StoredTensor) -> bool:
     )
 
 
-def is_zero(tensor: StoredTensor) -> bool:
+def is_zero(tensor: LazyTensor) -> bool:
     """Is every element of a readable tensor zero?"""
     array = tensor.view()
     return not any(np.any(array[rows]) for rows in _row_chunks(tensor.shape))

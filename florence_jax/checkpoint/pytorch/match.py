@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from florence_jax.checkpoint.errors import Problems, clip
+from florence_jax.checkpoint.errors import ErrorCollector, clip
 from florence_jax.checkpoint.native.manifest import is_saved
-from florence_jax.checkpoint.native.reader import open_saved
-from florence_jax.checkpoint.param_shapes import parameter_shapes
-from florence_jax.checkpoint.pytorch.detect import Recognised, Source, recognise
+from florence_jax.checkpoint.native.reader import open_native
+from florence_jax.checkpoint.param_shapes import param_shapes
+from florence_jax.checkpoint.pytorch.detect import DetectedCheckpoint, Source, recognise
 from florence_jax.checkpoint.pytorch.infer_sizes import check_reason, check_sizes
 from florence_jax.checkpoint.pytorch.key_map import LOGITS_BIAS_PATH, SHARED, match_path
-from florence_jax.checkpoint.pytorch.provenance import Origin
+from florence_jax.checkpoint.pytorch.provenance import SourceFormat
 from florence_jax.checkpoint.pytorch.repo_config import read_config
 from florence_jax.checkpoint.pytorch.tied_embeddings import (
     TOKEN_TABLES,
@@ -27,7 +27,7 @@ from florence_jax.config import Florence2Config
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """How every parameter of a checkpoint's model is filled; nothing has been read yet.
 
     Attributes:
@@ -41,10 +41,10 @@ class Plan:
     config: Florence2Config
     sources: dict[str, Source]
     report: Report
-    origin: Origin
+    origin: SourceFormat
 
 
-def plan_checkpoint(directory: Path, *, ignore: Sequence[str] = ()) -> Plan:
+def plan_checkpoint(directory: Path, *, ignore: Sequence[str] = ()) -> LoadPlan:
     """Work out what the checkpoint in `directory` is, reading only headers and token tables.
 
     Args:
@@ -57,12 +57,12 @@ def plan_checkpoint(directory: Path, *, ignore: Sequence[str] = ()) -> Plan:
         ConfigError: config.json describes a model that this library does not support.
     """
     if is_saved(directory):
-        saved = open_saved(directory, ignore=ignore)
-        return Plan(saved.config, saved.sources, saved.report, saved.origin)
+        saved = open_native(directory, ignore=ignore)
+        return LoadPlan(saved.config, saved.sources, saved.report, saved.origin)
     repository = read_config(directory)
     config = Florence2Config.from_hf(repository.config)
     weights = open_weights(directory)
-    problems = Problems()
+    problems = ErrorCollector()
     recognised = recognise(weights.tensors, problems, ignore)
     subject = f"{directory} ({recognised.naming} naming) does not fit its config.json"
 
@@ -72,7 +72,7 @@ def plan_checkpoint(directory: Path, *, ignore: Sequence[str] = ()) -> Plan:
     config = embeddings.config
     check_sizes(config, embeddings.sources, problems)
     if check_reason(config, len(weights.tensors), problems):
-        _check_tree(parameter_shapes(config), embeddings.sources, recognised, problems)
+        _check_tree(param_shapes(config), embeddings.sources, recognised, problems)
     problems.raise_if_any(subject)
 
     quirks = [*repository.quirks, *recognised.quirks, *embeddings.quirks]
@@ -89,10 +89,10 @@ def plan_checkpoint(directory: Path, *, ignore: Sequence[str] = ()) -> Plan:
         quirks=tuple(quirks),
     )
     origin = _origin(recognised, embeddings)
-    return Plan(config, embeddings.sources, report, origin)
+    return LoadPlan(config, embeddings.sources, report, origin)
 
 
-def _origin(recognised: Recognised, embeddings: Embeddings) -> Origin:
+def _origin(recognised: DetectedCheckpoint, embeddings: Embeddings) -> SourceFormat:
     """The tensors of the token table and the output bias that are not parameters of their own."""
     own = {source.tensor.name for path, source in embeddings.sources.items() if path != SHARED}
     stale = embeddings.ignored.keys() - {
@@ -108,10 +108,10 @@ def _origin(recognised: Recognised, embeddings: Embeddings) -> Origin:
             assert name is not None  # it was found under this name
             extra[name] = source.tensor.dtype.name
     rows = embeddings.config.text.vocab_size
-    return Origin(naming=recognised.naming, vocab_size=rows, extra=extra)
+    return SourceFormat(naming=recognised.naming, vocab_size=rows, extra=extra)
 
 
-def _check_dtypes(sources: dict[str, Source], problems: Problems) -> None:
+def _check_dtypes(sources: dict[str, Source], problems: ErrorCollector) -> None:
     for source in sources.values():
         tensor = source.tensor
         if not tensor.is_readable:
@@ -125,8 +125,8 @@ def _check_dtypes(sources: dict[str, Source], problems: Problems) -> None:
 def _check_tree(
     expected: dict[str, Shape],
     sources: dict[str, Source],
-    recognised: Recognised,
-    problems: Problems,
+    recognised: DetectedCheckpoint,
+    problems: ErrorCollector,
 ) -> None:
     for path in sorted(expected.keys() - sources.keys()):
         match = match_path(path)

@@ -1,4 +1,4 @@
-"""`Origin`: what a published checkpoint had beyond its parameters' values, for the way back.
+"""`SourceFormat`: what a published checkpoint had beyond its parameters' values, for the way back.
 
 A PyTorch file may hold the token table under up to four names, and an output bias of zeros; none
 of that is a parameter here. To give the same file back, a saved checkpoint remembers it in the
@@ -17,7 +17,7 @@ _DTYPES = {dtype.name for dtype in READABLE_DTYPES}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Origin:
+class SourceFormat:
     """How the PyTorch file looked that parameters came from.
 
     Attributes:
@@ -40,14 +40,14 @@ class Origin:
         }
 
     @classmethod
-    def none(cls, config: Mapping[str, Any]) -> "Origin":
+    def none(cls, config: Mapping[str, Any]) -> "SourceFormat":
         """For parameters that come from no PyTorch file: the dialect of their config.json."""
         original = "dim_embed" in config["vision_config"]
         rows = config["text_config"]["vocab_size"]
         return cls(naming="original" if original else "native", vocab_size=rows, extra={})
 
     @classmethod
-    def from_json(cls, value: Any, label: str) -> "Origin":
+    def from_json(cls, value: Any, label: str) -> "SourceFormat":
         """Read what `to_json` gave.
 
         Raises:

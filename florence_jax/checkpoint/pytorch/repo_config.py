@@ -6,7 +6,7 @@ from typing import Any
 
 from florence_jax.checkpoint.errors import CheckpointError, clip
 from florence_jax.checkpoint.files import has_file, read_json_object
-from florence_jax.checkpoint.hf_config import oddities
+from florence_jax.checkpoint.hf_config import config_warnings
 
 TOKENIZER_FILES = ("tokenizer.json",)
 # The slow tokenizer's pair does as well as tokenizer.json.
@@ -80,7 +80,7 @@ def read_config(directory: str | Path) -> RepositoryConfig:
     )
     # The tokenizer's reader opens it too: refused here where it leads out of the directory.
     has_file(directory, "added_tokens.json")
-    quirks = [f"config.json: {oddity}" for oddity in oddities(config)]
+    quirks = [f"config.json: {oddity}" for oddity in config_warnings(config)]
     quirks += _decoding_quirks(config, generation)
     if model_type != "florence2":
         quirks.append(f"config.json: model_type is {clip(repr(model_type))} instead of 'florence2'")

@@ -16,7 +16,7 @@ import numpy as np
 
 from florence_jax.checkpoint.errors import CheckpointError, clip
 from florence_jax.checkpoint.files import parse_json
-from florence_jax.checkpoint.pytorch.lazy_tensor import StoredTensor, mapped_view
+from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor, mapped_view
 
 # The published files' headers have about 100 kB. Parsed JSON takes some ten times its text.
 MAX_HEADER_BYTES = 8 << 20
@@ -40,7 +40,7 @@ _DTYPES = {
 }
 
 
-def open_safetensors(path: Path, label: str) -> list[StoredTensor]:
+def open_safetensors(path: Path, label: str) -> list[LazyTensor]:
     """The tensors of a safetensors file, none of them read yet.
 
     Args:
@@ -77,7 +77,7 @@ def open_safetensors(path: Path, label: str) -> list[StoredTensor]:
     ]
     _check_layout(entries, size - start, label)
     return [
-        StoredTensor(name, shape, dtype, label, mapped_view(mapping, start + begin, shape, dtype))
+        LazyTensor(name, shape, dtype, label, mapped_view(mapping, start + begin, shape, dtype))
         for name, shape, dtype, begin, _ in entries
     ]
 

@@ -22,7 +22,7 @@ from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
 from florence_jax.checkpoint.pytorch.state_dict import torch_tensors
 from florence_jax.checkpoint.resize_vocabulary import resized
 from florence_jax.config import Florence2Config
-from florence_jax.runtime.atomic_dir import replaced_directory
+from florence_jax.runtime.atomic_dir import atomic_directory
 
 _WEIGHTS = "model.safetensors"
 _JSON_FILES = ("config.json", "generation_config.json")
@@ -68,7 +68,7 @@ def save_torch(
     if config.image_token_id != Florence2Config.image_token_id:
         # The original code has no such token, and whoever goes on to transformers needs its id.
         written[0]["image_token_id"] = config.image_token_id
-    with replaced_directory(directory, overwrite=overwrite) as new:
+    with atomic_directory(directory, overwrite=overwrite) as new:
         for name in METADATA_FILES:
             if has_file(files, name):
                 content = contained_file(files, name).read_bytes()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from florence_jax.checkpoint.errors import Problems
+from florence_jax.checkpoint.errors import ErrorCollector
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.checkpoint.pytorch.key_map import (
     LM_HEAD,
@@ -42,7 +42,7 @@ def torch_tensors(
 
 
 def _matches(leaves: Mapping[str, Any], naming: Naming) -> dict[str, Match]:
-    problems = Problems()
+    problems = ErrorCollector()
     matches: dict[str, Match] = {}
     for path in leaves:
         match = match_path(path)

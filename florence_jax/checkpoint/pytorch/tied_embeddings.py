@@ -8,7 +8,7 @@ transformers 5, only what holds equal values is tied, whatever config.json says.
 
 import dataclasses
 
-from florence_jax.checkpoint.errors import Problems
+from florence_jax.checkpoint.errors import ErrorCollector
 from florence_jax.checkpoint.pytorch.detect import Source
 from florence_jax.checkpoint.pytorch.key_map import (
     DECODER_TOKENS,
@@ -49,7 +49,10 @@ class Embeddings:
 
 
 def resolve_embeddings(
-    sources: dict[str, Source], config: Florence2Config, declared_tied: bool, problems: Problems
+    sources: dict[str, Source],
+    config: Florence2Config,
+    declared_tied: bool,
+    problems: ErrorCollector,
 ) -> Embeddings:
     """Compare the embedding tables' values and tie those that are equal.
 
@@ -104,7 +107,7 @@ def resolve_embeddings(
     return Embeddings(kept, config, tuple(tied), tuple(untied), ignored, tuple(quirks))
 
 
-def _comparable(tables: dict[str, Source], problems: Problems) -> bool:
+def _comparable(tables: dict[str, Source], problems: ErrorCollector) -> bool:
     """Is there a table, are all of a readable dtype and of the same two-dimensional shape?"""
     if not tables or not all(source.tensor.is_readable for source in tables.values()):
         return False  # the plan reports missing tensors and unsupported dtypes

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from florence_jax.checkpoint.errors import CheckpointError, Problems, sample
+from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, sample
 from florence_jax.checkpoint.files import contained_file, has_file, read_json_object
 from florence_jax.checkpoint.pytorch.bin_reader import open_torch
-from florence_jax.checkpoint.pytorch.lazy_tensor import StoredTensor
+from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
 from florence_jax.checkpoint.pytorch.safetensors_reader import open_safetensors
 
-_Opener = Callable[[Path, str], list[StoredTensor]]
+_Opener = Callable[[Path, str], list[LazyTensor]]
 
 # In order of preference, which is transformers' own: (file, how it is opened). An index names the
 # shards of its own format only.
@@ -34,7 +34,7 @@ class Weights:
         unused: weight files present and passed over for a preferred one.
     """
 
-    tensors: tuple[StoredTensor, ...]
+    tensors: tuple[LazyTensor, ...]
     files: tuple[str, ...]
     unused: tuple[str, ...] = ()
 
@@ -59,12 +59,12 @@ def open_weights(directory: Path) -> Weights:
 
 def _open_shards(
     directory: Path, index: str, opener: _Opener, suffix: str
-) -> tuple[list[StoredTensor], tuple[str, ...]]:
+) -> tuple[list[LazyTensor], tuple[str, ...]]:
     label = str(directory / index)
     shard_of = (read_json_object(directory, index) or {}).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(f, str) for f in shard_of.values()):
         raise CheckpointError(f"{label}: weight_map must map tensor names to file names")
-    problems = Problems()
+    problems = ErrorCollector()
     paths: dict[str, Path] = {}
     for shard in sorted(set(shard_of.values())):
         # Every name is checked before any shard is opened.
@@ -80,7 +80,7 @@ def _open_shards(
             problems.add("refused shards", shard, str(error))
     problems.raise_if_any(label)
 
-    tensors: list[StoredTensor] = []
+    tensors: list[LazyTensor] = []
     for shard, path in paths.items():
         tensors += opener(path, str(directory / shard))
     found = {(tensor.name, tensor.file) for tensor in tensors}

@@ -20,7 +20,7 @@ Plain functions of plain values: nothing here knows the model, jax or a data set
 
 from florence_jax.evaluation.metrics.bleu import bleu
 from florence_jax.evaluation.metrics.boxes import (
-    Found,
+    Detection,
     box_iou,
     matched,
     mean_average_precision,
@@ -29,7 +29,7 @@ from florence_jax.evaluation.metrics.boxes import (
 from florence_jax.evaluation.metrics.cider import cider, cider_d
 from florence_jax.evaluation.metrics.coco import coco_average_precision
 from florence_jax.evaluation.metrics.masks import (
-    Areas,
+    MaskSet,
     areas_of,
     coco_mask,
     mask_iou,
@@ -48,8 +48,8 @@ from florence_jax.evaluation.metrics.vqa import (
 )
 
 __all__ = [
-    "Areas",
-    "Found",
+    "Detection",
+    "MaskSet",
     "Scores",
     "anls",
     "areas_of",

@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Detection:
     """A shape of an answer: its label, its coordinates as `parse` gives them, its confidence."""
 
     label: str
@@ -60,7 +60,10 @@ def recall_at_1(
 
 
 def matched(
-    truth: Sequence[Found], answer: Sequence[Found], overlap: Overlap = box_iou, least: float = 0.5
+    truth: Sequence[Detection],
+    answer: Sequence[Detection],
+    overlap: Overlap = box_iou,
+    least: float = 0.5,
 ) -> list[bool]:
     """Which shapes of the answer, the most confident first, are right: one per shape of the truth.
 
@@ -84,7 +87,7 @@ def matched(
 
 
 def mean_average_precision(
-    pairs: Sequence[tuple[Sequence[Found], Sequence[Found]]], least: float = 0.5
+    pairs: Sequence[tuple[Sequence[Detection], Sequence[Detection]]], least: float = 0.5
 ) -> float:
     """Mean over the classes of the truth of COCO's average precision at one overlap.
 
@@ -102,7 +105,7 @@ def mean_average_precision(
 
 
 def _average_precision(
-    pairs: Sequence[tuple[Sequence[Found], Sequence[Found]]], label: str, least: float
+    pairs: Sequence[tuple[Sequence[Detection], Sequence[Detection]]], label: str, least: float
 ) -> float:
     scores, right, total = [], [], 0
     for truth, answer in pairs:

@@ -19,7 +19,7 @@ _FINE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Areas:
+class MaskSet:
     """Pixels that truth and answer share, and pixels that either covers."""
 
     intersection: int
@@ -31,15 +31,15 @@ class Areas:
         return self.intersection / self.union if self.union else 0.0
 
 
-def areas_of(truth: np.ndarray, answer: np.ndarray) -> Areas:
+def areas_of(truth: np.ndarray, answer: np.ndarray) -> MaskSet:
     """Of two masks, bool[H, W] each."""
-    return Areas(
+    return MaskSet(
         intersection=int(np.count_nonzero(truth & answer)),
         union=int(np.count_nonzero(truth | answer)),
     )
 
 
-def mean_and_overall_iou(areas: Sequence[Areas]) -> tuple[float, float]:
+def mean_and_overall_iou(areas: Sequence[MaskSet]) -> tuple[float, float]:
     """(mIoU, oIoU) of referring expression segmentation, 0..1: the mean of each pair's overlap, and
     the overlap of all pixels pooled, in which large objects count more (also called cIoU).
 

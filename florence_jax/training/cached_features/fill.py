@@ -16,7 +16,7 @@ from florence_jax.sharding import pad_rows
 from florence_jax.training.cached_features.store import key_of
 from florence_jax.training.cached_features.writer import FeatureWriter
 from florence_jax.training.data.example import Source
-from florence_jax.training.data.preprocess import RowMaker
+from florence_jax.training.data.preprocess import Preprocessor
 from florence_jax.training.data.storage import readable_image
 from florence_jax.training.interruption import Interruption
 
@@ -43,7 +43,7 @@ class Picture:
 def fill(
     writer: FeatureWriter,
     sources: Sequence[tuple[str, Source]],
-    make_row: RowMaker,
+    make_row: Preprocessor,
     tower: Callable[[np.ndarray], jax.Array],
     interruption: Interruption,
     *,
@@ -99,7 +99,10 @@ def fill(
 
 
 def _prepared(
-    sources: Sequence[tuple[str, Source]], make_row: RowMaker, writer: FeatureWriter, threads: int
+    sources: Sequence[tuple[str, Source]],
+    make_row: Preprocessor,
+    writer: FeatureWriter,
+    threads: int,
 ) -> Iterator[Picture]:
     """Every row's picture, in order."""
 
@@ -114,7 +117,7 @@ def _prepared(
                 return Picture(row=row, key=key)
             picture = load_image(image)
             return Picture(row=row, key=key, size=picture.size, pixels=make_row.pixels(picture))
-        # As in `RowMaker`: whatever is wrong with one row must not end the work on all others.
+        # As in `Preprocessor`: whatever is wrong with one row must not end the work on all others.
         except Exception as error:
             return Picture(row=row, problem=f"{type(error).__name__}: {error}")
 

@@ -9,23 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from florence_jax.sharding import batch_sharding, using, whole_everywhere
-from florence_jax.training.build import Training
+from florence_jax.sharding import all_gather_to_hosts, batch_sharding, use_mesh
+from florence_jax.training.build import TrainSetup
 from florence_jax.training.cached_features.fingerprint import FeaturesError, Origin
 from florence_jax.training.cached_features.store import FeatureStore
-from florence_jax.training.data.loader import Stream
+from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.lora import is_factor
 from florence_jax.training.state import Flat
 
 TOWER = "vision_tower/"
 
 
-def check_constant(training: Training) -> None:
+def check_constant(training: TrainSetup) -> None:
     """
     Raises:
         FeaturesError: what the tower makes of an image changes from step to step.
     """
-    learning = [p for p, treatment in training.treated.items() if treatment.trains]
+    learning = [p for p, treatment in training.param_groups.items() if treatment.trains]
     learning = [path for path in learning if path.startswith(TOWER)]
     if learning:
         remedy = (
@@ -46,7 +46,7 @@ def check_constant(training: Training) -> None:
         )
 
 
-def origin_of(training: Training, tower: Mapping[str, Any]) -> Origin:
+def origin_of(training: TrainSetup, tower: Mapping[str, Any]) -> Origin:
     """What a run's features are a function of.
 
     Args:
@@ -63,7 +63,7 @@ def origin_of(training: Training, tower: Mapping[str, Any]) -> Origin:
     for path in sorted(p for p in tower if p.startswith(TOWER) and not is_factor(p)):
         leaf = tower[path]
         if mesh.is_multi_process:
-            leaf = whole_everywhere(mesh, leaf)
+            leaf = all_gather_to_hosts(mesh, leaf)
         array = np.ascontiguousarray(jax.device_get(leaf))
         hashed.update(f"{path} {array.dtype} {list(array.shape)} ".encode())
         hashed.update(array.view(np.uint8).reshape(-1).data)
@@ -76,7 +76,7 @@ def origin_of(training: Training, tower: Mapping[str, Any]) -> Origin:
     )
 
 
-def tower_program(training: Training, tower: Flat) -> Callable[[np.ndarray], jax.Array]:
+def tower_program(training: TrainSetup, tower: Flat) -> Callable[[np.ndarray], jax.Array]:
     """uint8[B, H, W, 3] -> float[B, h, w, C], as the training step computes it.
 
     Args:
@@ -100,16 +100,16 @@ def tower_program(training: Training, tower: Flat) -> Callable[[np.ndarray], jax
 
     sharding = batch_sharding(placement.mesh)
     jitted = jax.jit(encode, in_shardings=(None, sharding), out_shardings=sharding)
-    placed = placement.place({p: leaf for p, leaf in tower.items() if p.startswith(TOWER)})
+    placed = placement.to_padded({p: leaf for p, leaf in tower.items() if p.startswith(TOWER)})
 
     def call(images: np.ndarray) -> jax.Array:
-        with using(placement.mesh):
+        with use_mesh(placement.mesh):
             return jitted(placed, images)
 
     return call
 
 
-def with_features(stream: Stream, training: Training, frozen: Flat) -> Stream:
+def with_features(stream: DataLoader, training: TrainSetup, frozen: Flat) -> DataLoader:
     """The run's data with the cached features that its settings name, in place of pixels.
 
     Args:
@@ -120,7 +120,7 @@ def with_features(stream: Stream, training: Training, frozen: Flat) -> Stream:
             another dtype.
     """
     tower = {path: leaf for path, leaf in frozen.items() if path.startswith(TOWER)}
-    origin = origin_of(training, training.placement.store(tower))
+    origin = origin_of(training, training.placement.to_true_shape(tower))
     directory = training.config.data.cached_features
     assert directory is not None
     store = FeatureStore(directory, origin)

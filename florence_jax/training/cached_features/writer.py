@@ -12,7 +12,12 @@ from safetensors.numpy import save
 from florence_jax.runtime.atomic_dir import sync
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.training.cached_features.fingerprint import Origin
-from florence_jax.training.cached_features.store import ORIGIN, FeatureStore, checksum, described
+from florence_jax.training.cached_features.store import (
+    ORIGIN,
+    FeatureStore,
+    checksum,
+    described,
+)
 
 # Of one file: what a kill loses, and what waits in memory to be written.
 FILE_BYTES = 128 * 2**20

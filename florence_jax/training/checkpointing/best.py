@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from florence_jax.training.build import Training, without_frozen
+from florence_jax.training.build import TrainSetup, drop_frozen
 from florence_jax.training.checkpointing.manager import Checkpoints
 from florence_jax.training.checkpointing.resume import RunError
 from florence_jax.training.config_loader import to_tree
@@ -12,7 +12,7 @@ from florence_jax.training.metrics.tasks import LOSSES
 from florence_jax.training.state import TrainState
 
 
-class Keeping:
+class CheckpointPolicy:
     """The checkpoints with what a run wants to find beside them.
 
     Attributes:
@@ -21,7 +21,7 @@ class Keeping:
         evaluated: the step of the last evaluation.
     """
 
-    def __init__(self, training: Training, checkpoints: Checkpoints, meta: Mapping[str, Any]):
+    def __init__(self, training: TrainSetup, checkpoints: Checkpoints, meta: Mapping[str, Any]):
         """
         Args:
             meta: of the checkpoint that the run goes on from; empty for a new run.
@@ -29,7 +29,7 @@ class Keeping:
         self._training, self._checkpoints = training, checkpoints
         self.best: dict[str, Any] | None = meta.get("best")
         self._best_before: dict[str, Any] | None = None
-        self.evaluated: int = meta.get("evaluated", 0)
+        self.last_eval_step: int = meta.get("evaluated", 0)
 
     def is_best(self, step: int, scores: Mapping[str, float]) -> bool:
         """Whether the evaluation of a step is the best so far; it is, then, from now on.
@@ -43,7 +43,7 @@ class Keeping:
                 f"evaluation.metric={metric!r} is not among what is measured: {', '.join(scores)}"
             )
         self._forget_a_best_that_failed(step)
-        self.evaluated = step
+        self.last_eval_step = step
         value, sign = scores[metric], -1.0 if metric in LOSSES else 1.0
         # Of another metric, before the run went on with this one, it says nothing.
         known = self.best is not None and self.best["metric"] == metric
@@ -62,9 +62,9 @@ class Keeping:
             "rows": step * config.batch_size,
             "config": to_tree(config),
             "best": self.best,
-            "evaluated": self.evaluated,
+            "evaluated": self.last_eval_step,
         }
-        stored = self._training.placement.store(without_frozen(state))
+        stored = self._training.placement.to_true_shape(drop_frozen(state))
         self._checkpoints.save(step, stored, meta, best=best)
 
     def wait(self) -> None:

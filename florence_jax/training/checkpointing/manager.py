@@ -24,7 +24,7 @@ from florence_jax.runtime.atomic_dir import make_durable, sync
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.training.checked import Checked, counted
 from florence_jax.training.checkpointing.manifest import damage, stored_arrays, write_manifest
-from florence_jax.training.distributed import agreed, is_first, wait_for_all
+from florence_jax.training.distributed import broadcast_bool, is_first, wait_for_all
 
 _META = "meta.json"
 _STATE = "state"
@@ -126,7 +126,7 @@ class Checkpoints:
             best: this is the best so far by the run's metric, kept until a better one.
         """
         self.wait()
-        if agreed(self.path(step).exists()) and step not in self._damaged:
+        if broadcast_bool(self.path(step).exists()) and step not in self._damaged:
             if best:
                 self.best = step
             return
@@ -180,7 +180,7 @@ class Checkpoints:
                 continue
             path = self.path(candidate)
             problem = damage(path) if is_first() else None
-            if agreed(problem is not None):
+            if broadcast_bool(problem is not None):
                 self._report(f"{path} is damaged ({problem}): trying the one before it")
                 damaged.append(candidate)
                 continue

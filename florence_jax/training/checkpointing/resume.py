@@ -11,15 +11,15 @@ from typing import Any
 import jax
 
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
-from florence_jax.training.build import Training, without_frozen
+from florence_jax.training.build import TrainSetup, drop_frozen
 from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints
 from florence_jax.training.config import TrainConfig, fixed
 from florence_jax.training.config_loader import differences, to_tree
 from florence_jax.training.data.pins import changes, pin
 from florence_jax.training.data.registry import Named, training_configs
-from florence_jax.training.distributed import agreed, is_first, of_first_here, wait_for_all
+from florence_jax.training.distributed import broadcast_bool, is_first, of_first_here, wait_for_all
 from florence_jax.training.metrics.logger import say
-from florence_jax.training.pretrained import Start, load_parameters
+from florence_jax.training.pretrained import PretrainedFiles, load_parameters
 from florence_jax.training.state import TrainState
 
 CONFIG = "config.json"
@@ -81,7 +81,7 @@ def check_data(
     refused = None
     if is_first() and has_begun(directory):
         refused = _refused(config, directory, pins)
-    if agreed(refused is not None):
+    if broadcast_bool(refused is not None):
         raise RunError(refused or "the training data have changed: the first process says how")
     return pins
 
@@ -152,8 +152,8 @@ def _steps(directory: Path) -> list[int]:
     return [int(path.name.removeprefix("step_")) for path in found]
 
 
-def first_or_restored(
-    training: Training, start: Start, directory: Path, checkpoints: Checkpoints
+def init_or_restore(
+    training: TrainSetup, start: PretrainedFiles, directory: Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state to go on from, on the run's mesh, and what its checkpoint says beside it.
 
@@ -164,7 +164,7 @@ def first_or_restored(
     abstract = training.abstract_state()
     # Saved once: half of a LoRA's or a frozen tower's checkpoint would be the same every time.
     with Checkpoints(directory / "frozen", CheckpointConfig()) as kept:
-        restored = checkpoints.restore(without_frozen(abstract))
+        restored = checkpoints.restore(drop_frozen(abstract))
         if restored is not None:
             state, meta = restored
             frozen = kept.restore(abstract.frozen)
@@ -172,7 +172,7 @@ def first_or_restored(
                 raise RunError(f"{directory / 'frozen'} lacks the frozen parameters of the run")
             if meta.get("best"):
                 checkpoints.best = meta["best"]["step"]
-            return training.placement.place(dataclasses.replace(state, frozen=frozen[0])), meta
+            return training.placement.to_padded(dataclasses.replace(state, frozen=frozen[0])), meta
         if is_first():
             shutil.rmtree(kept.path(0), ignore_errors=True)
         params = load_parameters(training.config, start, training.placement.layout)
@@ -184,4 +184,4 @@ def first_or_restored(
         kept.wait()
         if kept.failure is not None:
             raise RunError(f"the frozen parameters could not be saved: {kept.failure}")
-    return training.placement.place(state), {}
+    return training.placement.to_padded(state), {}

@@ -15,7 +15,7 @@ from florence_jax.annotation.to_examples import Question, questions
 from florence_jax.processing import TASKS
 from florence_jax.processing.vocabulary import CONTROL_TOKENS
 from florence_jax.training.data.example import DataError, Example
-from florence_jax.training.data.storage import Place, contained, local_copy, place
+from florence_jax.training.data.storage import Place, as_path, local_copy, resolve_inside
 
 _WORDS = re.compile(r"<loc_\d+>|\w+|[^\w\s]")
 
@@ -46,12 +46,12 @@ class Annotations:
         *,
         questions: int = 1,
     ):
-        self.path, self.tasks, self.questions = place(path), tuple(tasks), questions
+        self.path, self.tasks, self.questions = as_path(path), tuple(tasks), questions
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown:
             raise DataError(f"{path}: no such task: {unknown}; there are {', '.join(TASKS)}")
         folder = self.path if self.path.is_dir() else self.path.parent
-        self.image_root = place(image_root) if image_root else folder
+        self.image_root = as_path(image_root) if image_root else folder
         self._files: list[Path] = []
         # Of each image with questions: its file, its line's offset, and the number of its first
         # example.
@@ -87,7 +87,7 @@ class Annotations:
         """
         found: Counter[str] = Counter()
         try:
-            files = _files(place(path))
+            files = _files(as_path(path))
             for number, offset, line in _lines(files):
                 row = parse_line(line, f"{files[number].name} at byte {offset}")
                 if "error" not in row:
@@ -107,7 +107,7 @@ class Annotations:
         """
         words, asked = Counter[str](), Counter[str]()
         try:
-            files = _files(place(path))
+            files = _files(as_path(path))
             for number, offset, line in itertools.islice(_lines(files), 256):
                 where = f"{files[number].name} at byte {offset}"
                 row = parse_line(line, where)
@@ -145,7 +145,7 @@ class Annotations:
             raise DataError(f"{self.path}: {error}") from None
         first = (index - self._firsts[image]) * self.questions
         asked = _in_turns(questions(annotation, self.tasks))[first : first + self.questions]
-        picture = contained(self.image_root, annotation.image, where)
+        picture = resolve_inside(self.image_root, annotation.image, where)
         example, *others = (
             Example(
                 id=f"{annotation.id}:{question.task}:{number}",

@@ -13,7 +13,7 @@ class TooManyProblems(RuntimeError):
     """More rows than allowed could not be used."""
 
 
-class Quarantine:
+class BadRowLog:
     """RUN/quarantine.jsonl: `{"id": ..., "reason": ..., "split": ...}`, one line a row."""
 
     def __init__(self, path: Path, *, share: float, total: int):

@@ -15,7 +15,7 @@ from florence_jax.processing.image import image_size
 from florence_jax.processing.targets import check_label
 from florence_jax.training.data.example import DataError, Example
 from florence_jax.training.data.json_file import read_value
-from florence_jax.training.data.storage import Place, contained, place
+from florence_jax.training.data.storage import Place, as_path, resolve_inside
 
 CocoTask = Literal[
     "<OD>",
@@ -52,8 +52,8 @@ class Coco:
     """
 
     def __init__(self, path: str | Place, task: CocoTask, image_root: str | Place | None = None):
-        self.path, self.task = place(path), task
-        self.image_root = place(image_root) if image_root else self.path.parent
+        self.path, self.task = as_path(path), task
+        self.image_root = as_path(image_root) if image_root else self.path.parent
         content = read_value(self.path)
         self._names = PictureNames(_file_names(content))
         try:
@@ -91,7 +91,7 @@ class Coco:
         prompt, answer = self._asked(image, chosen, where)
         return Example(
             id=where,
-            image=contained(self.image_root, self._file_name(image.file_name), where),
+            image=resolve_inside(self.image_root, self._file_name(image.file_name), where),
             task=self.task,
             prompt=prompt,
             answer=answer,
@@ -119,13 +119,15 @@ class Coco:
         if not isinstance(self.image_root, Path):
             return None
         try:
-            return image_size(contained(self.image_root, self._file_name(name), str(self.path)))
+            return image_size(
+                resolve_inside(self.image_root, self._file_name(name), str(self.path))
+            )
         except (ImageError, DataError):
             return None  # the row says so when it is drawn
 
     def _file_name(self, name: str) -> str:
         root = self.image_root
-        return self._names.existing(root, name) if isinstance(root, Path) else name
+        return self._names.require_exists(root, name) if isinstance(root, Path) else name
 
     def _numbered(self, file: CocoFile) -> Iterator[tuple[int, list[CocoObject]]]:
         """(number of the image, what of it is asked about) of every example."""

@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 
 from florence_jax.training.data.example import DataError, Source
-from florence_jax.training.data.preprocess import HostBatch, Numbered, RowMaker, collate
+from florence_jax.training.data.preprocess import ExampleRef, HostBatch, Preprocessor, collate
 
 # As good as endless. Grain's own endless is the largest index there is, past which the length of
 # batches of one row is rounded up.
@@ -18,7 +18,7 @@ _ROWS = 2**50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stream:
+class DataLoader:
     """An endless weighted mixture of sources, shuffled anew in each epoch.
 
     Row r of the run is the same whatever the number of hosts, worker processes and micro-batches;
@@ -35,7 +35,7 @@ class Stream:
     """
 
     sources: Sequence[tuple[str, Source, float]]
-    make_row: RowMaker
+    make_row: Preprocessor
     batch_size: int
     micro: int = 1
     seed: int = 0
@@ -79,10 +79,10 @@ class Stream:
     def _batches(self) -> grain.MapDataset:
         shuffled = [
             _numbers(name, source)
-            .seed(self.seed * 1000 + place)
+            .seed(self.seed * 1000 + as_path)
             .shuffle()
             .repeat(_ROWS // max(len(source), 1))
-            for place, (name, source, _) in enumerate(self.sources)
+            for as_path, (name, source, _) in enumerate(self.sources)
         ]
         weights = [weight for _, _, weight in self.sources]
         if len(shuffled) == 1:
@@ -90,13 +90,13 @@ class Stream:
         if self.mix == "rows":
             return self._batched(grain.MapDataset.mix(shuffled, weights), self.seed)
         batched = [
-            self._batched(rows, self.seed * 1000 + place) for place, rows in enumerate(shuffled)
+            self._batched(rows, self.seed * 1000 + as_path) for as_path, rows in enumerate(shuffled)
         ]
         # Drawn for a step, so that every host takes its share of the same source.
         steps = grain.MapDataset.mix(
             [
-                _numbers(str(place), range(_ROWS // self.batch_size))
-                for place in range(len(batched))
+                _numbers(str(as_path), range(_ROWS // self.batch_size))
+                for as_path in range(len(batched))
             ],
             weights,
         )
@@ -116,7 +116,7 @@ class Stream:
 
 def finite_batches(
     sources: Mapping[str, Source],
-    make_row: RowMaker,
+    make_row: Preprocessor,
     batch_size: int,
     *,
     limit: int = 0,
@@ -128,7 +128,7 @@ def finite_batches(
     """
     rng = np.random.default_rng(0)
     numbered = [
-        Numbered(name, source, index)
+        ExampleRef(name, source, index)
         for name, source in sources.items()
         for index in range(min(len(source), limit or len(source)))
     ]
@@ -143,7 +143,7 @@ def _share_of(
     batched: Sequence[grain.MapDataset], steps: grain.MapDataset, hosts: int, index: int
 ) -> HostBatch:
     step, host = divmod(index, hosts)
-    drawn: Numbered = steps[step]
+    drawn: ExampleRef = steps[step]
     return batched[int(drawn.name)][drawn.index * hosts + host]
 
 
@@ -154,8 +154,8 @@ class _Numbers:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Numbered:
-        return Numbered(self.name, self.source, int(index))
+    def __getitem__(self, index: int) -> ExampleRef:
+        return ExampleRef(self.name, self.source, int(index))
 
 
 def _numbers(name: str, source: Source) -> grain.MapDataset:

@@ -29,9 +29,9 @@ def longest_texts_of(
             for index in range(first, min(first + _TOGETHER, len(source))):
                 texts += _texts(source, index)
             lengths = [len(ids) for ids in tokenizer.encode(texts)] if texts else []
-            for place in (0, 1):
-                fitting = [length for length in lengths[place::2] if length <= most[place]]
-                longest[place] = max(longest[place], *fitting, 0)
+            for as_path in (0, 1):
+                fitting = [length for length in lengths[as_path::2] if length <= most[as_path]]
+                longest[as_path] = max(longest[as_path], *fitting, 0)
     return longest[0], longest[1]
 
 

@@ -16,7 +16,7 @@ from florence_jax.annotation.schema import annotation_files
 from florence_jax.training.config import SourceConfig
 from florence_jax.training.data.example import DataError
 from florence_jax.training.data.registry import Named
-from florence_jax.training.data.storage import Place, local_copy, place
+from florence_jax.training.data.storage import Place, as_path, local_copy
 
 Pins = dict[str, dict[str, Any]]
 
@@ -67,14 +67,14 @@ def row_files(config: SourceConfig) -> list[tuple[str, Place]]:
     """(name, file) of the files that a source's rows are read from."""
     if config.kind == "shapes":
         return []
-    path = place(config.path)
+    path = as_path(config.path)
     if config.kind == "annotations":
         copy = local_copy(path, ".jsonl" if path.is_dir() else "")
         files = annotation_files(copy)
         return [(str(path if file == copy else path / file.name), file) for file in files]
     if config.kind in ("parquet", "array_record") and path.is_dir():
         return [(str(file), file) for file in sorted(path.glob(f"*.{config.kind}"))]
-    files = [path, *([place(config.annotations)] if config.annotations else [])]
+    files = [path, *([as_path(config.annotations)] if config.annotations else [])]
     return [(str(file), file) for file in files]
 
 

@@ -27,7 +27,7 @@ from florence_jax.training.step import Batch
 
 
 @dataclass(frozen=True)
-class Row:
+class Features:
     """One example as arrays.
 
     Attributes:
@@ -44,19 +44,19 @@ class Row:
     prompt: list[int]
     target: list[int]
     problem: str | None = None
-    others: tuple[Row, ...] = ()
+    others: tuple[Features, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowMaker:
+class Preprocessor:
     """Opens, augments, resizes and tokenizes.
 
     Attributes:
         tokenizer: of the model that trains.
         image_size: (height, width) in pixels that every picture is resized to.
         max_prompt, max_target: tokens; a longer one is a problem, nothing is cut.
-        least_prompt, least_target: tokens that batches are padded to, doubled until all fit, and
-            never more than the longest that is allowed.
+        min_prompt_bucket, min_target_bucket: tokens that batches are padded to, doubled until all fit,
+            and never more than the longest that is allowed.
         least_questions: rows of every picture at least.
         augmentation: what may be changed, differently in each epoch.
         resample: PIL's resampling filter; 3 is bicubic, the published processor's.
@@ -68,15 +68,15 @@ class RowMaker:
     image_size: tuple[int, int]
     max_prompt: int = 256
     max_target: int = 1024
-    least_prompt: int = 16
-    least_target: int = 32
+    min_prompt_bucket: int = 16
+    min_target_bucket: int = 32
     least_questions: int = 1
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     resample: int = int(Image.Resampling.BICUBIC)
     features: FeatureStore | None = None
     tasks: frozenset[str] = frozenset()
 
-    def __call__(self, numbered: Numbered, rng: np.random.Generator) -> Row:
+    def __call__(self, numbered: ExampleRef, rng: np.random.Generator) -> Features:
         """The row of an example; equal arguments give equal rows."""
         where = f"{numbered.name}:{numbered.index}"
         try:
@@ -89,9 +89,9 @@ class RowMaker:
             blank = np.zeros((*self.image_size, 3), np.uint8)
             if self.features is not None:
                 blank = self.features.blank()
-            return Row(where, blank, [], [], f"{type(error).__name__}: {error}")
+            return Features(where, blank, [], [], f"{type(error).__name__}: {error}")
 
-    def row(self, example: Example, rng: np.random.Generator) -> Row:
+    def row(self, example: Example, rng: np.random.Generator) -> Features:
         """The row of an example, with those of its others.
 
         Raises:
@@ -112,16 +112,16 @@ class RowMaker:
 
     def _other(
         self, example: Example, size: tuple[int, int], image: np.ndarray, rng: np.random.Generator
-    ) -> Row:
+    ) -> Features:
         # The picture is good, and so may be the rest of what is asked of it.
         try:
             return self._asked(example, size, image, rng)
         except ValueError as error:
-            return Row(example.id, image, [], [], f"{type(error).__name__}: {error}")
+            return Features(example.id, image, [], [], f"{type(error).__name__}: {error}")
 
     def _asked(
         self, example: Example, size: tuple[int, int], image: np.ndarray, rng: np.random.Generator
-    ) -> Row:
+    ) -> Features:
         """The row of an example whose picture is open, `size` = (width, height)."""
         answer = ordered_answer(example, size, rng)
         check_no_control_tokens(answer, "the answer")
@@ -134,7 +134,7 @@ class RowMaker:
         ):
             if len(ids) > limit:
                 raise ValueError(f"the {name} has {len(ids)} tokens, more than max_{name}={limit}")
-        return Row(example.id, image, prompt, target)
+        return Features(example.id, image, prompt, target)
 
     def _check_prefix(self, prefix: str) -> None:
         """Refuse a misspelt task, and a task without its text or region: nobody could ask it."""
@@ -148,7 +148,7 @@ class RowMaker:
 
 
 @dataclass(frozen=True)
-class Numbered:
+class ExampleRef:
     """Example `index` of a source, not read yet."""
 
     name: str
@@ -171,12 +171,12 @@ class HostBatch:
     problems: tuple[tuple[str, str], ...]
 
 
-def collate(rows: Sequence[Row], *, make_row: RowMaker, micro: int = 1) -> HostBatch:
+def collate(rows: Sequence[Features], *, make_row: Preprocessor, micro: int = 1) -> HostBatch:
     """Rows as one padded batch of `micro` micro-batches."""
     height = len(rows) // micro
     images = np.stack([row.image for row in rows])
     most = max(make_row.least_questions, *(1 + len(row.others) for row in rows))
-    blank = Row("", images[0], [], [])
+    blank = Features("", images[0], [], [])
     rows = [
         asked
         for row in rows
@@ -195,12 +195,15 @@ def collate(rows: Sequence[Row], *, make_row: RowMaker, micro: int = 1) -> HostB
             images=images.reshape(micro, height, *images.shape[1:]),
             input_ids=padded(
                 [row.prompt for row in rows],
-                make_row.least_prompt,
+                make_row.min_prompt_bucket,
                 make_row.max_prompt,
                 make_row.tokenizer.pad_id,
             ),
             labels=padded(
-                [row.target for row in rows], make_row.least_target, make_row.max_target, IGNORE
+                [row.target for row in rows],
+                make_row.min_target_bucket,
+                make_row.max_target,
+                IGNORE,
             ),
         ),
         ids=tuple(row.id for row in rows),

@@ -11,7 +11,7 @@ from florence_jax.training.data.annotations import Annotations
 from florence_jax.training.data.coco import Coco, CocoTask
 from florence_jax.training.data.example import DataError, Source
 from florence_jax.training.data.order import UNORDERED_TASKS, Ordered
-from florence_jax.training.data.storage import Place, existing, place
+from florence_jax.training.data.storage import Place, as_path, require_exists
 from florence_jax.training.data.tabular import ArrayRecord, Jsonl, Parquet
 from florence_jax.training.data.vqa import DocVqa, Vqa
 from train.shapes.source import ShapesSource
@@ -37,7 +37,7 @@ def training_configs(config: DataConfig) -> list[SourceConfig]:
     """
     found = list(config.train)
     if config.directory:
-        found.append(_in_directory(place(config.directory), "train"))
+        found.append(_in_directory(as_path(config.directory), "train"))
     return found
 
 
@@ -48,7 +48,7 @@ def valid_sources(config: DataConfig, seed: int) -> dict[str, Source]:
         DataError: a data set that cannot be read.
     """
     found = list(config.valid)
-    directory = place(config.directory)
+    directory = as_path(config.directory)
     if config.directory and (directory / "valid").is_dir():
         found.append(_in_directory(directory, "valid"))
     return {name: source for name, source, _ in _opened(found, seed)}
@@ -80,7 +80,7 @@ def _named_apart(opened: Iterable[Named]) -> list[Named]:
 
 def _in_directory(directory: Place, split: str) -> SourceConfig:
     """The one data set of DIRECTORY/SPLIT."""
-    folder = existing(str(directory), "data.directory", "directory") / split
+    folder = require_exists(str(directory), "data.directory", "directory") / split
     files = sorted(folder.glob("*.jsonl")) or sorted(folder.glob("*coco.json"))
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "neither"
@@ -127,9 +127,9 @@ def _open(config: SourceConfig, seed: int) -> Iterator[Named]:
 def _as_stored(config: SourceConfig, seed: int) -> Iterator[Named]:
     """The same with answers in the order that each source gives them."""
     root = config.image_root or None
-    path = place(config.path)
+    path = as_path(config.path)
     if config.kind != "shapes":
-        path = existing(config.path, f"{config.kind} data")
+        path = require_exists(config.path, f"{config.kind} data")
     if config.kind == "coco":
         tasks = config.tasks or ("<OD>",)
         for task in tasks:
@@ -141,10 +141,10 @@ def _as_stored(config: SourceConfig, seed: int) -> Iterator[Named]:
     if config.kind == "annotations":
         tasks = config.tasks or Annotations.tasks_of(path)
         name = f"{path.parent.name}/{path.name}"
-        together = config.questions
-        groups = Annotations.alike(path, tasks) if together > 1 else [(task,) for task in tasks]
+        per_picture = config.questions
+        groups = Annotations.alike(path, tasks) if per_picture > 1 else [(task,) for task in tasks]
         for group in groups:
-            source = Annotations(path, group, root, questions=together)
+            source = Annotations(path, group, root, questions=per_picture)
             yield f"{name} {' '.join(group)}", source, config.weight * len(group) / len(tasks)
         return
     if config.kind == "shapes":

@@ -31,7 +31,7 @@ def is_url(text: str) -> bool:
     return _SCHEME.match(text) is not None
 
 
-def place(text: str | Path | epath.Path) -> Place:
+def as_path(text: str | Path | epath.Path) -> Place:
     """The place of a path or URL.
 
     Raises:
@@ -46,13 +46,13 @@ def place(text: str | Path | epath.Path) -> Place:
         raise DataError(f"{text}: data are read from files and from {known} URLs") from None
 
 
-def existing(text: str, meaning: str, kind: str = "file or directory") -> Place:
+def require_exists(text: str, meaning: str, kind: str = "file or directory") -> Place:
     """The place of a path or URL where there is something; a URL's storage is asked.
 
     Raises:
         DataError: there is nothing, or nobody who could be asked.
     """
-    found = place(text)
+    found = as_path(text)
     try:
         there = found.exists()
     # Each storage's client raises errors of its own.
@@ -63,7 +63,7 @@ def existing(text: str, meaning: str, kind: str = "file or directory") -> Place:
     return found
 
 
-def contained(root: Place, name: str, where: str) -> Place:
+def resolve_inside(root: Place, name: str, where: str) -> Place:
     """The file `name` below the directory `root`.
 
     Raises:

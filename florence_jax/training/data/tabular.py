@@ -18,7 +18,7 @@ from florence_jax.datasets.text_rows import (
 from florence_jax.processing import task_of
 from florence_jax.runtime.text_file import TextFileError, check_regular, parse_json
 from florence_jax.training.data.example import DataError, Example
-from florence_jax.training.data.storage import Place, contained, local_copy, place
+from florence_jax.training.data.storage import Place, as_path, local_copy, resolve_inside
 
 # So many first rows are looked at for columns before a run starts.
 _LOOKED_AT = 16
@@ -34,8 +34,8 @@ class Jsonl:
     """
 
     def __init__(self, path: str | Place, image_root: str | Place | None = None):
-        self.path = place(path)
-        self.image_root = place(image_root) if image_root else self.path.parent
+        self.path = as_path(path)
+        self.image_root = as_path(image_root) if image_root else self.path.parent
         self._file = local_copy(self.path)
         self._offsets = array.array("q", _line_offsets(self._file))
         if not self._offsets:
@@ -82,10 +82,10 @@ class Parquet:
     def __init__(self, path: str | Place, image_root: str | Place | None = None):
         import pyarrow.parquet as parquet
 
-        self.path = place(path)
+        self.path = as_path(path)
         is_folder = self.path.is_dir()
         folder = self.path if is_folder else self.path.parent
-        self.image_root = place(image_root) if image_root else folder
+        self.image_root = as_path(image_root) if image_root else folder
         files = sorted(self.path.glob("*.parquet")) if is_folder else [self.path]
         if not files:
             raise DataError(f"{self.path} holds no .parquet files")
@@ -139,7 +139,7 @@ class ArrayRecord:
     def __init__(self, path: str | Path):
         import grain
 
-        found = place(path)
+        found = as_path(path)
         if not isinstance(found, Path):
             raise DataError(
                 f"{path}: ArrayRecord files are read from file systems alone: copy them to this "
@@ -183,7 +183,7 @@ def row_example(where: str, row: Any, image_root: Place) -> Example:
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):
-        image = contained(image_root, image, where)
+        image = resolve_inside(image_root, image, where)
     for name, value in (("prefix", prefix), ("suffix", suffix)):
         if not isinstance(value, str):
             raise DataError(f"{where}: {name} must be text, got {value!r:.80}")

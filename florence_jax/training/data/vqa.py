@@ -5,7 +5,7 @@ from typing import Any
 
 from florence_jax.training.data.example import DataError, Example
 from florence_jax.training.data.json_file import read_object, read_value
-from florence_jax.training.data.storage import Place, contained, place
+from florence_jax.training.data.storage import Place, as_path, resolve_inside
 
 
 class Vqa:
@@ -27,8 +27,8 @@ class Vqa:
         annotations: str | Place | None = None,
         image_pattern: str = "",
     ):
-        self.path = place(questions)
-        self.image_root = place(image_root) if image_root else self.path.parent
+        self.path = as_path(questions)
+        self.image_root = as_path(image_root) if image_root else self.path.parent
         self.image_pattern = image_pattern
         content = read_value(self.path)
         # VizWiz's file is the list itself.
@@ -43,7 +43,7 @@ class Vqa:
             )
         self._answers: dict[Any, str] = {}
         if annotations is not None:
-            path = place(annotations)
+            path = as_path(annotations)
             found = read_object(path, all_of=("annotations",))["annotations"]
             if not isinstance(found, list):
                 raise DataError(f"{path}: `annotations` is {found!r:.80}, expected a list")
@@ -68,7 +68,7 @@ class Vqa:
             raise DataError(f"{where} has no answer")
         return Example(
             id=where,
-            image=contained(self.image_root, self._file(question, where), where),
+            image=resolve_inside(self.image_root, self._file(question, where), where),
             task=self.task,
             prompt=question["question"].strip(),
             answer=answer,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from florence_jax.config import Florence2Config
 from florence_jax.model import flops
-from florence_jax.training.param_groups import Treatment
+from florence_jax.training.param_groups import ParamGroup
 
 # Dense bfloat16 FLOP/s of one device, from the makers' data sheets. A TPU7x chip (2,307 TFLOP/s,
 # docs.cloud.google.com/tpu/docs/tpu7x) is two devices.
@@ -32,7 +32,7 @@ def peak_flops(device_kind: str) -> float:
 
 def update_flops(
     config: Florence2Config,
-    treated: Mapping[str, Treatment],
+    param_groups: Mapping[str, ParamGroup],
     *,
     rows: int,
     questions: int = 1,
@@ -48,7 +48,7 @@ def update_flops(
     A part that trains costs three times its forward pass, one whose adapters alone train twice, and
     a vision tower in which nothing trains once, or never where its features are cached.
     """
-    training = [path for path, treatment in treated.items() if treatment.trains]
+    training = [path for path, treatment in param_groups.items() if treatment.trains]
     weights = 3.0 if any(not path.endswith(("/a", "/b")) for path in training) else 2.0
     in_tower = any(path.startswith("vision_tower/") for path in training)
     image_tokens = config.num_image_tokens(*image_size)

@@ -37,8 +37,8 @@ def frozen_config(directory: Path, source: SourceConfig, features: Path | None =
     data = dataclasses.replace(
         config.data,
         quarantine_share=0.5,
-        least_prompt=16,
-        least_target=32,
+        min_prompt_bucket=16,
+        min_target_bucket=32,
         cached_features=None if features is None else str(features),
     )
     return dataclasses.replace(

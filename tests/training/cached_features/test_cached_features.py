@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.config import Florence2Config
 from florence_jax.model import Model, flops
 from florence_jax.runtime.jsonl import read_lines
@@ -27,9 +27,9 @@ from florence_jax.training.dry_run import dry_run
 from florence_jax.training.loop import Outcome, train
 from florence_jax.training.lora import LoraConfig, is_factor
 from florence_jax.training.metrics.flops import update_flops
-from florence_jax.training.param_groups import treatments
+from florence_jax.training.param_groups import assign_param_groups
 from florence_jax.training.pretrained import load_parameters, prepare_start
-from florence_jax.training.step import Objective
+from florence_jax.training.step import LossFn
 from tests.training.cached_features.data import DAMAGED, PICTURES, frozen_config, write_pictures
 from tests.training.runs import final_state, lines, steps
 from tests.training.small import CONFIG, small_batch, small_params
@@ -74,7 +74,7 @@ def test_loss_and_gradients_are_those_of_the_step_with_the_tower(dtype):
     # Dropout of the language model stays on: it must draw what it draws beside a tower.
     vision = dataclasses.replace(CONFIG.vision, drop_path_rate=0.0)
     model = Model(config=dataclasses.replace(CONFIG, vision=vision), dtype=dtype)
-    objective = Objective(model=model)
+    objective = LossFn(model=model)
     params, key = small_params(), jax.random.key(1)
     batch = jax.tree.map(lambda leaf: leaf[0], small_batch())
     frozen = {path: leaf for path, leaf in params.items() if path.startswith("vision_tower/")}
@@ -253,10 +253,12 @@ def test_augmentation_is_refused_by_name(name):
 
 def test_what_is_cached_costs_no_flops():
     config = Florence2Config()
-    treated = treatments(parameter_shapes(config), (("vision_tower/.*", 0.0), (".*", 1.0)), config)
+    param_groups = assign_param_groups(
+        param_shapes(config), (("vision_tower/.*", 0.0), (".*", 1.0)), config
+    )
     sizes = {"rows": 2, "image_size": (768, 768), "prompt": 16, "target": 64}
-    computed = update_flops(config, treated, **sizes)
-    cached = update_flops(config, treated, cached_features=True, **sizes)
+    computed = update_flops(config, param_groups, **sizes)
+    cached = update_flops(config, param_groups, cached_features=True, **sizes)
     # The tower's forward pass goes; the projector, counted once with it, is counted three times.
     projector = 2 * 577 * 1024 * 768
     tower = flops.vision(config, 768, 768).flops

@@ -13,8 +13,8 @@ from florence_jax.training.cached_features.fingerprint import FeaturesError, Ori
 from florence_jax.training.cached_features.store import DTYPES, FeatureStore, key_of
 from florence_jax.training.cached_features.writer import filling
 from florence_jax.training.data.example import Example
-from florence_jax.training.data.loader import Stream
-from florence_jax.training.data.preprocess import RowMaker
+from florence_jax.training.data.loader import DataLoader
+from florence_jax.training.data.preprocess import Preprocessor
 from tests.training.small import CONFIG
 
 ORIGIN = Origin(
@@ -66,9 +66,9 @@ def test_batches_hold_features_in_place_of_pixels(tmp_path, ahead):
     # The last picture has none: a row without weight, as one that cannot be read.
     write(tmp_path / "features", range(4))
     store = FeatureStore(tmp_path / "features", ORIGIN)
-    make_row = RowMaker(tokenizer=demo_tokenizer(), image_size=(16, 24), features=store)
+    make_row = Preprocessor(tokenizer=demo_tokenizer(), image_size=(16, 24), features=store)
     source = Pictures()
-    stream = Stream(sources=(("pictures", source, 1.0),), make_row=make_row, batch_size=5)
+    stream = DataLoader(sources=(("pictures", source, 1.0),), make_row=make_row, batch_size=5)
     batch = next(stream.batches(0, **ahead))
     images, labels = batch.arrays.images, batch.arrays.labels
     assert images.shape == (1, 5, *ORIGIN.shape)

@@ -3,14 +3,14 @@
 import math
 from types import SimpleNamespace
 
-from florence_jax.training.checkpointing.best import Keeping
+from florence_jax.training.checkpointing.best import CheckpointPolicy
 
 
 def keeping(metric, best=None):
     evaluation = SimpleNamespace(metric=metric)
     training = SimpleNamespace(config=SimpleNamespace(evaluation=evaluation))
     checkpoints = SimpleNamespace(best=best and best["step"], wait=lambda: None)
-    return Keeping(training, checkpoints, {"best": best} if best else {})
+    return CheckpointPolicy(training, checkpoints, {"best": best} if best else {})
 
 
 def test_the_lowest_loss_or_the_highest_of_another_metric():

@@ -3,15 +3,15 @@ import json
 import pytest
 
 from florence_jax.runtime.jsonl import append_lines, read_lines
-from florence_jax.training.data.bad_rows import Quarantine, TooManyProblems
+from florence_jax.training.data.bad_rows import BadRowLog, TooManyProblems
 
 
 def test_a_row_is_written_down_once_and_remembered(tmp_path):
     path = tmp_path / "quarantine.jsonl"
-    first = Quarantine(path, share=0.01, total=10_000)
+    first = BadRowLog(path, share=0.01, total=10_000)
     first.add([("a", "torn"), ("b", "empty"), ("a", "torn")])
     first.add([("a", "torn")])
-    again = Quarantine(path, share=0.01, total=10_000)
+    again = BadRowLog(path, share=0.01, total=10_000)
     again.add([("b", "empty"), ("c", "torn")])
     again.add([("v", "torn")], split="valid")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -38,7 +38,7 @@ def test_a_row_is_written_down_once_and_remembered(tmp_path):
     ],
 )
 def test_the_threshold(tmp_path, bad, seen, total, stops):
-    quarantine = Quarantine(tmp_path / "quarantine.jsonl", share=0.01, total=total)
+    quarantine = BadRowLog(tmp_path / "quarantine.jsonl", share=0.01, total=total)
     quarantine.add([(f"row {number}", "torn") for number in range(bad)])
     if not stops:
         quarantine.check(seen)
@@ -52,11 +52,11 @@ def test_the_threshold(tmp_path, bad, seen, total, stops):
 def test_a_run_that_goes_on_is_judged_by_what_it_meets_again(tmp_path):
     path = tmp_path / "quarantine.jsonl"
     bad = [(f"row {number}", "torn") for number in range(60)]
-    killed = Quarantine(path, share=0.01, total=10_000)
+    killed = BadRowLog(path, share=0.01, total=10_000)
     killed.add(bad)
     killed.check(8_000)  # 0.75 %
     # It goes on from an early checkpoint, or with data that were mended.
-    again = Quarantine(path, share=0.01, total=10_000)
+    again = BadRowLog(path, share=0.01, total=10_000)
     again.check(8)
     again.add(bad[:11])
     with pytest.raises(TooManyProblems, match="11 rows of 8 seen"):

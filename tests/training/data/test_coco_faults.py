@@ -10,13 +10,13 @@ from florence_jax.processing import demo_tokenizer, parse
 from florence_jax.training.config import DataConfig, SourceConfig
 from florence_jax.training.data.coco import Coco
 from florence_jax.training.data.example import DataError, Example
-from florence_jax.training.data.loader import Stream
-from florence_jax.training.data.preprocess import RowMaker
+from florence_jax.training.data.loader import DataLoader
+from florence_jax.training.data.preprocess import Preprocessor
 from florence_jax.training.data.registry import source_notes, training_sources
 from tests.datasets.habits import HABITS, SCENES, base, written
 from tests.shared_data import needs_shared, shared_path
 
-ROW = RowMaker(tokenizer=demo_tokenizer(), image_size=(32, 32))
+ROW = Preprocessor(tokenizer=demo_tokenizer(), image_size=(32, 32))
 W, H = 64, 48
 
 
@@ -274,7 +274,7 @@ def test_by_default_things_come_in_another_order_in_each_epoch(file):
     sources = opened(file(FOUR))
 
     def targets():
-        stream = Stream(sources=sources, make_row=ROW, batch_size=2, seed=3)
+        stream = DataLoader(sources=sources, make_row=ROW, batch_size=2, seed=3)
         texts = []
         for step in range(6):
             batch = stream.batch(step)

@@ -7,8 +7,8 @@ from PIL import Image
 from florence_jax.processing import demo_tokenizer
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.example import DataError
-from florence_jax.training.data.loader import Stream, finite_batches
-from florence_jax.training.data.preprocess import RowMaker
+from florence_jax.training.data.loader import DataLoader, finite_batches
+from florence_jax.training.data.preprocess import Preprocessor
 from florence_jax.training.data.tabular import Jsonl
 
 TOKENIZER = demo_tokenizer()
@@ -32,11 +32,11 @@ def rows(tmp_path_factory):
 
 def stream(path, **settings):
     source = Jsonl(path)
-    make_row = RowMaker(
+    make_row = Preprocessor(
         tokenizer=TOKENIZER, image_size=(16, 16), augmentation=AugmentConfig(colour=0.5)
     )
     settings = {"batch_size": 4, "seed": 3} | settings
-    return Stream(sources=(("rows", source, 1.0),), make_row=make_row, **settings)
+    return DataLoader(sources=(("rows", source, 1.0),), make_row=make_row, **settings)
 
 
 def assert_same(actual, expected):
@@ -103,7 +103,7 @@ def test_labels_are_what_a_generation_emits(rows):
 
 
 def test_too_long_is_a_problem_and_nothing_is_cut(rows):
-    make_row = RowMaker(tokenizer=TOKENIZER, image_size=(16, 16), max_target=6)
+    make_row = Preprocessor(tokenizer=TOKENIZER, image_size=(16, 16), max_target=6)
     batches = list(finite_batches({"rows": Jsonl(rows)}, make_row, 4))
     problems = dict(problem for batch in batches for problem in batch.problems)
     assert "more than max_target=6" in problems[f"{rows}:5"]
@@ -121,7 +121,7 @@ def test_targets_are_padded_to_buckets(tmp_path):
 
 
 def test_evaluation_sees_every_row_once(rows):
-    make_row = RowMaker(tokenizer=TOKENIZER, image_size=(16, 16))
+    make_row = Preprocessor(tokenizer=TOKENIZER, image_size=(16, 16))
     batches = list(finite_batches({"rows": Jsonl(rows)}, make_row, 4))
     ids = [id for batch in batches for id in batch.ids]
     assert ids == [f"{rows}:{number}" for number in range(7)] + [""]

@@ -14,13 +14,13 @@ from florence_jax.training.config import DataConfig, SourceConfig
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.coco import Coco
 from florence_jax.training.data.example import DataError
-from florence_jax.training.data.preprocess import RowMaker
+from florence_jax.training.data.preprocess import Preprocessor
 from florence_jax.training.data.registry import valid_sources
 from florence_jax.training.data.tabular import ArrayRecord, Jsonl, Parquet
 from florence_jax.training.data.vqa import DocVqa, Vqa
 from tests.shared_data import needs_shared, shared_path
 
-ROW = RowMaker(tokenizer=demo_tokenizer(), image_size=(32, 32), augmentation=AugmentConfig())
+ROW = Preprocessor(tokenizer=demo_tokenizer(), image_size=(32, 32), augmentation=AugmentConfig())
 
 
 def png(colour=(255, 0, 0), size=(40, 20)):

@@ -17,15 +17,15 @@ from florence_jax.processing import demo_tokenizer
 from florence_jax.training.config import DataConfig, ModelConfig, SourceConfig, TrainConfig
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.example import DataError
-from florence_jax.training.data.loader import Stream
-from florence_jax.training.data.preprocess import Numbered, RowMaker
+from florence_jax.training.data.loader import DataLoader
+from florence_jax.training.data.preprocess import ExampleRef, Preprocessor
 from florence_jax.training.data.registry import training_sources, valid_sources
-from florence_jax.training.data.storage import contained, place
+from florence_jax.training.data.storage import as_path, resolve_inside
 from florence_jax.training.data.tabular import Jsonl
 from tests.annotation.written import EXAMPLE
 from tests.training.data.objects import Objects
 
-ROW = RowMaker(tokenizer=demo_tokenizer(), image_size=(16, 16), augmentation=AugmentConfig())
+ROW = Preprocessor(tokenizer=demo_tokenizer(), image_size=(16, 16), augmentation=AugmentConfig())
 SETTINGS = {
     "jsonl": {"path": "train/rows.jsonl"},
     "parquet": {"path": "tables"},
@@ -109,7 +109,7 @@ def settings(kind, root):
 
 def all_rows(sources):
     return [
-        ROW(Numbered(name, source, index), np.random.default_rng(0))
+        ROW(ExampleRef(name, source, index), np.random.default_rng(0))
         for name, source, _ in sources
         for index in range(len(source))
     ]
@@ -149,7 +149,7 @@ def test_rows_are_fetched_once_and_pictures_when_they_are_drawn(bucket, objects)
     source = Jsonl(f"{bucket}/train/rows.jsonl")
     assert set(objects.fetched.values()) == {1}
     assert len(objects.fetched) == 1
-    stream = Stream(sources=(("rows", source, 1.0),), make_row=ROW, batch_size=2)
+    stream = DataLoader(sources=(("rows", source, 1.0),), make_row=ROW, batch_size=2)
     batches = stream.batches(0, threads=2)
     assert [next(batches).problems for _ in range(2)] == [(), ()]
     key = f"{bucket.removeprefix('gs://')}/train/rows.jsonl"
@@ -190,7 +190,7 @@ def test_a_picture_that_cannot_be_fetched_is_one_row_without_weight(bucket, obje
 )
 def test_a_name_that_leaves_the_root_is_refused(name):
     with pytest.raises(DataError, match=r"row 3: the image .* lies outside of gs://bucket/data"):
-        contained(place("gs://bucket/data"), name, "row 3")
+        resolve_inside(as_path("gs://bucket/data"), name, "row 3")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_name_that_leaves_the_root_is_refused(name):
     ],
 )
 def test_a_name_below_the_root_is_its_object(name, url):
-    assert str(contained(place("gs://bucket/data"), name, "row 3")) == url
+    assert str(resolve_inside(as_path("gs://bucket/data"), name, "row 3")) == url
 
 
 _PIECES = st.sampled_from(["..", ".", "", "/", "a", "data", "bucket", "gs:", "gs", "s3://", "\\"])
@@ -212,7 +212,7 @@ _PIECES = st.sampled_from(["..", ".", "", "/", "a", "data", "bucket", "gs:", "gs
 @given(name=st.lists(_PIECES).map("/".join) | st.text(max_size=20))
 def test_no_name_leads_out_of_the_root(name):
     try:
-        url = str(contained(place("gs://bucket/data"), name, "row"))
+        url = str(resolve_inside(as_path("gs://bucket/data"), name, "row"))
     except DataError:
         return
     assert url.startswith("gs://bucket/data/")
@@ -221,7 +221,7 @@ def test_no_name_leads_out_of_the_root(name):
 
 def test_files_do_not_name_pictures_behind_urls(tmp_path):
     with pytest.raises(DataError, match="lies outside of"):
-        contained(tmp_path, "gs://bucket/a.png", "row 3")
+        resolve_inside(tmp_path, "gs://bucket/a.png", "row 3")
 
 
 def test_a_row_that_names_a_secret_is_not_given_it(bucket, objects):

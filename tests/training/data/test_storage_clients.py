@@ -10,8 +10,8 @@ from PIL import Image
 from florence_jax.processing import demo_tokenizer
 from florence_jax.training.config import DataConfig
 from florence_jax.training.data.augment import AugmentConfig
-from florence_jax.training.data.loader import Stream
-from florence_jax.training.data.preprocess import RowMaker
+from florence_jax.training.data.loader import DataLoader
+from florence_jax.training.data.preprocess import Preprocessor
 from florence_jax.training.data.registry import training_sources
 
 # Of the clients and the storages, not ours.
@@ -65,13 +65,13 @@ def test_batches_of_a_bucket_are_those_of_its_files(storage, request, tmp_path):
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for file in folder.iterdir():
         client.pipe(f"{root}/data/train/{file.name}", file.read_bytes())
-    make_row = RowMaker(
+    make_row = Preprocessor(
         tokenizer=demo_tokenizer(), image_size=(16, 16), augmentation=AugmentConfig(colour=0.5)
     )
 
     def stream(directory):
         sources = training_sources(DataConfig(directory=directory), seed=0)
-        return Stream(sources=sources, make_row=make_row, batch_size=4, seed=3)
+        return DataLoader(sources=sources, make_row=make_row, batch_size=4, seed=3)
 
     files, bucket = stream(str(tmp_path)), stream(f"{root}/data")
     refused = set()

@@ -9,14 +9,14 @@ import pytest
 
 from florence_jax.model import Model
 from florence_jax.processing import ImageConfig
-from florence_jax.training.build import row_maker
+from florence_jax.training.build import make_preprocessor
 from florence_jax.training.config import DataConfig, SourceConfig
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.example import DataError
-from florence_jax.training.data.loader import Stream
-from florence_jax.training.data.preprocess import RowMaker
-from florence_jax.training.pretrained import Start
-from florence_jax.training.step import Batch, Objective
+from florence_jax.training.data.loader import DataLoader
+from florence_jax.training.data.preprocess import Preprocessor
+from florence_jax.training.pretrained import PretrainedFiles
+from florence_jax.training.step import Batch, LossFn
 from tests.training.small import CONFIG, small_batch, small_params
 from train.shapes import SceneConfig
 from train.shapes.source import ShapesSource
@@ -42,12 +42,12 @@ class Spoilt(ShapesSource):
 
 
 def maker(**settings):
-    return RowMaker(tokenizer=world_tokenizer(), image_size=(64, 64), **settings)
+    return Preprocessor(tokenizer=world_tokenizer(), image_size=(64, 64), **settings)
 
 
 def stream(*sources, **settings):
     settings = {"batch_size": 4, "mix": "batches"} | settings
-    return Stream(sources=sources, make_row=maker(), **settings)
+    return DataLoader(sources=sources, make_row=maker(), **settings)
 
 
 def test_questions_of_one_picture_are_those_asked_one_by_one():
@@ -87,7 +87,7 @@ def test_loss_and_gradients_are_those_of_every_question_with_its_own_picture():
     one_by_one = small_batch(rows=6)
     pictures = one_by_one.images[:, ::3]
     one_by_one = one_by_one._replace(images=pictures.repeat(3, axis=1))
-    objective = Objective(model=Model(config=CONFIG))
+    objective = LossFn(model=Model(config=CONFIG))
 
     def loss(params, batch):
         # Without a key there is no dropout.
@@ -124,7 +124,7 @@ def test_batches_of_a_mixture_are_each_of_one_source():
 
 
 def test_shares_of_several_hosts_have_one_shape():
-    start = Start(
+    start = PretrainedFiles(
         config=CONFIG,
         files=Path(),
         tokenizer=world_tokenizer(),
@@ -144,9 +144,9 @@ def test_shares_of_several_hosts_have_one_shape():
     ]
 
     def shapes(longest):
-        make_row = row_maker(config, start, training=True, longest=longest)
+        make_row = make_preprocessor(config, start, training=True, longest=longest)
         shares = [
-            Stream(sources=sources, make_row=make_row, batch_size=4, host=host, hosts=4)
+            DataLoader(sources=sources, make_row=make_row, batch_size=4, host=host, hosts=4)
             for host in range(4)
         ]
         batches = [share.batch(step) for step in range(3) for share in shares]

@@ -1,14 +1,14 @@
 import pytest
 
-from florence_jax.checkpoint.param_shapes import parameter_shapes
+from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.config import base, large
 from florence_jax.training.metrics.flops import peak_flops, update_flops
-from florence_jax.training.param_groups import treatments
+from florence_jax.training.param_groups import assign_param_groups
 
 
 def flops(config, rules=((".*", 1.0),), **lengths):
     lengths = {"rows": 1, "image_size": (768, 768), "prompt": 16, "target": 64} | lengths
-    return update_flops(config, treatments(parameter_shapes(config), rules, config), **lengths)
+    return update_flops(config, assign_param_groups(param_shapes(config), rules, config), **lengths)
 
 
 @pytest.mark.parametrize(("config", "expected"), [(base(), 1.37e12), (large(), 5.24e12)])
