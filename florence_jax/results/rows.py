@@ -45,7 +45,7 @@ def _row(predictions: list[Prediction]) -> Row:
 
 
 def _answer(prediction: Prediction) -> dict[str, Any]:
-    answer = prediction.query.record()
+    answer = prediction.query.to_dict()
     if prediction.result is None:
         return answer | {"error": prediction.error}
     drawn = prediction.drawing_error

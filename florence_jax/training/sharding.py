@@ -49,23 +49,23 @@ class StateSharding:
 
     def padded(self, tree: Any) -> Any:
         """The abstract form of a tree of true shapes as programs take it."""
-        return self._map(self._placed_leaf, tree)
+        return self._map(self._padded_leaf, tree)
 
     def true_shapes(self, tree: Any) -> Any:
         """The abstract form of a tree of true shapes as checkpoints hold it."""
-        return self._map(self._stored_leaf, tree)
+        return self._map(self._true_leaf, tree)
 
-    def place(self, tree: Any) -> Any:
+    def to_padded(self, tree: Any) -> Any:
         """A tree as it was stored, or on any device, as programs take it."""
 
         def place(name: str | None, leaf: jax.Array) -> jax.Array:
-            if name in self.layout.padded:
+            if name is not None and name in self.layout.padded:
                 return self.layout.to_padded({name: leaf})[name]
-            return jax.device_put(leaf, self._placed_leaf(name, leaf).sharding)
+            return jax.device_put(leaf, self._padded_leaf(name, leaf).sharding)
 
         return self._map(place, tree)
 
-    def store(self, tree: Any) -> Any:
+    def to_true_shape(self, tree: Any) -> Any:
         """A placed tree in its true shapes."""
         return self._map(
             lambda name, leaf: self.layout.to_true_shape({name: leaf})[name] if name else leaf, tree
@@ -78,7 +78,7 @@ class StateSharding:
             return leaf if name is None else trim(leaf, self.layout.shapes[name])
 
         def padded(name: str | None, leaf: jax.Array) -> jax.Array:
-            form = self._placed_leaf(name, leaf)
+            form = self._padded_leaf(name, leaf)
             missing = [(0, to - size) for to, size in zip(form.shape, leaf.shape, strict=True)]
             leaf = jnp.pad(leaf, missing) if name in self.layout.padded else leaf
             return jax.lax.with_sharding_constraint(leaf, form.sharding)
@@ -124,14 +124,14 @@ class StateSharding:
             )
         )
 
-    def _placed_leaf(self, name: str | None, leaf: Any) -> jax.ShapeDtypeStruct:
+    def _padded_leaf(self, name: str | None, leaf: Any) -> jax.ShapeDtypeStruct:
         if name is None:
             return self._whole(leaf)
         return jax.ShapeDtypeStruct(
             self.layout.shape(name), leaf.dtype, sharding=self.layout.sharding(name)
         )
 
-    def _stored_leaf(self, name: str | None, leaf: Any) -> jax.ShapeDtypeStruct:
+    def _true_leaf(self, name: str | None, leaf: Any) -> jax.ShapeDtypeStruct:
         if name is None:
             return self._whole(leaf)
         sharding = self.layout.stored_sharding(name)

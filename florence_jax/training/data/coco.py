@@ -127,7 +127,7 @@ class Coco:
 
     def _file_name(self, name: str) -> str:
         root = self.image_root
-        return self._names.require_exists(root, name) if isinstance(root, Path) else name
+        return self._names.existing(root, name) if isinstance(root, Path) else name
 
     def _numbered(self, file: CocoFile) -> Iterator[tuple[int, list[CocoObject]]]:
         """(number of the image, what of it is asked about) of every example."""

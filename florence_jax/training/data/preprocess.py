@@ -55,8 +55,8 @@ class Preprocessor:
         tokenizer: of the model that trains.
         image_size: (height, width) in pixels that every picture is resized to.
         max_prompt, max_target: tokens; a longer one is a problem, nothing is cut.
-        min_prompt_bucket, min_target_bucket: tokens that batches are padded to, doubled until all fit,
-            and never more than the longest that is allowed.
+        min_prompt_bucket, min_target_bucket: tokens that batches are padded to, doubled until all
+            fit, and never more than the longest that is allowed.
         least_questions: rows of every picture at least.
         augmentation: what may be changed, differently in each epoch.
         resample: PIL's resampling filter; 3 is bicubic, the published processor's.
