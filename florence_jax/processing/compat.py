@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from florence_jax.constrained.answer_regex import Phrase
+from florence_jax.processing.answer_regex import Phrase
 from florence_jax.processing.locations import BINS
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS, SPECIAL_TOKENS
 

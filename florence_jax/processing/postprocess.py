@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from florence_jax.constrained.answer_regex import (
+from florence_jax.processing.answer_regex import (
     Run,
     boxes,
     labelled_phrases,
