@@ -10,8 +10,8 @@ from florence_jax.annotation.boxes import enclosed_area
 from florence_jax.annotation.schema import Annotation, Region
 from florence_jax.annotation.to_examples import questions
 from florence_jax.processing import TASKS
-from florence_jax.results.json_text import json_text
-from florence_jax.runtime.output_file import replace_file, replaced_file
+from florence_jax.runtime.atomic_file import atomic_write
+from florence_jax.runtime.jsonl import json_text, write_jsonl
 
 
 def write_rows(
@@ -22,18 +22,18 @@ def write_rows(
     `prefix` is the task with its input, `suffix` the text to be learnt. Image names are paths below
     the directory of the images.
     """
-    count = 0
-    with replaced_file(path) as output:
-        for annotation in annotations:
-            for question in questions(annotation, tasks):
-                row = {
-                    "image": annotation.image,
-                    "prefix": question.task + question.prompt,
-                    "suffix": question.suffix(annotation.size),
-                }
-                output.write(json_text(row) + "\n")
-                count += 1
-    return count
+    return write_jsonl(
+        path,
+        (
+            {
+                "image": annotation.image,
+                "prefix": question.task + question.prompt,
+                "suffix": question.suffix(annotation.size),
+            }
+            for annotation in annotations
+            for question in questions(annotation, tasks)
+        ),
+    )
 
 
 def write_coco(annotations: Iterable[Annotation], instances: Path, captions: Path) -> None:
@@ -92,4 +92,4 @@ def _instance(region: Region) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    replace_file(path, json_text(content))
+    atomic_write(path, json_text(content))

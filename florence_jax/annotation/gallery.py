@@ -14,8 +14,8 @@ from PIL import Image
 from florence_jax.annotation.schema import Annotation, Region
 from florence_jax.batch.image_reader import FileBelow, open_picture
 from florence_jax.results.draw import draw_result
+from florence_jax.runtime.atomic_file import atomic_open, atomic_write
 from florence_jax.runtime.error_text import row_error_text
-from florence_jax.runtime.output_file import replace_file, replaced_file
 
 # Photos are shown in a column, not at their full size.
 _MOST_PIXELS = 640 * 640
@@ -49,7 +49,7 @@ def write_gallery(
         for number, annotation in enumerate(islice(annotations, most))
     ]
     page = directory / "index.html"
-    replace_file(page, _HEAD + "\n".join(sections) + "\n</html>\n")
+    atomic_write(page, _HEAD + "\n".join(sections) + "\n</html>\n")
     return page
 
 
@@ -83,7 +83,7 @@ def _section(number: int, annotation: Annotation, root: Path, directory: Path) -
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    with replaced_file(path, "wb", durable=False) as file:
+    with atomic_open(path, "wb", durable=False) as file:
         picture.save(file, format="jpeg", quality=88)
 
 

@@ -15,7 +15,7 @@ from florence_jax.annotation.plots import save_plots
 from florence_jax.annotation.schema import read_annotations
 from florence_jax.annotation.statistics import Statistics, statistics
 from florence_jax.annotation.throughput import saved_throughput
-from florence_jax.runtime.output_file import remove_leftovers, replace_file
+from florence_jax.runtime.atomic_file import atomic_write, remove_leftovers
 
 Export = Literal["coco", "rows"]
 STATISTICS, PLOTS, GALLERY = "statistics.json", "plots", "gallery"
@@ -60,5 +60,5 @@ def make_products(
     if products.gallery:
         write_gallery(read_annotations(annotations), root, directory / GALLERY, products.gallery)
     # Last: whoever waits for the products (`--refine`) takes these for all of them.
-    replace_file(directory / STATISTICS, content + "\n")
+    atomic_write(directory / STATISTICS, content + "\n")
     return counted

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from florence_jax.annotation.statistics import Distributions
-from florence_jax.runtime.output_file import replaced_file
+from florence_jax.runtime.atomic_file import atomic_open
 
 _SIZE = (480, 320)
 _MARGIN = 44
@@ -36,7 +36,7 @@ def save_plots(shown: Distributions, directory: Path) -> list[Path]:
     for name, picture in pictures.items():
         if picture is not None:
             written.append(directory / f"{name}.png")
-            with replaced_file(written[-1], "wb", durable=False) as file:
+            with atomic_open(written[-1], "wb", durable=False) as file:
                 picture.save(file, format="png")
     return written
 

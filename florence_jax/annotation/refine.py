@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.annotation.outputs import STATISTICS
+from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.directory_lock import directory_lock
-from florence_jax.runtime.output_file import replace_file
 from florence_jax.runtime.signals import Interruption
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 
@@ -232,7 +232,7 @@ def _adopted(loop: Refine) -> dict[str, Any]:
 
 
 def _save(directory: Path, state: Mapping[str, Any]) -> None:
-    replace_file(directory / STATE, json.dumps(state, indent=1) + "\n")
+    atomic_write(directory / STATE, json.dumps(state, indent=1) + "\n")
 
 
 def _run(command: Sequence[str], checkout: Path, lock: int) -> int | None:

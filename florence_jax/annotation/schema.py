@@ -27,8 +27,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from florence_jax.results.json_text import json_text
-from florence_jax.runtime.output_file import replaced_file
+from florence_jax.runtime.jsonl import write_jsonl
 from florence_jax.runtime.text_file import TextFileError, parse_json
 
 SCHEMA = 1
@@ -253,12 +252,7 @@ def annotation_files(path: str | Path) -> list[Path]:
 
 def write_annotations(annotations: Iterable[Annotation], path: Path) -> int:
     """Write a JSON-lines file, there as a whole or not at all; returns how many."""
-    count = 0
-    with replaced_file(path) as output:
-        for annotation in annotations:
-            output.write(json_text(to_row(annotation)) + "\n")
-            count += 1
-    return count
+    return write_jsonl(path, map(to_row, annotations))
 
 
 def _record(part: Text | Region | OCRLine | Phrase) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from florence_jax.runtime.atomic_file import commit
+from florence_jax.runtime.atomic_file import write_once
 
 FOLDER = "throughput"
 _KINDS = ("texts", "regions", "ocr", "phrases")
@@ -86,7 +86,7 @@ def save_throughput(measured: Throughput, directory: Path) -> None:
     folder = directory / FOLDER
     folder.mkdir(exist_ok=True)
     name = f"{measured.ended.replace(':', '')}-{secrets.token_hex(4)}.json"
-    commit(folder / name, json.dumps(measured.record(), indent=1).encode() + b"\n")
+    write_once(folder / name, json.dumps(measured.record(), indent=1).encode() + b"\n")
 
 
 def saved_throughput(directory: Path) -> Iterator[dict[str, Any]]:

@@ -21,8 +21,8 @@ from florence_jax.results.formats import BLOCKS, SIDECARS
 from florence_jax.results.places import SidecarPlaces, common_folder, inside, relative_name
 from florence_jax.results.rows import picture_name
 from florence_jax.results.sidecars import check_sidecars, open_sidecars
+from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.directory_lock import DirectoryInUseError, directory_lock
-from florence_jax.runtime.output_file import replace_file
 
 CSV, COCO = "answers.csv", "annotations.json"
 _LOCK = ".formats.lock"
@@ -84,7 +84,7 @@ class FinishedRun:
         if self._kind == "coco":
             place = self._directory / COCO
             coco = CocoFile(
-                functools.partial(replace_file, place),
+                functools.partial(atomic_write, place),
                 functools.partial(relative_name, root=self._root),
             )
             results = self._written(Results(coco))

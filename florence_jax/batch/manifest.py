@@ -16,8 +16,8 @@ import numpy as np
 
 from florence_jax.batch.blocks import is_block_name
 from florence_jax.batch.job import Source
-from florence_jax.results.json_text import json_text
-from florence_jax.runtime.atomic_file import commit
+from florence_jax.runtime.atomic_file import write_once
+from florence_jax.runtime.jsonl import json_text
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_bytes
 
 MANIFEST = "run.json"
@@ -151,7 +151,7 @@ def claim_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     if read_manifest(directory) is None:
         content = f"{json_text(manifest, indent=1)}\n".encode()
         name = PARQUET_MANIFEST if manifest["blocks"]["format"] == "parquet" else MANIFEST
-        if commit(directory / name, content):
+        if write_once(directory / name, content):
             return
     check_manifest(directory, manifest)  # another host may have been first
 

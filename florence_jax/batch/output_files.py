@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from florence_jax.batch.job import Item, Row
 from florence_jax.results.instances import result_to_json
-from florence_jax.results.json_text import json_text
 from florence_jax.results.parquet import load_pyarrow, table_bytes, table_rows
+from florence_jax.runtime.atomic_file import write_once
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
+from florence_jax.runtime.jsonl import json_text
 
 RowFormat = Literal["jsonl", "parquet"]
 
@@ -85,3 +88,39 @@ def read_rows(path: Path) -> Iterator[Row]:
                 yield json.loads(line)
         return
     yield from table_rows(path)
+
+
+def commit_block(path: Path, content: bytes) -> bool:
+    """Write a block's file unless it exists, and its sha256 beside it (`digest_path`).
+
+    Returns:
+        Whether this call made the file.
+    """
+    made = write_once(path, content)
+    if made:
+        # The digest of an earlier file of this name, which somebody removed to have it made again.
+        digest_path(path).unlink(missing_ok=True)
+        _write_digest(path, hashlib.sha256(content).hexdigest())
+    return made
+
+
+def ensure_digests(directory: Path, names: Iterable[str]) -> None:
+    """Write the digests that killed processes had no time for."""
+    there = set(os.listdir(directory))
+    for path in (directory / name for name in names):
+        if digest_path(path).name not in there:
+            with path.open("rb") as file:
+                _write_digest(path, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def digest_path(path: Path) -> Path:
+    """The file with the sha256 of `path`, which `sha256sum -c` reads.
+
+    Readers of a directory of Parquet files skip names that begin with an underscore.
+    """
+    hidden = "_" if path.suffix == ".parquet" else ""
+    return path.with_name(f"{hidden}{path.name}.sha256")
+
+
+def _write_digest(path: Path, digest: str) -> None:
+    write_once(digest_path(path), f"{digest}  {path.name}\n".encode())

@@ -19,13 +19,19 @@ from florence_jax.batch.manifest import (
     make_manifest,
     read_manifest,
 )
-from florence_jax.batch.output_files import RowFormat, check_format, encode_block, writable
+from florence_jax.batch.output_files import (
+    RowFormat,
+    check_format,
+    commit_block,
+    encode_block,
+    ensure_digests,
+    writable,
+)
 from florence_jax.batch.process_share import Share
 from florence_jax.batch.progress import Progress
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.run_inputs import RunInputs, settle_inputs
-from florence_jax.runtime.atomic_file import commit_with_digest, ensure_digests
-from florence_jax.runtime.output_file import remove_leftovers
+from florence_jax.runtime.atomic_file import remove_leftovers
 from florence_jax.runtime.signals import Interruption
 
 # While one block's last answers are written down, the device works on the next one.
@@ -284,7 +290,7 @@ class _Run:
         content = encode_block(rows, self._kind)
         with self._lock:
             self._counted.add(number)
-        commit_with_digest(self._path(number), content)
+        commit_block(self._path(number), content)
         self._claims.release(number)
         bar.add(len(rows), sum("error" in row for row in rows))
 

@@ -22,9 +22,8 @@ import numpy as np
 from florence_jax.batch.blocks import Blocks
 from florence_jax.batch.job import Item, Source
 from florence_jax.batch.manifest import RunError, id_key, listing, read_manifest, record_name
-from florence_jax.results.json_text import json_text
-from florence_jax.runtime.atomic_file import commit
-from florence_jax.runtime.output_file import replaced_file
+from florence_jax.runtime.atomic_file import write_once
+from florence_jax.runtime.jsonl import json_text, write_jsonl
 from florence_jax.runtime.text_file import parse_json
 
 _ANOTHER = "or name another directory"
@@ -68,15 +67,14 @@ class RunInputs:
         if self.number == 0:  # the manifest itself follows
             return True
         content = json_text({"inputs": self.record, "ends": list(self.ends)}, indent=1)
-        return commit(directory / record_name(self.number), f"{content}\n".encode())
+        return write_once(directory / record_name(self.number), f"{content}\n".encode())
 
     def save_listing(self, directory: Path) -> None:
         """Write the ids and pins beside the manifest that will name them."""
         if not isinstance(self.source, PinnedSource):
             return
-        with replaced_file(directory / self.record["listing"]) as file:
-            for name, pin in zip(self.source.ids(), self.source.pins(), strict=True):
-                file.write(json_text([name, pin]) + "\n")
+        listed = zip(self.source.ids(), self.source.pins(), strict=True)
+        write_jsonl(directory / self.record["listing"], listed)
 
 
 def settle_inputs(directory: Path, source: Source, *, extend: bool = False) -> RunInputs:

@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from florence_jax.batch.blocks import is_block_name
 from florence_jax.batch.manifest import MANIFEST, RunError, read_manifest
-from florence_jax.batch.output_files import read_rows
+from florence_jax.batch.output_files import digest_path, read_rows
 from florence_jax.batch.run_inputs import blocks_of_manifest
-from florence_jax.runtime.atomic_file import digest_path
 
 # Problems that are told one by one.
 _SHOWN = 20

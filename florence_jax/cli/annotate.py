@@ -19,8 +19,8 @@ from florence_jax.cli.annotate_options import (
     thresholds,
 )
 from florence_jax.cli.options import decoding_settings, load_answering, say_on_stderr
+from florence_jax.runtime.atomic_file import check_writable
 from florence_jax.runtime.directory_lock import LOCK, directory_lock
-from florence_jax.runtime.output_file import check_writable
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:

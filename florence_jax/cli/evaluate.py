@@ -18,8 +18,8 @@ from florence_jax.cli.options import (
 )
 from florence_jax.cli.predict_dir import add_process_options
 from florence_jax.inference.malloc import add_malloc_option
+from florence_jax.runtime.atomic_file import atomic_write, check_writable, remove_leftovers
 from florence_jax.runtime.directory_lock import directory_lock
-from florence_jax.runtime.output_file import check_writable, remove_leftovers, replace_file
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def _report(plan: Plan, options: argparse.Namespace, directory: Path) -> Report:
         remove_leftovers(directory)
         save_report(report, directory)
         page = worst_page(report, worst(report, options.worst), pictures)
-        replace_file(directory / WORST, page)
+        atomic_write(directory / WORST, page)
     return report
 
 

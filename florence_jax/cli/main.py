@@ -36,9 +36,9 @@ from florence_jax.cli.predict_dir import (
 from florence_jax.cli.result_options import add_format_options, check_formats, open_results
 from florence_jax.inference.malloc import add_malloc_option, restart_with_tuned_malloc
 from florence_jax.processing import TASKS
-from florence_jax.results.json_text import json_text
+from florence_jax.runtime.atomic_file import named_errors, remove_leftovers
 from florence_jax.runtime.directory_lock import directory_lock
-from florence_jax.runtime.output_file import RowsFile, named_errors, remove_leftovers
+from florence_jax.runtime.jsonl import LineWriter, json_text
 from florence_jax.runtime.program import run_program
 from florence_jax.runtime.standard_streams import standard_output
 
@@ -310,7 +310,7 @@ def _show_demo(options: argparse.Namespace) -> int:
     pipeline = shapes_pipeline(options.dtype or "float32", quantize=options.quantize)
     settings, count = decoding_settings(pipeline, options), len(held_out_scenes())
     right, scene = 0, ""
-    with RowsFile(options.output / "results.jsonl", overwrite=True) as output:
+    with LineWriter(options.output / "results.jsonl", overwrite=True) as output:
         for shown in _progress(show(pipeline, settings), count, False):
             record = {name: value for name, value in vars(shown).items() if name != "picture"}
             record["right"] = shown.right
@@ -368,7 +368,7 @@ def _open_output(name: str, overwrite: bool) -> Iterator[Callable[[str], None]]:
 
         yield write
         return
-    with RowsFile(name, overwrite=overwrite) as file:
+    with LineWriter(name, overwrite=overwrite) as file:
         yield file.write
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from florence_jax.cli.options import decoding_settings, load_answering, say_on_stderr
 from florence_jax.cli.result_options import check_formats
 from florence_jax.results.formats import BLOCKS, SIDECARS
-from florence_jax.runtime.output_file import check_writable
+from florence_jax.runtime.atomic_file import check_writable
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:

@@ -174,7 +174,7 @@ def line_writer(kind: str, add_line: Callable[[str], Any]) -> Writer:
 @contextlib.contextmanager
 def _coco(output: str, overwrite: bool, file_name: Callable[[str], str]) -> Iterator[Writer]:
     from florence_jax.results.coco import CocoFile
-    from florence_jax.runtime.output_file import replace_file
+    from florence_jax.runtime.atomic_file import atomic_write
     from florence_jax.runtime.standard_streams import standard_output
 
     path = Path(output)
@@ -189,7 +189,7 @@ def _coco(output: str, overwrite: bool, file_name: Callable[[str], str]) -> Iter
     elif not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} does not exist: make the folder of --output first")
     else:
-        writer = CocoFile(functools.partial(replace_file, path), file_name)
+        writer = CocoFile(functools.partial(atomic_write, path), file_name)
     try:
         yield writer
     except KeyboardInterrupt:

@@ -9,8 +9,8 @@ from typing import Any
 
 from florence_jax.evaluation.paper_results import PublishedScore
 from florence_jax.evaluation.scoring import Outcome, Row
-from florence_jax.results.json_text import json_text
-from florence_jax.runtime.output_file import replace_file
+from florence_jax.runtime.atomic_file import atomic_write
+from florence_jax.runtime.jsonl import json_text, write_jsonl
 
 REPORT, EXAMPLES, WORST, SUBMISSION = (
     "report.json",
@@ -151,11 +151,10 @@ def worst(report: Report, count: int) -> list[Worst]:
 def save_report(report: Report, directory: Path) -> None:
     """Write `report.json`, `examples.jsonl` and, where the truth is not public, the answers in the
     form that the challenges take."""
-    replace_file(directory / REPORT, json_text(report.as_json(), indent=1) + "\n")
-    lines = (json_text(row) for row in report.examples_as_json())
-    replace_file(directory / EXAMPLES, "".join(f"{line}\n" for line in lines))
+    atomic_write(directory / REPORT, json_text(report.as_json(), indent=1) + "\n")
+    write_jsonl(directory / EXAMPLES, report.examples_as_json())
     if any(part.outcome is None for part in report.parts):
-        replace_file(directory / SUBMISSION, json_text(_submission(report)) + "\n")
+        atomic_write(directory / SUBMISSION, json_text(_submission(report)) + "\n")
 
 
 def _submission(report: Report) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ from florence_jax.inference.base_pipeline import BasePipeline, Result
 from florence_jax.inference.requests import Query, Request
 from florence_jax.processing import ImageError
 from florence_jax.processing.image import count_pages, load_image_and_notes, page_id
+from florence_jax.runtime.atomic_file import file_name
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
-from florence_jax.runtime.output_file import file_name
 
 
 @dataclass(frozen=True, kw_only=True)

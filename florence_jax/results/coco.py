@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from florence_jax.results.instances import result_to_json, to_coco_dataset
-from florence_jax.results.json_text import json_text
 from florence_jax.results.rows import Row, picture_name, shapes, size_of, values
+from florence_jax.runtime.jsonl import json_text
 
 
 class CocoFile:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from florence_jax.results.draw import PALETTE, TextWriter, draw_result, label_colour
 from florence_jax.results.instances import instances
-from florence_jax.runtime.output_file import replaced_file
+from florence_jax.runtime.atomic_file import atomic_open
 
 # Small pictures are enlarged to this height, so that labels can be read on them.
 _HEIGHT = 448
@@ -81,7 +81,7 @@ def save_side_by_side(
     for row, line in enumerate(notes):
         small.write(pen, (_GAP, bottom + row * small.line_height), line, _MUTED)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(path, "wb", durable=False) as file:
+    with atomic_open(path, "wb", durable=False) as file:
         sheet.save(file, format="png")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from florence_jax.results.draw import draw_result
+from florence_jax.runtime.atomic_file import atomic_open
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
-from florence_jax.runtime.output_file import replaced_file
 
 
 def drawing_error(
@@ -37,5 +37,5 @@ def save_drawn(image: Image.Image, result: Mapping[str, Any], path: str | os.Pat
         ValueError: a result of no known form.
     """
     drawn = draw_result(image, result)
-    with replaced_file(path, "wb", durable=False) as file:
+    with atomic_open(path, "wb", durable=False) as file:
         drawn.save(file, format="png")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from florence_jax.results.json_text import json_text
 from florence_jax.results.rows import Row
+from florence_jax.runtime.jsonl import json_text
 
 
 class JsonRows:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from florence_jax.results.json_text import json_text
+from florence_jax.runtime.jsonl import json_text
 
 Row = dict[str, Any]
 

@@ -18,8 +18,8 @@ from florence_jax.results.rows import (
 )
 from florence_jax.results.voc import voc_xml
 from florence_jax.results.yolo import CLASSES, YoloClasses, are_labels, yolo_lines
+from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.directory_lock import directory_lock
-from florence_jax.runtime.output_file import replace_file
 from florence_jax.runtime.text_file import TextFileError, read_text
 
 # What is wrong with the name of one row, and not with the disk.
@@ -54,7 +54,7 @@ class Sidecars:
         content = self._render(row)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, content)
+            atomic_write(path, content)
         except ValueError as error:  # a null byte
             raise UnsuitableRowError(f"{str(path)!r} is no file name ({error})") from error
         except OSError as error:

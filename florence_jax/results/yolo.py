@@ -9,7 +9,7 @@ import numpy as np
 
 from florence_jax.results.instances import Instance
 from florence_jax.results.rows import Row, class_name, shapes, size_of
-from florence_jax.runtime.output_file import replace_file
+from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.text_file import read_text, split_lines
 
 SUFFIX = ".txt"
@@ -55,9 +55,9 @@ class YoloClasses:
         """Write both files; a `data.yaml` that somebody else wrote stays as it is."""
         self._folder.mkdir(parents=True, exist_ok=True)
         lines = "".join(f"{name}\n" for name in self._numbers)
-        replace_file(self._folder / CLASSES, lines)
+        atomic_write(self._folder / CLASSES, lines)
         if not self.has_foreign_data():
-            replace_file(self._folder / DATA, self._data())
+            atomic_write(self._folder / DATA, self._data())
 
     def has_foreign_data(self) -> bool:
         """Is there a `data.yaml` that this library did not write?"""

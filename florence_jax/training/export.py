@@ -19,8 +19,8 @@ import numpy as np
 
 from florence_jax.checkpoint import save_checkpoint
 from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
+from florence_jax.runtime.atomic_file import temporary_name
 from florence_jax.runtime.directory_lock import directory_lock
-from florence_jax.runtime.output_file import aside_of
 from florence_jax.runtime.program import run_program
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.sharding import all_gather_to_hosts
@@ -76,7 +76,7 @@ def _write(
     config, written = training.config, []
     factors = {path: np.asarray(leaf) for path, leaf in params.items() if is_factor(path)}
     if factors:
-        aside = aside_of(adapter)
+        aside = temporary_name(adapter)
         try:
             save_tensors(
                 factors,

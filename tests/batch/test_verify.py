@@ -7,12 +7,11 @@ import pytest
 
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.manifest import RunError
-from florence_jax.batch.output_files import encode_rows, read_rows
+from florence_jax.batch.output_files import commit_block, digest_path, encode_rows, read_rows
 from florence_jax.batch.run import run_blocks
 from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.verify import verify_output
 from florence_jax.inference.requests import Query
-from florence_jax.runtime.atomic_file import commit_with_digest, digest_path
 from tests.batch.fakes import SumOfPixels, items_of, write_pictures
 
 
@@ -89,7 +88,7 @@ def replace(path, rows):
     """Other rows, under a digest of their own."""
     path.unlink()
     digest_path(path).unlink()
-    commit_with_digest(path, encode_rows(rows, path.suffix[1:]))
+    commit_block(path, encode_rows(rows, path.suffix[1:]))
 
 
 def test_rows_lost_doubled_and_exchanged(output):

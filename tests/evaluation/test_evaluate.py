@@ -14,7 +14,7 @@ from florence_jax.cli.main import main
 from florence_jax.demo.random_model import demo_pipeline
 from florence_jax.evaluation import scoring
 from florence_jax.processing import ImageConfig
-from florence_jax.runtime.output_file import replace_file
+from florence_jax.runtime.atomic_file import atomic_write
 from tests.evaluation import miniature
 
 
@@ -188,7 +188,7 @@ def test_text_on_the_page_is_text(tmp_path):
 
 
 def test_a_page_escapes_names_that_are_no_utf8(tmp_path):
-    replace_file(tmp_path / "worst.html", "caf\udce9.png")
+    atomic_write(tmp_path / "worst.html", "caf\udce9.png")
     assert (tmp_path / "worst.html").read_text(encoding="utf-8") == "caf\\udce9.png"
 
 

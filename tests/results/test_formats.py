@@ -286,13 +286,13 @@ def test_existing_sidecars_are_kept_and_counted(folder):
 
 
 def test_a_failed_write_leaves_what_was_there_and_names_the_file(folder, monkeypatch):
-    from florence_jax.runtime import output_file
+    from florence_jax.runtime import atomic_file
 
     def full(*paths):
         raise OSError(28, "No space left on device")
 
     (folder / "a.txt").write_text("mine")
-    monkeypatch.setattr(output_file.os, "replace", full)
+    monkeypatch.setattr(atomic_file.os, "replace", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.txt'"):
         write_sidecars("txt", folder, [row(folder / "a.png", "A", "<CAPTION>")], overwrite=True)
     assert (folder / "a.txt").read_text() == "mine"

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from florence_jax.runtime.output_file import named_errors, replaced_file
+from florence_jax.runtime.atomic_file import atomic_open, named_errors
 from florence_jax.runtime.text_file import json_lines
 from train.plan.bounds import bounds
 from train.plan.compiled import Compiled
@@ -51,12 +51,12 @@ class Records:
     def write_tables(self, found: Iterable[Answer]) -> None:
         """The ranking of `found` as CSV and PNG."""
         rows = [_row(request, compiled) for request, compiled in ranked(found)]
-        with replaced_file(self.directory / self.names[1]) as file:
+        with atomic_open(self.directory / self.names[1]) as file:
             names = dict.fromkeys(name for row in rows for name in row)
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        with replaced_file(self.directory / self.names[2], "wb") as file:
+        with atomic_open(self.directory / self.names[2], "wb") as file:
             draw(ranked(found)).save(file, format="png")
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.processing import TASKS
-from florence_jax.runtime.output_file import check_writable, replace_file
+from florence_jax.runtime.atomic_file import atomic_write, check_writable
 from florence_jax.runtime.program import run_program
 from train.shapes.config import SPLITS, SceneConfig
 from train.shapes.judge import Answered, Score, judge
@@ -95,7 +95,7 @@ def _run(arguments: list[str] | None) -> int:
             task: {score.metric: round(score.value, 4), **score.others}
             for task, score in scores.items()
         }
-        replace_file(options.output, json.dumps(figures, indent=1) + "\n")
+        atomic_write(options.output, json.dumps(figures, indent=1) + "\n")
     return 0
 
 

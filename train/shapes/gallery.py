@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from florence_jax.processing import TASKS, build_prompt, parse
 from florence_jax.results.draw import draw_result
-from florence_jax.runtime.output_file import replaced_file
+from florence_jax.runtime.atomic_file import atomic_open
 from train.shapes.render import draw
 from train.shapes.tasks import Question, questions
 from train.shapes.world import ShapesWorld
@@ -43,7 +43,7 @@ def save_gallery(
         ]
         rows.append(cells)
     kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower(), "PNG")
-    with replaced_file(path, "wb") as file:
+    with atomic_open(path, "wb") as file:
         _sheet(rows).save(file, format=kind)
 
 

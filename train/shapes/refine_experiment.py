@@ -27,8 +27,8 @@ from typing import Any
 from florence_jax.annotation.schema import read_annotations
 from florence_jax.annotation.to_examples import questions as questions_of
 from florence_jax.inference.pipeline import Florence2Pipeline
+from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.directory_lock import directory_lock
-from florence_jax.runtime.output_file import replace_file
 from florence_jax.runtime.program import run_program
 from florence_jax.training.config import SourceConfig, TrainConfig
 from florence_jax.training.config_loader import load_settings
@@ -104,7 +104,7 @@ def _curve(options: argparse.Namespace, out: Path) -> int:
             }
         )
         print(json.dumps(curve["models"][-1]), flush=True)
-    replace_file(out / "curve.json", json.dumps(curve, indent=1) + "\n")
+    atomic_write(out / "curve.json", json.dumps(curve, indent=1) + "\n")
     print(_table(curve))
     return 0
 

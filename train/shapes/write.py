@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from florence_jax.processing import TASKS
+from florence_jax.runtime.atomic_file import atomic_open, atomic_write
 from florence_jax.runtime.directory_lock import directory_lock
-from florence_jax.runtime.output_file import replace_file, replaced_file
 from train.shapes.config import Split
 from train.shapes.render import draw
 from train.shapes.tasks import questions
@@ -43,16 +43,16 @@ def write_dataset(
         raise ValueError(f"count is {count} and start {start}, expected at least 1 and 0")
     folder = Path(directory) / DIRECTORIES[world.split]
     folder.mkdir(parents=True, exist_ok=True)
-    with directory_lock(folder), replaced_file(folder / ROWS) as rows:
+    with directory_lock(folder), atomic_open(folder / ROWS) as rows:
         for index in range(start, start + count):
             scene = world.scene(index)
             name = f"{index:06}.png"
-            with replaced_file(folder / name, "wb", durable=False) as file:
+            with atomic_open(folder / name, "wb", durable=False) as file:
                 draw(scene).save(file, format="png")
             for question in questions(scene, tasks):
                 row = {"image": name, "prefix": question.prefix, "suffix": question.suffix}
                 rows.write(json.dumps(row) + "\n")
         settings = {**dataclasses.asdict(world), "start": start, "count": count}
         settings["tasks"] = list(tasks)
-        replace_file(folder / "world.json", json.dumps(settings, indent=1) + "\n")
+        atomic_write(folder / "world.json", json.dumps(settings, indent=1) + "\n")
     return folder

@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from florence_jax.runtime import output_file
-from florence_jax.runtime.output_file import (
-    RowsFile,
+from florence_jax.runtime import atomic_file
+from florence_jax.runtime.atomic_file import (
+    atomic_write,
     check_writable,
     file_name,
     remove_leftovers,
-    replace_file,
 )
+from florence_jax.runtime.jsonl import LineWriter
 
 
 def names(folder):
@@ -23,10 +23,10 @@ def names(folder):
 def test_a_start_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("old\n")
-    with pytest.raises(ValueError, match="no model"), RowsFile(path, overwrite=True):
+    with pytest.raises(ValueError, match="no model"), LineWriter(path, overwrite=True):
         raise ValueError("no model")
     assert path.read_text() == "old\n"
-    with RowsFile(path, overwrite=True) as file:
+    with LineWriter(path, overwrite=True) as file:
         assert path.read_text() == "old\n"
         file.write("new")
         assert path.read_text() == "new\n", "each line is there when it is written"
@@ -36,10 +36,10 @@ def test_a_start_that_fails_leaves_the_old_file(tmp_path):
 
 
 def test_a_start_that_fails_leaves_no_file(tmp_path):
-    with pytest.raises(ValueError, match="no model"), RowsFile(tmp_path / "a", overwrite=False):
+    with pytest.raises(ValueError, match="no model"), LineWriter(tmp_path / "a", overwrite=False):
         raise ValueError("no model")
     assert names(tmp_path) == []
-    with RowsFile(tmp_path / "a", overwrite=False) as file:
+    with LineWriter(tmp_path / "a", overwrite=False) as file:
         (tmp_path / "a").write_text("of another command\n")
         with pytest.raises(FileExistsError, match="exists already: pass --overwrite"):
             file.write("ours")
@@ -50,7 +50,7 @@ def test_links_keep_their_place_and_modes_stay(tmp_path):
     (tmp_path / "real").write_text("old\n")
     (tmp_path / "real").chmod(0o640)
     (tmp_path / "link").symlink_to("real")
-    with RowsFile(tmp_path / "link", overwrite=True) as file:
+    with LineWriter(tmp_path / "link", overwrite=True) as file:
         file.write("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "new\n"
@@ -58,11 +58,11 @@ def test_links_keep_their_place_and_modes_stay(tmp_path):
 
 
 def test_devices_are_written_to_and_stay(tmp_path):
-    with RowsFile("/dev/null", overwrite=False) as file:
+    with LineWriter("/dev/null", overwrite=False) as file:
         file.write("row")
     assert not os.path.isfile("/dev/null")
     with pytest.raises(IsADirectoryError, match="is a directory"):
-        RowsFile(tmp_path, overwrite=True)
+        LineWriter(tmp_path, overwrite=True)
 
 
 def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
@@ -72,14 +72,14 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(output_file.os, "fsync", full)
+    monkeypatch.setattr(atomic_file.os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left.*report\.json"):
-        replace_file(path, "new")
+        atomic_write(path, "new")
     assert (path.read_text(), names(tmp_path)) == ("old", ["report.json"])
 
 
 def test_a_file_name_that_is_no_utf8_is_written_as_an_escape(tmp_path):
-    replace_file(tmp_path / "page", os.fsdecode(b"caf\xe9.png"))
+    atomic_write(tmp_path / "page", os.fsdecode(b"caf\xe9.png"))
     assert (tmp_path / "page").read_text() == "caf\\udce9.png"
 
 
