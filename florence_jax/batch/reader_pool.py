@@ -6,7 +6,6 @@ that is killed, hangs or runs out of memory takes nothing with it.
 
 from __future__ import annotations
 
-import os
 import pickle
 import select
 import subprocess
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.reader_process import READY
-from florence_jax.inference import malloc
 from florence_jax.processing.errors import ImageError
 
 ATTEMPTS = 3
@@ -125,7 +123,6 @@ class WorkerPool:
                 [sys.executable, "-P", "-c", _PROGRAM, _ROOT],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=_environment(),
                 # Ctrl-C is for this process, which finishes its blocks.
                 process_group=0,
             )
@@ -161,11 +158,3 @@ class WorkerPool:
         with self._lock:
             self._alive.discard(worker)
         return f"died (signal {-status})" if status < 0 else f"died (status {status})"
-
-
-def _environment() -> dict[str, str]:
-    environment = dict(os.environ)
-    # Our own malloc settings keep freed memory: a worker would stay as large as its largest image.
-    if environment.get(malloc.TUNABLES) == malloc.TUNED:
-        del environment[malloc.TUNABLES]
-    return environment

@@ -14,8 +14,12 @@ from typing import Any, Literal
 
 from florence_jax.bench.engines.engine import EngineInfo
 from florence_jax.bench.settings import Settings
-from florence_jax.inference.malloc import TUNED
 
+# As in docs/performance.md: freed memory stays with the process, in one arena, on huge pages.
+TUNED = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:"
+    "glibc.malloc.top_pad=67108864:glibc.malloc.arena_max=1"
+)
 Malloc = Literal["tuned", "default"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -14,7 +14,6 @@ from florence_jax.annotation.schema import LEVELS
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
 from florence_jax.cli.options import add_decoding_options, add_model_options
 from florence_jax.cli.predict_dir import add_extend, add_process_options
-from florence_jax.inference.malloc import add_malloc_option
 
 
 def add_options(annotate: argparse.ArgumentParser) -> None:
@@ -144,7 +143,6 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
         metavar="key=value",
         help="a setting of the fine-tune; repeat it for several",
     )
-    add_malloc_option(annotate)
     annotate.add_argument("--quiet", action="store_true", help="no progress bar, no table")
 
 
@@ -184,8 +182,6 @@ def annotate_arguments(options: argparse.Namespace, model: str, output: Path) ->
             value = os.path.abspath(value)
         if value is not None:
             arguments += [f"--{name.replace('_', '-')}", str(value)]
-    if options.malloc_settings is not None:
-        arguments += ["--malloc", options.malloc_settings]
     for name in ("only", "threshold", "export"):
         for value in getattr(options, name) or ():
             arguments += [f"--{name}", value]

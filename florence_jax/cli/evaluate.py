@@ -17,7 +17,6 @@ from florence_jax.cli.options import (
     load_answering,
 )
 from florence_jax.cli.predict_dir import add_process_options
-from florence_jax.inference.malloc import add_malloc_option
 from florence_jax.runtime.atomic_file import atomic_write, check_writable, remove_leftovers
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
@@ -113,7 +112,6 @@ def add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     evaluate.add_argument("--workers", type=int, metavar="N", help="processes that read pictures")
     add_process_options(evaluate)
-    add_malloc_option(evaluate)
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     evaluate.set_defaults(run=run_evaluate)
 

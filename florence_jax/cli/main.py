@@ -34,7 +34,6 @@ from florence_jax.cli.predict_dir import (
     predict_into_directory,
 )
 from florence_jax.cli.result_options import add_format_options, check_formats, open_results
-from florence_jax.inference.malloc import add_malloc_option, restart_with_tuned_malloc
 from florence_jax.processing import TASKS
 from florence_jax.runtime.atomic_file import named_errors, remove_leftovers
 from florence_jax.runtime.directory_lock import directory_lock
@@ -76,9 +75,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     if options.run is None:
         parser.print_help()
         return 0
-    # Not where another program calls this function: the process is not ours then.
-    if arguments is None and hasattr(options, "malloc_settings"):
-        restart_with_tuned_malloc(options.malloc_settings)
     return options.run(options)
 
 
@@ -186,7 +182,6 @@ def _add_predict(commands: Any) -> None:
         "(default: the first, and a note in its row)",
     )
     predict.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
-    add_malloc_option(predict)
     predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     add_format_options(predict)
     add_run_options(predict)
@@ -209,7 +204,6 @@ def _add_demo(commands: Any) -> None:
         help="drawn answers and results.jsonl go here (default: %(default)s)",
     )
     add_decoding_options(demo)
-    add_malloc_option(demo)
     demo.set_defaults(run=_demo, max_new_tokens=120)
 
 

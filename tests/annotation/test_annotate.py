@@ -184,7 +184,7 @@ class TestCommand:
                  "--beams", "2", "--max-new-tokens", "9", "--unconstrained", "--batch-size", "3",
                  "--block-size", "5", "--workers", "1", "--export", "rows", "--gallery", "4",
                  "--mesh", "data=-1", "--rules", "tp",
-                 "--image-root", str(pictures), "--malloc", "default", "--quiet"]  # fmt: skip
+                 "--image-root", str(pictures), "--quiet"]  # fmt: skip
         options = _parser().parse_args(given)
         own = {"output", "model", "process_index", "process_count"}
         loop = {"merge", "fusion", "captions", "refine", "rounds", "checkout", "also", "words"}

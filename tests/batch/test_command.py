@@ -129,7 +129,7 @@ def test_a_process_that_is_interrupted_says_how_to_go_on(tmp_path, signals):
     command = [
         sys.executable, "-m", "florence_jax", "predict", tmp_path / "pictures", "--task", "<OD>",
         "--output-dir", tmp_path / "out", "--model", "demo", "--max-new-tokens", "6",
-        "--block-size", "10", "--batch-size", "2", "--malloc", "default",
+        "--block-size", "10", "--batch-size", "2",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while len(list((tmp_path / "out").glob("*.jsonl"))) < 2:

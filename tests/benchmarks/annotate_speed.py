@@ -17,8 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from florence_jax.inference.malloc import CHOICES, restart_with_tuned_malloc
-
 OPEN = ("text_score", "box_score", "label_score", "line_score", "least_complexity")
 
 
@@ -34,9 +32,7 @@ def main() -> None:
     parser.add_argument("--beams", type=int)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--malloc", choices=CHOICES, help="default: as the command line chooses")
     options = parser.parse_args()
-    restart_with_tuned_malloc(options.malloc)
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), options)
 

@@ -17,8 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from florence_jax.inference.malloc import CHOICES, restart_with_tuned_malloc
-
 BLOCK_BATCHES = 4
 
 
@@ -32,9 +30,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="default: 3")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--malloc", choices=CHOICES, help="default: as the command line chooses")
     options = parser.parse_args()
-    restart_with_tuned_malloc(options.malloc)
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), options)
 

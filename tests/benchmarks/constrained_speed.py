@@ -12,8 +12,6 @@ import importlib
 import statistics
 import time
 
-from florence_jax.inference.malloc import CHOICES, restart_with_tuned_malloc
-
 TASKS = ["<OD>", "<OCR_WITH_REGION>", "<CAPTION>", "<DENSE_REGION_CAPTION>"]
 
 
@@ -26,9 +24,7 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--malloc", choices=CHOICES, help="default: as the command line chooses")
     options = parser.parse_args()
-    restart_with_tuned_malloc(options.malloc)
     measure(options)
 
 

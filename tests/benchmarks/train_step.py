@@ -21,7 +21,7 @@ import time
 import numpy as np
 
 from florence_jax.config import PRESETS, Florence2Config
-from florence_jax.inference.malloc import TUNED
+from tests.benchmarks.malloc import TUNED
 
 ENGINES = ("ours", "eager", "compiled")
 PROMPT, LEARNING_RATE, CLIP = 16, 1e-5, 1.0
