@@ -53,6 +53,7 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
     import jax.numpy as jnp
 
     from florence_jax.runtime.compilation_cache import use_compilation_cache
+    from florence_jax.runtime.signals import Interrupted, Interruption
     from florence_jax.sharding import padded_rows
     from florence_jax.training.build import make_preprocessor
     from florence_jax.training.cached_features.fill import fill
@@ -63,7 +64,6 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
         tower_program,
     )
     from florence_jax.training.cached_features.writer import filling
-    from florence_jax.training.interruption import Interrupted, Interruption
     from florence_jax.training.preflight import prepare
     from florence_jax.training.pretrained import load_parameters
 
@@ -77,7 +77,7 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
     with tempfile.TemporaryDirectory(prefix="florence-features-") as files, Interruption() as asked:
         # On the devices that are here, and not those that the run divides its parameters over.
         prepared = prepare(dataclasses.replace(config, mesh=""), Path(files) / "processor")
-        config, start, training = prepared.config, prepared.start, prepared.training
+        config, start, training = prepared.config, prepared.pretrained, prepared.setup
         check_constant(training)
         sources = [(name, source) for name, source, _ in prepared.sources]
         tower = {

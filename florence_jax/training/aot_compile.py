@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from florence_jax.runtime.signals import Interruption
 from florence_jax.sharding import use_mesh
-from florence_jax.training.interruption import Interruption
 
 
 class AotCompiled:

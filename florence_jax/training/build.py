@@ -1,7 +1,7 @@
-"""The pure parts of a run, built from its settings: objective, optimizer, step, first state."""
+"""Build the parts of a run from its settings: loss, optimizer, step, data loader, first state."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -15,7 +15,9 @@ from florence_jax.model import Model
 from florence_jax.sharding import MeshShape, load_rules, make_mesh, parse_mesh
 from florence_jax.training.config import DataConfig, TrainConfig
 from florence_jax.training.data.augment import AugmentConfig
+from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import Preprocessor
+from florence_jax.training.data.registry import Named
 from florence_jax.training.lora import init_factors
 from florence_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from florence_jax.training.param_groups import ParamGroup, assign_param_groups
@@ -27,14 +29,15 @@ from florence_jax.training.step import LossFn, Step, build_step
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSetup:
-    """What the loop runs.
+    """The step of a run and everything that it is made of.
 
     Attributes:
         config: the run's settings.
-        objective: from parameters and a batch to summed losses.
-        treated: of every parameter, adapters included, whether and how it trains.
-        optimizer, step: of what trains.
-        placement: where the state and batches lie.
+        objective: the loss: from parameters and a batch to summed losses.
+        param_groups: for every parameter, adapters included, whether and how it trains.
+        optimizer: the optimizer of the trainable parameters.
+        step: the update of the trainable parameters.
+        placement: the shardings of the state and of batches.
     """
 
     config: TrainConfig
@@ -43,6 +46,11 @@ class TrainSetup:
     optimizer: optax.GradientTransformation
     step: Step
     placement: StateSharding
+
+    @property
+    def steps(self) -> int:
+        """Updates of the whole run."""
+        return known_steps(self.config)
 
     def first_state(self, params: Flat) -> TrainState:
         """The state before the first step, from the parameters of the base model."""
@@ -61,18 +69,18 @@ class TrainSetup:
         return new_state(trainable, frozen, self.optimizer, with_ema=with_ema)
 
     def abstract_state(self) -> TrainState:
-        """Its shapes, dtypes and shardings as checkpoints hold it; nothing is allocated."""
+        """Shapes, dtypes and shardings of the state in a checkpoint; nothing is allocated."""
         shapes = param_shapes(self.objective.model.config)
         params = {p: jax.ShapeDtypeStruct(shape, jnp.float32) for p, shape in shapes.items()}
         return self.placement.true_shapes(jax.eval_shape(self.first_state, params))
 
     def placed_state(self) -> TrainState:
-        """The same as `placed_step` takes and gives it."""
+        """Shapes, dtypes and shardings of the state that `placed_step` takes and returns."""
         return self.placement.padded(self.abstract_state())
 
     @property
     def placed_step(self) -> Step:
-        """`step` on a placed state and a placed batch."""
+        """`step` on a sharded, padded state and batch."""
         return self.placement.step(self.step)
 
     def trains(self, path: str) -> bool:
@@ -82,10 +90,10 @@ class TrainSetup:
 def build_training(
     config: TrainConfig, start: PretrainedFiles, mesh: Mesh | AbstractMesh | None = None
 ) -> TrainSetup:
-    """Everything that is a function of the settings alone.
+    """Build everything that is a function of the settings alone.
 
     Args:
-        mesh: in place of the settings' own, of this process's devices.
+        mesh: a mesh to use in place of the one that the settings name.
 
     Raises:
         RuleError, ValueError: rules, adapters, schedules or a mesh that do not fit.
@@ -126,13 +134,9 @@ def build_training(
         layer_decay=optimizer_config.layer_decay,
         no_decay=optimizer_config.no_decay,
     )
-    if config.steps is None:
-        raise ValueError(
-            "steps must be known: `florence_jax.training.preflight` counts them from the epochs"
-        )
-    schedule = learning_rate_schedule(optimizer_config, config.steps)
-    training = {path: treatment for path, treatment in param_groups.items() if treatment.trains}
-    optimizer = build_optimizer(optimizer_config, schedule, training)
+    schedule = learning_rate_schedule(optimizer_config, known_steps(config))
+    trainable = {path: group for path, group in param_groups.items() if group.trains}
+    optimizer = build_optimizer(optimizer_config, schedule, trainable)
     step = build_step(
         objective,
         optimizer,
@@ -151,14 +155,48 @@ def build_training(
     )
 
 
+def known_steps(config: TrainConfig) -> int:
+    """The steps of a run.
+
+    Raises:
+        ValueError: the settings give epochs, whose steps only the data tell.
+    """
+    if config.steps is None:
+        raise ValueError(
+            "steps must be known: `florence_jax.training.preflight` counts them from the epochs"
+        )
+    return config.steps
+
+
+def make_loader(
+    config: TrainConfig,
+    pretrained: PretrainedFiles,
+    sources: Sequence[Named],
+    share: tuple[int, int] = (0, 1),
+) -> DataLoader:
+    """The training data, or the share (index, count) that one process brings to each step."""
+    index, count = share
+    return DataLoader(
+        sources=sources,
+        # A share's longest row says nothing of the others', and all must have one shape.
+        make_row=make_preprocessor(config.data, pretrained, training=True, longest=count > 1),
+        batch_size=config.batch_size,
+        micro=config.accumulation,
+        seed=config.seed,
+        host=index,
+        hosts=count,
+        mix=config.data.mix,
+    )
+
+
 def make_preprocessor(
     config: DataConfig, start: PretrainedFiles, *, training: bool, longest: bool = False
 ) -> Preprocessor:
-    """From examples to arrays; without augmentation where it is not for training.
+    """Examples to arrays, augmented only for training.
 
     Args:
-        longest: pad every batch to `max_prompt` and `max_target`, and each picture's questions to
-            those of the source that asks most, and not to what the batch itself holds.
+        longest: pad every batch to `max_prompt` and `max_target`, and the questions of each
+            picture to those of the source that asks most, instead of to the batch's own longest.
     """
     max_prompt, max_target = longest_texts(config, start)
     return Preprocessor(
@@ -176,10 +214,10 @@ def make_preprocessor(
 
 
 def eval_params(state: TrainState) -> Flat:
-    """The parameters that are evaluated and exported: the moving average where there is one."""
+    """The parameters to evaluate and export: the moving average where there is one."""
     return {**state.frozen, **(state.trainable if state.ema is None else state.ema)}
 
 
 def drop_frozen(state: TrainState) -> TrainState:
-    """What changes: a run directory holds the frozen parameters once, not in every checkpoint."""
+    """The state without its frozen parameters, which a run directory holds only once."""
     return dataclasses.replace(state, frozen={})

@@ -13,13 +13,11 @@ from PIL import Image
 
 from florence_jax.processing import TASKS, parse
 from florence_jax.results.compare_grid import enlarged, save_side_by_side
-from florence_jax.training.build import TrainSetup
+from florence_jax.training.build import TrainSetup, make_loader
 from florence_jax.training.cached_features.vision_tower import origin_of
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import to_tree
 from florence_jax.training.data.preprocess import HostBatch
-from florence_jax.training.data.registry import source_notes
-from florence_jax.training.loop import build_stream
 from florence_jax.training.metrics.flops import update_flops
 from florence_jax.training.preflight import prepare
 from florence_jax.training.pretrained import PretrainedFiles, longest_texts
@@ -30,28 +28,27 @@ _PICTURES = 8
 def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
     """Lines to print; the first batch's pictures go to `directory`."""
     yield yaml.safe_dump(to_tree(config), sort_keys=False)
-    # Of a run on many devices, from a machine with few.
+    # On this machine's devices, not those that the run divides its parameters over.
     prepared = prepare(dataclasses.replace(config, mesh=""), directory / "processor")
-    start, training = prepared.start, prepared.training
-    yield from _sizes(training)
-    # Pixels, whether or not there are features of them: a person shall see pictures.
-    stream = build_stream(prepared.config, start, sources=prepared.sources)
-    prompt, target = longest_texts(config.data, start)
-    yield f"steps: {prepared.config.steps:,}; texts of at most {prompt} and {target} tokens"
-    yield f"training data: {len(stream.sources)} sources"
-    for name, source, weight in stream.sources:
+    pretrained, setup = prepared.pretrained, prepared.setup
+    yield from _sizes(setup)
+    # Pixels even where features are cached, so that there are pictures to look at.
+    loader = make_loader(prepared.config, pretrained, prepared.sources)
+    prompt, target = longest_texts(config.data, pretrained)
+    yield f"steps: {setup.steps:,}; texts of at most {prompt} and {target} tokens"
+    yield f"training data: {len(loader.sources)} sources"
+    for name, source, weight in loader.sources:
         yield f"  {name}: {len(source):,} rows, weight {weight:g}"
-    opened = [*(source for _, source, _ in prepared.sources), *prepared.valid.values()]
-    yield from (f"note: {note}" for note in source_notes(opened))
-    batch = stream.batch(0)
+    yield from (f"note: {note}" for note in prepared.notes)
+    batch = loader.batch(0)
     if config.data.cached_features is not None:
-        rows = sum(len(source) for _, source, _ in stream.sources)
-        yield from _cached_features(training, batch, rows)
-    yield from _batch(batch, start, directory)
+        rows = sum(len(source) for _, source, _ in loader.sources)
+        yield from _cached_features(setup, batch, rows)
+    yield from _batch(batch, pretrained, directory)
 
 
-def _sizes(training: TrainSetup) -> Iterator[str]:
-    abstract = training.abstract_state()
+def _sizes(setup: TrainSetup) -> Iterator[str]:
+    abstract = setup.abstract_state()
     groups = {"trainable": abstract.trainable, "frozen": abstract.frozen}
     for name, leaves in groups.items():
         parts: dict[str, int] = {}
@@ -71,9 +68,9 @@ def _sizes(training: TrainSetup) -> Iterator[str]:
     yield f"memory in MiB, activations aside: {sum(sizes.values()) / 2**20:,.1f} ({listed})"
 
 
-def _cached_features(training: TrainSetup, batch: HostBatch, rows: int) -> Iterator[str]:
+def _cached_features(setup: TrainSetup, batch: HostBatch, rows: int) -> Iterator[str]:
     # Of no weights: only the shape and dtype are shown.
-    origin = origin_of(training, {})
+    origin = origin_of(setup, {})
     yield (
         f"cached features: {origin.dtype}{list(origin.shape)} a picture, {origin.bytes / 1e6:,.2f} "
         f"MB; {rows * origin.bytes / 1e9:,.2f} GB for {rows:,} rows, less where rows share one"
@@ -81,11 +78,11 @@ def _cached_features(training: TrainSetup, batch: HostBatch, rows: int) -> Itera
     images, prompts, labels = batch.arrays
     cached, computed = (
         update_flops(
-            training.objective.model.config,
-            training.param_groups,
+            setup.objective.model.config,
+            setup.param_groups,
             rows=labels.shape[0] * labels.shape[1],
             questions=labels.shape[1] // images.shape[1],
-            image_size=training.objective.image.size,
+            image_size=setup.objective.image.size,
             prompt=prompts.shape[-1],
             target=labels.shape[-1],
             cached_features=is_cached,
@@ -98,7 +95,7 @@ def _cached_features(training: TrainSetup, batch: HostBatch, rows: int) -> Itera
     )
 
 
-def _batch(batch: HostBatch, start: PretrainedFiles, directory: Path) -> Iterator[str]:
+def _batch(batch: HostBatch, pretrained: PretrainedFiles, directory: Path) -> Iterator[str]:
     arrays = batch.arrays
     shapes = ", ".join(
         f"{name} {leaf.dtype}{list(leaf.shape)}"
@@ -109,7 +106,7 @@ def _batch(batch: HostBatch, start: PretrainedFiles, directory: Path) -> Iterato
     images = arrays.images.reshape(-1, *arrays.images.shape[2:])
     prompts, labels = (x.reshape(-1, x.shape[-1]) for x in (arrays.input_ids, arrays.labels))
     images = images.repeat(len(prompts) // len(images), axis=0)
-    tokenizer = start.tokenizer
+    tokenizer = pretrained.tokenizer
     for number, (row, image, prompt, label) in enumerate(
         zip(batch.ids, images, prompts, labels, strict=True)
     ):

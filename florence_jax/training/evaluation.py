@@ -15,13 +15,13 @@ from florence_jax.generation import GenerationConfig, generate
 from florence_jax.model import Params
 from florence_jax.processing import parse, task_of
 from florence_jax.results.compare_grid import enlarged, save_side_by_side
+from florence_jax.runtime.signals import Interruption
 from florence_jax.training.aot_compile import AotCompiled
 from florence_jax.training.build import TrainSetup, make_preprocessor
 from florence_jax.training.data.example import DataError, Source
 from florence_jax.training.data.loader import finite_batches
 from florence_jax.training.data.preprocess import ExampleRef, Features, collate
 from florence_jax.training.distributed import is_first
-from florence_jax.training.interruption import Interruption
 from florence_jax.training.lora import is_factor, merge
 from florence_jax.training.metrics.tasks import task_scores
 from florence_jax.training.pretrained import PretrainedFiles

@@ -1,10 +1,11 @@
-"""The run: batches in, updates out, and everything that has to survive on the way."""
+"""The training loop: batches in, updates out, checkpoints, evaluations, and how a run ends."""
 
 import contextlib
 import dataclasses
+import enum
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -12,101 +13,100 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.signals import Interrupted, Interruption
 from florence_jax.training.aot_compile import AotCompiled
-from florence_jax.training.build import TrainSetup, eval_params, make_preprocessor
+from florence_jax.training.build import TrainSetup, drop_frozen, eval_params, make_loader
 from florence_jax.training.cached_features.vision_tower import with_features
 from florence_jax.training.checkpointing.best import CheckpointPolicy
 from florence_jax.training.checkpointing.manager import Checkpoints
-from florence_jax.training.checkpointing.resume import (
-    PROCESSOR,
-    RunError,
-    begin,
-    check_data,
-    init_or_restore,
-)
+from florence_jax.training.checkpointing.resume import PROCESSOR, RunError, begin, init_or_restore
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.data.bad_rows import BadRowLog, TooManyProblems
 from florence_jax.training.data.example import DataError, Source
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import HostBatch
-from florence_jax.training.data.registry import Named, source_notes, training_sources
 from florence_jax.training.distributed import AnyProcess, is_first, is_of_another
-from florence_jax.training.ending import Ending, Outcome
 from florence_jax.training.evaluation import Evaluation
-from florence_jax.training.interruption import Interrupted, Interruption
+from florence_jax.training.export import export_run
 from florence_jax.training.metrics.flops import peak_flops, update_flops
 from florence_jax.training.metrics.logger import RunLog, say
 from florence_jax.training.metrics.profile import Profile
 from florence_jax.training.preflight import Prepared, prepare, with_longest
 from florence_jax.training.pretrained import PretrainedFiles
-from florence_jax.training.state import TrainState
+from florence_jax.training.state import TrainState, not_finite
 from florence_jax.training.step import merge_metrics
+
+
+class Outcome(enum.IntEnum):
+    """How a run ended, as the exit status of the program."""
+
+    DONE = 0
+    FAILED = 1
+    INTERRUPTED = 143  # what a shell reports of a process that SIGTERM ended
 
 
 def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
     """Run until the last step, an interruption, or a loss that is not finite.
 
     Args:
-        config: the settings; where `config.directory` holds a checkpoint, it is gone on from.
-        profile_steps: write a jax profile of so many steps to RUN/profile.
+        config: the settings. Where `config.directory` holds a checkpoint, the run resumes from it.
+        profile_steps: number of steps to trace with the jax profiler into RUN/profile.
 
     Raises:
         DirectoryInUseError: another run writes to the directory.
-        RunError: a changed config, or a checkpoint that could not be saved.
-        DataError, CheckpointError, SettingsError, ValueError: what is wrong with the settings.
+        RunError: the config differs from that of the run to resume, or a checkpoint could not be
+            saved.
+        DataError, CheckpointError, SettingsError, ValueError: the settings do not fit.
         TooManyProblems: too many rows cannot be used.
     """
     directory = Path(config.directory)
     with tempfile.TemporaryDirectory(prefix="florence-run-") as temporary:
-        files = Path(temporary) / PROCESSOR
-        prepared = prepare(config, files, run=directory)
-        say_notes([*(source for _, source, _ in prepared.sources), *prepared.valid.values()])
-        pins = check_data(prepared.config, directory, prepared.sources)
+        prepared = prepare(config, Path(temporary) / PROCESSOR, run=directory)
+        for note in prepared.notes if is_first() else ():
+            say(f"note: {note}")
         directory.mkdir(parents=True, exist_ok=True)
-        # Of a run's processes the first writes what there is once; it keeps another run out.
+        # The first process writes the run's files, and its lock keeps other runs out.
         with directory_lock(directory) if is_first() else contextlib.nullcontext():
-            begin(prepared.config, directory, files, pins)
+            begin(prepared.config, directory, prepared.pretrained.files, prepared.pins)
             return _train(prepared, directory, profile_steps)
 
 
 def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
-    config, training = prepared.config, prepared.training
-    share = training.placement.share
-    padded = with_longest(config, prepared.start, prepared.sources) if share[1] > 1 else config
-    stream = build_stream(padded, prepared.start, share, prepared.sources)
-    start = dataclasses.replace(prepared.start, files=directory / PROCESSOR)
-    total = sum(len(source) for _, source, _ in stream.sources)
-    # Each process writes down what it sees: the first for all, the others of their own data.
+    config, setup = prepared.config, prepared.setup
+    share = setup.placement.share
+    padded = config
+    if share[1] > 1:
+        padded = with_longest(config, prepared.pretrained, prepared.sources)
+    loader = make_loader(padded, prepared.pretrained, prepared.sources, share)
+    pretrained = dataclasses.replace(prepared.pretrained, files=directory / PROCESSOR)
+    total = sum(len(source) for _, source, _ in loader.sources)
+    # The first process logs for all; each of the others logs what its own data hold.
     own = directory if is_first() else directory / f"process_{jax.process_index()}"
     own.mkdir(exist_ok=True)
-    quarantine = BadRowLog(
-        own / "quarantine.jsonl", share=config.data.quarantine_share, total=total
-    )
+    bad_rows = BadRowLog(own / "quarantine.jsonl", share=config.data.quarantine_share, total=total)
+    logging = config.logging
     with contextlib.ExitStack() as stack:
-        # First in and last out: a signal must not cut the last save short.
+        # Entered first and left last: a signal must not cut the last save short.
         interruption = stack.enter_context(Interruption(alone=jax.process_count() == 1))
         checkpoints = stack.enter_context(
             Checkpoints(directory / "checkpoints", config.checkpoint, report=say)
         )
-        state, meta = init_or_restore(training, start, directory, checkpoints)
+        state, meta = init_or_restore(setup, pretrained, directory, checkpoints)
         if config.data.cached_features is not None:
-            stream = with_features(stream, training, state.frozen)
-        peak = config.logging.peak_flops or peak_flops(jax.devices()[0].device_kind)
+            loader = with_features(loader, setup, state.frozen)
         log = stack.enter_context(
             RunLog(
                 own,
-                dataclasses.replace(
-                    config.logging, tensorboard=config.logging.tensorboard and is_first()
-                ),
+                dataclasses.replace(logging, tensorboard=logging.tensorboard and is_first()),
                 first=int(state.step),
-                steps=config.steps,
-                peak_flops=peak,
+                steps=setup.steps,
+                peak_flops=logging.peak_flops or peak_flops(jax.devices()[0].device_kind),
             )
         )
-        keeping = CheckpointPolicy(training, checkpoints, meta)
-        run = Trainer(training, start, directory, keeping, interruption, log, quarantine)
+        policy = CheckpointPolicy(setup, checkpoints, meta)
+        trainer = Trainer(setup, pretrained, directory, policy, interruption, log, bad_rows)
         try:
-            return run.fit(state, stream, prepared.valid, profile_steps)
+            return trainer.fit(state, loader, prepared.valid, profile_steps)
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             if not is_of_another(error):
                 raise
@@ -117,73 +117,39 @@ def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
             ) from error
 
 
-def build_stream(
-    config: TrainConfig,
-    start: PretrainedFiles,
-    share: tuple[int, int] = (0, 1),
-    sources: Sequence[Named] | None = None,
-) -> DataLoader:
-    """The training data, or one of the equal shares that processes bring to each step.
-
-    Args:
-        sources: of the settings, where they are open already.
-    """
-    number, count = share
-    if sources is None:
-        sources = training_sources(config.data, config.seed)
-    return DataLoader(
-        sources=sources,
-        # A share's longest row says nothing of the others', and all must have one shape.
-        make_row=make_preprocessor(config.data, start, training=True, longest=count > 1),
-        batch_size=config.batch_size,
-        micro=config.accumulation,
-        seed=config.seed,
-        host=number,
-        hosts=count,
-        mix=config.data.mix,
-    )
-
-
-def say_notes(sources: Iterable[Source]) -> None:
-    """What the data sets joined, cut or left out."""
-    for note in source_notes(sources) if is_first() else ():
-        say(f"note: {note}")
-
-
 class Trainer:
-    """One run under way."""
+    """The loop of one run, and its ways to end."""
 
     def __init__(
         self,
-        training: TrainSetup,
-        start: PretrainedFiles,
+        setup: TrainSetup,
+        pretrained: PretrainedFiles,
         directory: Path,
-        keeping: CheckpointPolicy,
+        policy: CheckpointPolicy,
         interruption: Interruption,
         log: RunLog,
-        quarantine: BadRowLog,
+        bad_rows: BadRowLog,
     ):
-        self.config, self.training, self.start = training.config, training, start
-        self.directory, self.keeping = directory, keeping
-        self.interruption, self.log, self.quarantine = interruption, log, quarantine
+        self.config, self.setup, self.pretrained = setup.config, setup, pretrained
+        self.directory, self.policy = directory, policy
+        self.interruption, self.log, self.bad_rows = interruption, log, bad_rows
         self.last: dict[str, float] = {}
         self.any_process = AnyProcess()
         self.refused: TooManyProblems | None = None
-        self.ending = Ending(training, start, directory, keeping, log, quarantine)
 
     def fit(
         self,
         state: TrainState,
-        stream: DataLoader,
+        loader: DataLoader,
         valid: Mapping[str, Source],
         profile_steps: int,
     ) -> Outcome:
-        """From `state` to the end of the run."""
-        config, log, keeping = self.config, self.log, self.keeping
-        first = int(state.step)
-        placement = self.training.placement
+        """Train from `state` to the end of the run."""
+        config, log = self.config, self.log
+        first, steps = int(state.step), self.setup.steps
+        placement = self.setup.placement
         update = AotCompiled(
-            self.training.placed_step,
+            self.setup.placed_step,
             self.interruption,
             donate_first=True,
             mesh=placement.mesh,
@@ -191,29 +157,31 @@ class Trainer:
             name="the training step",
             say=log.say,
         )
-        data = self.config.data
         evaluation = Evaluation(
-            self.training, self.start, valid, self.interruption, say=log.say, drawing=log.reporting
+            self.setup,
+            self.pretrained,
+            valid,
+            self.interruption,
+            say=log.say,
+            drawing=log.reporting,
         )
-        batches = stream.batches(first, threads=data.threads, workers=data.workers)
+        batches = loader.batches(first, threads=config.data.threads, workers=config.data.workers)
         profile = Profile(self.directory / "profile", first, profile_steps)
         before = since_line = None
         and_one_more = jax.jit(merge_metrics)
         if first:
-            log.say(f"going on at step {first} of {config.steps}")
+            log.say(f"going on at step {first} of {steps}")
             log.write("resumed", first, {})
         try:
             for step in itertools.count(first):
-                # More than were asked for, where a constant rate's run goes on with fewer.
-                done = step >= config.steps
-                if (
-                    self._due(config.evaluation.every, step, done)
-                    and keeping.last_eval_step != step
-                ):
+                # Past the last step, where a run with a constant rate resumes with fewer steps.
+                done = step >= steps
+                evaluated = self.policy.last_eval_step == step
+                if _is_due(config.evaluation.every, step, done) and not evaluated:
                     self._check_finite(state)
                     if self._evaluate(evaluation, state, step):
                         self._save(state, step, best=True)
-                if self._due(config.checkpoint.every, step, done):
+                if _is_due(config.checkpoint.every, step, done):
                     self._check_finite(state)
                     self._save(state, step)
                 if done:
@@ -230,8 +198,8 @@ class Trainer:
                 log.leave_out(update.seconds_compiling - compiling)
                 self._count(batch)
                 with log.reporting():
-                    self.quarantine.add(batch.problems)
-                if (step + 1) % config.logging.every == 0 or step + 1 == config.steps:
+                    self.bad_rows.add(batch.problems)
+                if (step + 1) % config.logging.every == 0 or step + 1 == steps:
                     numbers = jax.device_get(since_line._asdict())
                     self.last = {name: float(number) for name, number in numbers.items()}
                     since_line = None
@@ -239,20 +207,22 @@ class Trainer:
                     log.training(step + 1, self.last)
                 self._check((step + 1 - first) * config.batch_size // placement.share[1])
         except Interrupted:
-            return self.ending.interrupted(state)
+            return self._finish_interrupted(state)
         except _NotFinite:
-            return self.ending.not_finite(state)
+            return self._finish_not_finite(state)
         except (TooManyProblems, RunError, DataError):
-            self.ending.refused(state)
+            # Once the rows or the evaluation are mended, the run goes on from here.
+            if int(state.failed_at) < 0:
+                self._save(state, int(state.step))
             raise
         finally:
             profile.stop()
-        return self.ending.done(state, self.last)
+        return self._finish_done(state)
 
     def _shardings(self) -> tuple[TrainState, NamedSharding]:
-        """Of what an update gives: the state as it was, and metrics that every process can read."""
-        state = jax.tree.map(lambda leaf: leaf.sharding, self.training.placed_state())
-        return state, NamedSharding(self.training.placement.mesh, PartitionSpec())
+        """Shardings of an update's results: of the state, and of metrics on every process."""
+        state = jax.tree.map(lambda leaf: leaf.sharding, self.setup.placed_state())
+        return state, NamedSharding(self.setup.placement.mesh, PartitionSpec())
 
     def _check(self, seen: int) -> None:
         """End the run between two steps, in all processes at once, if any has a reason to.
@@ -261,14 +231,11 @@ class Trainer:
             seen: rows that this process has drawn since it started.
         """
         try:
-            self.quarantine.check(seen)
+            self.bad_rows.check(seen)
         except TooManyProblems as error:
             self.refused = error
         if self.any_process(self.interruption.asked or self.refused is not None):
             raise self.refused or Interrupted
-
-    def _due(self, every: int, step: int, done: bool) -> bool:
-        return every > 0 and step > 0 and (step % every == 0 or done)
 
     def _next(self, batches: Iterator[HostBatch]) -> HostBatch:
         try:
@@ -280,18 +247,18 @@ class Trainer:
 
     def _count(self, batch: HostBatch) -> None:
         labels = np.asarray(batch.arrays.labels)
-        shares = self.training.placement.share[1]
+        shares = self.setup.placement.share[1]
         rows = labels.shape[0] * labels.shape[1] * shares
         questions = labels.shape[1] // batch.arrays.images.shape[1]
         self.log.count(
             tokens=int((labels != -100).sum()) * shares,
             images=rows // questions,
             flops=update_flops(
-                self.training.objective.model.config,
-                self.training.param_groups,
+                self.setup.objective.model.config,
+                self.setup.param_groups,
                 rows=rows,
                 questions=questions,
-                image_size=self.start.image.size,
+                image_size=self.pretrained.image.size,
                 prompt=batch.arrays.input_ids.shape[-1],
                 target=labels.shape[-1],
                 cached_features=self.config.data.cached_features is not None,
@@ -299,26 +266,89 @@ class Trainer:
         )
 
     def _evaluate(self, evaluation: Evaluation, state: TrainState, step: int) -> bool:
-        """Whether it is the best so far."""
+        """Evaluate, and return whether the result is the best so far."""
         if not evaluation.sources:
             return False
         with self.log.pause():
             pictures = self.directory / "samples" / f"step_{step:08d}"
             scores = evaluation(eval_params(state), pictures)
             with self.log.reporting():
-                self.quarantine.add(evaluation.problems, split="valid")
+                self.bad_rows.add(evaluation.problems, split="valid")
         self.log.write("evaluation", step, scores)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.log.say(f"step {step}: {shown}")
-        return self.keeping.is_best(step, scores)
+        return self.policy.is_best(step, scores)
 
     def _save(self, state: TrainState, step: int, *, best: bool = False) -> None:
         with self.log.pause():
-            self.keeping.save(state, step, best=best)
+            self.policy.save(state, step, best=best)
 
     def _check_finite(self, state: TrainState) -> None:
         if int(state.failed_at) >= 0:
             raise _NotFinite
+
+    def _finish_done(self, state: TrainState) -> Outcome:
+        """End after the last step: export, and sum up."""
+        self.policy.wait()
+        step = int(state.step)
+        lines = [f"done: {step} steps in {self.log.seconds / 60:.1f} minutes, in {self.directory}"]
+        if self.last:
+            lines.append(f"last loss {self.last['loss']:.4f}, accuracy {self.last['accuracy']:.2%}")
+        if self.policy.best is not None:
+            lines.append("best {metric} {value:.4f} at step {step}".format(**self.policy.best))
+        if len(self.bad_rows):
+            lines.append(f"{len(self.bad_rows)} rows could not be used: {self.bad_rows.path}")
+        if self.config.export.at_end:
+            exported = export_run(
+                self.setup, self.pretrained, self.setup.placement.to_true_shape(state)
+            )
+            lines += [f"exported {path}" for path in exported]
+        self._finish("; ".join(lines))
+        self.log.write("done", step, {"seconds": self.log.seconds})
+        return Outcome.DONE
+
+    def _finish_interrupted(self, state: TrainState) -> Outcome:
+        """End after a signal, in any phase."""
+        if int(state.failed_at) >= 0:
+            return self._finish_not_finite(state)
+        step = int(state.step)
+        self._save(state, step)
+        self._finish(f"interrupted and saved at step {step}: the same command goes on from there")
+        return Outcome.INTERRUPTED
+
+    def _finish_not_finite(self, state: TrainState) -> Outcome:
+        """End after a loss, gradient or update that is not finite; `state` is the last good one."""
+        step = int(state.failed_at)
+        self.log.write("not finite", step, {})
+        begun = (
+            f"stopped: the loss, its gradient or the update was not finite in the step after {step}"
+        )
+        bad = not_finite(drop_frozen(state))
+        if bad:
+            # No step writes such numbers: the run started from them.
+            self._finish(
+                f"{begun}, and nothing is saved, because {', '.join(bad[:3])} "
+                f"{'has' if len(bad) == 1 else 'have'} numbers that are not finite already before "
+                "it: check what model.start names, or model.from_scratch"
+            )
+            return Outcome.FAILED
+        good = dataclasses.replace(state, failed_at=jax.numpy.full_like(state.failed_at, -1))
+        self._save(good, step)
+        self._finish(
+            f"{begun}; the last good state is saved as step {step}. Lower optimizer.learning_rate "
+            "or optimizer.weight_decay, lengthen the warm-up or set model.dtype=float32 in a new "
+            f"run; `python -m train.export {self.directory}` makes its model.start"
+        )
+        return Outcome.FAILED
+
+    def _finish(self, text: str) -> None:
+        """Say how the run ended, once its last checkpoint is on disk."""
+        self.policy.wait()
+        self.log.say(text)
+
+
+def _is_due(every: int, step: int, done: bool) -> bool:
+    return every > 0 and step > 0 and (step % every == 0 or done)
 
 
 class _NotFinite(Exception):

@@ -1,4 +1,4 @@
-"""Check a run as a whole: whatever is wrong is found and said before anything is written."""
+"""Resolve a run's settings against its model and data, and report every problem at once."""
 
 import contextlib
 import dataclasses
@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from florence_jax.runtime.error_text import error_text
 from florence_jax.training.build import TrainSetup, build_training
@@ -21,7 +22,12 @@ from florence_jax.training.config_loader import SettingsError
 from florence_jax.training.data.example import Source
 from florence_jax.training.data.longest import longest_texts_of
 from florence_jax.training.data.preprocess import padded_length
-from florence_jax.training.data.registry import Named, training_sources, valid_sources
+from florence_jax.training.data.registry import (
+    Named,
+    source_notes,
+    training_sources,
+    valid_sources,
+)
 from florence_jax.training.distributed import longest_of_first
 from florence_jax.training.metrics.logger import say
 from florence_jax.training.pretrained import (
@@ -34,20 +40,30 @@ from florence_jax.training.pretrained import (
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A run whose settings, model and data fit together; nothing of it is written yet.
+    """A run whose settings, model and data fit together; nothing is written yet.
 
     Attributes:
-        config: the settings, with the steps that its epochs are.
-        start: what the run starts from, without weights.
-        training: the pure parts.
-        sources, valid: the training and the valid data, open.
+        pretrained: the model that the run starts from, without weights.
+        setup: the step and its parts; `setup.config` has the steps that the epochs come to.
+        sources: the opened training data.
+        valid: the opened validation data.
+        pins: digests of the training data's files, for a run with a directory.
     """
 
-    config: TrainConfig
-    start: PretrainedFiles
-    training: TrainSetup
+    pretrained: PretrainedFiles
+    setup: TrainSetup
     sources: list[Named]
     valid: Mapping[str, Source]
+    pins: Mapping[str, Any]
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.setup.config
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what the data sets joined, cut or left out."""
+        return source_notes([*(source for _, source, _ in self.sources), *self.valid.values()])
 
 
 def prepare(config: TrainConfig, files: Path, *, run: Path | None = None) -> Prepared:
@@ -55,17 +71,18 @@ def prepare(config: TrainConfig, files: Path, *, run: Path | None = None) -> Pre
 
     Args:
         files: an empty directory for the tokenizer's and the processor's files.
-        run: the run's directory, whose own settings and files are used where it has begun.
+        run: the run's directory. Where it holds a checkpoint, its own files are used, and its
+            settings and data are compared with these.
 
     Raises:
-        RunError, DataError, CheckpointError, RuleError, ValueError, OSError: the only problem that
-            there is.
-        SettingsError: several; a line for each.
+        RunError, DataError, CheckpointError, RuleError, ValueError, OSError: exactly one problem
+            was found.
+        SettingsError: several problems were found; the message has a line for each.
     """
     problems: list[Exception] = []
     sources: list[Named] = []
     valid: Mapping[str, Source] = {}
-    start = training = None
+    pretrained = setup = None
     by_epochs = config.epochs is not None
     resumed = run if run is not None and has_begun(run) else None
     with _noting(problems):
@@ -79,26 +96,30 @@ def prepare(config: TrainConfig, files: Path, *, run: Path | None = None) -> Pre
                 # Other rows make other steps: what has changed is the data.
                 check_data(config, resumed, sources)
             check_same(config, resumed)
-        start = prepare_start(config, files) if resumed is None else read_start(resumed / PROCESSOR)
-    if start is not None:
+        if resumed is None:
+            pretrained = prepare_start(config, files)
+        else:
+            pretrained = read_start(resumed / PROCESSOR)
+    if pretrained is not None:
         with _noting(problems):
-            # Where the data cannot be read, rules, adapters and the mesh are checked all the same.
+            # Rules, adapters and the mesh are checked even where the data cannot be read.
             known = config.steps is not None
             counted = config if known else dataclasses.replace(config, steps=2**31 - 1, epochs=None)
-            training = build_training(counted, start)
+            setup = build_training(counted, pretrained)
     if len(problems) == 1:
         raise problems[0]
     if problems:
         raise SettingsError("\n".join(map(_sentence, problems)))
-    assert start is not None
-    assert training is not None
-    return Prepared(config=config, start=start, training=training, sources=sources, valid=valid)
+    assert pretrained is not None
+    assert setup is not None
+    pins = {} if run is None else check_data(config, run, sources)
+    return Prepared(pretrained=pretrained, setup=setup, sources=sources, valid=valid, pins=pins)
 
 
 def with_steps(config: TrainConfig, sources: list[Named]) -> TrainConfig:
-    """The settings with the steps that its epochs are, where they are given.
+    """The settings with steps in place of epochs.
 
-    An epoch is as many rows as all sources have together; the last step may begin another.
+    An epoch has as many rows as all sources together; the last step may begin another epoch.
 
     Raises:
         ValueError: they are too few for the warm-up, or more than can be counted.
@@ -110,12 +131,14 @@ def with_steps(config: TrainConfig, sources: list[Named]) -> TrainConfig:
     return dataclasses.replace(config, steps=steps, epochs=None)
 
 
-def with_longest(config: TrainConfig, start: PretrainedFiles, sources: list[Named]) -> TrainConfig:
-    """The settings with the longest prompt and target, to which several processes pad all rows.
+def with_longest(
+    config: TrainConfig, pretrained: PretrainedFiles, sources: list[Named]
+) -> TrainConfig:
+    """The settings with the lengths of prompt and target to which several processes pad all rows.
 
-    What the settings leave out is measured by the first process, padded as a batch would be.
+    The first process measures those that the settings leave out, and pads them as a batch would be.
     """
-    data, most = config.data, longest_texts(config.data, start)
+    data, most = config.data, longest_texts(config.data, pretrained)
     if None not in (data.max_prompt, data.max_target):
         return config
 
@@ -125,7 +148,7 @@ def with_longest(config: TrainConfig, start: PretrainedFiles, sources: list[Name
             f"reading {rows:,} rows for the longest prompt and target, to which several processes "
             "pad every batch: data.max_prompt and data.max_target spare this"
         )
-        return longest_texts_of([source for _, source, _ in sources], start.tokenizer, most)
+        return longest_texts_of([source for _, source, _ in sources], pretrained.tokenizer, most)
 
     prompt, target = longest_of_first(measure)
     lengths = {

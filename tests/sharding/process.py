@@ -63,9 +63,9 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_default_matmul_precision", "highest")
-    from florence_jax.training.loop import Run, train
+    from florence_jax.training.loop import Trainer, train
 
-    count = Run._count
+    count = Trainer._count
 
     def noted(run, batch):
         with (Path(directory) / f"rows_{jax.process_index()}.jsonl").open("a") as file:
@@ -73,7 +73,7 @@ def main() -> None:
         time.sleep(float(pause))
         count(run, batch)
 
-    Run._count = noted
+    Trainer._count = noted
     status = 1
     try:
         status = int(train(config_of(directory, mesh, int(steps))))

@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from florence_jax.training.loop import build_stream
+from florence_jax.training.build import make_loader
+from florence_jax.training.data.registry import training_sources
 from florence_jax.training.pretrained import prepare_start
 from tests.sharding.process import config_of
 from tests.sharding.restoring import PLACES
@@ -27,7 +28,8 @@ def test_any_number_of_processes_brings_the_same_rows_in_one_shape(step, tmp_pat
     start = prepare_start(config, tmp_path / "processor")
 
     def batch(shares):
-        return [build_stream(config, start, (n, shares)).batch(step) for n in range(shares)]
+        sources = training_sources(config.data, config.seed)
+        return [make_loader(config, start, sources, (n, shares)).batch(step) for n in range(shares)]
 
     (whole,) = batch(1)
     for shares in (2, 4, 8):

@@ -9,12 +9,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.model import random_params_with_spread_logits
+from florence_jax.runtime.signals import Interruption
 from florence_jax.sharding import pad_rows
 from florence_jax.training.aot_compile import AotCompiled
-from florence_jax.training.build import build_training
+from florence_jax.training.build import build_training, make_loader
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.interruption import Interruption
-from florence_jax.training.loop import build_stream
+from florence_jax.training.data.registry import training_sources
 from florence_jax.training.losses import IGNORE
 from florence_jax.training.pretrained import prepare_start
 from florence_jax.training.step import Batch, build_evaluation
@@ -35,7 +35,7 @@ def slopes(config: TrainConfig, files: Path) -> dict[str, tuple[float, float]]:
     training = build_training(config, start)
     placement = training.placement
     whole = NamedSharding(placement.mesh, PartitionSpec())
-    batch = build_stream(config, start).batch(0).arrays
+    batch = make_loader(config, start, training_sources(config.data, config.seed)).batch(0).arrays
     params = {
         path: np.asarray(leaf)
         for path, leaf in flatten(random_params_with_spread_logits(start.config, seed=0))

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from florence_jax.runtime.jsonl import read_lines
+from florence_jax.training.build import make_loader
 from florence_jax.training.config import EvaluationConfig, ExportConfig, LoggingConfig, SourceConfig
-from florence_jax.training.loop import Outcome, build_stream, train
+from florence_jax.training.data.registry import training_sources
+from florence_jax.training.loop import Outcome, train
 from florence_jax.training.pretrained import prepare_start
 from tests.training.runs import a_config, lines
 
@@ -63,7 +65,11 @@ def test_the_quarantine_holds_exactly_what_cannot_be_read(tmp_path):
 
     # Batch by batch, what the run has seen is what it would have seen without any damage.
     whole = a_run(tmp_path / "other", clean)
-    undisturbed = build_stream(whole, prepare_start(whole, tmp_path / "processor"))
+    undisturbed = make_loader(
+        whole,
+        prepare_start(whole, tmp_path / "processor"),
+        training_sources(whole.data, whole.seed),
+    )
     seen = []
     for row in lines(tmp_path / "run", "train"):
         batch = undisturbed.batch(row["step"] - 1)

@@ -68,7 +68,7 @@ def test_epochs_are_counted_by_the_rows_of_all_sources(prepared):
 
 
 def test_lengths_that_are_not_set_are_what_the_model_has_room_for(prepared):
-    start = prepared.start
+    start = prepared.pretrained
     # 320 positions; 16 x 16 places and their mean of a picture of 64 x 64.
     image = start.config.num_image_tokens(64, 64)
     assert longest_texts(prepared.config.data, start) == (320 - image, 320)
@@ -85,8 +85,8 @@ def test_padding_doubles_and_ends_at_the_longest():
 
 
 def test_several_processes_pad_to_the_longest_row_that_fits(prepared):
-    config = with_longest(prepared.config, prepared.start, prepared.sources)
-    tokenizer = prepared.start.tokenizer
+    config = with_longest(prepared.config, prepared.pretrained, prepared.sources)
+    tokenizer = prepared.pretrained.tokenizer
     # The row of 2,000 words fits no model and is quarantined; the one before it decides.
     (longest,) = tokenizer.encode(["a red circle and a blue square " * 3])
     expected = padded_length(len(longest), 32, 320)
@@ -97,7 +97,7 @@ def test_several_processes_pad_to_the_longest_row_that_fits(prepared):
     # What is set is kept.
     data = dataclasses.replace(prepared.config.data, max_prompt=30, max_target=40)
     kept = dataclasses.replace(prepared.config, data=data)
-    assert with_longest(kept, prepared.start, prepared.sources) == kept
+    assert with_longest(kept, prepared.pretrained, prepared.sources) == kept
 
 
 def test_a_picture_that_fills_the_model_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from florence_jax.runtime.directory_lock import DirectoryInUseError, directory_lock
 from florence_jax.training import loop
-from florence_jax.training.ending import Outcome
+from florence_jax.training.loop import Outcome
 from tests.training.runs import a_config
 
 

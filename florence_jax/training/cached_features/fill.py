@@ -12,13 +12,13 @@ import numpy as np
 from tqdm import tqdm
 
 from florence_jax.processing import load_image
+from florence_jax.runtime.signals import Interruption
 from florence_jax.sharding import pad_rows
 from florence_jax.training.cached_features.store import key_of
 from florence_jax.training.cached_features.writer import FeatureWriter
 from florence_jax.training.data.example import Source
 from florence_jax.training.data.preprocess import Preprocessor
 from florence_jax.training.data.storage import readable_image
-from florence_jax.training.interruption import Interruption
 
 
 @dataclass(frozen=True, kw_only=True)

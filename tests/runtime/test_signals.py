@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from florence_jax.training.interruption import Interrupted, Interruption
+from florence_jax.runtime.signals import Interrupted, Interruption
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
