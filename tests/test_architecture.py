@@ -49,7 +49,6 @@ TO_UNTANGLE = {
     ("inference", "export"),
     ("results", "inference"),
     ("batch", "cli"),
-    ("training", "train"),
 }
 # The only file of the library that reads torch's own format.
 TORCH_READER = "florence_jax/checkpoint/pytorch/bin_reader.py"

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from florence_jax.config import PRESETS, Florence2Config
-from florence_jax.processing import TASKS
 from florence_jax.sharding import parse_mesh
 from florence_jax.training.checked import Checked, counted, not_finite, positive, within
 from florence_jax.training.checkpointing.manager import CheckpointConfig
 from florence_jax.training.data.augment import AugmentConfig
-from florence_jax.training.data.example import ObjectOrder
+from florence_jax.training.data.sources import SourceConfig
 from florence_jax.training.data.storage import is_url
 from florence_jax.training.lora import LoraConfig
 from florence_jax.training.losses import LossConfig
@@ -18,7 +17,6 @@ from florence_jax.training.metrics.tasks import metric_problems
 from florence_jax.training.optimizer import OptimizerConfig, warmup_problem
 from florence_jax.training.remat import Remat
 from florence_jax.training.suggest import did_you_mean
-from train.shapes.config import SceneConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -32,8 +30,9 @@ class ModelConfig(Checked):
         revision: branch, tag or commit of a hub id.
         architecture: without `start`, the sizes of random weights: base, large, large-4k, tiny, or
             a mapping with the fields of Florence2Config.
-        processor: directory or hub id of the tokenizer and the processor; "shapes" for those of the
-            synthetic world, "bytes" for one token a byte. By default those of `start`.
+        processor: directory or hub id of the tokenizer and the processor, by default those of
+            `start`; "bytes" for one token a byte; or "module:function", which writes them and is
+            called with (directory, image_size=(height, width), image_tokens=...).
         from_scratch: random weights that a small model learns from,
             `florence_jax.training.init_params`, in place of the reference's own.
         dtype: what activations are computed in. Trainable parameters are float32 in any case.
@@ -70,69 +69,6 @@ class ModelConfig(Checked):
             yield "random weights have no tokenizer: set model.processor"
         for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path"):
             yield from within(f"model.{name}", getattr(self, name), 0, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig(Checked):
-    """One data set.
-
-    Attributes:
-        kind: its layout. jsonl, parquet and array_record hold rows `image, prefix, suffix`; coco is
-            a COCO JSON file; vqa and docvqa are questions; annotations are what florence-jax
-            annotate wrote; shapes is the synthetic world.
-        path: the file, or the directory of Parquet or ArrayRecord files or of annotations; a path,
-            or (all but array_record) a URL gs://, s3://, az:// or hf://, as of all that data name.
-        weight: its share of the mixture, relative to the others'.
-        tasks: of a coco file (default <OD>), of annotations (default all that they answer) or of
-            the world (default all 15); each has an equal part of the weight.
-        image_root: directory that image names start from; by default the file's own.
-        annotations: of vqa, VQAv2's second file.
-        order: in which an answer to <OD>, <DENSE_REGION_CAPTION>, <REGION_PROPOSAL> or
-            <OPEN_VOCABULARY_DETECTION> names things: random (anew in each epoch), as_annotated,
-            left_to_right, top_to_bottom, area (largest first) or label (by the alphabet). By
-            default random for coco and annotations, since a model that learns the annotators' order
-            learns where they begin and may find little else; as_annotated for the others, whose
-            texts are learnt as they stand.
-        image_pattern: of vqa, such as "COCO_train2014_{image_id:012d}.jpg".
-        scenes: of shapes, how many.
-        questions: of annotations and shapes, asked of each picture of a batch at most: the tower
-            runs once for all. Of annotations, tasks then take turns as each image has questions.
-        split: of shapes: train, valid or held-out.
-        scene: of shapes, how hard they are.
-    """
-
-    kind: Literal[
-        "jsonl", "parquet", "array_record", "coco", "vqa", "docvqa", "annotations", "shapes"
-    ]
-    path: str = ""
-    weight: float = 1.0
-    tasks: tuple[str, ...] = ()
-    image_root: str = ""
-    annotations: str = ""
-    order: ObjectOrder | None = None
-    image_pattern: str = ""
-    scenes: int = 1_000_000
-    questions: int = 1
-    split: Literal["train", "valid", "held-out"] = "train"
-    scene: SceneConfig = field(default_factory=SceneConfig)
-
-    def problems(self) -> Iterator[str]:
-        if self.kind is None:
-            return
-        if (self.kind == "shapes") == bool(self.path):
-            yield f"a {self.kind} source " + ("has no" if self.path else "needs a") + " path"
-        most = {"annotations": 64, "shapes": len(self.tasks) or len(TASKS)}.get(self.kind, 1)
-        if not 1 <= self.questions <= most:
-            yield (
-                f"a {self.kind} source asks 1 to {most} questions of a picture, got questions="
-                f"{self.questions}"
-            )
-        if not 0.0 < self.weight <= 1e30:
-            yield (
-                f"the weight of {self.path or self.kind} must be positive and finite, got "
-                f"{self.weight}"
-            )
-        yield from counted("scenes", self.scenes, 1, 10**12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +170,6 @@ class EvaluationConfig(Checked):
             # Generation's own bound of beams.
             most = 1024 if name == "num_beams" else 2**31 - 1
             yield from counted(f"evaluation.{name}", getattr(self, name), number, most)
-        if self.metric is not None:
-            yield from metric_problems(self.metric, self.answers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,6 +277,10 @@ class TrainConfig(Checked):
         yield from positive("epochs", self.epochs)
         if self.accumulation and self.batch_size % self.accumulation:
             yield f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
+        if self.evaluation is not None:
+            valid = self.data.valid if self.data is not None else ()
+            more = [metric for source in valid for metric in source.metrics]
+            yield from metric_problems(self.evaluation.metric, self.evaluation.answers, more)
         problem = self.steps and warmup_problem(self.optimizer, self.steps)
         if problem:
             yield problem

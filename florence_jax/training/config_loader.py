@@ -79,8 +79,10 @@ def from_tree(kind: type[Config], tree: Mapping[str, Any]) -> Config:
     Raises:
         SettingsError: with a line for each unknown field and each value that does not fit.
     """
+    lines: list[str] = []
+    tree = _with_kinds(kind, tree, lines)
     unknown = sorted(_unknown(kind, tree))
-    lines = [*_unknown_lines(kind, unknown), *_booleans(kind, tree)]
+    lines += [*_unknown_lines(kind, unknown), *_booleans(kind, tree)]
     try:
         config = pydantic.TypeAdapter(kind).validate_python(_without(tree, unknown))
     except pydantic.ValidationError as error:
@@ -100,7 +102,56 @@ def from_tree(kind: type[Config], tree: Mapping[str, Any]) -> Config:
 
 def to_tree(config: Any) -> dict[str, Any]:
     """Nested dicts, lists and plain values, as they go into YAML and JSON."""
-    return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
+    return pydantic.TypeAdapter(type(config)).dump_python(
+        config, mode="json", serialize_as_any=True
+    )
+
+
+def _with_kinds(kind: type, tree: Any, lines: list[str], prefix: str = "") -> Any:
+    """The tree with mappings that have a `kind` as instances of the class that it chooses.
+
+    Args:
+        lines: gets what is wrong with them; such a mapping becomes an instance of the base class.
+    """
+    if not isinstance(tree, Mapping):
+        return tree
+    hints = typing.get_type_hints(kind)
+    made = dict(tree)
+    for name in tree.keys() & hints.keys():
+        inner, value, path = _dataclass_in(hints[name]), tree[name], f"{prefix}{name}"
+        if inner is None:
+            continue
+        if not hasattr(inner, "of_kind"):
+            made[name] = _with_kinds(inner, value, lines, f"{path}.")
+        elif isinstance(value, list | tuple):
+            made[name] = [
+                _of_kind(inner, item, lines, f"{path}[{number}]")
+                if isinstance(item, Mapping)
+                else item
+                for number, item in enumerate(value)
+            ]
+    return made
+
+
+def _of_kind(base: Any, tree: Mapping[str, Any], lines: list[str], path: str) -> Any:
+    fields = {name: value for name, value in tree.items() if name != "kind"}
+    try:
+        return from_tree(base.of_kind(tree.get("kind")), fields)
+    except SettingsError as error:
+        lines += [_at(path, line) for line in str(error).splitlines()]
+    except ValueError as error:
+        lines.append(f"{path}.kind {error}")
+    return base()
+
+
+def _at(path: str, line: str) -> str:
+    """A line about a setting as one about a setting of the item at `path`."""
+    unknown = "unknown settings: "
+    if line.startswith(unknown):
+        names, *rest = line.removeprefix(unknown).split("; ")
+        named = ", ".join(f"{path}.{name}" for name in names.split(", "))
+        return "; ".join([f"{unknown}{named}", *rest])
+    return f"{path}.{line}" if re.match(r"[\w.]+(: | must )", line) else line
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -23,12 +23,11 @@ from florence_jax.training.data.loader import finite_batches
 from florence_jax.training.data.preprocess import ExampleRef, Features, collate
 from florence_jax.training.distributed import is_first
 from florence_jax.training.lora import is_factor, merge
+from florence_jax.training.metrics.judge import Answered
 from florence_jax.training.metrics.tasks import task_scores
 from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.state import Flat
 from florence_jax.training.step import build_evaluation
-from train.shapes.judge import Answered
-from train.shapes.source import ShapesSource
 
 
 class Evaluation:
@@ -92,10 +91,9 @@ class Evaluation:
             drawn = itertools.count()
             for name, source in self.sources.items():
                 answered = list(self._answered(tree, name, source, pictures, drawn))
-                world = isinstance(source, ShapesSource)
+                figures = {**task_scores(answered), **source.scores(answered)}
                 prefix = f"{name}: " if len(self.sources) > 1 else ""
-                for metric, value in task_scores(answered, world=world).items():
-                    scores[prefix + metric] = value
+                scores |= {prefix + metric: value for metric, value in figures.items()}
         return scores
 
     def _loss(self, params: Flat) -> dict[str, float]:
@@ -136,7 +134,7 @@ class Evaluation:
                     if next(drawn) < config.pictures and is_first():
                         with self._drawing():
                             self._draw(pictures / f"{number:04d}.png", row, prefix, truth, text)
-                    yield Answered(prefix=prefix, suffix=truth, answer=text, image_size=size)
+                    yield Answered(prefix=prefix, labels=truth, answer=text, image_size=size)
 
     def _generate(self, params: Params, rows: list[Features]) -> list[str]:
         config, height = self._config.evaluation, self._config.evaluation_rows

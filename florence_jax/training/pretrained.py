@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import pkgutil
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.sharding import ParamSharding
 from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
 from florence_jax.training.config_loader import from_tree, to_tree
+from florence_jax.training.data.storage import is_url
 from florence_jax.training.init_params import scratch_parameters
-from train.shapes.tokenizer import save_processor, world_tokenizer
 
 _SIZES = "florence2_config.json"
 
@@ -125,21 +127,20 @@ def training_config(sizes: Florence2Config, model: ModelConfig) -> Florence2Conf
 def _with_processor(config: TrainConfig, sizes: Florence2Config, files: Path) -> Florence2Config:
     """Put tokenizer and processor into `files`; the sizes, with a vocabulary made in code."""
     processor, size = config.model.processor, config.data.image_size
-    made = {"shapes": world_tokenizer, "bytes": demo_tokenizer}.get(processor)
-    if made is not None:
+    if processor == "bytes" or _names_function(processor):
         if size is None:
             raise ValueError(f"model.processor={processor} needs data.image_size, (height, width)")
-        tokens = made().vocab_size
+        if processor == "bytes":
+            demo_tokenizer().save(files)
+        else:
+            write = _imported(processor)
+            write(files, image_size=size, image_tokens=sizes.num_image_tokens(*size))
+        tokens = load_tokenizer(files).vocab_size
         sizes = dataclasses.replace(
             sizes,
             text=dataclasses.replace(sizes.text, vocab_size=tokens + 1),
             image_token_id=tokens,
         )
-        if processor == "shapes" and size[0] == size[1]:
-            image_tokens = sizes.num_image_tokens(*size)
-            save_processor(files, image_side=size[0], image_tokens=image_tokens)
-        else:
-            made().save(files)
         _decode_as_evaluated(config, sizes.text, files)
     elif processor:
         _copy(resolve(processor, weights=False), files, without=("config.json",))
@@ -153,6 +154,25 @@ def _with_processor(config: TrainConfig, sizes: Florence2Config, files: Path) ->
             f"{sizes.text.vocab_size}: they do not belong together"
         )
     return sizes
+
+
+def _names_function(processor: str) -> bool:
+    return ":" in processor and not is_url(processor) and not Path(processor).exists()
+
+
+def _imported(name: str) -> Callable[..., None]:
+    """The function "module:function".
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        function = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model.processor={name} cannot be imported: {error}") from None
+    if not callable(function):
+        raise ValueError(f"model.processor={name} is no function")
+    return function
 
 
 def _copy(source: Path, files: Path, without: tuple[str, ...] = ()) -> None:

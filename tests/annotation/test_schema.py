@@ -155,18 +155,17 @@ def test_image_names_that_are_no_utf8(tmp_path):
 def test_the_trainer_reads_a_directory(tmp_path):
     """Every example becomes the row that the export of rows has, in the pixels of the picture."""
     from florence_jax.processing import demo_tokenizer
-    from florence_jax.training.config import DataConfig, SourceConfig
+    from florence_jax.training.config import DataConfig
     from florence_jax.training.data.preprocess import ExampleRef, Preprocessor
     from florence_jax.training.data.registry import training_sources
+    from florence_jax.training.data.sources import AnnotationsConfig
 
     # Half as large as the annotation says: a copy, whose coordinates are scaled.
     Image.new("RGB", (SIZE[0] // 2, SIZE[1] // 2)).save(tmp_path / "a.png")
     second = dataclasses.replace(EXAMPLE, id="b", phrases=(), ocr=())
     write_annotations([EXAMPLE, second], tmp_path / "annotations.jsonl")
     write_rows([EXAMPLE, second], tmp_path / "rows.jsonl")
-    config = SourceConfig(
-        kind="annotations", path=str(tmp_path / "annotations.jsonl"), image_root=str(tmp_path)
-    )
+    config = AnnotationsConfig(path=str(tmp_path / "annotations.jsonl"), image_root=str(tmp_path))
     found = training_sources(DataConfig(train=(config,)), 0)
     assert [name.split()[-1] for name, _, _ in found] == [
         task for task in TASKS if task != "<DETAILED_CAPTION>"
@@ -194,20 +193,20 @@ def test_the_trainer_reads_a_directory(tmp_path):
     assert {name for _, name in asked} == {"a.png"}
     heads = [one.task for head in examples[:4] for one in (head, *head.others)]
     assert len(set(heads[:14])) == 14
-    one = SourceConfig(kind="annotations", path=str(tmp_path), tasks=("<DETAILED_CAPTION>",))
+    one = AnnotationsConfig(path=str(tmp_path), tasks=("<DETAILED_CAPTION>",))
     with pytest.raises(ValueError, match="answers nothing of <DETAILED_CAPTION>"):
         training_sources(DataConfig(train=(one,)), 0)
 
 
 def test_long_answers_are_asked_apart_from_short_ones(tmp_path):
-    from florence_jax.training.config import DataConfig, SourceConfig
+    from florence_jax.training.config import DataConfig
     from florence_jax.training.data.registry import training_sources
+    from florence_jax.training.data.sources import AnnotationsConfig
 
     wordy = Text(level="detailed", text="A brown dog sees a ball. " * 9, score=0.9)
     second = dataclasses.replace(EXAMPLE, id="b", texts=(*EXAMPLE.texts, wordy))
     write_annotations([EXAMPLE, second], tmp_path / "annotations.jsonl")
-    config = SourceConfig(
-        kind="annotations",
+    config = AnnotationsConfig(
         path=str(tmp_path),
         tasks=("<CAPTION>", "<DETAILED_CAPTION>", "<OD>"),
         questions=2,

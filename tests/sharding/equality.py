@@ -25,11 +25,12 @@ from florence_jax.model import random_params_with_spread_logits
 from florence_jax.processing import ImageConfig
 from florence_jax.sharding import MeshShape, make_mesh, pad_rows, padded_rows, use_mesh
 from florence_jax.training.build import TrainSetup, build_training
-from florence_jax.training.config import DataConfig, ModelConfig, SourceConfig, TrainConfig
+from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
 from florence_jax.training.optimizer import OptimizerConfig
 from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.step import Batch
 from tests.training.small import CONFIG, small_batch
+from train.shapes.source import ShapesConfig
 
 STEPS = 5
 ROWS = 5  # of no mesh a multiple
@@ -56,7 +57,7 @@ def training_on(
         directory="unused",
         steps=STEPS,
         model=ModelConfig(architecture=sizes, processor="bytes", dtype=dtype),
-        data=DataConfig(train=(SourceConfig(kind="shapes"),)),
+        data=DataConfig(train=(ShapesConfig(),)),
         rules=rules,
         # A key's bias has no gradient but rounding, which Adam's usual eps would make a full step.
         optimizer=OptimizerConfig(

@@ -377,7 +377,7 @@ def test_a_plan_lowers_the_step_of_the_run(monkeypatch):
     assert "stablehlo" in lowered.lowered.as_text()[:20000]
 
 
-ASKED_THRICE = "data.train=[{kind: shapes, questions: 3}]"
+ASKED_THRICE = "data.train=[{kind: annotations, path: none, questions: 3}]"
 
 
 def test_a_plan_of_cached_features_runs_no_tower(monkeypatch):

@@ -14,7 +14,6 @@ from florence_jax.training.config import (
     EvaluationConfig,
     LoggingConfig,
     ModelConfig,
-    SourceConfig,
     TrainConfig,
 )
 from florence_jax.training.config_loader import from_tree
@@ -22,6 +21,7 @@ from florence_jax.training.optimizer import OptimizerConfig
 from florence_jax.training.pretrained import read_start
 from tests.training.small import CONFIG
 from train.shapes import SceneConfig
+from train.shapes.source import ShapesConfig
 
 # Dropout stays on: what a resumed step draws must be what it would have drawn.
 ARCHITECTURE = dataclasses.replace(
@@ -32,7 +32,7 @@ TASKS = ("<OD>", "<CAPTION>")
 
 
 def world(split="train"):
-    return SourceConfig(kind="shapes", scenes=50, split=split, scene=SCENE, tasks=TASKS)
+    return ShapesConfig(scenes=50, split=split, scene=SCENE, tasks=TASKS)
 
 
 def a_config(directory, *, steps=5, train=None, **changes) -> TrainConfig:
@@ -41,7 +41,9 @@ def a_config(directory, *, steps=5, train=None, **changes) -> TrainConfig:
             directory=str(directory),
             steps=steps,
             batch_size=2,
-            model=ModelConfig(architecture=ARCHITECTURE, processor="shapes"),
+            model=ModelConfig(
+                architecture=ARCHITECTURE, processor="train.shapes.tokenizer:processor"
+            ),
             data=DataConfig(
                 train=train or (world(),),
                 valid=(world("valid"),),

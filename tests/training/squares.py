@@ -104,7 +104,11 @@ def squares_config(directory: Path, data: Path, *, steps: int = 600, seed: int =
         steps=steps,
         batch_size=16,
         seed=seed,
-        model=ModelConfig(architecture=ARCHITECTURE, processor="shapes", from_scratch=True),
+        model=ModelConfig(
+            architecture=ARCHITECTURE,
+            processor="train.shapes.tokenizer:processor",
+            from_scratch=True,
+        ),
         data=DataConfig(
             directory=str(data),
             image_size=(SIDE, SIDE),

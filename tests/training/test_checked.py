@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from florence_jax.training.config import DataConfig, SourceConfig, TrainConfig
+from florence_jax.training.config import DataConfig, TrainConfig
 from florence_jax.training.config_loader import SettingsError, describe, load_settings
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.lora import LoraConfig
@@ -14,6 +14,7 @@ from florence_jax.training.optimizer import OptimizerConfig
 from florence_jax.training.suggest import did_you_mean
 from tests.training.runs import a_config, world
 from train.shapes import SceneConfig
+from train.shapes.source import ShapesConfig
 
 RECIPE = "train/recipes/lora.py"
 # Fields of one number; tuples of numbers are tested below.
@@ -29,7 +30,10 @@ def test_every_number_must_be_finite(name, value):
 
 def test_numbers_of_sources_scenes_and_architectures_must_be_finite():
     for source in ("weight: .inf", "weight: .nan", "scene: {gradient: .inf}", "scenes: 0"):
-        words = [f"data.train=[{{kind: shapes, {source}}}]", "data.directory="]
+        words = [
+            f"data.train=[{{kind: 'train.shapes.source:ShapesConfig', {source}}}]",
+            "data.directory=",
+        ]
         with pytest.raises(SettingsError, match=source.partition(":")[0]):
             load_settings(TrainConfig, RECIPE, words)
     with pytest.raises(SettingsError, match=r"optimizer\.rules\[0\]\[1\] must be a finite number"):
@@ -53,7 +57,7 @@ def test_numbers_of_sources_scenes_and_architectures_must_be_finite():
         (lambda: LossConfig(z_loss=math.nan), "z_loss must be a finite number"),
         (lambda: LoraConfig(rank=2, alpha=0.0), "alpha must be positive"),
         (lambda: AugmentConfig(flip=math.nan), "flip must be a finite number"),
-        (lambda: SourceConfig(kind="shapes", weight=math.inf), "must be positive and finite"),
+        (lambda: ShapesConfig(weight=math.inf), "must be positive and finite"),
         (lambda: SceneConfig(gradient=math.nan), "gradient is nan"),
         (lambda: DataConfig(directory="x", quarantine_share=math.nan), "quarantine_share"),
     ],

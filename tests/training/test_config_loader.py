@@ -138,7 +138,7 @@ def test_differences_name_the_fields_of_a_list_s_items():
     ],
 )
 def test_what_would_end_a_run_later_is_refused_at_once(word, message):
-    words = ["directory=a", "steps=1", "model.start=shapes", "data.train=[{kind: shapes}]"]
+    words = ["directory=a", "steps=1", "model.start=shapes", "data.train=[{kind: jsonl, path: a}]"]
     load_settings(TrainConfig, None, words)
     with pytest.raises(SettingsError, match=message):
         load_settings(TrainConfig, None, [*words, word])

@@ -16,8 +16,9 @@ from PIL import Image
 
 from florence_jax.runtime.jsonl import read_lines
 from florence_jax.training.build import make_loader
-from florence_jax.training.config import EvaluationConfig, ExportConfig, LoggingConfig, SourceConfig
+from florence_jax.training.config import EvaluationConfig, ExportConfig, LoggingConfig
 from florence_jax.training.data.registry import training_sources
+from florence_jax.training.data.sources import JsonlConfig
 from florence_jax.training.loop import Outcome, train
 from florence_jax.training.pretrained import prepare_start
 from tests.training.runs import a_config, lines
@@ -88,7 +89,7 @@ def test_the_quarantine_holds_exactly_what_cannot_be_read(tmp_path):
 
 def a_run(directory, data):
     """One epoch."""
-    source = SourceConfig(kind="jsonl", path=str(data / "rows.jsonl"))
+    source = JsonlConfig(path=str(data / "rows.jsonl"))
     config = a_config(directory, steps=ROWS // BATCH, train=(source,))
     return dataclasses.replace(
         config,

@@ -19,8 +19,9 @@ from florence_jax.runtime.jsonl import read_lines
 from florence_jax.training.build import build_training
 from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints
 from florence_jax.training.checkpointing.resume import RunError
-from florence_jax.training.config import LoggingConfig, SourceConfig
+from florence_jax.training.config import LoggingConfig
 from florence_jax.training.data.bad_rows import TooManyProblems
+from florence_jax.training.data.sources import JsonlConfig
 from florence_jax.training.loop import Outcome, train
 from florence_jax.training.metrics.logger import RunLog, say
 from florence_jax.training.pretrained import read_start
@@ -194,7 +195,7 @@ def test_rows_that_have_changed_are_refused_or_accepted_by_name(whole, tmp_path,
 
     write(["A red circle."] * 4)
     directory = tmp_path / "run"
-    source = SourceConfig(kind="jsonl", path=str(file))
+    source = JsonlConfig(path=str(file))
     config = a_config(directory, train=(source,), steps=2)
     assert train(config) is Outcome.DONE
     more = dataclasses.replace(config, steps=3)
@@ -249,7 +250,7 @@ def test_bad_rows_go_to_quarantine_and_past_a_threshold_the_run_stops(tmp_path):
             for image in images
         )
     )
-    source = SourceConfig(kind="jsonl", path=str(folder / "rows.jsonl"))
+    source = JsonlConfig(path=str(folder / "rows.jsonl"))
     config = a_config(tmp_path / "run", train=(source,), steps=6)
     lenient = dataclasses.replace(config.data, quarantine_share=0.5)
     assert train(dataclasses.replace(config, data=lenient)) is Outcome.DONE

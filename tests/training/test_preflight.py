@@ -8,10 +8,10 @@ import pytest
 
 from florence_jax.training.build import make_preprocessor
 from florence_jax.training.checkpointing.resume import RunError, begin, check_data, check_same
-from florence_jax.training.config import SourceConfig
 from florence_jax.training.config_loader import SettingsError, to_tree
 from florence_jax.training.data.longest import longest_texts_of
 from florence_jax.training.data.preprocess import padded_length
+from florence_jax.training.data.sources import CocoConfig, JsonlConfig
 from florence_jax.training.loop import train
 from florence_jax.training.preflight import prepare, with_longest, with_steps
 from florence_jax.training.pretrained import longest_texts
@@ -26,20 +26,20 @@ def prepared(tmp_path_factory):
     words = ["a", "a red circle", "a red circle and a blue square " * 3, "word " * 2000]
     row = {"image": "a.png", "prefix": "<CAPTION>"}
     rows.write_text("".join(json.dumps(row | {"suffix": text}) + "\n" for text in words))
-    config = a_config(directory / "run", train=(SourceConfig(kind="jsonl", path=str(rows)),))
+    config = a_config(directory / "run", train=(JsonlConfig(path=str(rows)),))
     data = dataclasses.replace(config.data, max_prompt=None, max_target=None, valid=())
     config = dataclasses.replace(config, data=data, steps=None, epochs=3.0)
     return prepare(config, directory / "processor")
 
 
 def test_all_problems_are_said_and_nothing_is_made(tmp_path):
-    config = a_config(tmp_path / "run", train=(SourceConfig(kind="jsonl", path="nowhere.jsonl"),))
+    config = a_config(tmp_path / "run", train=(JsonlConfig(path="nowhere.jsonl"),))
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(
             config.data,
-            train=(*config.data.train, SourceConfig(kind="coco", path="absent.json")),
-            valid=(SourceConfig(kind="jsonl", path="gone.jsonl"),),
+            train=(*config.data.train, CocoConfig(path="absent.json")),
+            valid=(JsonlConfig(path="gone.jsonl"),),
         ),
         optimizer=dataclasses.replace(config.optimizer, rules=(("decoder", 1.0),)),
     )
@@ -111,7 +111,7 @@ def test_of_a_run_by_epochs_it_is_the_rows_that_have_changed_and_not_the_steps(t
     rows = tmp_path / "rows.jsonl"
     line = json.dumps({"image": "a.png", "prefix": "<CAPTION>", "suffix": "x"}) + "\n"
     rows.write_text(line * 8)
-    config = a_config(tmp_path / "run", train=(SourceConfig(kind="jsonl", path=str(rows)),))
+    config = a_config(tmp_path / "run", train=(JsonlConfig(path=str(rows)),))
     config = dataclasses.replace(config, steps=None, epochs=2.0)
     run, files = tmp_path / "run", tmp_path / "files"
     prepared = prepare(config, files)
@@ -132,7 +132,7 @@ def test_of_a_run_by_epochs_it_is_the_rows_that_have_changed_and_not_the_steps(t
 def test_a_run_whose_own_notes_are_damaged_names_them(tmp_path, name, content):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"image": "a.png", "prefix": "<CAPTION>", "suffix": "x"}) + "\n")
-    config = a_config(tmp_path / "run", train=(SourceConfig(kind="jsonl", path=str(rows)),))
+    config = a_config(tmp_path / "run", train=(JsonlConfig(path=str(rows)),))
     run, files = tmp_path / "run", tmp_path / "files"
     prepared = prepare(config, files)
     run.mkdir()

@@ -140,7 +140,7 @@ def training_config(request: PlanRequest) -> TrainConfig:
     if request.remat:
         words.append(f"model.remat={request.remat}")
     if not request.config:
-        words += ["steps=1000000", "data.train=[{kind: shapes}]"]
+        words += ["steps=1000000", "data.train=[{kind: jsonl, path: none}]"]
     config = load_settings(TrainConfig, request.config or None, [*words, *request.settings])
     # The program does not depend on them, and nobody has the data that epochs are counted by.
     return config if config.steps else dataclasses.replace(config, steps=1_000_000, epochs=None)

@@ -5,13 +5,8 @@
 Expected are docvqa/train_v1.0.json, docvqa/val_v1.0.json and the pages in docvqa/documents.
 """
 
-from florence_jax.training.config import (
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    SourceConfig,
-    TrainConfig,
-)
+from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from florence_jax.training.data.sources import DocVqaConfig
 from florence_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
@@ -22,8 +17,8 @@ config = TrainConfig(
     model=ModelConfig(start="microsoft/Florence-2-base-ft", dtype="bfloat16"),
     # Pages are read, not recognised: no augmentation, and more pixels where memory allows.
     data=DataConfig(
-        train=(SourceConfig(kind="docvqa", path="docvqa/train_v1.0.json"),),
-        valid=(SourceConfig(kind="docvqa", path="docvqa/val_v1.0.json"),),
+        train=(DocVqaConfig(path="docvqa/train_v1.0.json"),),
+        valid=(DocVqaConfig(path="docvqa/val_v1.0.json"),),
         image_size=(768, 768),
         max_target=128,
     ),

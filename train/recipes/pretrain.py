@@ -9,14 +9,9 @@ and text annotations of one's own, a Parquet folder each. The paper starts from 
 and BART; where a checkpoint of both is at hand, set `model.start`.
 """
 
-from florence_jax.training.config import (
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    SourceConfig,
-    TrainConfig,
-)
+from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from florence_jax.training.data.augment import AugmentConfig
+from florence_jax.training.data.sources import ParquetConfig
 from florence_jax.training.optimizer import OptimizerConfig
 
 BATCH = 2_048
@@ -33,12 +28,9 @@ MIXTURE = (
 def data(side: int) -> DataConfig:
     return DataConfig(
         train=tuple(
-            SourceConfig(kind="parquet", path=f"pretrain/{name}/train", weight=weight)
-            for name, weight in MIXTURE
+            ParquetConfig(path=f"pretrain/{name}/train", weight=weight) for name, weight in MIXTURE
         ),
-        valid=tuple(
-            SourceConfig(kind="parquet", path=f"pretrain/{name}/valid") for name, _ in MIXTURE
-        ),
+        valid=tuple(ParquetConfig(path=f"pretrain/{name}/valid") for name, _ in MIXTURE),
         image_size=(side, side),
         augment=AugmentConfig(flip=0.5, scale_jitter=0.2),
         workers=16,

@@ -17,12 +17,12 @@ from florence_jax.training.config import (
     EvaluationConfig,
     ExportConfig,
     ModelConfig,
-    SourceConfig,
     TrainConfig,
 )
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.optimizer import OptimizerConfig
 from train.shapes import SceneConfig
+from train.shapes.source import ShapesConfig
 
 SIDE = 192
 SCENE = SceneConfig(side=SIDE)
@@ -77,15 +77,15 @@ config = TrainConfig(
     steps=10_000,
     batch_size=16,
     # The processor's vocabulary replaces the architecture's.
-    model=ModelConfig(architecture=architecture, processor="shapes", from_scratch=True),
+    model=ModelConfig(
+        architecture=architecture, processor="train.shapes.tokenizer:processor", from_scratch=True
+    ),
     data=DataConfig(
         train=tuple(
-            SourceConfig(
-                kind="shapes", scene=SCENE, tasks=tasks, questions=len(tasks), weight=weight
-            )
+            ShapesConfig(scene=SCENE, tasks=tasks, questions=len(tasks), weight=weight)
             for tasks, weight in ((REGIONS, 0.2), (SHORT, 0.35), (MIDDLE, 0.28), (LONG, 0.17))
         ),
-        valid=(SourceConfig(kind="shapes", scene=SCENE, split="valid", scenes=200),),
+        valid=(ShapesConfig(scene=SCENE, split="valid", scenes=200),),
         mix="batches",
         image_size=(SIDE, SIDE),
         max_prompt=64,

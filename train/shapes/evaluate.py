@@ -20,8 +20,9 @@ from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.processing import TASKS
 from florence_jax.runtime.atomic_file import atomic_write, check_writable
 from florence_jax.runtime.program import run_program
+from florence_jax.training.metrics.judge import Answered, Score
 from train.shapes.config import SPLITS, SceneConfig
-from train.shapes.judge import Answered, Score, judge
+from train.shapes.judge import judge
 from train.shapes.world import ShapesWorld
 
 
@@ -51,7 +52,7 @@ def answers(
         )
         for example, answer in zip(asked, results, strict=True):
             yield Answered(
-                prefix=example.prefix, suffix=example.suffix, answer=answer, image_size=size
+                prefix=example.prefix, labels=example.suffix, answer=answer, image_size=size
             )
 
 

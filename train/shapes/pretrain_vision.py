@@ -39,9 +39,9 @@ from florence_jax.training.evaluation import nested
 from florence_jax.training.pretrained import load_parameters, prepare_start, read_start
 from florence_jax.training.state import Flat
 from florence_jax.training.step import LossFn
-from train.shapes.config import SceneConfig
 from train.shapes.dense_labels import CLASSES, points_of
 from train.shapes.render import draw
+from train.shapes.source import ShapesConfig
 from train.shapes.world import ShapesWorld
 
 _RECIPE = Path("train/recipes/shapes.py")
@@ -169,11 +169,13 @@ def pretrained(
 
 def _batches(config: TrainConfig, count: int) -> Iterator[PointBatch]:
     source = config.data.train[0]
-    scene = source.scene or SceneConfig()
-    if source.kind != "shapes" or config.data.image_size != (scene.side, scene.side):
+    if not isinstance(source, ShapesConfig):
+        raise ValueError(f"the recipe's first source must be a ShapesConfig, got {source.kind}")
+    scene = source.scene
+    if config.data.image_size != (scene.side, scene.side):
         raise ValueError(
-            "the recipe's first source must be shapes, drawn at the size that is trained at: "
-            f"it is {source.kind}, {scene.side} px, and data.image_size={config.data.image_size}"
+            "the recipe's scenes must be drawn at the size that is trained at: they have "
+            f"{scene.side} px, and data.image_size={config.data.image_size}"
         )
     world = ShapesWorld(config=scene, seed=config.seed)
 

@@ -30,12 +30,14 @@ from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.program import run_program
-from florence_jax.training.config import SourceConfig, TrainConfig
+from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import load_settings
+from florence_jax.training.metrics.judge import Answered
 from train.shapes.config import SceneConfig
 from train.shapes.evaluate import answers
-from train.shapes.judge import Answered, judge
+from train.shapes.judge import judge
 from train.shapes.render import draw
+from train.shapes.source import ShapesConfig
 from train.shapes.world import ShapesWorld
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -160,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _scene(config: TrainConfig) -> SceneConfig:
-    worlds = [source for source in config.data.train if source.kind == "shapes"]
+    worlds = [source for source in config.data.train if isinstance(source, ShapesConfig)]
     if not worlds:
         raise ValueError("the recipe must train on shapes, whose scenes the pool is drawn from")
     return dataclasses.replace(worlds[0].scene, mislabelled=0.0)
@@ -178,8 +180,7 @@ def _write_pool(world: ShapesWorld, folder: Path, count: int) -> Path:
 
 
 def _noisy(options: argparse.Namespace, scene: SceneConfig) -> str:
-    source = SourceConfig(
-        kind="shapes",
+    source = ShapesConfig(
         scenes=options.labelled,
         scene=dataclasses.replace(scene, mislabelled=options.noise),
     )
@@ -250,7 +251,7 @@ def _annotated(annotations: Path, pool: ShapesWorld) -> Iterator[Answered]:
                 answer = {**answer, "scores": [region.score for region in ranked]}
             yield Answered(
                 prefix=task,
-                suffix=truth[task].suffix,
+                labels=truth[task].suffix,
                 answer={task: answer},
                 image_size=annotation.size,
             )

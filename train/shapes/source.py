@@ -1,26 +1,70 @@
 """The synthetic world as a source of training examples: one scene after the other, by task."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from PIL import Image
 
-from florence_jax.processing import TASKS
-from florence_jax.training.data.example import DataError, Example, ObjectOrder
+from florence_jax.processing import TASKS, task_of
+from florence_jax.training.checked import counted
+from florence_jax.training.data.example import DataError, Example, ObjectOrder, Source
+from florence_jax.training.data.sources import Named, SourceConfig, source_problems
+from florence_jax.training.metrics.judge import Answered
+from florence_jax.training.metrics.tasks import named_figures
+from train.shapes.config import SceneConfig, Split
+from train.shapes.judge import CAPTIONS, METRICS, judge
 from train.shapes.render import draw
 from train.shapes.tasks import Question, questions
 from train.shapes.world import ShapesWorld
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShapesConfig(SourceConfig):
+    """Scenes of the synthetic world as a data set of a training run.
+
+    Attributes:
+        scene: how hard they are.
+        split: train, valid or held-out.
+        scenes: how many.
+        tasks: those that are asked, by default all 15; each has an equal part of the weight.
+        order: in which labels name shapes, as of `FileConfig`.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = METRICS
+
+    kind: str = field(init=False, default="train.shapes.source:ShapesConfig")
+    scene: SceneConfig = field(default_factory=SceneConfig)
+    split: Split = "train"
+    scenes: int = 1_000_000
+    tasks: tuple[str, ...] = ()
+    order: ObjectOrder = "as_annotated"
+
+    def problems(self) -> Iterator[str]:
+        yield from source_problems(self, "shapes", len(self.tasks or TASKS))
+        yield from counted("scenes", self.scenes, 1, 10**12)
+
+    def open(self, seed: int) -> Iterator[Named]:
+        unknown = [task for task in self.tasks if task not in TASKS]
+        if unknown:
+            raise DataError(f"shapes: no such task: {unknown}; there are {', '.join(TASKS)}")
+        world = ShapesWorld(config=self.scene, seed=seed, split=self.split)
+        tasks = self.tasks or tuple(TASKS)
+        source = ShapesSource(world, self.scenes, tasks, self.questions, self.order)
+        yield f"shapes-{self.split}", source, self.weight
+
+
 @dataclass(frozen=True)
-class ShapesSource:
+class ShapesSource(Source):
     """`scenes` scenes with one example for each task; neighbours share a scene.
 
     With `questions`, at most as many as there are tasks, each example asks so many of one picture.
 
     An example takes about 5 milliseconds of one core at 192 pixels, less than decoding a photo.
     """
+
+    endless: ClassVar[bool] = True
 
     world: ShapesWorld
     scenes: int
@@ -44,6 +88,9 @@ class ShapesSource:
         picture = draw(scene)
         example, *others = (self._example(number, picture, question) for question in asked)
         return dataclasses.replace(example, others=tuple(others))
+
+    def scores(self, answered: Sequence[Answered]) -> dict[str, float]:
+        return named_figures(judge(row for row in answered if task_of(row.prefix) in CAPTIONS))
 
     def _example(self, number: int, picture: Image.Image, question: Question) -> Example:
         return Example(

@@ -133,6 +133,22 @@ def save_processor(directory: str | os.PathLike, *, image_side: int, image_token
     assert load_tokenizer(folder).vocab_size == size
 
 
+def processor(directory: Path, *, image_size: tuple[int, int], image_tokens: int) -> None:
+    """`model.processor=train.shapes.tokenizer:processor` of a training run.
+
+    Args:
+        directory: gets the files.
+        image_size: (height, width) in pixels; a scene is square.
+        image_tokens: see `save_processor`.
+
+    Raises:
+        ValueError: the size is no square.
+    """
+    if image_size[0] != image_size[1]:
+        raise ValueError(f"scenes are square, got image_size {image_size}")
+    save_processor(directory, image_side=image_size[0], image_tokens=image_tokens)
+
+
 def _backend() -> Tokenizer:
     """Ids 0..3 the specials, then bytes, merges, <mask> and Florence-2's tokens, as in BART's."""
     vocab, merges = _merges()

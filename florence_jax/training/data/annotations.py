@@ -14,13 +14,13 @@ from florence_jax.annotation.schema import AnnotationError, annotation_files, fr
 from florence_jax.annotation.to_examples import Question, questions
 from florence_jax.processing import TASKS
 from florence_jax.processing.vocabulary import CONTROL_TOKENS
-from florence_jax.training.data.example import DataError, Example
+from florence_jax.training.data.example import DataError, Example, Source
 from florence_jax.training.data.storage import Place, as_path, local_copy, resolve_inside
 
 _WORDS = re.compile(r"<loc_\d+>|\w+|[^\w\s]")
 
 
-class Annotations:
+class Annotations(Source):
     """Questions that annotated images answer: of each image none, one or several.
 
     Lines are read when asked for: only their offsets and counts are held, 24 bytes an image.

@@ -13,7 +13,7 @@ from florence_jax.processing import box_to_text
 from florence_jax.processing.errors import ImageError
 from florence_jax.processing.image import image_size
 from florence_jax.processing.targets import check_label
-from florence_jax.training.data.example import DataError, Example
+from florence_jax.training.data.example import DataError, Example, Source
 from florence_jax.training.data.json_file import read_value
 from florence_jax.training.data.storage import Place, as_path, resolve_inside
 
@@ -30,7 +30,7 @@ CocoTask = Literal[
 _LABELLED = ("<OD>", "<OPEN_VOCABULARY_DETECTION>", "<REGION_TO_CATEGORY>")
 
 
-class Coco:
+class Coco(Source):
     """One COCO JSON file as examples of one task.
 
     - `<OD>`, `<REGION_PROPOSAL>`: one example a picture, all its boxes.

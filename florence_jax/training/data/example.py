@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from etils import epath
 from PIL import Image
+
+if TYPE_CHECKING:
+    from florence_jax.training.metrics.judge import Answered
 
 ObjectOrder = Literal["random", "as_annotated", "left_to_right", "top_to_bottom", "area", "label"]
 
@@ -50,9 +54,27 @@ class Example:
         return self.task + self.prompt
 
 
-class Source(Protocol):
-    """Examples by number, in any order and from any process. Picklable."""
+class Source(ABC):
+    """Examples by number, in any order and from any process. Picklable.
 
+    Attributes:
+        notes: what was joined, cut or left out when it was opened, for the user.
+        endless: its texts are made, not read, so that the longest of them is not known.
+    """
+
+    notes: Sequence[str] = ()
+    endless: bool = False
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def __getitem__(self, index: int) -> Example: ...
+
+    def scores(self, answered: Sequence[Answered]) -> dict[str, float]:
+        """Figures of a model's answers beside those of every task, by the name "TASK METRIC".
+
+        Their names are the `metrics` of the source's config.
+        """
+        del answered
+        return {}

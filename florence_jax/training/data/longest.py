@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from florence_jax.processing import FlorenceTokenizer, build_prompt
 from florence_jax.processing.targets import target_text
 from florence_jax.training.data.example import Example, Source
-from train.shapes.source import ShapesSource
 
 # A location is one token wherever it is, so any size will do.
 _ANY_SIZE = (1000, 1000)
@@ -18,11 +17,11 @@ def longest_texts_of(
     """(tokens of the longest prompt, of the longest target); every row is read, no picture is.
 
     Rows that cannot be used, and those that are longer than `most`, are left out: they end up in
-    quarantine. The synthetic world is endless and is taken for as long as `most`.
+    quarantine. A source without end is taken for as long as `most`.
     """
     longest = [2, 2]
     for source in sources:
-        if isinstance(source, ShapesSource):
+        if source.endless:
             return most
         for first in range(0, len(source), _TOGETHER):
             texts: list[str] = []

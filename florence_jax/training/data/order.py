@@ -25,11 +25,14 @@ _ORDERS: dict[ObjectOrder, Order] = {
 
 
 @dataclass(frozen=True)
-class Ordered:
+class Ordered(Source):
     """A source whose examples name things in this order."""
 
     source: Source
     order: ObjectOrder
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", self.source.notes)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -12,11 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from florence_jax.annotation.schema import annotation_files
-from florence_jax.training.config import SourceConfig
 from florence_jax.training.data.example import DataError
-from florence_jax.training.data.registry import Named
-from florence_jax.training.data.storage import Place, as_path, local_copy
+from florence_jax.training.data.sources import Named, SourceConfig
+from florence_jax.training.data.storage import Place, local_copy
 
 Pins = dict[str, dict[str, Any]]
 
@@ -31,7 +29,7 @@ def pin(configs: Sequence[SourceConfig], opened: Iterable[Named]) -> Pins:
     Raises:
         DataError: a file cannot be read.
     """
-    files = {name: file for config in configs for name, file in row_files(config)}
+    files = {name: file for config in configs for name, file in config.files()}
     with ThreadPoolExecutor(4) as pool:
         digests = list(pool.map(_digest, files.values()))
     return {
@@ -61,21 +59,6 @@ def changes(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[s
     if phrases and old == new:
         phrases.append(f"there are {sum(new.values()):,} rows, as many as before")
     return phrases
-
-
-def row_files(config: SourceConfig) -> list[tuple[str, Place]]:
-    """(name, file) of the files that a source's rows are read from."""
-    if config.kind == "shapes":
-        return []
-    path = as_path(config.path)
-    if config.kind == "annotations":
-        copy = local_copy(path, ".jsonl" if path.is_dir() else "")
-        files = annotation_files(copy)
-        return [(str(path if file == copy else path / file.name), file) for file in files]
-    if config.kind in ("parquet", "array_record") and path.is_dir():
-        return [(str(file), file) for file in sorted(path.glob(f"*.{config.kind}"))]
-    files = [path, *([as_path(config.annotations)] if config.annotations else [])]
-    return [(str(file), file) for file in files]
 
 
 def _digest(file: Place) -> str:

@@ -17,14 +17,14 @@ from florence_jax.datasets.text_rows import (
 )
 from florence_jax.processing import task_of
 from florence_jax.runtime.text_file import TextFileError, check_regular, parse_json
-from florence_jax.training.data.example import DataError, Example
+from florence_jax.training.data.example import DataError, Example, Source
 from florence_jax.training.data.storage import Place, as_path, local_copy, resolve_inside
 
 # So many first rows are looked at for columns before a run starts.
 _LOOKED_AT = 16
 
 
-class Jsonl:
+class Jsonl(Source):
     """One JSON object a line; images are files below `image_root`, by default the file's folder.
 
     Lines are read when asked for: only their offsets are held, 8 bytes a line.
@@ -72,7 +72,7 @@ class Jsonl:
         raise DataError(faults[0])
 
 
-class Parquet:
+class Parquet(Source):
     """A Parquet file, or a directory of them, in the order of their names.
 
     The column `image` holds encoded bytes, a struct with `bytes` (as Hugging Face writes it), or
@@ -133,7 +133,7 @@ class Parquet:
         return self.__dict__ | {"_kept": None}
 
 
-class ArrayRecord:
+class ArrayRecord(Source):
     """ArrayRecord files whose records are JSON rows with the picture's bytes in base64."""
 
     def __init__(self, path: str | Path):

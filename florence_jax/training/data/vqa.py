@@ -3,12 +3,12 @@
 from collections import Counter
 from typing import Any
 
-from florence_jax.training.data.example import DataError, Example
+from florence_jax.training.data.example import DataError, Example, Source
 from florence_jax.training.data.json_file import read_object, read_value
 from florence_jax.training.data.storage import Place, as_path, resolve_inside
 
 
-class Vqa:
+class Vqa(Source):
     """VQAv2, TextVQA and VizWiz questions as `<VQA>question` -> the most frequent answer.
 
     Args:

@@ -1,14 +1,14 @@
-"""How good generated answers are, by task: what `train.shapes.judge` measures, and text."""
+"""How good generated answers are, by task: boxes and outlines by `judge`, and text."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from florence_jax.evaluation.metrics import anls, similarity
 from florence_jax.processing import TASKS, parse, task_of
 from florence_jax.processing.locations import text_to_bins
+from florence_jax.training.metrics.judge import Answered, Score, judge
 from florence_jax.training.suggest import did_you_mean
-from train.shapes.judge import Answered, judge
 
 # What an evaluation measures of all rows together. The lowest is the best of these ...
 LOSSES = ("loss", "nll")
@@ -20,30 +20,29 @@ _OF_TASKS = (
     "F1@0.5",
     "accuracy@0.5",
     "mIoU",
-    "facts",
-    "captions with every fact",
     "exact",
     "similarity",
     "ANLS",
 )
 
-# Captions of the synthetic world state facts that can be counted; others are compared as text.
-_CAPTIONS = {"<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"}
 
-
-def metric_problems(metric: str, answers: int | None) -> Iterator[str]:
+def metric_problems(
+    metric: str, answers: int | None, of_sources: Iterable[str] = ()
+) -> Iterator[str]:
     """Why no evaluation has such a metric, which would end the run at the first one.
 
     Args:
         metric: the setting evaluation.metric.
         answers: the setting evaluation.answers; None where it could not be read.
+        of_sources: further metrics of a task, which the valid sources measure.
     """
     if metric in LOSSES or metric in _SHARES:
         return
-    if not metric.endswith(tuple(f" {name}" for name in _OF_TASKS)):
+    of_tasks = (*_OF_TASKS, *dict.fromkeys(of_sources))
+    if not metric.endswith(tuple(f" {name}" for name in of_tasks)):
         yield (
             f"evaluation.metric {metric!r} is not measured: expected "
-            f"{', '.join((*LOSSES, *_SHARES))}, or a task and one of {', '.join(_OF_TASKS)}, for "
+            f"{', '.join((*LOSSES, *_SHARES))}, or a task and one of {', '.join(of_tasks)}, for "
             f"example '<OD> mAP@0.5'{did_you_mean(metric, (*LOSSES, *_SHARES))}"
         )
     elif answers == 0:
@@ -53,28 +52,19 @@ def metric_problems(metric: str, answers: int | None) -> Iterator[str]:
         )
 
 
-def task_scores(answered: Sequence[Answered], *, world: bool) -> dict[str, float]:
-    """Every figure by the name "TASK METRIC", 0..1, 1 for the truth itself.
+def task_scores(answered: Sequence[Answered]) -> dict[str, float]:
+    """Every figure by the name "TASK METRIC", 0..1, 1 for the labels themselves.
 
-    Tasks with coordinates are judged as in `train.shapes.judge` (mAP@0.5, F1@0.5, accuracy@0.5,
-    mIoU). Answers that are text have: "exact", the share equal to the letter; "similarity", 1 minus
-    the edit distance over the longer one's length; "ANLS", as DocVQA's challenge counts.
-
-    Args:
-        answered: rows with their answers.
-        world: whether they are of the synthetic world, whose captions have facts.
+    Tasks with coordinates are scored by `judge` (mAP@0.5, F1@0.5, accuracy@0.5, mIoU). Answers that
+    are text have: "exact", the share equal to the letter; "similarity", 1 minus the edit distance
+    over the longer one's length; "ANLS", as DocVQA's challenge counts.
     """
     text, judged = [], []
     for row in answered:
         task = task_of(row.prefix)
         is_text = task not in TASKS or TASKS[task].answer == "pure_text"
         (text if is_text else judged).append(row)
-        if world and task in _CAPTIONS:
-            judged.append(row)
-    scores: dict[str, float] = {}
-    for task, score in judge(judged).items():
-        scores[f"{task} {score.metric}"] = score.value
-        scores |= {f"{task} {name}": value for name, value in score.others.items()}
+    scores = named_figures(judge(judged))
     by_task: dict[str, list[tuple[str, str]]] = {}
     for row in text:
         by_task.setdefault(task_of(row.prefix), []).append(_texts(row))
@@ -86,11 +76,20 @@ def task_scores(answered: Sequence[Answered], *, world: bool) -> dict[str, float
     return scores
 
 
+def named_figures(scores: Mapping[str, Score]) -> dict[str, float]:
+    """The figures of `judge` by the name "TASK METRIC"."""
+    figures: dict[str, float] = {}
+    for task, score in scores.items():
+        figures[f"{task} {score.metric}"] = score.value
+        figures |= {f"{task} {name}": value for name, value in score.others.items()}
+    return figures
+
+
 def _texts(row: Answered) -> tuple[str, str]:
     """Truth and answer without the region that some tasks repeat."""
     task = task_of(row.prefix)
     answer = row.answer if isinstance(row.answer, str) else row.answer[task]
-    found = (parse(text, task, row.image_size)[task] for text in (row.suffix, answer))
+    found = (parse(text, task, row.image_size)[task] for text in (row.labels, answer))
     truth, given = (_without_locations(text) for text in found)
     return truth, given
 

@@ -70,7 +70,7 @@ def test_the_bundle_holds_the_model_its_card_and_scenes_that_were_not_judged(
 def test_the_truth_itself_is_judged_right():
     world = ShapesWorld(split="held-out")
     rows = [
-        evaluate.Answered(prefix=q.prefix, suffix=q.suffix, answer=q.suffix, image_size=(224, 224))
+        evaluate.Answered(prefix=q.prefix, labels=q.suffix, answer=q.suffix, image_size=(224, 224))
         for q in world.questions(0)
     ]
     scores = judge(rows)

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from florence_jax.processing import TASKS, parse
+from florence_jax.training.metrics.judge import Answered
 from train.shapes import ShapesWorld
-from train.shapes.judge import Answered, judge
+from train.shapes.judge import judge
 
 SIZE = (224, 224)
 METRICS = {
@@ -32,14 +33,14 @@ METRICS = {
 def truth():
     world = ShapesWorld(split="held-out", seed=1)
     return [
-        Answered(prefix=q.prefix, suffix=q.suffix, answer=q.suffix, image_size=SIZE)
+        Answered(prefix=q.prefix, labels=q.suffix, answer=q.suffix, image_size=SIZE)
         for index in range(40)
         for q in world.questions(index)
     ]
 
 
-def answered(prefix, suffix, answer):
-    row = Answered(prefix=prefix, suffix=suffix, answer=answer, image_size=(1000, 1000))
+def answered(prefix, labels, answer):
+    row = Answered(prefix=prefix, labels=labels, answer=answer, image_size=(1000, 1000))
     (score,) = judge([row]).values()
     return score.value
 
@@ -100,7 +101,7 @@ def test_detection_is_the_mean_over_classes():
     # A class that the truth does not have costs nothing there; F1 counts it.
     more = f"{truth}c{box(700, 700, 900, 900)}"
     (score,) = judge(
-        [Answered(prefix="<OD>", suffix=truth, answer=more, image_size=(1000, 1000))]
+        [Answered(prefix="<OD>", labels=truth, answer=more, image_size=(1000, 1000))]
     ).values()
     assert score.value == 1.0
     assert score.others["F1@0.5"] == pytest.approx(2 * 2 / (2 + 3))
@@ -157,7 +158,7 @@ def test_segmentation_is_the_mean_overlap():
     prefix = f"<REGION_TO_SEGMENTATION>{box(0, 0, 400, 400)}"
     assert answered(prefix, square, half) == pytest.approx(0.5, abs=0.01)
     rows = [
-        Answered(prefix=prefix, suffix=square, answer=answer, image_size=(1000, 1000))
+        Answered(prefix=prefix, labels=square, answer=answer, image_size=(1000, 1000))
         for answer in (square, half, "")
     ]
     assert judge(rows)["<REGION_TO_SEGMENTATION>"].value == pytest.approx(0.5, abs=0.01)
@@ -169,11 +170,11 @@ def test_a_wrong_property_is_one_wrong_fact(truth):
     for row in truth:
         if row.prefix == "<DETAILED_CAPTION>":
             for size, other in (("small", "large"), ("medium", "small"), ("large", "medium")):
-                if f" {size} " in row.suffix:
-                    changed = row.suffix.replace(f" {size} ", f" {other} ", 1)
+                if f" {size} " in row.labels:
+                    changed = row.labels.replace(f" {size} ", f" {other} ", 1)
                     wrong.append(dataclasses.replace(row, answer=changed))
                     # One for each thing, and the background.
-                    told += row.suffix.count(", ") + 1 + row.suffix.count(" and ") + 1
+                    told += row.labels.count(", ") + 1 + row.labels.count(" and ") + 1
                     break
     assert len(wrong) == 40
     (score,) = judge(wrong).values()

@@ -7,13 +7,14 @@ import pytest
 
 from florence_jax.checkpoint import load_checkpoint
 from florence_jax.checkpoint.param_tree import flatten
-from florence_jax.training.config import DataConfig, ModelConfig, SourceConfig, TrainConfig
+from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
 from florence_jax.training.loop import train
 from florence_jax.training.pretrained import load_parameters, prepare_start
 from tests.training.small import CONFIG
 from train.shapes import SceneConfig, pretrain_vision
 from train.shapes.dense_labels import CLASSES
 from train.shapes.pretrain_vision import main, pretrained
+from train.shapes.source import ShapesConfig
 
 SCENE = SceneConfig(side=64, shapes=(1, 1), words=(0, 1), textured=0.0, clutter=(0, 0))
 ARCHITECTURE = dataclasses.replace(
@@ -28,9 +29,13 @@ def recipe(directory="unused"):
         directory=directory,
         batch_size=8,
         steps=1,
-        model=ModelConfig(architecture=ARCHITECTURE, processor="shapes", from_scratch=True),
+        model=ModelConfig(
+            architecture=ARCHITECTURE,
+            processor="train.shapes.tokenizer:processor",
+            from_scratch=True,
+        ),
         data=DataConfig(
-            train=(SourceConfig(kind="shapes", scene=SCENE, tasks=("<CAPTION>",)),),
+            train=(ShapesConfig(scene=SCENE, tasks=("<CAPTION>",)),),
             image_size=(64, 64),
             max_prompt=64,
             max_target=64,
@@ -70,7 +75,7 @@ def test_a_run_starts_from_what_the_command_wrote(tmp_path, monkeypatch, capsys,
     assert main([str(directory), "--steps", "2"]) == 0
     assert "right at the last step: colour" in capsys.readouterr().out
     written = dict(flatten(load_checkpoint(directory).params))
-    model = ModelConfig(start=str(directory), processor="shapes")
+    model = ModelConfig(start=str(directory), processor="train.shapes.tokenizer:processor")
     config = dataclasses.replace(recipe(directory=str(tmp_path / "run")), model=model)
     files = tmp_path / "processor"
     started = load_parameters(config, prepare_start(config, files))

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from florence_jax.training.config import SourceConfig, TrainConfig
+from florence_jax.training.config import TrainConfig
+from florence_jax.training.data.sources import JsonlConfig, SourceConfig
 from tests.training.runs import a_config
 
 DAMAGED = 3
@@ -28,7 +29,7 @@ def write_pictures(folder: Path) -> SourceConfig:
         suffix = f"thing<loc_{number * 10}><loc_20><loc_300><loc_400>"
         rows.append({"image": f"{number}.png", "prefix": "<OD>", "suffix": suffix})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return SourceConfig(kind="jsonl", path=str(folder / "rows.jsonl"))
+    return JsonlConfig(path=str(folder / "rows.jsonl"))
 
 
 def frozen_config(directory: Path, source: SourceConfig, features: Path | None = None, **changes):

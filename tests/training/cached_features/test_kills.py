@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from florence_jax.training.config import SourceConfig
 from florence_jax.training.config_loader import to_tree
+from florence_jax.training.data.sources import JsonlConfig
 from tests.training.cached_features.data import frozen_config
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("compiled_on_disk")]
@@ -38,7 +38,7 @@ def source(tmp_path_factory):
         Image.fromarray(draw.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / f"{number}.png")
         rows.append({"image": f"{number}.png", "prefix": "<CAPTION>", "suffix": "noise"})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return SourceConfig(kind="jsonl", path=str(folder / "rows.jsonl"))
+    return JsonlConfig(path=str(folder / "rows.jsonl"))
 
 
 def test_no_kill_costs_a_finished_file_or_leaves_half_of_one(source, compiled_on_disk, tmp_path):

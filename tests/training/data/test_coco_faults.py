@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 
 from florence_jax.processing import demo_tokenizer, parse
-from florence_jax.training.config import DataConfig, SourceConfig
+from florence_jax.training.config import DataConfig
 from florence_jax.training.data.coco import Coco
 from florence_jax.training.data.example import DataError, Example
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import Preprocessor
 from florence_jax.training.data.registry import source_notes, training_sources
+from florence_jax.training.data.sources import CocoConfig, JsonlConfig
 from tests.datasets.habits import HABITS, SCENES, base, written
 from tests.shared_data import needs_shared, shared_path
 
@@ -248,7 +249,7 @@ def test_files_from_the_field(name, expected):
 
 
 def opened(path, **settings):
-    config = DataConfig(train=(SourceConfig(kind="coco", path=str(path), **settings),))
+    config = DataConfig(train=(CocoConfig(path=str(path), **settings),))
     return training_sources(config, seed=0)
 
 
@@ -309,10 +310,10 @@ def test_a_location_that_is_no_token_is_not_learnt(tmp_path):
         ROW.row(example, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("order", "said"), [(None, 1), ("random", 0)])
+@pytest.mark.parametrize(("order", "said"), [("as_annotated", 1), ("random", 0)])
 def test_rows_of_text_are_told_of_their_order(tmp_path, order, said):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"image": "a.png", "prefix": "<OD>", "suffix": "cat"}))
-    config = SourceConfig(kind="jsonl", path=str(path), order=order)
+    config = JsonlConfig(path=str(path), order=order)
     sources = [source for _, source, _ in training_sources(DataConfig(train=(config,)), 0)]
     assert sum("order: random" in note for note in source_notes(sources)) == said

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from florence_jax.training.config import DataConfig, SourceConfig
-from florence_jax.training.data.pins import changes, pin, row_files
+from florence_jax.training.config import DataConfig
+from florence_jax.training.data.pins import changes, pin
 from florence_jax.training.data.registry import training_configs, training_sources
+from florence_jax.training.data.sources import CocoConfig, JsonlConfig, ParquetConfig, VqaConfig
+from train.shapes.source import ShapesConfig
 
 
 def rows(path, suffixes):
@@ -48,10 +50,10 @@ def test_every_source_of_a_mixture_is_pinned(tmp_path):
     coco.write_text(json.dumps(content))
     config = DataConfig(
         train=(
-            SourceConfig(kind="jsonl", path=str(first)),
-            SourceConfig(kind="jsonl", path=str(second)),
-            SourceConfig(kind="coco", path=str(coco)),
-            SourceConfig(kind="shapes", scenes=2),
+            JsonlConfig(path=str(first)),
+            JsonlConfig(path=str(second)),
+            CocoConfig(path=str(coco)),
+            ShapesConfig(scenes=2),
         )
     )
     before = pinned(config)
@@ -69,7 +71,7 @@ def test_files_of_a_directory_that_come_or_go_are_named(tmp_path):
     columns = {"image": ["a.png"], "prefix": ["<CAPTION>"], "suffix": ["x"]}
     for name in ("0", "1"):
         parquet.write_table(pyarrow.table(columns), tmp_path / f"{name}.parquet")
-    config = DataConfig(train=(SourceConfig(kind="parquet", path=str(tmp_path)),))
+    config = DataConfig(train=(ParquetConfig(path=str(tmp_path)),))
     before = pinned(config)
     (tmp_path / "1.parquet").rename(tmp_path / "2.parquet")
     assert changes(before, pinned(config)) == [
@@ -80,5 +82,5 @@ def test_files_of_a_directory_that_come_or_go_are_named(tmp_path):
 
 
 def test_the_second_file_of_questions_is_pinned(tmp_path):
-    config = SourceConfig(kind="vqa", path="q.json", annotations="a.json")
-    assert [name for name, _ in row_files(config)] == ["q.json", "a.json"]
+    config = VqaConfig(path="q.json", annotations="a.json")
+    assert [name for name, _ in config.files()] == ["q.json", "a.json"]

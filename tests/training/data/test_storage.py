@@ -14,16 +14,18 @@ from PIL import Image
 
 from florence_jax.annotation.schema import write_annotations
 from florence_jax.processing import demo_tokenizer
-from florence_jax.training.config import DataConfig, ModelConfig, SourceConfig, TrainConfig
+from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.example import DataError
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import ExampleRef, Preprocessor
 from florence_jax.training.data.registry import training_sources, valid_sources
+from florence_jax.training.data.sources import ArrayRecordConfig, JsonlConfig, SourceConfig
 from florence_jax.training.data.storage import as_path, resolve_inside
 from florence_jax.training.data.tabular import Jsonl
 from tests.annotation.written import EXAMPLE
 from tests.training.data.objects import Objects
+from train.shapes.source import ShapesConfig
 
 ROW = Preprocessor(tokenizer=demo_tokenizer(), image_size=(16, 16), augmentation=AugmentConfig())
 SETTINGS = {
@@ -104,7 +106,7 @@ def settings(kind, root):
         name: f"{root}/{value}" if isinstance(value, str) else value
         for name, value in SETTINGS[kind].items()
     }
-    return SourceConfig(kind=kind, **named)
+    return SourceConfig.of_kind(kind)(**named)
 
 
 def all_rows(sources):
@@ -244,17 +246,17 @@ def picture():
     ("source", "message"),
     [
         (
-            {"kind": "jsonl", "path": "gs://bucket/absent.jsonl"},
+            JsonlConfig(path="gs://bucket/absent.jsonl"),
             "there is no .* gs://bucket/absent",
         ),
-        ({"kind": "jsonl", "path": "http://host/a.jsonl"}, "from files and from gs://, s3://"),
-        ({"kind": "array_record", "path": "gs://bucket/a.array_record"}, "file systems alone"),
+        (JsonlConfig(path="http://host/a.jsonl"), "from files and from gs://, s3://"),
+        (ArrayRecordConfig(path="gs://bucket/a.array_record"), "file systems alone"),
     ],
 )
 def test_what_cannot_be_read_is_named(objects, source, message):
     objects.contents["bucket/a.array_record"] = b""
     with pytest.raises(DataError, match=message):
-        training_sources(DataConfig(train=(SourceConfig(**source),)), seed=0)
+        training_sources(DataConfig(train=(source,)), seed=0)
 
 
 def test_a_client_that_is_missing_is_named_with_its_package(monkeypatch):
@@ -263,13 +265,11 @@ def test_a_client_that_is_missing_is_named_with_its_package(monkeypatch):
 
     monkeypatch.setattr(backend.fsspec_backend, "fs", missing)
     with pytest.raises(DataError, match=r"jsonl data: 'gs://bucket/a.jsonl' .*pip install gcsfs"):
-        training_sources(
-            DataConfig(train=(SourceConfig(kind="jsonl", path="gs://bucket/a.jsonl"),)), seed=0
-        )
+        training_sources(DataConfig(train=(JsonlConfig(path="gs://bucket/a.jsonl"),)), seed=0)
 
 
 def test_a_run_and_its_features_are_on_file_systems():
-    data = DataConfig(train=(SourceConfig(kind="shapes"),))
+    data = DataConfig(train=(ShapesConfig(),))
     model = ModelConfig(architecture="tiny", processor="bytes")
     with pytest.raises(
         ValueError, match=r"directory=gs://bucket/run is a URL.*train/launch/README"

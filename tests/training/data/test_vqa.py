@@ -10,16 +10,17 @@ import pytest
 from florence_jax.model import Model
 from florence_jax.processing import ImageConfig
 from florence_jax.training.build import make_preprocessor
-from florence_jax.training.config import DataConfig, SourceConfig
+from florence_jax.training.config import DataConfig
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.example import DataError
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import Preprocessor
+from florence_jax.training.data.sources import JsonlConfig
 from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.step import Batch, LossFn
 from tests.training.small import CONFIG, small_batch, small_params
 from train.shapes import SceneConfig
-from train.shapes.source import ShapesSource
+from train.shapes.source import ShapesConfig, ShapesSource
 from train.shapes.tokenizer import world_tokenizer
 from train.shapes.world import ShapesWorld
 
@@ -132,7 +133,7 @@ def test_shares_of_several_hosts_have_one_shape():
     )
     config = DataConfig(
         train=tuple(
-            SourceConfig(kind="shapes", scene=WORLD.config, tasks=tasks, questions=questions)
+            ShapesConfig(scene=WORLD.config, tasks=tasks, questions=questions)
             for tasks, questions in ((SHORT, 3), (LONG, 1))
         ),
         max_prompt=64,
@@ -159,12 +160,12 @@ def test_shares_of_several_hosts_have_one_shape():
 
 
 def test_what_would_move_a_picture_under_its_questions_is_refused():
-    source = SourceConfig(kind="shapes", questions=2)
+    source = ShapesConfig(questions=2)
     with pytest.raises(ValueError, match=r"data\.augment\.flip would move a picture"):
         DataConfig(train=(source,), augment=AugmentConfig(flip=0.5, colour=0.1))
     with pytest.raises(ValueError, match="1 to 15 questions of a picture, got questions=16"):
-        SourceConfig(kind="shapes", questions=16)
+        ShapesConfig(questions=16)
     with pytest.raises(ValueError, match=r"leave questions of data\.valid at 1"):
         DataConfig(train=(source,), valid=(source,))
     with pytest.raises(ValueError, match="1 to 1 questions"):
-        SourceConfig(kind="jsonl", path="a.jsonl", questions=2)
+        JsonlConfig(path="a.jsonl", questions=2)

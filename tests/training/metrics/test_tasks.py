@@ -1,11 +1,11 @@
 import pytest
 
+from florence_jax.training.metrics.judge import Answered
 from florence_jax.training.metrics.tasks import metric_problems, task_scores
-from train.shapes.judge import Answered
 
 
-def answered(prefix, suffix, answer):
-    return Answered(prefix=prefix, suffix=suffix, answer=answer, image_size=(100, 100))
+def answered(prefix, labels, answer):
+    return Answered(prefix=prefix, labels=labels, answer=answer, image_size=(100, 100))
 
 
 def test_each_task_has_its_own_figures():
@@ -17,7 +17,7 @@ def test_each_task_has_its_own_figures():
         answered(f"<REGION_TO_CATEGORY>{box}", f"car{box}", f"car{other}"),
         answered("<CAPTION>", "A dog.", "A dog."),
     ]
-    scores = task_scores(rows, world=False)
+    scores = task_scores(rows)
     assert scores["<OD> F1@0.5"] == 0.5
     assert 0.4 < scores["<OD> mAP@0.5"] < 0.6
     assert scores["<VQA> exact"] == 0.0
@@ -32,9 +32,3 @@ def test_each_task_has_its_own_figures():
         "evaluation.metric '<OD> F1@0.5' is measured in answers, and evaluation.answers=0 "
         "generates none"
     ]
-
-
-def test_captions_of_the_world_are_judged_by_their_facts():
-    text = "A red circle and a blue square."
-    scores = task_scores([answered("<CAPTION>", text, text)], world=True)
-    assert scores["<CAPTION> facts"] == scores["<CAPTION> exact"] == 1.0

@@ -1,0 +1,266 @@
+"""Settings of data sets: one dataclass for each layout, which opens the files that it names."""
+
+import pkgutil
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field, is_dataclass
+from typing import ClassVar, get_args
+
+from florence_jax.annotation.schema import annotation_files
+from florence_jax.training.checked import Checked
+from florence_jax.training.data.annotations import Annotations
+from florence_jax.training.data.coco import Coco, CocoTask
+from florence_jax.training.data.example import DataError, ObjectOrder, Source
+from florence_jax.training.data.order import Ordered
+from florence_jax.training.data.storage import Place, as_path, local_copy, require_exists
+from florence_jax.training.data.tabular import ArrayRecord, Jsonl, Parquet
+from florence_jax.training.data.vqa import DocVqa, Vqa
+from florence_jax.training.suggest import did_you_mean
+
+Named = tuple[str, Source, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(Checked):
+    """One data set of a mixture. Each layout is a subclass, and a program may bring its own.
+
+    Attributes:
+        kind: the layout, by which YAML and JSON choose the class: jsonl, parquet and array_record
+            hold rows `image, prefix, suffix`; coco is a COCO JSON file; vqa and docvqa are
+            questions about images; annotations are what `florence-jax annotate` wrote. Any other
+            class is "module:Class", which is imported.
+        weight: its share of the mixture, relative to the others'.
+        questions: prompts about one image that an example holds, at most: the image encoder runs
+            once for all of them. Only annotations and synthetic data have more than one.
+    """
+
+    # Figures that `Source.scores` adds to those of every task.
+    metrics: ClassVar[tuple[str, ...]] = ()
+    # The most that `questions` may be.
+    max_questions: ClassVar[int] = 1
+
+    kind: str = field(init=False, default="")
+    weight: float = 1.0
+    questions: int = 1
+
+    def problems(self) -> Iterator[str]:
+        yield from source_problems(self, self.kind, SourceConfig.max_questions)
+
+    @abstractmethod
+    def open(self, seed: int) -> Iterator[Named]:
+        """(name, source, weight) of each source that the data set becomes.
+
+        Args:
+            seed: the run's.
+
+        Raises:
+            DataError: it cannot be read; names the file and the remedy.
+        """
+        raise NotImplementedError
+
+    def files(self) -> list[tuple[str, Place]]:
+        """(name, file) of the files with the rows; a resumed run compares their hashes."""
+        return []
+
+    @staticmethod
+    def of_kind(kind: str) -> type["SourceConfig"]:
+        """The class that `kind` chooses.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if kind in KINDS:
+            return KINDS[kind]
+        if ":" not in str(kind):
+            raise ValueError(
+                f"must be one of {', '.join(KINDS)}, or module:Class of a SourceConfig, got "
+                f"{kind!r}{did_you_mean(str(kind), KINDS)}"
+            )
+        try:
+            found = pkgutil.resolve_name(kind)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"{kind!r} cannot be imported: {error}") from None
+        if not (
+            isinstance(found, type) and issubclass(found, SourceConfig) and is_dataclass(found)
+        ):
+            raise ValueError(f"{kind!r} is no dataclass that extends SourceConfig")
+        return found
+
+
+def source_problems(config: SourceConfig, name: str, most: int) -> Iterator[str]:
+    """A sentence for each common field that does not fit a source of this name."""
+    if config.questions is not None and not 1 <= config.questions <= most:
+        yield (
+            f"a {config.kind} source asks 1 to {most} questions of a picture, got questions="
+            f"{config.questions}"
+        )
+    if config.weight is not None and not 0.0 < config.weight <= 1e30:
+        yield f"the weight of {name} must be positive and finite, got {config.weight}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileConfig(SourceConfig):
+    """A data set in files.
+
+    Attributes:
+        path: the file, or the directory of Parquet or ArrayRecord files or of annotations: a path,
+            or (all but array_record) a URL gs://, s3://, az:// or hf://, as of all that data name.
+        image_root: directory that image names start from; by default the file's own.
+        order: in which the labels of <OD>, <DENSE_REGION_CAPTION>, <REGION_PROPOSAL> or
+            <OPEN_VOCABULARY_DETECTION> name objects: random (anew in each epoch), as_annotated,
+            left_to_right, top_to_bottom, area (largest first) or label (by the alphabet). By
+            default random for coco and annotations, since a model that learns the annotators' order
+            learns where they begin and may find little else; as_annotated for the others, whose
+            texts are learnt as they stand.
+    """
+
+    path: str = ""
+    image_root: str = ""
+    order: ObjectOrder = "as_annotated"
+
+    def problems(self) -> Iterator[str]:
+        if self.path == "":
+            yield f"a {self.kind} source needs a path"
+        most = KINDS[self.kind].max_questions
+        yield from source_problems(self, self.path or self.kind, most)
+
+    def open(self, seed: int) -> Iterator[Named]:
+        del seed
+        path = require_exists(self.path, f"{self.kind} data")
+        for part, source, share in self._open(path, self.image_root or None):
+            if self.order != "as_annotated":
+                source = Ordered(source, self.order)
+            yield f"{path.parent.name}/{path.name}{part}", source, self.weight * share
+
+    def files(self) -> list[tuple[str, Place]]:
+        path = as_path(self.path)
+        files = sorted(path.glob(f"*.{self.kind}")) if path.is_dir() else [path]
+        return [(str(file), file) for file in files]
+
+    @abstractmethod
+    def _open(self, path: Place, image_root: str | None) -> Iterator[tuple[str, Source, float]]:
+        """(what follows the file's name, source, share of the weight) of each source."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonlConfig(FileConfig):
+    """Rows `image, prefix, suffix` as JSON lines."""
+
+    kind: str = field(init=False, default="jsonl")
+
+    def _open(self, path: Place, image_root: str | None) -> Iterator[tuple[str, Source, float]]:
+        yield "", Jsonl(path, image_root), 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetConfig(FileConfig):
+    """Rows `image, prefix, suffix` in a Parquet file or a directory of them."""
+
+    kind: str = field(init=False, default="parquet")
+
+    def _open(self, path: Place, image_root: str | None) -> Iterator[tuple[str, Source, float]]:
+        yield "", Parquet(path, image_root), 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayRecordConfig(FileConfig):
+    """Rows `image, prefix, suffix` with the image's bytes, in ArrayRecord files."""
+
+    kind: str = field(init=False, default="array_record")
+
+    def _open(self, path: Place, image_root: str | None) -> Iterator[tuple[str, Source, float]]:
+        del image_root
+        yield "", ArrayRecord(path), 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoConfig(FileConfig):
+    """A COCO JSON file.
+
+    Attributes:
+        tasks: those that it is read for; each has an equal part of the weight.
+    """
+
+    kind: str = field(init=False, default="coco")
+    order: ObjectOrder = "random"
+    tasks: tuple[str, ...] = ("<OD>",)
+
+    def _open(self, path: Place, image_root: str | None) -> Iterator[tuple[str, Source, float]]:
+        for task in self.tasks:
+            if task not in get_args(CocoTask):
+                raise DataError(f"{path}: a COCO file has no {task}, only {get_args(CocoTask)}")
+            yield f" {task}", Coco(path, task, image_root), 1.0 / len(self.tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaConfig(FileConfig):
+    """Questions about images in VQAv2's, TextVQA's or VizWiz's layout.
+
+    Attributes:
+        annotations: VQAv2's second file, with the answers.
+        image_pattern: an image's file name, such as "COCO_train2014_{image_id:012d}.jpg".
+    """
+
+    reader: ClassVar[type[Vqa]] = Vqa
+
+    kind: str = field(init=False, default="vqa")
+    annotations: str = ""
+    image_pattern: str = ""
+
+    def files(self) -> list[tuple[str, Place]]:
+        found = [as_path(path) for path in (self.path, self.annotations) if path]
+        return [(str(file), file) for file in found]
+
+    def _open(self, path: Place, image_root: str | None) -> Iterator[tuple[str, Source, float]]:
+        yield "", self.reader(path, image_root, self.annotations or None, self.image_pattern), 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocVqaConfig(VqaConfig):
+    """Questions about documents, in DocVQA's layout."""
+
+    reader: ClassVar[type[Vqa]] = DocVqa
+
+    kind: str = field(init=False, default="docvqa")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationsConfig(FileConfig):
+    """Annotations that `florence-jax annotate` wrote.
+
+    Attributes:
+        tasks: those that are learnt, by default all that the annotations answer; each has an equal
+            part of the weight. With several `questions` an image, its tasks take turns.
+    """
+
+    max_questions: ClassVar[int] = 64
+
+    kind: str = field(init=False, default="annotations")
+    order: ObjectOrder = "random"
+    tasks: tuple[str, ...] = ()
+
+    def files(self) -> list[tuple[str, Place]]:
+        path = as_path(self.path)
+        copy = local_copy(path, ".jsonl" if path.is_dir() else "")
+        files = annotation_files(copy)
+        return [(str(path if file == copy else path / file.name), file) for file in files]
+
+    def _open(self, path: Place, image_root: str | None) -> Iterator[tuple[str, Source, float]]:
+        tasks = self.tasks or Annotations.tasks_of(path)
+        several = self.questions > 1
+        for group in Annotations.alike(path, tasks) if several else [(task,) for task in tasks]:
+            source = Annotations(path, group, image_root, questions=self.questions)
+            yield f" {' '.join(group)}", source, len(group) / len(tasks)
+
+
+# The layouts by the name that settings in YAML and JSON give them.
+KINDS: dict[str, type[SourceConfig]] = {
+    "jsonl": JsonlConfig,
+    "parquet": ParquetConfig,
+    "array_record": ArrayRecordConfig,
+    "coco": CocoConfig,
+    "vqa": VqaConfig,
+    "docvqa": DocVqaConfig,
+    "annotations": AnnotationsConfig,
+}
