@@ -30,7 +30,7 @@ ROOMS = {
     "results runtime sharding",
     "export": "checkpoint config generation inference model processing quantization runtime",
     "demo": "config generation inference metrics model processing quantization runtime",
-    "batch": "demo export generation inference processing results runtime",
+    "batch": "export generation inference processing results runtime",
     "annotation": "batch generation inference processing results runtime",
     "evaluation": "batch datasets inference metrics processing results runtime",
     "training": "adapters annotation checkpoint config datasets generation inference metrics model "

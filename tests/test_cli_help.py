@@ -33,7 +33,6 @@ def test_no_command_is_the_help(capsys):
     assert all(line.startswith("  florence-jax ") for line in examples)
     models = text.partition("models (--model):\n")[2]
     assert "shapes " in models
-    assert "demo " in models
 
 
 def test_the_examples_of_the_help_are_commands(capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from florence_jax.demo.bundled_model import held_out_scenes
-from florence_jax.demo.street_scene import demo_scene
+from tests.random_pipeline import random_image
 from tests.shared_data import needs_shared
 from tests.small_checkpoint import write_small_checkpoint
 
@@ -55,12 +55,12 @@ def test_the_wheel_holds_florence_jax_alone(wheel):
 def test_predicts_without_torch(bare, tmp_path):
     code = "import importlib.util as u; assert u.find_spec('torch') is None"
     run(bare / "python", "-c", code)
-    demo_scene()[0].save(tmp_path / "scene.png")
+    random_image().save(tmp_path / "scene.png")
     done = run(
         bare / "florence-jax",
         "predict",
         "scene.png",
-        *("--task", "<OD>", "--model", "demo", "--max-new-tokens", "12", "--quiet"),
+        *("--task", "<OD>", "--model", "shapes", "--max-new-tokens", "12", "--quiet"),
         cwd=tmp_path,
     )
     row = json.loads(done.stdout)
@@ -81,7 +81,7 @@ def test_the_wheel_carries_the_demonstration(bare, tmp_path):
 @needs_shared
 def test_reads_a_checkpoint_without_torch(bare, tmp_path):
     write_small_checkpoint(tmp_path / "checkpoint")
-    demo_scene()[0].save(tmp_path / "scene.png")
+    random_image().save(tmp_path / "scene.png")
     done = run(
         bare / "florence-jax",
         "predict",

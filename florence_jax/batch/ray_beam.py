@@ -46,8 +46,7 @@ class RowsAnswerer:
     ) -> None:
         """
         Args:
-            model: as for `Florence2Pipeline.from_pretrained`; "demo" is a tiny model with random
-                weights.
+            model: as for `Florence2Pipeline.from_pretrained`.
             tasks: asked about rows that bring none of their own.
             dtype: of weights and activations.
             batch_size: rows in one compiled call, on each device of the process.
@@ -99,15 +98,11 @@ class RowsAnswerer:
     @functools.cached_property
     def _job(self) -> Any:
         from florence_jax.batch.predict_job import PredictJob
-        from florence_jax.demo.random_model import demo_pipeline
         from florence_jax.inference.data_parallel import replicate_over_local_devices
         from florence_jax.inference.overrides import with_overrides
         from florence_jax.inference.pipeline import Florence2Pipeline
 
-        if self._model == "demo":
-            pipeline = demo_pipeline(self._dtype)
-        else:
-            pipeline = Florence2Pipeline.from_pretrained(self._model, dtype=self._dtype)
+        pipeline = Florence2Pipeline.from_pretrained(self._model, dtype=self._dtype)
         job = PredictJob(
             replicate_over_local_devices(pipeline),
             with_overrides(pipeline.generation, self._decoding, _OWN),

@@ -23,8 +23,6 @@ models (--model):
   microsoft/Florence-2-base-ft   and the other Florence-2 checkpoints, by hub id or directory
   shapes                         comes with the library: small and trained, but it knows nothing
                                  but drawn shapes and words; no download
-  demo                           comes with the library: tiny, with random weights, for trying
-                                 commands; its answers mean nothing
 
 `florence-jax COMMAND --help` says what a command takes; `florence-jax predict --help` lists the
 tasks and formats."""

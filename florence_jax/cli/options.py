@@ -26,8 +26,7 @@ def add_model_options(
         "--model",
         default=_DEFAULT_MODEL,
         help="directory of a checkpoint, training run or PEFT adapter, or a hub id; 'shapes' is "
-        "the small trained model of `florence-jax demo`, 'demo' a tiny one with random weights "
-        "(default: %(default)s)",
+        "the small trained model of `florence-jax demo` (default: %(default)s)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the hub id")
     if mesh:
@@ -113,18 +112,13 @@ def model_from_anywhere(model: str) -> str:
 
 def load_pipeline(options: argparse.Namespace, *, progress: bool) -> Florence2Pipeline:
     """The pipeline that the model options name."""
-    from florence_jax.demo.random_model import WEIGHTS_NOTICE, demo_pipeline
-    from florence_jax.inference.load_sharded import DEFAULT_RULES, shard_pipeline
+    from florence_jax.inference.load_sharded import DEFAULT_RULES
     from florence_jax.inference.pipeline import Florence2Pipeline
 
     dtype = options.dtype or "float32"
     if options.rules is not None and options.mesh is None:
         raise ValueError("--rules belongs to --mesh: name the mesh too, for example --mesh data=-1")
     rules = options.rules or DEFAULT_RULES
-    if options.model == "demo":
-        print(WEIGHTS_NOTICE, file=sys.stderr)
-        pipeline = demo_pipeline(dtype, quantize=options.quantize, compat=options.compat)
-        return pipeline if options.mesh is None else shard_pipeline(pipeline, options.mesh, rules)
     return Florence2Pipeline.from_pretrained(
         options.model,
         dtype=dtype,

@@ -19,9 +19,9 @@ from florence_jax.batch.verify import verify_output
 from florence_jax.cli import annotate
 from florence_jax.cli.annotate_options import annotate_arguments
 from florence_jax.cli.main import _parser, main
-from florence_jax.demo.random_model import demo_pipeline
 from florence_jax.processing import ImageConfig
 from tests.inference.counting import counted_images
+from tests.random_pipeline import random_pipeline
 
 # Random weights are sure of nothing: everything passes that is not broken.
 OPEN = FilterSettings(
@@ -42,7 +42,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return dataclasses.replace(demo_pipeline(), image_config=ImageConfig(size=(64, 64)))
+    return dataclasses.replace(random_pipeline(), image_config=ImageConfig(size=(64, 64)))
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +137,10 @@ def test_filters_work_between_the_stages(pipeline, pictures):
 
 class TestCommand:
     def test_from_pictures_to_everything(self, pipeline, pictures, tmp_path, capsys, monkeypatch):
-        # The demonstration's model at a size whose programs are compiled already.
+        # The model and the sizes whose programs are compiled already.
         monkeypatch.setattr(annotate, "load_answering", lambda options, progress: pipeline)
         out = tmp_path / "out"
-        words = ["annotate", str(pictures), "--output", str(out), "--model", "demo",
+        words = ["annotate", str(pictures), "--output", str(out), "--model", "random",
                    "--only", "regions", "--no-completion", "--max-new-tokens", "24", "--beams", "1",
                    "--threshold", "label_score=0", "--threshold", "box_score=0",
                    "--workers", "0", "--batch-size", str(ROWS), "--analyser", "rules",
@@ -207,7 +207,7 @@ class TestCommand:
     ):
         monkeypatch.setattr(annotate, "load_answering", lambda options, progress: pipeline)
         out = tmp_path / "out"
-        words = ["annotate", str(pictures), "--output", str(out), "--model", "demo",
+        words = ["annotate", str(pictures), "--output", str(out), "--model", "random",
                  "--only", "regions", "--no-completion", "--max-new-tokens", "24", "--beams", "1",
                  "--workers", "0", "--batch-size", str(ROWS), "--analyser", "rules",
                  "--block-size", "1", "--process-count", "2"]  # fmt: skip
@@ -247,7 +247,9 @@ class TestCommand:
     )
     def test_what_cannot_be_done_is_said(self, pictures, tmp_path, capsys, arguments, message):
         given = [str(pictures) if word == "PICTURES" else word for word in arguments]
-        assert main(["annotate", *given, "--output", str(tmp_path / "out"), "--model", "demo"]) == 2
+        assert (
+            main(["annotate", *given, "--output", str(tmp_path / "out"), "--model", "random"]) == 2
+        )
         assert message in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ from florence_jax.batch.run import run_blocks
 from florence_jax.inference import data_parallel
 from florence_jax.inference.data_parallel import replicate_over_local_devices
 from florence_jax.inference.requests import Query
-from tests.batch.models import small_pipeline
+from tests.random_pipeline import small_pipeline
 
 
 def main(folder: Path, constrained: bool) -> None:

@@ -10,7 +10,7 @@ from florence_jax.cli import annotate as annotate_command
 from florence_jax.cli.main import main
 from florence_jax.inference.load_sharded import shard_pipeline
 from florence_jax.inference.requests import Query
-from tests.batch.models import small_pipeline
+from tests.random_pipeline import small_pipeline
 
 QUERIES = (Query(prompt="<OD>"), Query(prompt="<REGION_TO_CATEGORY>", region=[1, 2, 9, 9]))
 
@@ -25,7 +25,7 @@ def predict(pictures: Path, output: Path, pipeline) -> None:
 
 
 def annotate(pictures: Path, output: Path, *options: str) -> None:
-    words = ["annotate", str(pictures), "--output", str(output), "--model", "demo", "--only",
+    words = ["annotate", str(pictures), "--output", str(output), "--model", "random", "--only",
              "regions", "--no-completion", "--analyser", "rules", "--workers", "0", "--batch-size",
              "4", "--block-size", "5", "--max-new-tokens", "24", "--quiet"]  # fmt: skip
     thresholds = ["--threshold", "box_score=0", "--threshold", "label_score=0"]

@@ -6,14 +6,14 @@ from pathlib import Path
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
 from florence_jax.batch.sources.open import open_source
-from florence_jax.demo.random_model import demo_pipeline
+from tests.random_pipeline import random_pipeline
 
 BLOCK = 16
 
 
 def tiny_job() -> PredictJob:
-    """The demonstration's model with pictures of 32 x 32 pixels and answers of four tokens."""
-    pipeline = demo_pipeline()
+    """The random model with pictures of 32 x 32 pixels and answers of four tokens."""
+    pipeline = random_pipeline()
     pipeline = dataclasses.replace(
         pipeline, image_config=dataclasses.replace(pipeline.image_config, size=(32, 32))
     )

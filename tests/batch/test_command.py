@@ -15,16 +15,10 @@ from florence_jax.batch.draw import DrawnAnswers
 from florence_jax.batch.job import Item
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.cli.main import main
-from florence_jax.demo import random_model
 from tests.batch.fakes import write_pictures
-from tests.batch.models import small_pipeline
+from tests.random_pipeline import random_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _small_demo(monkeypatch):
-    monkeypatch.setattr(random_model, "demo_pipeline", lambda *options, **names: small_pipeline())
 
 
 @pytest.fixture
@@ -34,8 +28,9 @@ def pictures(tmp_path):
 
 
 def predict(*arguments):
-    options = ["--model", "demo", "--max-new-tokens", "6", "--beams", "1", "--batch-size", "2"]
-    return main(["predict", *options, "--quiet", "--workers", "0", *map(str, arguments)])
+    options = ["--max-new-tokens", "6", "--beams", "1", "--batch-size", "2", "--workers", "0"]
+    command = ["predict", "--model", random_checkpoint(), *options, "--quiet", *arguments]
+    return main(list(map(str, command)))
 
 
 def test_a_run_and_its_check(pictures, tmp_path, capsys):
@@ -54,7 +49,6 @@ def test_a_run_and_its_check(pictures, tmp_path, capsys):
     assert not output.exists()
 
     assert predict(*command) == 1, "some images are broken"
-    assert "weights are random" in capsys.readouterr().err
     lines = [line for path in sorted(output.glob("*.jsonl"))
              for line in path.read_text().splitlines()]  # fmt: skip
     made = [json.loads(line) for line in lines]
@@ -114,7 +108,7 @@ def test_wrong_calls_end_with_a_sentence(pictures, tmp_path, capsys, arguments, 
     (tmp_path / "rows.jsonl").write_text("{}\n")
     places = {"PICTURES": pictures, "OUT": tmp_path / "out", "ROWS": tmp_path / "rows.jsonl"}
     words = [str(places.get(word, word)) for word in arguments]
-    assert main(["predict", "--model", "demo", "--quiet", *words]) == 2
+    assert main(["predict", "--model", str(random_checkpoint()), "--quiet", *words]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
@@ -128,7 +122,7 @@ def test_a_process_that_is_interrupted_says_how_to_go_on(tmp_path, signals):
     write_pictures(tmp_path / "pictures", 120, (40, 30))
     command = [
         sys.executable, "-m", "florence_jax", "predict", tmp_path / "pictures", "--task", "<OD>",
-        "--output-dir", tmp_path / "out", "--model", "demo", "--max-new-tokens", "6",
+        "--output-dir", tmp_path / "out", "--model", random_checkpoint(), "--max-new-tokens", "6",
         "--block-size", "10", "--batch-size", "2",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)

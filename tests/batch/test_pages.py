@@ -13,22 +13,20 @@ from florence_jax.batch.image_reader import ImagePage, open_picture
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.sources.open import open_source
 from florence_jax.cli.main import main
-from florence_jax.demo import random_model
 from florence_jax.inference.predict import Page, pages_of
 from florence_jax.inference.requests import Query
 from tests.batch.fakes import SumOfPixels
-from tests.batch.models import small_pipeline
 from tests.batch.test_sources import check_stretches
+from tests.random_pipeline import random_checkpoint
 
 OD = Query(prompt="<OD>")
 
 
 @pytest.fixture
-def predict(monkeypatch):
+def predict():
     """`florence-jax predict` with a tiny model, asked for <OD>."""
-    monkeypatch.setattr(random_model, "demo_pipeline", lambda *options, **names: small_pipeline())
-    options = ["--model", "demo", "--max-new-tokens", "6", "--beams", "1", "--batch-size", "2"]
-    own = ["predict", *options, "--quiet", "--task", "<OD>"]
+    options = ["--max-new-tokens", "6", "--beams", "1", "--batch-size", "2"]
+    own = ["predict", "--model", str(random_checkpoint()), *options, "--quiet", "--task", "<OD>"]
     return lambda *arguments: main([*own, *map(str, arguments)])
 
 

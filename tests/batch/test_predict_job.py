@@ -13,8 +13,8 @@ from florence_jax.batch.run import run_blocks
 from florence_jax.inference.requests import Query
 from florence_jax.results.instances import result_to_json
 from tests.batch.fakes import write_pictures
-from tests.batch.models import small_pipeline
 from tests.inference.results import assert_close
+from tests.random_pipeline import small_pipeline
 
 QUERIES = (
     Query(prompt="<OD>"),

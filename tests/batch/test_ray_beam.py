@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from florence_jax.batch.ray_beam import RowsAnswerer
-from florence_jax.demo import random_model
 from florence_jax.inference.requests import Query
 from tests.batch.fakes import write_pictures
-from tests.batch.models import small_pipeline
 from tests.inference.results import assert_close
+from tests.random_pipeline import random_checkpoint, small_pipeline
 
 SETTINGS = {"max_new_tokens": 6, "num_beams": 1}
 
@@ -23,14 +22,11 @@ def contents(tmp_path_factory):
     return [path.read_bytes() for path in paths]
 
 
-@pytest.fixture
-def _small_demo(monkeypatch):
-    monkeypatch.setattr(random_model, "demo_pipeline", lambda *options: small_pipeline())
-
-
 def answerer(**changes):
     return RowsAnswerer(
-        **{"model": "demo", "tasks": "<CAPTION>", "batch_size": 2} | SETTINGS | changes
+        **{"model": str(random_checkpoint()), "tasks": "<CAPTION>", "batch_size": 2}
+        | SETTINGS
+        | changes
     )
 
 
@@ -47,7 +43,6 @@ def check(batch, contents, pipeline):
         assert_close(answer["result"], pipeline(content, "<CAPTION>", **SETTINGS))
 
 
-@pytest.mark.usefixtures("_small_demo")
 def test_columns_in_and_columns_out(contents):
     rows = answerer()
     sent = pickle.dumps(rows)
@@ -63,7 +58,6 @@ def test_columns_in_and_columns_out(contents):
         np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), made[name])
 
 
-@pytest.mark.usefixtures("_small_demo")
 def test_rows_with_tasks_of_their_own(contents):
     rows = [{"image": content, "task": "<OD>", "truth": n} for n, content in enumerate(contents)]
     made = answerer(tasks=()).rows(rows)
@@ -87,7 +81,8 @@ def test_ray_data(contents, monkeypatch):
             ray.data.from_items(pictures)
             .map_batches(
                 RowsAnswerer,
-                fn_constructor_kwargs={"model": "demo", "tasks": "<CAPTION>"} | SETTINGS,
+                fn_constructor_kwargs={"model": str(random_checkpoint()), "tasks": "<CAPTION>"}
+                | SETTINGS,
                 batch_size=2,
                 concurrency=1,
             )
@@ -100,12 +95,11 @@ def test_ray_data(contents, monkeypatch):
     check(
         {name: [row[name] for row in made] for name in made[0]},
         contents,
-        random_model.demo_pipeline(),
+        small_pipeline(),
     )
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_small_demo")
 @pytest.mark.filterwarnings("ignore")  # Beam's own
 def test_beam(contents):
     beam = pytest.importorskip("apache_beam", reason="needs apache-beam")

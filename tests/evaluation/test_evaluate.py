@@ -11,16 +11,16 @@ import pytest
 from florence_jax.batch import predict_job, run
 from florence_jax.cli import evaluate as evaluate_command
 from florence_jax.cli.main import main
-from florence_jax.demo.random_model import demo_pipeline
 from florence_jax.evaluation import scoring
 from florence_jax.processing import ImageConfig
 from florence_jax.runtime.atomic_file import atomic_write
 from tests.evaluation import miniature
+from tests.random_pipeline import random_pipeline
 
 
 @functools.cache
 def pipeline():
-    return dataclasses.replace(demo_pipeline(), image_config=ImageConfig(size=(64, 64)))
+    return dataclasses.replace(random_pipeline(), image_config=ImageConfig(size=(64, 64)))
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +32,9 @@ def _small(monkeypatch):
 
 def evaluate(name, data, output, *options):
     """The exit status; one program for all data sets."""
-    arguments = ["evaluate", name, "--data", str(data), "--output", str(output), "--model", "demo"]
-    fixed = ["--beams", "1", "--max-new-tokens", "16", "--batch-size", "2", "--workers", "0"]
-    return main([*arguments, *fixed, "--quiet", *options])
+    arguments = ["evaluate", name, "--data", str(data), "--output", str(output)]
+    fixed = ["--model", "random", "--beams", "1", "--max-new-tokens", "16", "--batch-size", "2"]
+    return main([*arguments, *fixed, "--workers", "0", "--quiet", *options])
 
 
 def lines_of(path):
@@ -51,7 +51,7 @@ def test_a_data_set_is_answered_and_scored(tmp_path, capsys, name):
     output = tmp_path / "out"
     assert evaluate(name, tmp_path, output) == 0
     printed = capsys.readouterr().out
-    assert f"{count} of {count} examples, demo" in printed
+    assert f"{count} of {count} examples, random" in printed
     report = json.loads((output / "report.json").read_text())
     (result,) = report["results"]
     assert f"{result['metric']} " in printed

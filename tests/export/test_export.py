@@ -13,12 +13,12 @@ import pytest
 
 import florence_jax as fj
 from florence_jax.checkpoint import save_checkpoint
-from florence_jax.demo.random_model import demo_pipeline
 from florence_jax.export import manifest
 from florence_jax.export.manifest import MANIFEST, ArtifactError
 from florence_jax.processing import ImageConfig
 from tests.inference.counting import counted_programs
 from tests.inference.results import assert_close
+from tests.random_pipeline import random_pipeline
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SETTINGS = {"num_beams": 2, "max_new_tokens": 60}
@@ -27,7 +27,7 @@ GREEDY = {"num_beams": 1, "max_new_tokens": 8}
 
 @pytest.fixture(scope="module")
 def pipe():
-    return dataclasses.replace(demo_pipeline(), image_config=ImageConfig(size=(64, 64)))
+    return dataclasses.replace(random_pipeline(), image_config=ImageConfig(size=(64, 64)))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_weights_may_stay_outside(pipe, tmp_path):
 
 
 def test_half_precision_and_room_for_more_tokens_than_asked(tmp_path):
-    pipe = dataclasses.replace(demo_pipeline("bfloat16"), image_config=ImageConfig(size=(64, 64)))
+    pipe = dataclasses.replace(random_pipeline("bfloat16"), image_config=ImageConfig(size=(64, 64)))
     pipe.export(
         tmp_path / "half", prompts=["<CAPTION>"], batch_sizes=(1,), include_weights=True,
         platforms=("cpu", "tpu"), num_beams=1, max_new_tokens=80,
@@ -201,14 +201,14 @@ def test_half_precision_and_room_for_more_tokens_than_asked(tmp_path):
 
 def test_constrained_answers_of_int8_weights(tmp_path):
     pipe = dataclasses.replace(
-        demo_pipeline(quantize="int8"), image_config=ImageConfig(size=(64, 64))
+        random_pipeline(quantize="int8"), image_config=ImageConfig(size=(64, 64))
     )
     pipe.export(
         tmp_path / "int8", prompts=["<OD>"], batch_sizes=(1,), constrained=True,
         platforms=PLATFORMS, num_beams=1, max_new_tokens=30,
     )  # fmt: skip
     # Weights from outside are quantised as those were that were exported.
-    save_checkpoint(tmp_path / "checkpoint", pipe.model.config, demo_pipeline().params)
+    save_checkpoint(tmp_path / "checkpoint", pipe.model.config, random_pipeline().params)
     loaded = fj.load_exported(tmp_path / "int8", weights=tmp_path / "checkpoint")
     kernel = loaded.programs.params["decoder"]["layers"]["0"]["fc1"]["kernel"]
     assert kernel.dtype == np.int8

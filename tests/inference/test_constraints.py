@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from florence_jax.demo.random_model import demo_pipeline
 from florence_jax.generation import GenerationConfig, generate
 from florence_jax.inference.constraints import AnswerConstraints
 from florence_jax.inference.requests import Request
 from florence_jax.processing import TASKS, ImageConfig
 from tests.constrained.answer_oracle import follows_grammar, reads_back
 from tests.inference.counting import counted_programs
+from tests.random_pipeline import random_pipeline
 
 EVERY_TASK = (*TASKS, "<DocVQA>")
 SEARCHES = {
@@ -30,7 +30,7 @@ SEARCHES = {
 
 @functools.cache
 def demo():
-    return dataclasses.replace(demo_pipeline(), image_config=ImageConfig(size=(64, 64)))
+    return dataclasses.replace(random_pipeline(), image_config=ImageConfig(size=(64, 64)))
 
 
 @functools.cache

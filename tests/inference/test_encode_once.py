@@ -7,17 +7,17 @@ import pytest
 from PIL import Image
 
 import florence_jax as fj
-from florence_jax.demo.random_model import demo_pipeline
 from florence_jax.processing import ImageConfig
 from tests.inference.counting import counted_images
 from tests.inference.results import assert_close
+from tests.random_pipeline import random_pipeline
 
 SHORT = {"max_new_tokens": 6}
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    return dataclasses.replace(demo_pipeline(), image_config=ImageConfig(size=(64, 64)))
+    return dataclasses.replace(random_pipeline(), image_config=ImageConfig(size=(64, 64)))
 
 
 def picture(seed):

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import florence_jax as fj
-from florence_jax.demo.random_model import demo_pipeline, demo_requests
 from florence_jax.generation.generate import compilation_count
 from florence_jax.processing import TASKS
 from tests.inference.results import assert_close
+from tests.random_pipeline import one_request_a_task, random_image, random_pipeline
 from tests.shared_data import needs_shared, shared_path
 from tests.small_checkpoint import write_small_checkpoint
 
@@ -34,7 +34,7 @@ def pipe(checkpoint):
 
 @pytest.fixture(scope="module")
 def demo():
-    return demo_pipeline()
+    return random_pipeline()
 
 
 @needs_shared
@@ -144,8 +144,9 @@ def test_weights_alone_need_no_processor(checkpoint, tmp_path):
 
 
 def test_every_task_answers(demo):
-    _, requests = demo_requests()
-    results = list(demo.answer(requests, dataclasses.replace(demo.generation, max_new_tokens=16)))
+    results = list(
+        demo.answer(one_request_a_task(), dataclasses.replace(demo.generation, max_new_tokens=16))
+    )
     assert [list(result) for result in results] == [[token] for token in TASKS]
     for result, (token, task) in zip(results, TASKS.items(), strict=True):
         answer = result[token]
@@ -162,7 +163,7 @@ def test_every_task_answers(demo):
 
 
 def test_lists_and_single_values(demo):
-    image, _ = demo_requests()
+    image = random_image()
     short = {"max_new_tokens": 8}
     one = demo(image, "<CAPTION>", **short)
     assert list(one) == ["<CAPTION>"]
@@ -183,7 +184,7 @@ def test_lists_and_single_values(demo):
 
 
 def test_free_prompts_are_asked_as_they_are(demo):
-    image, _ = demo_requests()
+    image = random_image()
     question = "<DocVQA>What is the total?"
     assert list(demo(image, question, max_new_tokens=4, free_prompt=True)) == ["<DocVQA>"]
     assert list(demo(image, "Is this a house?", max_new_tokens=4)) == ["text"]
@@ -202,7 +203,7 @@ def test_free_prompts_are_asked_as_they_are(demo):
     ],
 )
 def test_wrong_calls_say_what_is_wrong(demo, arguments, message):
-    image, _ = demo_requests()
+    image = random_image()
     images = [image] * arguments.pop("images", 1)
     with pytest.raises(ValueError, match=message):
         demo(images, **arguments)

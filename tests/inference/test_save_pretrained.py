@@ -12,7 +12,7 @@ from convert.to_torch import to_torch
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.checkpoint.pytorch.key_map import SHARED
 from florence_jax.demo.bundled_model import SHAPES
-from florence_jax.demo.random_model import demo_pipeline
+from tests.random_pipeline import random_pipeline
 
 SCENE = SHAPES / "scenes" / "test" / "000200.png"
 FORMATS = ("jax", "native", "original")
@@ -98,7 +98,7 @@ def test_changed_settings_are_saved(pipe, tmp_path):
 def test_a_pipeline_made_in_code_is_saved_whole(tmp_path):
     from transformers import AutoProcessor
 
-    demo = demo_pipeline()
+    demo = random_pipeline()
     for format in FORMATS:
         demo.save_pretrained(tmp_path / format, format)
         loaded = fj.Florence2Pipeline.from_pretrained(tmp_path / format)
@@ -118,7 +118,7 @@ def test_a_pipeline_made_in_code_is_saved_whole(tmp_path):
 
 
 def test_a_table_without_a_row_for_the_image_is_padded_for_transformers(tmp_path):
-    demo = demo_pipeline()
+    demo = random_pipeline()
     leaves = dict(flatten(demo.params))
     rows = demo.model.config.image_token_id
     params = {}

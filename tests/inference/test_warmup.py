@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from florence_jax.demo.random_model import demo_pipeline
 from florence_jax.processing import TASKS, ImageConfig
 from tests.inference.counting import counted_programs
+from tests.random_pipeline import random_pipeline
 
 # Greedy, because its programs compile in half the time.
 SETTINGS = {"num_beams": 1, "max_new_tokens": 20}
@@ -16,7 +16,7 @@ SETTINGS = {"num_beams": 1, "max_new_tokens": 20}
 
 @pytest.fixture(scope="module")
 def demo():
-    return dataclasses.replace(demo_pipeline(), image_config=ImageConfig(size=(64, 64)))
+    return dataclasses.replace(random_pipeline(), image_config=ImageConfig(size=(64, 64)))
 
 
 def mixed_batch(rng, number):

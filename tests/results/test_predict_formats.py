@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from florence_jax.cli.main import main
-from florence_jax.demo import random_model
+from florence_jax.cli import main
 from florence_jax.generation import GenerationConfig
-from tests.batch.models import small_pipeline
+from tests.random_pipeline import random_checkpoint
 
 ANSWERS = {
     "<OD>": {
@@ -252,14 +251,9 @@ def test_an_input_is_no_output_and_a_device_stays_one(photos, kind, capsys):
 class TestDirectories:
     """--output-dir, with the small model: rows are made by the same code as in a long run."""
 
-    @pytest.fixture(autouse=True)
-    def _small_demo(self, monkeypatch):
-        pipeline = small_pipeline()
-        monkeypatch.setattr(random_model, "demo_pipeline", lambda *options, **names: pipeline)
-
     def run(self, *arguments):
-        options = ["--model", "demo", "--max-new-tokens", "6", "--beams", "1", "--workers", "0",
-                   "--batch-size", "2"]  # fmt: skip
+        options = ["--model", random_checkpoint(), "--max-new-tokens", "6", "--beams", "1",
+                   "--workers", "0", "--batch-size", "2"]  # fmt: skip
         return predict(*options, "--quiet", *arguments)
 
     def test_both_outputs_have_the_same_rows(self, photos, tmp_path):

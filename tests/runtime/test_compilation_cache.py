@@ -111,10 +111,10 @@ jax.monitoring.register_event_listener(
     lambda event, **_: hits.append(event) if event == "/jax/compilation_cache/cache_hits" else None
 )
 import florence_jax as fj
-from florence_jax.demo.random_model import demo_pipeline
+from tests.random_pipeline import random_pipeline
 assert callable(fj.generate) and callable(fj.load) and fj.Florence2Pipeline
 assert jax.config.jax_compilation_cache_dir is None
-pipe = demo_pipeline()
+pipe = random_pipeline()
 assert jax.config.jax_compilation_cache_dir is not None
 hits.clear()
 pipe.warmup(

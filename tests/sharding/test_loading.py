@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.random_pipeline import random_checkpoint
 from tests.sharding.subprocesses import ROOT, environment, run_lines
 
 CASES = ("data=2,fsdp=2,tensor=2:fsdp_tp", "fsdp=8:fsdp", "tensor=8:tp")
@@ -35,8 +36,8 @@ def picture(tmp_path):
 
 
 def predict(picture, *options):
-    command = [sys.executable, "-m", "florence_jax", "predict", "--model", "demo", "--quiet"]
-    command += [str(picture), "--task", "<OD>", *options]
+    command = [sys.executable, "-m", "florence_jax", "predict", "--model"]
+    command += [str(random_checkpoint()), "--quiet", str(picture), "--task", "<OD>", *options]
     return subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
     )
