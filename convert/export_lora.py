@@ -16,9 +16,9 @@ from florence_jax.adapters.adapter import Adapter
 from florence_jax.adapters.file import read_adapter, write_lora
 from florence_jax.adapters.peft import CONFIG_FILE, WEIGHTS_FILE, peft_files
 from florence_jax.checkpoint import CheckpointError
+from florence_jax.checkpoint.files import checkpoint_directory
 from florence_jax.checkpoint.pytorch.key_map import Naming
 from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
-from florence_jax.runtime.atomic_dir import atomic_directory
 
 _PROGRAM = "convert.export_lora"
 
@@ -87,7 +87,7 @@ def write_peft(
         CheckpointError: as `peft_files`, or `destination` exists already, or the disk is full.
     """
     config, tensors = peft_files(adapter, naming, base_model)
-    with atomic_directory(destination) as new:
+    with checkpoint_directory(destination) as new:
         # As PEFT writes both files.
         (new / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True))
         save_tensors(tensors, new / WEIGHTS_FILE, {"format": "pt"})

@@ -26,11 +26,9 @@ from convert.command import (
 )
 from florence_jax.checkpoint import LoadPlan, Manifest, plan_checkpoint, read_config, resolve
 from florence_jax.checkpoint.decoding_settings import decoding_settings
-from florence_jax.checkpoint.native.manifest import is_saved, read_manifest, verify_files
-from florence_jax.checkpoint.native.save import save_leaves
-from florence_jax.checkpoint.native.writer import Leaf
-from florence_jax.checkpoint.pytorch.detect import Source
-from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, fetch_into, leaf_dtype
+from florence_jax.checkpoint.native.save import Leaf, save_leaves
+from florence_jax.checkpoint.plan import Source
+from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, fetch, leaf_dtype
 
 _PROGRAM = "convert.from_torch"
 _GENERATION = "generation_config.json"
@@ -52,7 +50,7 @@ SRC may be in the original or in transformers' naming, safetensors or .bin (whic
 "torch"). Remote code is never run. DEST holds the parameters for Orbax (params/), config.json,
 generation_config.json, the tokenizer and processor files of SRC, and manifest.json with the sha256
 of every file, which loading verifies. DEST appears when it is complete: a run that is killed
-changes nothing, and the next one removes what it left. Equal input gives equal bytes.
+changes nothing, and the next one removes what it left.
 """
 
 
@@ -79,7 +77,7 @@ def from_torch(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Conversion:
-    """Convert one checkpoint; some fifty megabytes of it are in memory at a time.
+    """Convert one checkpoint; its parameters are in host memory while Orbax writes them.
 
     Args:
         source: directory or hub id of a checkpoint in either naming, or one in our format.
@@ -96,9 +94,7 @@ def from_torch(
     target = None if dtype is None else checked_dtype(dtype)
     directory = resolve(source, revision=revision)
     check_apart(directory, Path(destination))
-    if is_saved(directory):
-        verify_files(directory, read_manifest(directory), progress=progress)
-    plan = plan_checkpoint(directory, ignore=ignore)
+    plan = plan_checkpoint(directory, ignore=ignore, verify=True, progress=progress)
     repository = read_config(directory)
     settings = decoding_settings(repository.config, repository.generation)
     origin = plan.origin
@@ -159,8 +155,8 @@ def _summary(conversion: Conversion, destination: str, seconds: float) -> str:
 def _leaf(path: str, entry: Source, target: np.dtype | None) -> Leaf:
     dtype = leaf_dtype(entry, target)
 
-    def read(target: np.ndarray, rows: slice) -> None:
-        fetch_into(target, entry, entry.transform.to_ours(entry.tensor.view())[rows])
+    def read() -> np.ndarray:
+        return fetch(entry, entry.transform.to_ours(entry.tensor.view()), dtype)
 
     shape = entry.transform.shape_to_ours(entry.tensor.shape)
     assert shape is not None  # planning has checked it

@@ -92,7 +92,7 @@ def _describe_checkpoint(directory: Path) -> Description:
     repository = read_config(directory)
     config = Florence2Config.from_hf(repository.config)
     problems: list[str] = []
-    quirks = [*repository.quirks, *_token_quirks(directory), *_file_quirks(directory)]
+    quirks = [*repository.warnings, *_token_quirks(directory), *_file_quirks(directory)]
     report = None
     try:
         plan = plan_checkpoint(directory)
@@ -100,7 +100,7 @@ def _describe_checkpoint(directory: Path) -> Description:
         problems.append(str(error))
     else:
         report, config = plan.report, plan.config
-        quirks = [*report.quirks, *(quirk for quirk in quirks if quirk not in report.quirks)]
+        quirks = [*report.warnings, *(quirk for quirk in quirks if quirk not in report.warnings)]
     try:
         decoding = _decoding(repository.config, repository.generation)
     except ValueError as error:

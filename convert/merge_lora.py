@@ -29,13 +29,12 @@ from convert.command import (
 from florence_jax.adapters.adapter import Adapter, merge
 from florence_jax.adapters.file import read_adapter
 from florence_jax.checkpoint import Report, plan_checkpoint, read_config, resolve, torch_tensors
-from florence_jax.checkpoint.native.manifest import is_saved, read_manifest, verify_files
+from florence_jax.checkpoint.files import checkpoint_directory
 from florence_jax.checkpoint.param_tree import insert
 from florence_jax.checkpoint.pytorch.config_files import torch_config
 from florence_jax.checkpoint.pytorch.key_map import Naming
 from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, leaf_dtype
 from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
-from florence_jax.runtime.atomic_dir import atomic_directory
 
 _PROGRAM = "convert.merge_lora"
 _WEIGHTS = "model.safetensors"
@@ -127,9 +126,7 @@ def merge_lora(
     directory = resolve(base, revision=revision)
     for source in (directory, Path(adapter).expanduser()):
         check_apart(source, Path(destination))
-    if is_saved(directory):
-        verify_files(directory, read_manifest(directory), progress=progress)
-    plan = plan_checkpoint(directory)
+    plan = plan_checkpoint(directory, verify=True, progress=progress)
     params: dict[str, Any] = {}
     for path, entry in plan.sources.items():
         leaf_dtype(entry, target)  # refuses a dtype that parameters do not have
@@ -145,7 +142,7 @@ def merge_lora(
     }
     dtypes = frozenset(array.dtype.name for array in tensors.values())
     written = torch_config(read_config(directory), merged.config, naming, dtypes)
-    with atomic_directory(Path(destination).expanduser(), overwrite=overwrite) as new:
+    with checkpoint_directory(Path(destination).expanduser(), overwrite=overwrite) as new:
         copy_metadata(directory, new)
         for name, content in zip((_CONFIG, _GENERATION), written, strict=True):
             (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -31,11 +31,11 @@ from convert.vocabulary import check_rows, resized
 from florence_jax.checkpoint import LoadPlan, plan_checkpoint, read_config, resolve, torch_tensors
 from florence_jax.checkpoint.files import (
     MAX_METADATA_BYTES,
+    checkpoint_directory,
     contained_bytes,
     has_file,
     read_json_object,
 )
-from florence_jax.checkpoint.native.manifest import is_saved, read_manifest, verify_files
 from florence_jax.checkpoint.param_tree import insert
 from florence_jax.checkpoint.pytorch.config_files import torch_config, with_rows
 from florence_jax.checkpoint.pytorch.key_map import (
@@ -51,7 +51,6 @@ from florence_jax.checkpoint.pytorch.key_map import (
 from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, fetch, leaf_dtype
 from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
 from florence_jax.config import Florence2Config
-from florence_jax.runtime.atomic_dir import atomic_directory
 
 _PROGRAM = "convert.to_torch"
 _WEIGHTS = "model.safetensors"
@@ -139,9 +138,7 @@ def to_torch(
     target = None if dtype is None else checked_dtype(dtype)
     directory = resolve(source, revision=revision)
     check_apart(directory, Path(destination))
-    if is_saved(directory):
-        verify_files(directory, read_manifest(directory), progress=progress)
-    plan = plan_checkpoint(directory)
+    plan = plan_checkpoint(directory, verify=True, progress=progress)
     repository = read_config(directory)
     rows = plan.config.text.vocab_size if vocab_size is None else vocab_size
     if rows != plan.config.text.vocab_size:
@@ -164,7 +161,7 @@ def to_torch(
             strict=True,
         )
     )
-    with atomic_directory(Path(destination), overwrite=overwrite) as new:
+    with checkpoint_directory(Path(destination), overwrite=overwrite) as new:
         copy_metadata(directory, new)
         for name, content in json_files.items():
             (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

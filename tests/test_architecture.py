@@ -43,7 +43,6 @@ ROOMS = {
 }
 # Arrows that run back up and are being removed; none may be added.
 TO_UNTANGLE = {
-    ("runtime", "checkpoint"),
     ("config", "checkpoint"),
     ("checkpoint", "adapters"),
     ("inference", "export"),

@@ -16,10 +16,10 @@ from florence_jax.adapters.adapter import merge
 from florence_jax.adapters.peft import is_adapter, read_peft
 from florence_jax.checkpoint.errors import CheckpointError, clip
 from florence_jax.checkpoint.hub import resolve
-from florence_jax.checkpoint.native.manifest import MANIFEST, is_saved, read_manifest, verify_files
+from florence_jax.checkpoint.load import plan_checkpoint
+from florence_jax.checkpoint.native.manifest import MANIFEST
 from florence_jax.checkpoint.native.save import save_checkpoint
 from florence_jax.checkpoint.param_tree import insert
-from florence_jax.checkpoint.pytorch.match import plan_checkpoint
 from florence_jax.checkpoint.pytorch.read_tensor import leaf_dtype
 
 
@@ -34,9 +34,7 @@ def merged_checkpoint(adapter: Path) -> Path:
     target = _cache() / f"{adapter.resolve().name}-{_digest(adapter, base)[:24]}"
     if (target / MANIFEST).is_file():
         return target
-    if is_saved(base):
-        verify_files(base, read_manifest(base))
-    plan = plan_checkpoint(base)
+    plan = plan_checkpoint(base, verify=True)
     params: dict[str, Any] = {}
     for path, entry in plan.sources.items():
         leaf_dtype(entry, None)  # refuses a dtype that parameters do not have

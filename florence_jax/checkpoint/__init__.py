@@ -1,18 +1,17 @@
 """Checkpoints: published PyTorch weights and this library's own format, in and out.
 
-One two-way table of names (`keymap`) serves every direction.
+One two-way table of names (`pytorch.key_map`) serves every direction.
 """
 
 from florence_jax.checkpoint.errors import CheckpointError
 from florence_jax.checkpoint.hub import resolve
-from florence_jax.checkpoint.load import Checkpoint, load_checkpoint
+from florence_jax.checkpoint.load import Checkpoint, load_checkpoint, plan_checkpoint
 from florence_jax.checkpoint.native.manifest import Manifest
 from florence_jax.checkpoint.native.save import save_checkpoint
-from florence_jax.checkpoint.pytorch.match import LoadPlan, plan_checkpoint
+from florence_jax.checkpoint.plan import LoadPlan, Report
 from florence_jax.checkpoint.pytorch.provenance import SourceFormat
 from florence_jax.checkpoint.pytorch.repo_config import RepositoryConfig, read_config
 from florence_jax.checkpoint.pytorch.state_dict import torch_tensors
-from florence_jax.checkpoint.report import Report
 
 __all__ = [
     "Checkpoint",

@@ -5,19 +5,35 @@ the directory is ever opened, with one exception: a snapshot in Hugging Face's c
 symlinks into the `blobs` folder of the same cached repository.
 """
 
+import contextlib
 import json
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from florence_jax.checkpoint.errors import CheckpointError, clip
+from florence_jax.runtime.atomic_dir import DirectoryError, atomic_directory
 from florence_jax.runtime.text_file import TextFileError, read_bytes
 
 # Published configs are under 10 kB and the published indices under 200 kB.
 _MAX_JSON_BYTES = 8 << 20
 # The published tokenizers have under 4 MB; these are copied and never parsed here.
 MAX_METADATA_BYTES = 128 << 20
+
+
+@contextlib.contextmanager
+def checkpoint_directory(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """`atomic_directory` for a checkpoint.
+
+    Raises:
+        CheckpointError: where `atomic_directory` raises DirectoryError.
+    """
+    try:
+        with atomic_directory(destination, overwrite=overwrite) as new:
+            yield new
+    except DirectoryError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def contained_file(directory: Path, name: str) -> Path:

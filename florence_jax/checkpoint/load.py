@@ -1,6 +1,6 @@
 """Load a published or fine-tuned Florence-2 checkpoint into a plain dict of jax arrays.
 
-jax is imported when something is loaded: what only plans or converts never waits for it.
+jax is imported when parameters are read, so planning and inspecting do not wait for it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from florence_jax.checkpoint.hub import resolve
-from florence_jax.checkpoint.native.manifest import is_saved, read_manifest, verify_files
+from florence_jax.checkpoint.native.manifest import is_saved
+from florence_jax.checkpoint.native.reader import open_native
 from florence_jax.checkpoint.param_tree import insert
-from florence_jax.checkpoint.pytorch.detect import Source
-from florence_jax.checkpoint.pytorch.match import plan_checkpoint
+from florence_jax.checkpoint.plan import LoadPlan, Report, Source
+from florence_jax.checkpoint.pytorch.match import plan_pytorch
 from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, fetch, leaf_dtype
-from florence_jax.checkpoint.report import Report
 from florence_jax.config import Florence2Config
 
 if TYPE_CHECKING:
@@ -44,10 +44,12 @@ def load_checkpoint(
     verify: bool = True,
     progress: bool = False,
 ) -> Checkpoint:
-    """Load a checkpoint tensor by tensor, each straight to its dtype and device.
+    """Load a checkpoint, each parameter straight to its dtype and devices.
 
-    Host memory beyond the loaded arrays is that of one tensor: the files are memory-mapped, cast
-    and transposed in one pass, and only the slices that this process's devices hold are read.
+    Only the slices that this process's devices hold are read. A PyTorch file is memory-mapped, cast
+    and transposed in one pass, so host memory beyond the loaded arrays is that of one tensor. What
+    `save_checkpoint` wrote is restored by Orbax, which without a sharding holds the whole model in
+    host memory for a moment.
 
     Args:
         source: a directory with config.json and weights (safetensors, `.bin` with the extra
@@ -75,19 +77,54 @@ def load_checkpoint(
     """
     target = None if dtype is None else checked_dtype(dtype)
     directory = resolve(source, revision=revision)
-    if verify and is_saved(directory):
-        verify_files(directory, read_manifest(directory), progress=progress)
-    plan = plan_checkpoint(directory, ignore=ignore)
-    total = sum(entry.tensor.nbytes for entry in plan.sources.values())
+    plan = plan_checkpoint(directory, ignore=ignore, verify=verify, progress=progress)
+    if plan.saved is not None:
+        leaves = plan.saved.restore(target, sharding)
+    else:
+        leaves = _read_pytorch(plan, target, sharding, progress)
     params: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        insert(params, path, leaf)
+    return Checkpoint(plan.config, params, plan.report)
+
+
+def plan_checkpoint(
+    directory: Path, *, ignore: Sequence[str] = (), verify: bool = False, progress: bool = False
+) -> LoadPlan:
+    """Work out what the checkpoint in `directory` is, reading only headers and token tables.
+
+    Args:
+        directory: holds config.json and weights; see `florence_jax.checkpoint.resolve`.
+        ignore: regular expressions for tensors to leave out (each matches a whole name).
+        verify: compare every file of a saved checkpoint with its manifest first.
+        progress: show a progress bar on stderr while verifying.
+
+    Raises:
+        CheckpointError: one error with every problem: missing, unexpected or duplicate tensors,
+            wrong shapes and dtypes, sizes on which config.json and the tensors disagree.
+        ConfigError: config.json describes a model that this library does not support.
+    """
+    if is_saved(directory):
+        return open_native(directory, ignore=ignore, verify=verify, progress=progress)
+    return plan_pytorch(directory, ignore=ignore)
+
+
+def _read_pytorch(
+    plan: LoadPlan,
+    target: np.dtype | None,
+    sharding: Sharding | Callable[[str], Sharding] | None,
+    progress: bool,
+) -> dict[str, jax.Array]:
+    total = sum(entry.tensor.nbytes for entry in plan.sources.values())
+    leaves = {}
     with tqdm(
         total=total, desc="loading", unit="B", unit_scale=True, disable=not progress
     ) as progress_bar:
         for path, entry in plan.sources.items():
             placement = sharding(path) if callable(sharding) else sharding
-            insert(params, path, _place(entry, leaf_dtype(entry, target), placement))
+            leaves[path] = _place(entry, leaf_dtype(entry, target), placement)
             progress_bar.update(entry.tensor.nbytes)
-    return Checkpoint(plan.config, params, plan.report)
+    return leaves
 
 
 def _place(entry: Source, dtype: np.dtype, sharding: Sharding | None) -> jax.Array:

@@ -1,24 +1,86 @@
-"""Every parameter's path and shape, from the config alone.
+"""Every parameter's path and shape, from the config alone, and checks of a checkpoint against them.
 
-`florence_jax.model.abstract_params` says the same by building the model; a test holds the two
-together. Spelled out here because that takes a second and a half, jax and Flax included: as long as
-reading, casting and writing a checkpoint.
+`florence_jax.model.abstract_params` gives the same shapes by building the model; a test compares
+the two. The shapes are written out here because building the model imports jax and Flax and takes
+over a second, and this module serves programs that need neither.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from florence_jax.checkpoint.pytorch.infer_sizes import POSITION_OFFSET
+from florence_jax.checkpoint.errors import ErrorCollector, clip
 from florence_jax.checkpoint.pytorch.key_map import LM_HEAD, LOGITS_BIAS_PATH, SHARED
 from florence_jax.checkpoint.pytorch.transforms import Shape
 from florence_jax.config import BartConfig, DaViTConfig, Florence2Config
 
 _Parameters = Iterator[tuple[str, Shape]]
 
+# The position tables have two rows before position 0 (BART's offset).
+POSITION_OFFSET = 2
+# Far beyond any real model (the largest published size is 4,096), far below where building a
+# position table or shape arithmetic hurts.
+_MAX_SIZE = 1 << 16
+_MAX_VOCABULARY = 1 << 24
+
 
 def param_shapes(config: Florence2Config) -> dict[str, Shape]:
     """Path in the parameter tree ("encoder/layers/0/fc1/kernel") -> shape."""
     return dict(_florence2(config))
+
+
+def check_parameters(
+    config: Florence2Config, shapes: Mapping[str, tuple[int, ...]], problems: ErrorCollector
+) -> None:
+    """Record every parameter that is missing, unexpected or of a shape that is not `config`'s."""
+    if not check_reason(config, len(shapes), problems):
+        return
+    expected = param_shapes(config)
+    for path in sorted(expected.keys() - shapes.keys()):
+        problems.add("missing parameters", path)
+    for path, shape in shapes.items():
+        if path not in expected:
+            problems.add("parameters that this config has no place for", path)
+        elif shape != expected[path]:
+            problems.add(
+                "parameters of the wrong shape",
+                path,
+                f"is {clip(str(list(shape)))}, expected {list(expected[path])}",
+            )
+
+
+def check_reason(config: Florence2Config, num_tensors: int, problems: ErrorCollector) -> bool:
+    """Record sizes that no model has; give whether `config` is small enough to list its parameters.
+
+    A config.json with a billion layers or positions must not be expanded just to be refused.
+    """
+    heading = "sizes beyond reason"
+    layers = sum(config.vision.depths) + config.text.encoder_layers + config.text.decoder_layers
+    wrong: list[tuple[str, float, int]] = [
+        (name, size, limit)
+        for name, size in _integers("config.json", dataclasses.asdict(config))
+        if abs(size) > (limit := _MAX_VOCABULARY if name == "vocab_size" else _MAX_SIZE)
+    ]
+    # JSON's Infinity and 1e400 are numbers above 0, too.
+    if config.vision.mlp_ratio > _MAX_SIZE:
+        wrong.append(("mlp_ratio", config.vision.mlp_ratio, _MAX_SIZE))
+    for name, size, limit in wrong:
+        problems.add(heading, name, f"config.json says {size}, at most {limit} is supported")
+    if layers > num_tensors:
+        problems.add(heading, "layers", f"{layers} in config.json, for {num_tensors} tensors")
+    return not wrong and layers <= num_tensors
+
+
+def _integers(name: str, value: Any) -> Iterator[tuple[str, int]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _integers(key, item)
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _integers(name, item)
+    elif isinstance(value, int):
+        yield name, value
 
 
 def _florence2(config: Florence2Config) -> _Parameters:

@@ -1,6 +1,10 @@
-"""Change the number of rows of a token table, which is done only where it is asked for."""
+"""Change the vocabulary's size: the rows of a token table, and the numbers in config.json."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -23,3 +27,12 @@ def resized(table: np.ndarray, rows: int) -> np.ndarray:
             total += table[start : start + _CHUNK_ROWS].astype(np.float64).sum(0)
         resized_table[kept:] = (total / len(table)).astype(table.dtype)
     return resized_table
+
+
+def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """A copy of config.json in which every `vocab_size` is `rows`."""
+    changed = json.loads(json.dumps(config))
+    for section in (changed, changed.get("text_config")):
+        if isinstance(section, dict) and "vocab_size" in section:
+            section["vocab_size"] = rows
+    return changed

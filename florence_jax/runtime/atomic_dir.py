@@ -14,14 +14,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from florence_jax.checkpoint.errors import CheckpointError
-
 _NEW = "incomplete"
 _OLD = "replaced"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+
+class DirectoryError(ValueError):
+    """A directory that cannot be written; the message says why and what to do."""
 
 
 @contextlib.contextmanager
@@ -36,7 +38,7 @@ def atomic_directory(destination: Path, *, overwrite: bool = False) -> Iterator[
         overwrite: replace an existing checkpoint. An existing empty directory is always replaced.
 
     Raises:
-        CheckpointError: `destination` exists and is not to be replaced or is no checkpoint, or the
+        DirectoryError: `destination` exists and is not to be replaced or is no checkpoint, or the
             disk is full.
     """
     # Renaming a symlink would replace the link and leave the directory that it names.
@@ -102,17 +104,17 @@ def _check(destination: Path, overwrite: bool) -> None:
     if not destination.exists():
         return
     if not destination.is_dir():
-        raise CheckpointError(f"{destination} is a file; name a directory to write to")
+        raise DirectoryError(f"{destination} is a file; name a directory to write to")
     content = sorted(path.name for path in destination.iterdir())
     if not content:
         return
     if not overwrite:
-        raise CheckpointError(
+        raise DirectoryError(
             f"{destination} exists already: overwrite it (overwrite=True, --overwrite), or name "
             "another directory"
         )
     if "config.json" not in content:
-        raise CheckpointError(
+        raise DirectoryError(
             f"{destination} is not overwritten: it has no config.json, so it is no checkpoint (it "
             f"holds {', '.join(content[:5])}). Name another directory, or remove it yourself"
         )
@@ -194,7 +196,7 @@ def _explained(error: OSError, destination: Path) -> Exception:
         return error
     kept = "what was there is unchanged" if destination.exists() else "nothing was written"
     free = shutil.disk_usage(destination.parent).free
-    return CheckpointError(
+    return DirectoryError(
         f"cannot write {destination}: {error.strerror} ({free / 1e9:.1f} GB are free); {kept}. "
         "Make room, or name a directory on another disk"
     )

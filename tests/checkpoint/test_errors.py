@@ -91,7 +91,7 @@ def test_a_uniform_foreign_prefix_is_removed_and_reported(tmp_path):
         tensors = {prefix + name: array for name, array in expected.items()}
         directory = write_directory(tmp_path / prefix, tensors, tiny_config())
         loaded = load_checkpoint(directory)
-        assert f"foreign prefix {prefix!r} removed from every name" in loaded.report.quirks
+        assert f"foreign prefix {prefix!r} removed from every name" in loaded.report.warnings
         scale = loaded.params["projector"]["norm"]["scale"]
         np.testing.assert_array_equal(scale, expected["image_proj_norm.weight"])
 
@@ -110,7 +110,7 @@ def test_wrapper_segments_are_removed_anywhere(tmp_path):
         for name, array in tiny_tensors("original").items()
     }
     report = load_checkpoint(write_directory(tmp_path, tensors, tiny_config())).report
-    assert any("wrapper segments removed" in quirk for quirk in report.quirks)
+    assert any("wrapper segments removed" in quirk for quirk in report.warnings)
 
 
 def test_foreign_tensors_can_be_left_out_by_name(tmp_path):
@@ -182,7 +182,7 @@ def test_float64_needs_an_explicit_dtype(tmp_path):
 def test_a_derived_models_name_is_reported(tmp_path):
     config = tiny_config() | {"model_type": "my-florence"}
     report = load_checkpoint(write_directory(tmp_path, tiny_tensors(), config)).report
-    assert "config.json: model_type is 'my-florence' instead of 'florence2'" in report.quirks
+    assert "config.json: model_type is 'my-florence' instead of 'florence2'" in report.warnings
 
 
 def test_read_config_gives_the_files_unchanged(tmp_path):
@@ -195,13 +195,13 @@ def test_read_config_gives_the_files_unchanged(tmp_path):
     assert repository.generation is None
     assert repository.preprocessor == {"image_seq_length": 577}
     assert repository.has_tokenizer
-    assert repository.quirks == ()
+    assert repository.warnings == ()
 
 
 @needs_shared
 def test_a_published_fine_tunes_config_reads():
     repository = read_config(shared_path("original_configs", "omniparser_icon_caption"))
-    assert any("top-level bos_token_id is 2" in quirk for quirk in repository.quirks)
+    assert any("top-level bos_token_id is 2" in quirk for quirk in repository.warnings)
 
 
 def test_planning_reads_no_weights(tmp_path):

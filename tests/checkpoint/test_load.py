@@ -182,7 +182,7 @@ def test_safetensors_are_preferred_and_the_rest_is_reported(tiny):
     (tiny / "pytorch_model.bin").write_bytes(b"not even opened")
     report = load_checkpoint(tiny).report
     assert report.files == ("model.safetensors",)
-    assert "pytorch_model.bin is there too and was not read" in report.quirks
+    assert "pytorch_model.bin is there too and was not read" in report.warnings
 
 
 def test_longer_positions_and_padded_vocabulary(tmp_path):

@@ -50,7 +50,7 @@ def test_a_diverged_lm_head_is_kept(tmp_path, naming):
     np.testing.assert_array_equal(loaded.params["lm_head"]["embedding"], table(1))
     assert len(loaded.report.tied) == 2
     assert "lm_head.weight differs" in loaded.report.untied[0]
-    assert any("tie_word_embeddings is true, but" in quirk for quirk in loaded.report.quirks)
+    assert any("tie_word_embeddings is true, but" in quirk for quirk in loaded.report.warnings)
     expected = {path for path, _ in flatten(abstract_params(loaded.config))}
     assert {path for path, _ in flatten(loaded.params)} == expected
 
@@ -62,7 +62,7 @@ def test_one_differing_element_unties(tmp_path):
     config = tiny_config() | {"tie_word_embeddings": False}
     loaded = load_checkpoint(write_directory(tmp_path, tensors, config))
     assert not loaded.config.tie_word_embeddings
-    assert not any("tie_word_embeddings" in quirk for quirk in loaded.report.quirks)
+    assert not any("tie_word_embeddings" in quirk for quirk in loaded.report.warnings)
 
 
 def test_an_untied_config_with_equal_tables_is_tied_and_reported(tmp_path):
@@ -70,7 +70,7 @@ def test_an_untied_config_with_equal_tables_is_tied_and_reported(tmp_path):
     config = tiny_config() | {"tie_word_embeddings": False}
     loaded = load_checkpoint(write_directory(tmp_path, tensors, config))
     assert loaded.config.tie_word_embeddings
-    assert any("lm_head equals the token table" in quirk for quirk in loaded.report.quirks)
+    assert any("lm_head equals the token table" in quirk for quirk in loaded.report.warnings)
 
 
 def test_tables_of_two_dtypes_are_compared_by_value(tmp_path):
@@ -102,7 +102,9 @@ def test_the_tensors_vocabulary_wins_where_all_tables_agree(tmp_path):
     tensors = with_tables("original", {0: table(rows=1300), 3: table(rows=1300)})
     loaded = load_checkpoint(write_directory(tmp_path, tensors, tiny_config()))
     assert loaded.config.text.vocab_size == 1300
-    assert any("vocab_size is 1285, every token table has 1300" in q for q in loaded.report.quirks)
+    assert any(
+        "vocab_size is 1285, every token table has 1300" in q for q in loaded.report.warnings
+    )
 
 
 def test_tables_of_different_lengths_are_an_error(tmp_path):

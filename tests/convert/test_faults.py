@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from convert.from_torch import from_torch
-from florence_jax.checkpoint import CheckpointError, load_checkpoint
+from florence_jax.checkpoint import CheckpointError, load_checkpoint, plan_checkpoint
 from florence_jax.runtime.atomic_dir import leftovers
 from tests.checkpoint.generated import (
     TOKEN_TABLES,
@@ -23,7 +23,7 @@ from tests.checkpoint.generated import (
     write_directory,
     write_safetensors,
 )
-from tests.checkpoint.test_save import content
+from tests.checkpoint.test_save import content, settings
 
 pytestmark = pytest.mark.faults
 
@@ -91,7 +91,7 @@ def test_a_killed_conversion_leaves_the_old_or_the_new_checkpoint(tmp_path):
     versions = {}
     for dtype in ("float32", "bfloat16"):
         from_torch(source, tmp_path / dtype, dtype=dtype)
-        versions[dtype] = content(tmp_path / dtype)
+        versions[dtype] = settings(tmp_path / dtype)
 
     command = [sys.executable, "-m", "convert.from_torch", str(source), str(destination)]
     command += ["--overwrite", "--quiet", "--dtype"]
@@ -141,5 +141,8 @@ def version_of(destination, versions):
     """Which complete version is there: a dtype, "absent", or "half" for none of them."""
     if not destination.exists():
         return "absent"
-    files = content(destination)
-    return next((dtype for dtype, version in versions.items() if version == files), "half")
+    try:
+        (found,) = plan_checkpoint(destination, verify=True).report.stored_dtypes
+    except CheckpointError:
+        return "half"
+    return found if settings(destination) == versions[found] else "half"

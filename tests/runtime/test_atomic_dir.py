@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from florence_jax.checkpoint import CheckpointError, load_checkpoint
 from florence_jax.checkpoint.native.save import save_checkpoint
 from florence_jax.runtime import atomic_dir
-from florence_jax.runtime.atomic_dir import atomic_directory, leftovers, sync
+from florence_jax.runtime.atomic_dir import DirectoryError, atomic_directory, leftovers, sync
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ def names(folder):
 def test_creates_with_parents_and_replaces_when_told(tmp_path):
     destination = tmp_path / "a" / "b"
     write(destination, "old")
-    with pytest.raises(CheckpointError, match="exists already: overwrite it"):
+    with pytest.raises(DirectoryError, match="exists already: overwrite it"):
         write(destination, "new")
     assert read(destination) == "old"
     (destination / "stale").write_text("not in the new one")
@@ -57,7 +58,7 @@ def test_replaces_in_two_renames_where_one_is_not_to_be_had(tmp_path, monkeypatc
 
 def test_a_kill_between_the_two_renames_is_mended_by_the_next_run(tmp_path):
     write(tmp_path / ".x.replaced-0123", "old")
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(DirectoryError, match="exists already"):
         write(tmp_path / "x", "new")
     assert read(tmp_path / "x") == "old"
     write(tmp_path / ".x.replaced-4567", "older")
@@ -86,13 +87,13 @@ def test_a_failure_changes_nothing(tmp_path, failure):
 def test_only_a_checkpoint_or_an_empty_directory_is_replaced(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years")
-    with pytest.raises(CheckpointError, match=r"has no config\.json.*holds thesis\.tex"):
+    with pytest.raises(DirectoryError, match=r"has no config\.json.*holds thesis\.tex"):
         write(tmp_path / "home", "new", overwrite=True)
     assert names(tmp_path) == ["home"]
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty", "new")
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="is a file"):
+    with pytest.raises(DirectoryError, match="is a file"):
         write(tmp_path / "file", "new", overwrite=True)
 
 
@@ -122,10 +123,11 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_p
 @pytest.mark.parametrize(
     "step",
     [
-        "replace.make_durable",
-        "replace.sync",
-        "save.write_data_files",
-        "block_file.StreamWriter._write",
+        "florence_jax.runtime.atomic_dir.make_durable",
+        "florence_jax.runtime.atomic_dir.sync",
+        "florence_jax.checkpoint.native.save.write_arrays",
+        "florence_jax.checkpoint.native.save.hash_files",
+        "orbax.checkpoint.Checkpointer.save",
     ],
 )
 def test_a_process_that_dies_at_a_step_leaves_the_old_one(tmp_path, step):
@@ -134,10 +136,10 @@ def test_a_process_that_dies_at_a_step_leaves_the_old_one(tmp_path, step):
     save_checkpoint(tmp_path / "x", config, params)
     before = (tmp_path / "x" / "manifest.json").read_bytes()
     code = (
-        "import os, sys\n"
-        f"from florence_jax.checkpoint import load_checkpoint, {step.split('.')[0]}\n"
-        "from florence_jax.checkpoint.native.save import save_checkpoint\n"
-        f"{step} = lambda *_, **__: os._exit(9)\n"
+        "import os\n"
+        "from unittest import mock\n"
+        "from florence_jax.checkpoint import load_checkpoint, save_checkpoint\n"
+        f"mock.patch({step!r}, lambda *_, **__: os._exit(9)).start()\n"
         f"config, params, _ = load_checkpoint({str(source)!r}, 'bfloat16')\n"
         f"save_checkpoint({str(tmp_path / 'x')!r}, config, params, overwrite=True)\n"
     )
@@ -175,7 +177,10 @@ def test_where_directories_cannot_be_synced_files_still_must_be(tmp_path, monkey
         sync(tmp_path)
 
 
-def test_a_disk_that_is_really_full(tmp_path):
+# TensorStore reports further failed writes to an event loop that Orbax has closed by then.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_disk_that_is_really_full(tmp_path, monkeypatch, foreseen):
     source = write_directory(tmp_path / "source", tiny_tensors(), tiny_config())
     config, params, _ = load_checkpoint(source, "bfloat16")
     disk = tmp_path / "disk"
@@ -191,6 +196,9 @@ def test_a_disk_that_is_really_full(tmp_path):
         save_checkpoint(disk / "x", config, params)
         before = (disk / "x" / "manifest.json").read_bytes()
         full = load_checkpoint(source).params
+        if not foreseen:  # another process takes the room while Orbax writes
+            usage = shutil.disk_usage(tmp_path)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
         with pytest.raises(CheckpointError, match=r"No space left on device .* is unchanged"):
             save_checkpoint(disk / "x", config, full, overwrite=True)
         assert (disk / "x" / "manifest.json").read_bytes() == before

@@ -1,17 +1,16 @@
-"""`manifest.json` of a saved checkpoint: what every file and every parameter must be.
+"""`manifest.json` of a saved checkpoint: sha256 of every file, shape and dtype of every array.
 
-Orbax notices neither a flipped bit in an array nor a changed dtype. The manifest has the size and
-sha256 of every other file, the shape, dtype and place of every parameter, and its own sha256. It
-finds damage and mix-ups; it is no signature, and who can write the directory can write a new one.
+Orbax restores arrays with flipped bits without an error, so every file is compared with the
+manifest before anything is used. The manifest ends with its own sha256. It finds damage and
+mix-ups; it is not a signature: anyone who can write the directory can write a new manifest.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,16 @@ from tqdm import tqdm
 
 from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, clip
 from florence_jax.checkpoint.files import contained_bytes, contained_file, parse_json
-from florence_jax.checkpoint.native.orbax_format import ARRAYS, ArrayLocation, index_files
+from florence_jax.checkpoint.native.arrays import ARRAYS, ArrayEntry
 from florence_jax.checkpoint.pytorch.lazy_tensor import FLOAT_DTYPES
 
 MANIFEST = "manifest.json"
 FORMAT = "florence-jax checkpoint"
 VERSION = 1
 
-# What sites and version control put beside a checkpoint; nothing here is ever read from them.
+# Files that model hubs and version control add to a checkpoint; none of them is ever read.
 _BYSTANDERS = frozenset({"README.md", "LICENSE", ".gitattributes", ".git", ".cache"})
-# large's has 170 kB.
+# The manifest of Florence-2-large has 100 kB.
 _MAX_BYTES = 8 << 20
 _MAX_THREADS = 4
 _BLOCK = 1 << 20
@@ -39,7 +38,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclasses.dataclass(frozen=True)
 class FileEntry:
-    """What one file must be: its size and the hexadecimal sha256 of its content."""
+    """One file: its size and the hexadecimal sha256 of its content."""
 
     bytes: int
     sha256: str
@@ -50,31 +49,22 @@ class Manifest:
     """The files of a saved checkpoint by relative name, and its parameters."""
 
     files: Mapping[str, FileEntry]
-    parameters: tuple[ArrayLocation, ...]
+    parameters: tuple[ArrayEntry, ...]
 
     def encode(self) -> bytes:
-        """The one text that says this: canonical JSON that ends with its own digest."""
-        return _encode(self._fields())
-
-    def _fields(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "files": {name: dataclasses.asdict(self.files[name]) for name in sorted(self.files)},
-            "parameters": {
-                parameter.path: {
-                    "dtype": parameter.dtype.name,
-                    "shape": list(parameter.shape),
-                    "file": parameter.file,
-                    "offset": parameter.offset,
-                }
-                for parameter in self.parameters
-            },
+        """Canonical JSON that ends with its own digest."""
+        files = {name: dataclasses.asdict(self.files[name]) for name in sorted(self.files)}
+        parameters = {
+            parameter.path: {"dtype": parameter.dtype.name, "shape": list(parameter.shape)}
+            for parameter in sorted(self.parameters, key=lambda parameter: parameter.path)
         }
+        return _encode(
+            {"format": FORMAT, "version": VERSION, "files": files, "parameters": parameters}
+        )
 
 
 def is_saved(directory: Path) -> bool:
-    """Was this directory written by `save_checkpoint`, as far as can be told from what is left?
+    """Whether `save_checkpoint` wrote this directory, judged by what is left of it.
 
     Raises:
         CheckpointError: its manifest.json leaves the directory or is no regular file.
@@ -90,7 +80,7 @@ def is_saved(directory: Path) -> bool:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a saved checkpoint, checked against its own digest.
+    """Read the manifest of a saved checkpoint and check it against its own digest.
 
     Raises:
         CheckpointError: it is missing, damaged, edited, or of a newer format.
@@ -120,8 +110,24 @@ def read_manifest(directory: Path) -> Manifest:
     return _parse(fields, label)
 
 
-def verify_files(directory: Path, manifest: Manifest, *, progress: bool = False) -> None:
-    """Read every file of a saved checkpoint and compare it with the manifest.
+def hash_files(directory: Path, on_read: Callable[[int], object]) -> dict[str, FileEntry]:
+    """The manifest's entry of every file below `directory`; `on_read` is told each byte count."""
+    paths = {name: directory / name for name in sorted(_walk(directory))}
+    digests = _digests(paths.values(), on_read)
+    return {
+        name: FileEntry(path.stat().st_size, digest)
+        for (name, path), digest in zip(paths.items(), digests, strict=True)
+    }
+
+
+def verify_files(
+    directory: Path, manifest: Manifest, *, content: bool = True, progress: bool = False
+) -> None:
+    """Compare every file of a saved checkpoint with the manifest.
+
+    Args:
+        content: False compares the names and sizes of the arrays' files alone.
+        progress: show a progress bar on stderr.
 
     Raises:
         CheckpointError: lists every file that is missing, extra, of another size or content, or
@@ -130,6 +136,8 @@ def verify_files(directory: Path, manifest: Manifest, *, progress: bool = False)
     problems = ErrorCollector()
     paths: dict[str, Path] = {}
     for name, entry in manifest.files.items():
+        if not (content or name.startswith(f"{ARRAYS}/")):
+            continue
         try:
             path = contained_file(directory, name)
         except FileNotFoundError:
@@ -143,30 +151,23 @@ def verify_files(directory: Path, manifest: Manifest, *, progress: bool = False)
             else:
                 problems.add("files of the wrong size", name, f"{size} bytes, not {entry.bytes}")
     for name in _walk(directory):
-        if name not in manifest.files and name != MANIFEST:
+        if content and name not in manifest.files and name != MANIFEST:
             problems.add("files that the manifest does not list", name)
-    for name, content in index_files(manifest.parameters).items():
-        entry = manifest.files.get(name)
-        if entry is None or entry.sha256 != hashlib.sha256(content).hexdigest():
-            problems.add("files that disagree with the manifest's parameters", name)
-    total = sum(manifest.files[name].bytes for name in paths)
-    with (
-        ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool,
-        tqdm(
+    if content:
+        total = sum(manifest.files[name].bytes for name in paths)
+        with tqdm(
             total=total, desc="verifying", unit="B", unit_scale=True, disable=not progress
-        ) as progress_bar,
-    ):
-        # hashlib releases the GIL: files are hashed side by side.
-        digests = pool.map(lambda path: _digest(path, progress_bar), paths.values())
+        ) as progress_bar:
+            digests = _digests(paths.values(), progress_bar.update)
         for name, digest in zip(paths, digests, strict=True):
             if digest != manifest.files[name].sha256:
                 problems.add("damaged or changed files", name, f"sha256 is {digest}")
     if problems:
         problems.hint(
-            "copy or convert the checkpoint again; what was edited on purpose is saved anew with "
-            "save_checkpoint"
+            "copy or convert the checkpoint again; to keep a deliberate change, save the model "
+            "anew with save_checkpoint"
         )
-    problems.raise_if_any(f"{directory} is not what its {MANIFEST} says")
+    problems.raise_if_any(f"{directory} does not match its {MANIFEST}")
 
 
 def _encode(fields: dict[str, Any]) -> bytes:
@@ -174,13 +175,19 @@ def _encode(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields | {"sha256": digest}, indent=1).encode() + b"\n"
 
 
-def _digest(path: Path, progress_bar: tqdm) -> str:
+def _digests(paths: Iterable[Path], on_read: Callable[[int], object]) -> list[str]:
+    # hashlib releases the GIL, so files are hashed in parallel.
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda path: _digest(path, on_read), paths))
+
+
+def _digest(path: Path, on_read: Callable[[int], object]) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
-            progress_bar.update(count)
+            on_read(count)
     return digest.hexdigest()
 
 
@@ -202,20 +209,11 @@ def _parse(fields: dict[str, Any], label: str) -> Manifest:
             for name, entry in fields["files"].items()
         }
         parameters = tuple(
-            ArrayLocation(
-                path,
-                tuple(_size(length) for length in entry["shape"]),
-                _DTYPES[entry["dtype"]],
-                entry["file"],
-                _size(entry["offset"]),
+            ArrayEntry(
+                path, tuple(_size(length) for length in entry["shape"]), _DTYPES[entry["dtype"]]
             )
             for path, entry in fields["parameters"].items()
         )
-        for parameter in parameters:
-            # Python integers: no product can overflow.
-            end = parameter.offset + math.prod(parameter.shape) * parameter.dtype.itemsize
-            if end > files[parameter.file].bytes:
-                raise ValueError(f"{parameter.path} ends beyond {parameter.file}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{label} is not a manifest that save_checkpoint wrote: {clip(repr(error))}. Copy or "

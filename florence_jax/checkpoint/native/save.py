@@ -1,30 +1,55 @@
-"""Write a checkpoint: Orbax arrays, configuration, tokenizer and processor files, manifest."""
+"""Save a checkpoint: Orbax arrays, configuration, tokenizer and processor files, manifest."""
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector
-from florence_jax.checkpoint.files import MAX_METADATA_BYTES, contained_bytes, read_json_object
+from florence_jax.checkpoint.files import (
+    MAX_METADATA_BYTES,
+    checkpoint_directory,
+    contained_bytes,
+    read_json_object,
+)
 from florence_jax.checkpoint.hub import METADATA_FILES
-from florence_jax.checkpoint.native.manifest import MANIFEST, Manifest
-from florence_jax.checkpoint.native.orbax_format import index_files, layout
-from florence_jax.checkpoint.native.reader import SECTION, saved_config
-from florence_jax.checkpoint.native.writer import Leaf, write_data_files, write_small_file
-from florence_jax.checkpoint.param_tree import check_parameters, flatten
-from florence_jax.checkpoint.pytorch.cast import cast_into
+from florence_jax.checkpoint.native.arrays import ArrayEntry, write_arrays
+from florence_jax.checkpoint.native.manifest import MANIFEST, Manifest, hash_files
+from florence_jax.checkpoint.native.reader import SECTION
+from florence_jax.checkpoint.param_shapes import check_parameters
+from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.checkpoint.pytorch.key_map import SHARED, match_name
 from florence_jax.checkpoint.pytorch.lazy_tensor import FLOAT_DTYPES
 from florence_jax.checkpoint.pytorch.processor_config import completed_processor
 from florence_jax.checkpoint.pytorch.provenance import SourceFormat
+from florence_jax.checkpoint.resize_vocabulary import with_vocabulary
 from florence_jax.config import Florence2Config
-from florence_jax.runtime.atomic_dir import atomic_directory
 
 _CONFIG = "config.json"
+_READERS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A parameter to be saved, read when its turn comes.
+
+    Attributes:
+        path: "encoder/layers/0/fc1/kernel".
+        shape: its shape.
+        dtype: float32, float16 or bfloat16.
+        read: gives the array; called once, from any thread.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray] = dataclasses.field(repr=False, compare=False)
 
 
 def save_checkpoint(
@@ -39,13 +64,14 @@ def save_checkpoint(
     """Save a model in this library's format, which `load_checkpoint` reads and Orbax restores.
 
     The directory appears as a whole when it is complete and on disk; until then an existing one is
-    kept. Equal arguments give equal bytes. Parameters keep their dtypes.
+    kept. Equal arguments give equal arrays and equal files beside them; Orbax names its own files
+    at random. Parameters keep their dtypes.
 
     Args:
-        directory: where to; its parents are created.
+        directory: the directory to write; its parents are created.
         config: the model, as `load_checkpoint` returned it.
         params: nested dict of float32, bfloat16 or float16 arrays, with the keys and shapes of
-            `florence_jax.model.abstract_params(config)`. One leaf at a time is copied to the host.
+            `florence_jax.model.abstract_params(config)`. They are copied to the host.
         files: local checkpoint directory to take everything else from: the further keys of
             config.json, generation_config.json, the tokenizer and the processor. Without it the
             checkpoint has a config.json alone.
@@ -81,7 +107,7 @@ def save_leaves(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Manifest:
-    """`save_checkpoint` for parameters that are read a few megabytes at a time.
+    """`save_checkpoint` for parameters that are read once nothing else stands in the way.
 
     Args:
         directory, config, files, overwrite, progress: as for `save_checkpoint`.
@@ -103,31 +129,73 @@ def save_leaves(
     if files is not None:
         small_files |= dict(_copied(files))
     small_files[_CONFIG] = _dump(saved_config(config, origin, files))
-    placed = layout((leaf.path, leaf.shape, leaf.dtype) for leaf in leaves)
-    small_files |= index_files(placed)
-    with atomic_directory(directory, overwrite=overwrite) as new:
-        entries = {
-            name: write_small_file(new / name, content) for name, content in small_files.items()
-        }
-        by_path = {leaf.path: leaf for leaf in leaves}
-        entries |= write_data_files(new, placed, by_path, progress=progress)
-        manifest = Manifest(entries, placed)
-        write_small_file(new / MANIFEST, manifest.encode())
+    entries = tuple(ArrayEntry(leaf.path, leaf.shape, leaf.dtype) for leaf in leaves)
+    total = 2 * sum(entry.nbytes for entry in entries)  # read once, and hashed once written
+    with (
+        checkpoint_directory(directory, overwrite=overwrite) as new,
+        tqdm(
+            total=total, desc="writing", unit="B", unit_scale=True, disable=not progress
+        ) as progress_bar,
+    ):
+        for name, content in small_files.items():
+            (new / name).write_bytes(content)
+        arrays = {}
+        with ThreadPoolExecutor(_READERS) as pool:
+            for leaf, array in zip(leaves, pool.map(lambda leaf: leaf.read(), leaves), strict=True):
+                arrays[leaf.path] = array
+                progress_bar.update(array.nbytes)
+        write_arrays(new, arrays)
+        manifest = Manifest(hash_files(new, progress_bar.update), entries)
+        (new / MANIFEST).write_bytes(manifest.encode())
     return manifest
 
 
+def saved_config(
+    config: Florence2Config, origin: SourceFormat | None, files: Path | None
+) -> dict[str, Any]:
+    """The config.json of a checkpoint to be saved.
+
+    Args:
+        config: the model.
+        origin: the PyTorch file that its parameters came from; None where there was none.
+        files: checkpoint directory whose config.json is kept, but for what the weights decide.
+
+    Raises:
+        CheckpointError: the config.json of `files` describes another model.
+    """
+    published = None if files is None else read_json_object(files, _CONFIG)
+    if published is None:
+        written = config.to_hf("native")
+    else:
+        written = with_vocabulary(published, config.text.vocab_size)
+        described = dataclasses.replace(
+            Florence2Config.from_hf(written),
+            tie_word_embeddings=config.tie_word_embeddings,
+            final_logits_bias=config.final_logits_bias,
+        )
+        if described != config:
+            raise CheckpointError(
+                f"{files}: its config.json describes another model than the one to be saved: "
+                f"{_difference(described, config)}. Leave `files` out, or pass the directory that "
+                "the model came from"
+            )
+    return written | {
+        SECTION: {
+            "tie_word_embeddings": config.tie_word_embeddings,
+            "final_logits_bias": config.final_logits_bias,
+            "origin": (origin or SourceFormat.none(written)).to_json(),
+        }
+    }
+
+
 def _leaf(path: str, array: Any) -> Leaf:
-    if not getattr(array, "is_fully_addressable", True):  # which a jax.Array may be, alone
+    if not getattr(array, "is_fully_addressable", True):  # which only a jax.Array may not be
         raise CheckpointError(
             f"{path} is spread over several processes, and this one holds a part of it: gather the "
             "parameters first (jax.experimental.multihost_utils.process_allgather, "
             "tiled=True), and save from one process"
         )
-
-    def read(target: np.ndarray, rows: slice) -> None:
-        cast_into(target, np.asarray(array)[rows])
-
-    return Leaf(path, tuple(array.shape), np.dtype(array.dtype), read)
+    return Leaf(path, tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
 
 
 def _inherited_origin(
@@ -162,3 +230,20 @@ def _copied(files: Path) -> Iterator[tuple[str, bytes]]:
 
 def _dump(value: Any) -> bytes:
     return json.dumps(value, indent=2).encode() + b"\n"
+
+
+def _difference(described: Florence2Config, wanted: Florence2Config) -> str:
+    def fields(value: Any, prefix: str = "") -> dict[str, Any]:
+        found = {}
+        for own in dataclasses.fields(value):
+            item = getattr(value, own.name)
+            name = f"{prefix}{own.name}"
+            found |= fields(item, f"{name}.") if dataclasses.is_dataclass(item) else {name: item}
+        return found
+
+    theirs, ours = fields(described), fields(wanted)
+    return ", ".join(
+        f"{name} is {theirs[name]!r} there and {ours[name]!r} here"
+        for name in ours
+        if ours[name] != theirs[name]
+    )

@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from florence_jax.checkpoint.decoding_settings import decoding_settings
-from florence_jax.checkpoint.native.reader import SECTION, with_vocabulary
+from florence_jax.checkpoint.native.reader import SECTION
 from florence_jax.checkpoint.pytorch.key_map import Naming
 from florence_jax.checkpoint.pytorch.repo_config import RepositoryConfig
+from florence_jax.checkpoint.resize_vocabulary import with_vocabulary
 from florence_jax.config import Florence2Config
 
 _DTYPE_KEY: Mapping[Naming, str] = {"original": "torch_dtype", "native": "dtype"}

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 
 from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, sample
-from florence_jax.checkpoint.pytorch.key_map import NAMINGS, Match, Naming, ignored, match_name
+from florence_jax.checkpoint.plan import Source
+from florence_jax.checkpoint.pytorch.key_map import NAMINGS, Naming, ignored, match_name
 from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
-from florence_jax.checkpoint.pytorch.transforms import Transform
 
 # Segments that torch's wrappers (torch.compile, FSDP, activation checkpointing) insert anywhere.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -19,32 +19,23 @@ _MIN_RECOGNISED = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """A stored tensor and the parameter that it fills."""
-
-    tensor: LazyTensor
-    match: Match
-    transform: Transform
-
-
-@dataclasses.dataclass(frozen=True)
 class DetectedCheckpoint:
     """The tensors of a checkpoint by our parameter path.
 
     Attributes:
         naming: the naming that the tensors have.
-        sources: path in our tree (or the keymap's name of a table's duplicate) -> tensor.
+        sources: path in our tree (or key_map's name of a table's duplicate) -> tensor.
         ignored: names in the file -> why they are not read.
-        quirks: prefixes and wrapper segments that were removed, one sentence each.
+        warnings: prefixes and wrapper segments that were removed, one sentence each.
     """
 
     naming: Naming
     sources: dict[str, Source]
     ignored: dict[str, str]
-    quirks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
-def recognise(
+def detect_checkpoint(
     tensors: Sequence[LazyTensor], problems: ErrorCollector, ignore: Sequence[str] = ()
 ) -> DetectedCheckpoint:
     """Give each tensor its parameter; unexpected and duplicate ones go into `problems`.
@@ -92,7 +83,7 @@ def recognise(
             )
     for pattern in unused:
         problems.add("ignore patterns that match no tensor", pattern)
-    return DetectedCheckpoint(naming, sources, left_out, tuple(_quirks(plain, prefix)))
+    return DetectedCheckpoint(naming, sources, left_out, tuple(_warnings(plain, prefix)))
 
 
 def _without_wrappers(name: str) -> str:
@@ -127,7 +118,7 @@ def _not_a_florence(names: Sequence[str]) -> str:
     return message
 
 
-def _quirks(plain: dict[str, str], prefix: str) -> list[str]:
+def _warnings(plain: dict[str, str], prefix: str) -> list[str]:
     found = []
     wrapped = [name for name, inner in plain.items() if name != inner]
     if wrapped:

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from florence_jax.checkpoint.errors import CheckpointError
+from florence_jax.checkpoint.plan import Source
 from florence_jax.checkpoint.pytorch.cast import cast_into
-from florence_jax.checkpoint.pytorch.detect import Source
 from florence_jax.checkpoint.pytorch.lazy_tensor import FLOAT_DTYPES
 
 _FLOAT16 = np.dtype(np.float16)
@@ -55,20 +55,11 @@ def fetch(entry: Source, view: np.ndarray, dtype: np.dtype) -> np.ndarray:
         CheckpointError: finite values would become infinite in float16.
     """
     array = np.empty(view.shape, dtype)
-    fetch_into(array, entry, view)
-    return array
-
-
-def fetch_into(array: np.ndarray, entry: Source, view: np.ndarray) -> None:
-    """`fetch` for an array that is there already, C-ordered and of `view`'s shape.
-
-    Raises:
-        CheckpointError: finite values would become infinite in float16.
-    """
     cast_into(array, view)
-    narrows = array.dtype == _FLOAT16 and view.dtype != _FLOAT16
+    narrows = dtype == _FLOAT16 and view.dtype != _FLOAT16
     if narrows and np.isinf(array).any() and not np.isinf(view).any():
         raise CheckpointError(
             f"{entry.tensor.file}: {entry.tensor.name} holds values beyond float16's 65504: load "
             "it in bfloat16 or float32"
         )
+    return array

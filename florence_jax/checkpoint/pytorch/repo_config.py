@@ -40,14 +40,14 @@ class RepositoryConfig:
         generation: generation_config.json, None where there is none.
         preprocessor: preprocessor_config.json, or processor_config.json's, None where absent.
         has_tokenizer: tokenizer.json, or vocab.json with merges.txt, is there.
-        quirks: what is odd but harmless, one sentence each.
+        warnings: what is odd but harmless, one sentence each.
     """
 
     config: dict[str, Any]
     generation: dict[str, Any] | None
     preprocessor: dict[str, Any] | None
     has_tokenizer: bool
-    quirks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def read_config(directory: str | Path) -> RepositoryConfig:
@@ -80,18 +80,20 @@ def read_config(directory: str | Path) -> RepositoryConfig:
     )
     # The tokenizer's reader opens it too: refused here where it leads out of the directory.
     has_file(directory, "added_tokens.json")
-    quirks = [f"config.json: {oddity}" for oddity in config_warnings(config)]
-    quirks += _decoding_quirks(config, generation)
+    warnings = [f"config.json: {warning}" for warning in config_warnings(config)]
+    warnings += _decoding_warnings(config, generation)
     if model_type != "florence2":
-        quirks.append(f"config.json: model_type is {clip(repr(model_type))} instead of 'florence2'")
+        warnings.append(
+            f"config.json: model_type is {clip(repr(model_type))} instead of 'florence2'"
+        )
     if not has_tokenizer:
-        quirks.append("no tokenizer files: the base model's tokenizer applies")
+        warnings.append("no tokenizer files: the base model's tokenizer applies")
     if preprocessor is None:
-        quirks.append("no preprocessor_config.json: the base model's preprocessing applies")
-    return RepositoryConfig(config, generation, preprocessor, has_tokenizer, tuple(quirks))
+        warnings.append("no preprocessor_config.json: the base model's preprocessing applies")
+    return RepositoryConfig(config, generation, preprocessor, has_tokenizer, tuple(warnings))
 
 
-def _decoding_quirks(config: dict[str, Any], generation: dict[str, Any] | None) -> list[str]:
+def _decoding_warnings(config: dict[str, Any], generation: dict[str, Any] | None) -> list[str]:
     text = config.get("text_config")
     if generation is None or not isinstance(text, dict):
         return []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from florence_jax.checkpoint.errors import CheckpointError
-from florence_jax.checkpoint.files import contained_file, has_file
+from florence_jax.checkpoint.files import checkpoint_directory, contained_file, has_file
 from florence_jax.checkpoint.hub import METADATA_FILES
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.checkpoint.pytorch.config_files import torch_config
@@ -22,7 +22,6 @@ from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
 from florence_jax.checkpoint.pytorch.state_dict import torch_tensors
 from florence_jax.checkpoint.resize_vocabulary import resized
 from florence_jax.config import Florence2Config
-from florence_jax.runtime.atomic_dir import atomic_directory
 
 _WEIGHTS = "model.safetensors"
 _JSON_FILES = ("config.json", "generation_config.json")
@@ -68,7 +67,7 @@ def save_torch(
     if config.image_token_id != Florence2Config.image_token_id:
         # The original code has no such token, and whoever goes on to transformers needs its id.
         written[0]["image_token_id"] = config.image_token_id
-    with atomic_directory(directory, overwrite=overwrite) as new:
+    with checkpoint_directory(directory, overwrite=overwrite) as new:
         for name in METADATA_FILES:
             if has_file(files, name):
                 content = contained_file(files, name).read_bytes()

@@ -9,7 +9,7 @@ transformers 5, only what holds equal values is tied, whatever config.json says.
 import dataclasses
 
 from florence_jax.checkpoint.errors import ErrorCollector
-from florence_jax.checkpoint.pytorch.detect import Source
+from florence_jax.checkpoint.plan import Source
 from florence_jax.checkpoint.pytorch.key_map import (
     DECODER_TOKENS,
     ENCODER_TOKENS,
@@ -37,7 +37,7 @@ class Embeddings:
         tied: file names of tensors that equal the token table.
         untied: what was kept apart, one sentence each.
         ignored: file names of tensors that are not read -> why.
-        quirks: where config.json and the tensors disagree, one sentence each.
+        warnings: where config.json and the tensors disagree, one sentence each.
     """
 
     sources: dict[str, Source]
@@ -45,7 +45,7 @@ class Embeddings:
     tied: tuple[str, ...]
     untied: tuple[str, ...]
     ignored: dict[str, str]
-    quirks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def resolve_embeddings(
@@ -67,7 +67,7 @@ def resolve_embeddings(
     tied: list[str] = []
     untied: list[str] = []
     ignored: dict[str, str] = {}
-    quirks: list[str] = []
+    warnings: list[str] = []
     is_tied = True
     if _comparable(tables, problems):
         origin = next(iter(tables))
@@ -75,7 +75,7 @@ def resolve_embeddings(
         kept[SHARED] = table
         if origin != SHARED:
             tied.append(table.tensor.name)
-            quirks.append(f"no `shared` table; {table.tensor.name} takes its place")
+            warnings.append(f"no `shared` table; {table.tensor.name} takes its place")
         for path, source in list(tables.items())[1:]:
             name = source.tensor.name
             if same_values(table.tensor, source.tensor):
@@ -98,13 +98,13 @@ def resolve_embeddings(
                     "the model has one token table for prompt and decoder: if training separated "
                     "them by accident, remove the stale one from the file"
                 )
-        quirks += _tie_quirks(declared_tied, is_tied, LM_HEAD in tables)
-        config = _with_vocabulary(config, table, quirks)
+        warnings += _tie_warnings(declared_tied, is_tied, LM_HEAD in tables)
+        config = _with_vocabulary(config, table, warnings)
     elif tables:
         kept[SHARED] = next(iter(tables.values()))
     has_bias = _keep_bias(kept, ignored, untied)
     config = dataclasses.replace(config, tie_word_embeddings=is_tied, final_logits_bias=has_bias)
-    return Embeddings(kept, config, tuple(tied), tuple(untied), ignored, tuple(quirks))
+    return Embeddings(kept, config, tuple(tied), tuple(untied), ignored, tuple(warnings))
 
 
 def _comparable(tables: dict[str, Source], problems: ErrorCollector) -> bool:
@@ -126,7 +126,7 @@ def _comparable(tables: dict[str, Source], problems: ErrorCollector) -> bool:
     return False
 
 
-def _tie_quirks(declared_tied: bool, is_tied: bool, has_lm_head: bool) -> list[str]:
+def _tie_warnings(declared_tied: bool, is_tied: bool, has_lm_head: bool) -> list[str]:
     if declared_tied and not is_tied:
         return ["config.json: tie_word_embeddings is true, but lm_head differs: it is kept"]
     if not declared_tied and is_tied:
@@ -135,14 +135,16 @@ def _tie_quirks(declared_tied: bool, is_tied: bool, has_lm_head: bool) -> list[s
     return []
 
 
-def _with_vocabulary(config: Florence2Config, table: Source, quirks: list[str]) -> Florence2Config:
+def _with_vocabulary(
+    config: Florence2Config, table: Source, warnings: list[str]
+) -> Florence2Config:
     rows, declared = table.tensor.shape[0], config.text.vocab_size
     if rows > _PUBLISHED_VOCABULARIES[0] and rows not in _PUBLISHED_VOCABULARIES:
         extra = rows - _PUBLISHED_VOCABULARIES[0]
-        quirks.append(f"vocabulary of {rows}: {extra} more than the published model's")
+        warnings.append(f"vocabulary of {rows}: {extra} more than the published model's")
     if rows == declared:
         return config
-    quirks.append(
+    warnings.append(
         f"config.json: text_config.vocab_size is {declared}, every token table has {rows} rows: "
         f"{rows} is used; correct config.json to silence this"
     )

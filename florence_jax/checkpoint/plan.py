@@ -1,9 +1,23 @@
-"""`Report`: what loading a checkpoint read, decided and found odd."""
+"""`LoadPlan`: how each parameter of a checkpoint is read; `Report`: what was decided on the way."""
 
 import dataclasses
 from collections.abc import Mapping
 
-from florence_jax.checkpoint.pytorch.key_map import Naming
+from florence_jax.checkpoint.native.arrays import SavedArrays
+from florence_jax.checkpoint.pytorch.key_map import Match, Naming
+from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
+from florence_jax.checkpoint.pytorch.provenance import SourceFormat
+from florence_jax.checkpoint.pytorch.transforms import Transform
+from florence_jax.config import Florence2Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A stored tensor and the parameter that it fills."""
+
+    tensor: LazyTensor
+    match: Match
+    transform: Transform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +33,7 @@ class Report:
         tied: names of tensors that hold the token table's values and were read once.
         untied: why `lm_head` and the output bias were kept apart, one sentence each.
         ignored: tensors that were not read, with the reason.
-        quirks: what is odd but harmless, one sentence each.
+        warnings: what is odd but harmless, one sentence each.
     """
 
     source: str
@@ -30,7 +44,7 @@ class Report:
     tied: tuple[str, ...] = ()
     untied: tuple[str, ...] = ()
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    quirks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         dtypes = ", ".join(f"{dtype} ({count})" for dtype, count in self.stored_dtypes.items())
@@ -42,5 +56,25 @@ class Report:
             lines.append(f"  tied to the token table: {', '.join(self.tied)}")
         lines += [f"  not tied: {sentence}" for sentence in self.untied]
         lines += [f"  ignored: {name}: {reason}" for name, reason in self.ignored.items()]
-        lines += [f"  odd: {sentence}" for sentence in self.quirks]
+        lines += [f"  odd: {sentence}" for sentence in self.warnings]
         return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadPlan:
+    """How every parameter of a checkpoint's model is filled; nothing has been read yet.
+
+    Attributes:
+        config: the model that the checkpoint holds.
+        sources: path in the parameter tree -> stored tensor and its transform; complete, with
+            shapes that fit `config`.
+        report: what was decided and found odd.
+        origin: what the PyTorch file has beyond these parameters.
+        saved: the same parameters for Orbax, where `save_checkpoint` wrote the checkpoint.
+    """
+
+    config: Florence2Config
+    sources: dict[str, Source]
+    report: Report
+    origin: SourceFormat
+    saved: SavedArrays | None = None
