@@ -1,13 +1,13 @@
-"""Florence-2's configs: sizes of the image encoder and the encoder-decoder, and the presets."""
+"""What a Florence-2 is made of: frozen configs and the published sizes."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from florence_jax.hf_config import Dialect, from_hf_dict, to_hf_dict
+Dialect = Literal["original", "native"]
 
 
 class ConfigError(ValueError):
@@ -162,20 +162,15 @@ class Florence2Config:
         Raises:
             ConfigError: lists every missing key and every value that this model does not support.
         """
-        fields, problems = from_hf_dict(config)
-        raise_if(problems, "config.json")
-        vision, text = DaViTConfig(**fields.pop("vision")), BartConfig(**fields.pop("text"))
-        return cls(vision=vision, text=text, **fields)
+        from florence_jax.checkpoint.hf_config import read
+
+        return read(config)
 
     def to_hf(self, dialect: Dialect) -> dict[str, Any]:
-        """Write the `config.json` of one dialect.
+        """Write the `config.json` of one dialect."""
+        from florence_jax.checkpoint.hf_config import write
 
-        Raises:
-            ConfigError: lists what the dialect cannot express.
-        """
-        written, problems = to_hf_dict(dataclasses.asdict(self), dialect)
-        raise_if(problems, f"a config for the {dialect} dialect")
-        return written
+        return write(self, dialect)
 
 
 def base() -> Florence2Config:

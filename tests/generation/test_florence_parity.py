@@ -24,6 +24,8 @@ from tests.generation.florence import (
 )
 from tests.shared_data import needs_shared, shared_path
 
+pytestmark = pytest.mark.optimized
+
 # Sums of up to 24 log-probabilities of logits that agree to 2e-5.
 TOLERANCE = 1e-4
 

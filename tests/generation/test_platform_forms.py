@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from florence_jax.config import tiny
-from florence_jax.generation import GenerationConfig, beam_search, logits_processors
+from florence_jax.generation import GenerationConfig, logits_processors
 from florence_jax.model import Model
 from florence_jax.model.random_params import random_params_with_spread_logits
 from florence_jax.ops import top_k_pallas
@@ -18,6 +18,7 @@ from florence_jax.ops.top_k import top_k, top_k_tpu
 
 # Not `generate` itself, which the package offers under the same name.
 room = importlib.import_module("florence_jax.generation.generate")
+beam_search = importlib.import_module("florence_jax.generation.beam_search")
 
 BATCH, BEAMS, IMAGE_TOKENS = 2, 3, 37
 CONFIG = tiny()

@@ -13,6 +13,7 @@ from florence_jax.batch.output_files import read_rows
 from tests.batch.fakes import write_pictures
 from tests.inference.results import assert_close
 
+pytestmark = pytest.mark.optimized
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -16,6 +16,8 @@ from florence_jax.checkpoint import load_checkpoint
 from florence_jax.model import Model
 from tests.shared_data import needs_shared, shared_path
 
+pytestmark = pytest.mark.optimized
+
 # Float32 sums in another order, on values of order one.
 TOLERANCE = 2e-5
 # DaViT's maps are not normalised: their values reach 300, where float32's own spacing is 3e-5 and

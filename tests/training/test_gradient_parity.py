@@ -16,6 +16,8 @@ from florence_jax.processing.pixels import ImageConfig
 from florence_jax.training.losses import IGNORE
 from florence_jax.training.step import Batch, LossFn
 
+pytestmark = pytest.mark.optimized
+
 # Drop-path and dropout off; the token table wide enough for the image placeholder.
 CONFIG = dataclasses.replace(
     tiny(),
