@@ -179,7 +179,7 @@ def make_loader(
     return DataLoader(
         sources=sources,
         # A share's longest row says nothing of the others', and all must have one shape.
-        make_row=make_preprocessor(config.data, pretrained, training=True, longest=count > 1),
+        preprocessor=make_preprocessor(config.data, pretrained, training=True, longest=count > 1),
         batch_size=config.batch_size,
         micro=config.accumulation,
         seed=config.seed,
@@ -195,18 +195,18 @@ def make_preprocessor(
     """Examples to arrays, augmented only for training.
 
     Args:
-        longest: pad every batch to `max_prompt` and `max_target`, and the questions of each
+        longest: pad every batch to `max_prompt` and `max_labels`, and the questions of each
             picture to those of the source that asks most, instead of to the batch's own longest.
     """
-    max_prompt, max_target = longest_texts(config, start)
+    max_prompt, max_labels = longest_texts(config, start)
     return Preprocessor(
         tokenizer=start.tokenizer,
         image_size=start.image.size,
         max_prompt=max_prompt,
-        max_target=max_target,
+        max_labels=max_labels,
         min_prompt_bucket=max_prompt if longest else config.min_prompt_bucket,
-        min_target_bucket=max_target if longest else config.min_target_bucket,
-        least_questions=max(source.questions for source in config.train) if longest else 1,
+        min_labels_bucket=max_labels if longest else config.min_labels_bucket,
+        min_questions=max(source.questions for source in config.train) if longest else 1,
         augmentation=config.augment if training else AugmentConfig(),
         resample=start.image.resample,
         tasks=own_tasks(start.files),

@@ -83,11 +83,11 @@ class DataConfig(Checked):
             source, so that short answers are not padded to the length of long ones.
         image_size: (height, width) in pixels that pictures are resized to; by default the
             processor's.
-        max_prompt, max_target: tokens; a longer row is put into quarantine, nothing is cut. By
+        max_prompt, max_labels: tokens; a longer row is put into quarantine, nothing is cut. By
             default the most that the model has positions for. Several processes pad every batch to
             them: there the default is the longest row of the training data, which is read for it
             once.
-        min_prompt_bucket, min_target_bucket: tokens that every batch is padded to, doubled (to the
+        min_prompt_bucket, min_labels_bucket: tokens that every batch is padded to, doubled (to the
             longest allowed at most) until its longest row fits. Each pair of lengths compiles a
             program of its own: where that takes long, set them to the longest.
         augment: how pictures are changed.
@@ -109,9 +109,9 @@ class DataConfig(Checked):
     mix: Literal["rows", "batches"] = "rows"
     image_size: tuple[int, int] | None = None
     max_prompt: int | None = None
-    max_target: int | None = None
+    max_labels: int | None = None
     min_prompt_bucket: int = 16
-    min_target_bucket: int = 32
+    min_labels_bucket: int = 32
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     cached_features: str | None = None
     threads: int = 4
@@ -122,7 +122,7 @@ class DataConfig(Checked):
     def problems(self) -> Iterator[str]:
         if not self.directory and not self.train:
             yield "name training data: data.directory or data.train"
-        for kind in ("prompt", "target"):
+        for kind in ("prompt", "labels"):
             yield from counted(f"data.min_{kind}_bucket", getattr(self, f"min_{kind}_bucket"), 2)
             yield from counted(f"data.max_{kind}", getattr(self, f"max_{kind}"), 2)
         if self.image_size is not None and min(self.image_size) < 1:

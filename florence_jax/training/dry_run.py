@@ -17,10 +17,10 @@ from florence_jax.training.build import TrainSetup, make_loader
 from florence_jax.training.cached_features.vision_tower import origin_of
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import to_tree
-from florence_jax.training.data.preprocess import HostBatch
 from florence_jax.training.metrics.flops import update_flops
 from florence_jax.training.preflight import prepare
 from florence_jax.training.pretrained import PretrainedFiles, longest_texts
+from florence_jax.training.step import Batch
 
 _PICTURES = 8
 
@@ -34,8 +34,8 @@ def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
     yield from _sizes(setup)
     # Pixels even where features are cached, so that there are pictures to look at.
     loader = make_loader(prepared.config, pretrained, prepared.sources)
-    prompt, target = longest_texts(config.data, pretrained)
-    yield f"steps: {setup.steps:,}; texts of at most {prompt} and {target} tokens"
+    prompt, labels = longest_texts(config.data, pretrained)
+    yield f"steps: {setup.steps:,}; texts of at most {prompt} and {labels} tokens"
     yield f"training data: {len(loader.sources)} sources"
     for name, source, weight in loader.sources:
         yield f"  {name}: {len(source):,} rows, weight {weight:g}"
@@ -68,14 +68,14 @@ def _sizes(setup: TrainSetup) -> Iterator[str]:
     yield f"memory in MiB, activations aside: {sum(sizes.values()) / 2**20:,.1f} ({listed})"
 
 
-def _cached_features(setup: TrainSetup, batch: HostBatch, rows: int) -> Iterator[str]:
+def _cached_features(setup: TrainSetup, batch: Batch, rows: int) -> Iterator[str]:
     # Of no weights: only the shape and dtype are shown.
     origin = origin_of(setup, {})
     yield (
         f"cached features: {origin.dtype}{list(origin.shape)} a picture, {origin.bytes / 1e6:,.2f} "
         f"MB; {rows * origin.bytes / 1e9:,.2f} GB for {rows:,} rows, less where rows share one"
     )
-    images, prompts, labels = batch.arrays
+    images, prompts, labels = batch.images, batch.input_ids, batch.labels
     cached, computed = (
         update_flops(
             setup.objective.model.config,
@@ -84,7 +84,7 @@ def _cached_features(setup: TrainSetup, batch: HostBatch, rows: int) -> Iterator
             questions=labels.shape[1] // images.shape[1],
             image_size=setup.objective.image.size,
             prompt=prompts.shape[-1],
-            target=labels.shape[-1],
+            labels=labels.shape[-1],
             cached_features=is_cached,
         )
         for is_cached in (True, False)
@@ -95,27 +95,24 @@ def _cached_features(setup: TrainSetup, batch: HostBatch, rows: int) -> Iterator
     )
 
 
-def _batch(batch: HostBatch, pretrained: PretrainedFiles, directory: Path) -> Iterator[str]:
-    arrays = batch.arrays
-    shapes = ", ".join(
-        f"{name} {leaf.dtype}{list(leaf.shape)}"
-        for name, leaf in zip(arrays._fields, arrays, strict=True)
-    )
+def _batch(batch: Batch, pretrained: PretrainedFiles, directory: Path) -> Iterator[str]:
+    arrays = {name: getattr(batch, name) for name in ("images", "input_ids", "labels")}
+    shapes = ", ".join(f"{name} {leaf.dtype}{list(leaf.shape)}" for name, leaf in arrays.items())
     yield f"first batch: {shapes}, {_bytes(arrays) / 2**20:,.1f} MiB"
     yield from (f"  unusable: {row}: {reason}" for row, reason in batch.problems)
-    images = arrays.images.reshape(-1, *arrays.images.shape[2:])
-    prompts, labels = (x.reshape(-1, x.shape[-1]) for x in (arrays.input_ids, arrays.labels))
+    images = batch.images.reshape(-1, *batch.images.shape[2:])
+    prompts, labels = (x.reshape(-1, x.shape[-1]) for x in (batch.input_ids, batch.labels))
     images = images.repeat(len(prompts) // len(images), axis=0)
     tokenizer = pretrained.tokenizer
     for number, (row, image, prompt, label) in enumerate(
         zip(batch.ids, images, prompts, labels, strict=True)
     ):
         question = tokenizer.decode(prompt[prompt != tokenizer.pad_id].tolist())
-        target = tokenizer.decode(label[label >= 0].tolist())
-        yield f"  {row}\n    prompt {question}\n    target {target}"
+        text = tokenizer.decode(label[label >= 0].tolist())
+        yield f"  {row}\n    prompt {question}\n    labels {text}"
         if number < _PICTURES:
             picture = enlarged(Image.fromarray(image))
-            result = parse(target, _task(question), picture.size)
+            result = parse(text, _task(question), picture.size)
             path = directory / f"{number:04d}.png"
             save_side_by_side(path, picture, {question: result})
     yield f"pictures: {directory}"

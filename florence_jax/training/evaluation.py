@@ -68,7 +68,7 @@ class Evaluation:
         )
         self._say = say
         self._pixels = jax.jit(training.objective.pixels)
-        self._make_row = make_preprocessor(training.config.data, start, training=False)
+        self._preprocessor = make_preprocessor(training.config.data, start, training=False)
 
     def __call__(self, params: Flat, pictures: Path) -> dict[str, float]:
         """Every figure by name: "loss", "accuracy", "<OD> mAP@0.5" and so on.
@@ -100,10 +100,10 @@ class Evaluation:
         limit = self._config.evaluation.examples
         rows = self._config.evaluation_rows
         total = np.zeros(4)
-        for batch in finite_batches(self.sources, self._make_row, rows, limit=limit):
+        for batch in finite_batches(self.sources, self._preprocessor, rows, limit=limit):
             self._interruption.check()
             self.problems += batch.problems
-            arrays = self._training.placement.common_batch(batch.arrays)
+            arrays = self._training.placement.common_batch(batch)
             total += np.array(jax.device_get(self._summed(params, arrays)), np.float64)
         loss, nll, correct, tokens = total.tolist()
         if not tokens:
@@ -125,11 +125,11 @@ class Evaluation:
         rng = np.random.default_rng(0)
         for first in range(0, count, height):
             numbers = range(first, min(first + height, count))
-            rows = [self._make_row(ExampleRef(name, source, number), rng) for number in numbers]
+            rows = [self._preprocessor(ExampleRef(name, source, number), rng) for number in numbers]
             texts = self._interruption.wait_for(lambda rows=rows: self._generate(params, rows))
             for number, row, text in zip(numbers, rows, texts, strict=True):
                 if row.problem is None:
-                    prefix, truth = source[number].prefix, self._text(row.target)
+                    prefix, truth = source[number].prefix, self._text(row.labels)
                     size = (row.image.shape[1], row.image.shape[0])
                     if next(drawn) < config.pictures and is_first():
                         with self._drawing():
@@ -140,7 +140,7 @@ class Evaluation:
         config, height = self._config.evaluation, self._config.evaluation_rows
         # Always the same number of rows, so that there is one program.
         padded = rows + rows[:1] * (height - len(rows))
-        arrays = collate(padded, make_row=self._make_row).arrays
+        arrays = collate(padded, preprocessor=self._preprocessor)
         text = self._training.objective.model.config.text
         output = generate(
             self._training.objective.model,

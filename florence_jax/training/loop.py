@@ -24,7 +24,6 @@ from florence_jax.training.config import TrainConfig
 from florence_jax.training.data.bad_rows import BadRowLog, TooManyProblems
 from florence_jax.training.data.example import DataError, Source
 from florence_jax.training.data.loader import DataLoader
-from florence_jax.training.data.preprocess import HostBatch
 from florence_jax.training.distributed import AnyProcess, is_first, is_of_another
 from florence_jax.training.evaluation import Evaluation
 from florence_jax.training.export import export_run
@@ -34,7 +33,7 @@ from florence_jax.training.metrics.profile import Profile
 from florence_jax.training.preflight import Prepared, prepare, with_longest
 from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.state import TrainState, not_finite
-from florence_jax.training.step import merge_metrics
+from florence_jax.training.step import Batch, merge_metrics
 
 
 class Outcome(enum.IntEnum):
@@ -189,7 +188,7 @@ class Trainer:
                 profile.at(step)
                 batch = self._next(batches)
                 compiling = update.seconds_compiling
-                state, metrics = update(state, placement.batch(batch.arrays))
+                state, metrics = update(state, placement.batch(batch))
                 # One step is always queued behind the one that runs, and no more: a signal is
                 # answered within two steps.
                 jax.block_until_ready(before)
@@ -237,7 +236,7 @@ class Trainer:
         if self.any_process(self.interruption.asked or self.refused is not None):
             raise self.refused or Interrupted
 
-    def _next(self, batches: Iterator[HostBatch]) -> HostBatch:
+    def _next(self, batches: Iterator[Batch]) -> Batch:
         try:
             return next(batches)
         except Exception:
@@ -245,11 +244,11 @@ class Trainer:
             self.interruption.check()
             raise
 
-    def _count(self, batch: HostBatch) -> None:
-        labels = np.asarray(batch.arrays.labels)
+    def _count(self, batch: Batch) -> None:
+        labels = np.asarray(batch.labels)
         shares = self.setup.placement.share[1]
         rows = labels.shape[0] * labels.shape[1] * shares
-        questions = labels.shape[1] // batch.arrays.images.shape[1]
+        questions = labels.shape[1] // batch.images.shape[1]
         self.log.count(
             tokens=int((labels != -100).sum()) * shares,
             images=rows // questions,
@@ -259,8 +258,8 @@ class Trainer:
                 rows=rows,
                 questions=questions,
                 image_size=self.pretrained.image.size,
-                prompt=batch.arrays.input_ids.shape[-1],
-                target=labels.shape[-1],
+                prompt=batch.input_ids.shape[-1],
+                labels=labels.shape[-1],
                 cached_features=self.config.data.cached_features is not None,
             ),
         )

@@ -1,6 +1,6 @@
 """Token losses, summed: who divides, divides once, by the tokens of the whole global batch.
 
-Shapes: B batch, L target tokens, D model, V vocabulary.
+Shapes: B batch, L label tokens, D model, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,11 +21,11 @@ class LossConfig(Checked):
     """What is minimised.
 
     Attributes:
-        label_smoothing: share of the target's probability spread evenly over the vocabulary.
+        label_smoothing: share of the label's probability spread evenly over the vocabulary.
         z_loss: weight of log(Z)^2, which keeps the logits' normaliser near 1
             (https://arxiv.org/abs/2204.02311, section 5).
-        chunk: target tokens whose logits exist at one time; 0 for all. A vocabulary of 51,289
-            makes logits the largest activation of long targets; chunks recompute them backward.
+        chunk: label tokens whose logits exist at one time; 0 for all. A vocabulary of 51,289
+            makes logits the largest activation of long labels; chunks recompute them backward.
     """
 
     label_smoothing: float = 0.0
@@ -40,13 +40,13 @@ class LossConfig(Checked):
 
 
 class TokenSums(NamedTuple):
-    """Sums over the target tokens of a batch, float32[]; divide by `tokens` for means.
+    """Sums over the label tokens of a batch, float32[]; divide by `tokens` for means.
 
     Attributes:
         loss: what is minimised, smoothing and z-loss included.
-        nll: the plain negative log-likelihood of the targets, in nats.
-        correct: targets that are the most likely token.
-        tokens: targets that count.
+        nll: the plain negative log-likelihood of the labels, in nats.
+        correct: labels that are the most likely token.
+        tokens: labels that count.
     """
 
     loss: jax.Array
@@ -73,11 +73,11 @@ def summed_loss(
     unembed: Callable[[jax.Array], jax.Array],
     config: LossConfig,
 ) -> TokenSums:
-    """The loss of each target token, summed.
+    """The loss of each label token, summed.
 
     Args:
         hidden: decoder states float[B, L, D].
-        labels: int[B, L], `IGNORE` where there is no target.
+        labels: int[B, L], `IGNORE` where there is none.
         unembed: float[B, l, D] -> float32[B, l, V] logits.
     """
     length, chunk = labels.shape[1], config.chunk
@@ -107,8 +107,8 @@ def summed_loss(
 def _token_sums(logits: jax.Array, labels: jax.Array, config: LossConfig) -> TokenSums:
     logits = logits.astype(jnp.float32)
     counts = labels != IGNORE
-    targets = jnp.where(counts, labels, 0)
-    log_z, picked = _normaliser_and_pick(logits, targets)
+    labels = jnp.where(counts, labels, 0)
+    log_z, picked = _normaliser_and_pick(logits, labels)
     nll = log_z - picked
     loss = nll
     if config.label_smoothing:
@@ -126,23 +126,23 @@ def _token_sums(logits: jax.Array, labels: jax.Array, config: LossConfig) -> Tok
 
 
 @jax.custom_vjp
-def _normaliser_and_pick(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32[B, L, V] and int[B, L] -> log of the sum of exponentials, and the targets' logits."""
-    return _forward(logits, targets)[0]
+def _normaliser_and_pick(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32[B, L, V] and int[B, L] -> log of the sum of exponentials, and the labels' logits."""
+    return _forward(logits, labels)[0]
 
 
-def _forward(logits: jax.Array, targets: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+def _forward(logits: jax.Array, labels: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple]:
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return (log_z, picked), (logits, log_z, targets)
+    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return (log_z, picked), (logits, log_z, labels)
 
 
 def _backward(residuals: tuple, g: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
     # One pass over the logits; the gradient of a gather would be a scatter into zeros beside it.
-    logits, log_z, targets = residuals
+    logits, log_z, labels = residuals
     g_log_z, g_picked = (part[..., None] for part in g)
-    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-    return g_log_z * jnp.exp(logits - log_z[..., None]) + jnp.where(is_target, g_picked, 0.0), None
+    is_label = jnp.arange(logits.shape[-1]) == labels[..., None]
+    return g_log_z * jnp.exp(logits - log_z[..., None]) + jnp.where(is_label, g_picked, 0.0), None
 
 
 _normaliser_and_pick.defvjp(_forward, _backward)

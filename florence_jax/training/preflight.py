@@ -134,26 +134,26 @@ def with_steps(config: TrainConfig, sources: list[Named]) -> TrainConfig:
 def with_longest(
     config: TrainConfig, pretrained: PretrainedFiles, sources: list[Named]
 ) -> TrainConfig:
-    """The settings with the lengths of prompt and target to which several processes pad all rows.
+    """The settings with the lengths of prompt and labels to which several processes pad all rows.
 
     The first process measures those that the settings leave out, and pads them as a batch would be.
     """
     data, most = config.data, longest_texts(config.data, pretrained)
-    if None not in (data.max_prompt, data.max_target):
+    if None not in (data.max_prompt, data.max_labels):
         return config
 
     def measure() -> tuple[int, int]:
         rows = sum(len(source) for _, source, _ in sources)
         say(
-            f"reading {rows:,} rows for the longest prompt and target, to which several processes "
-            "pad every batch: data.max_prompt and data.max_target spare this"
+            f"reading {rows:,} rows for the longest prompt and labels, to which several processes "
+            "pad every batch: data.max_prompt and data.max_labels spare this"
         )
         return longest_texts_of([source for _, source, _ in sources], pretrained.tokenizer, most)
 
-    prompt, target = longest_of_first(measure)
+    prompt, labels = longest_of_first(measure)
     lengths = {
         "max_prompt": data.max_prompt or padded_length(prompt, data.min_prompt_bucket, most[0]),
-        "max_target": data.max_target or padded_length(target, data.min_target_bucket, most[1]),
+        "max_labels": data.max_labels or padded_length(labels, data.min_labels_bucket, most[1]),
     }
     return dataclasses.replace(config, data=dataclasses.replace(data, **lengths))
 

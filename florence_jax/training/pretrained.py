@@ -231,13 +231,13 @@ def read_preprocessor(files: Path) -> dict[str, Any] | None:
 
 
 def longest_texts(data: DataConfig, start: PretrainedFiles) -> tuple[int, int]:
-    """(tokens of the longest prompt, of the longest target) that a run takes.
+    """(tokens of the longest prompt, of the longest labels) that a run takes.
 
     What the settings leave out is the most that the model's position table has room for.
     """
     positions = start.config.text.max_position_embeddings
     image_tokens = start.config.num_image_tokens(*start.image.size)
-    return data.max_prompt or positions - image_tokens, data.max_target or positions
+    return data.max_prompt or positions - image_tokens, data.max_labels or positions
 
 
 def _check_lengths(config: TrainConfig, start: PretrainedFiles) -> None:
@@ -250,7 +250,7 @@ def _check_lengths(config: TrainConfig, start: PretrainedFiles) -> None:
             f"a picture of {height} x {width} pixels is {image_tokens} tokens, which leaves no "
             f"room for a prompt in the model's {positions} positions: lower data.image_size"
         )
-    for name, taken in (("max_prompt", image_tokens), ("max_target", 0)):
+    for name, taken in (("max_prompt", image_tokens), ("max_labels", 0)):
         length = getattr(config.data, name)
         if length is not None and taken + length > positions:
             raise ValueError(

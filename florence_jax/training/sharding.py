@@ -103,7 +103,7 @@ class StateSharding:
         return global_batch(self.mesh, self._filled(share, self.share[1]), axis=1)
 
     def common_batch(self, whole: Batch) -> Batch:
-        """A batch that every process has all of."""
+        """A batch that every process has all of, on the mesh."""
         sharding = batch_sharding(self.mesh, axis=1)
 
         def place(leaf: Any) -> jax.Array:
@@ -113,15 +113,18 @@ class StateSharding:
         return jax.tree.map(place, self._filled(whole, 1))
 
     def _filled(self, batch: Batch, shares: int) -> Batch:
-        pictures = batch.images.shape[1]
-        target = padded_rows(self.mesh, pictures * shares) // shares
-        fills = Batch(images=0, input_ids=self.pad_id, labels=IGNORE)
+        images = batch.images.shape[1]
+        total = padded_rows(self.mesh, images * shares) // shares
+
+        def padded(leaf: Any, fill: int) -> np.ndarray:
+            # Each image has as many rows as the others.
+            rows = total * leaf.shape[1] // images
+            return pad_rows(np.asarray(leaf), rows, axis=1, fill=fill)
+
         return Batch(
-            *(
-                # Each picture has as many rows as the others.
-                pad_rows(np.asarray(leaf), target * leaf.shape[1] // pictures, axis=1, fill=fill)
-                for leaf, fill in zip(batch, fills, strict=True)
-            )
+            images=padded(batch.images, 0),
+            input_ids=padded(batch.input_ids, self.pad_id),
+            labels=padded(batch.labels, IGNORE),
         )
 
     def _padded_leaf(self, name: str | None, leaf: Any) -> jax.ShapeDtypeStruct:

@@ -1,6 +1,6 @@
 """One training step: a pure function of the state, a batch and nothing else.
 
-Shapes: A accumulated micro-batches, B examples of one, H W pixels, P prompt tokens, L targets.
+Shapes: A accumulated micro-batches, B examples of one, H W pixels, P prompt tokens, L label tokens.
 """
 
 import dataclasses
@@ -30,25 +30,30 @@ class Batch(NamedTuple):
     A row whose labels are all -100 has no weight, whatever else is in it.
 
     Attributes:
-        images: uint8[A, B, H, W, 3]; or float[A, B, h, w, C], what a frozen tower made of them.
-        input_ids: int32[A, B * Q, P], the prompts: Q in a row, mostly one, ask of each picture.
-        labels: int32[A, B * Q, L], the answers; -100 where there is none.
+        images: uint8[A, B, H, W, 3]; or float[A, B, h, w, C], their cached features.
+        input_ids: int32[A, B * Q, P], the prompts; Q consecutive rows are about one image.
+        labels: int32[A, B * Q, L], the tokens to learn; -100 is padding.
+        ids: of its rows in order, A * B * Q; "" for a row that fills up an image's. Only batches
+            on the host have ids and problems: `StateSharding.batch` leaves them out.
+        problems: (id, reason) of rows without weight.
     """
 
     images: Any
     input_ids: Any
     labels: Any
+    ids: tuple[str, ...] = ()
+    problems: tuple[tuple[str, str], ...] = ()
 
 
 class Metrics(NamedTuple):
     """What one step, or several in a row, saw: float32[] each, on the device until somebody asks.
 
     Attributes:
-        loss: mean over the global batch's target tokens of what is minimised.
+        loss: mean over the global batch's label tokens of what is minimised.
         nll: the same of the plain negative log-likelihood, nats a token.
-        accuracy: share of target tokens that were the most likely one, under teacher forcing.
-        tokens: target tokens.
-        examples: rows with at least one target token.
+        accuracy: share of label tokens that were the most likely one, under teacher forcing.
+        tokens: label tokens.
+        examples: rows with at least one label token.
         grad_norm: global norm of the gradient before clipping; of several steps the largest.
         learning_rate: of the last update.
     """

@@ -172,14 +172,14 @@ def test_the_trainer_reads_a_directory(tmp_path):
     ]
     assert sum(weight for _, _, weight in found) == pytest.approx(1.0)
     tokenizer = demo_tokenizer()
-    make_row = Preprocessor(tokenizer=tokenizer, image_size=(32, 32))
+    preprocessor = Preprocessor(tokenizer=tokenizer, image_size=(32, 32))
     learnt = []
     for name, source, _ in found:
         for index in range(len(source)):
-            row = make_row(ExampleRef(name, source, index), np.random.default_rng(0))
+            row = preprocessor(ExampleRef(name, source, index), np.random.default_rng(0))
             assert row.problem is None
             prefix = source[index].prefix
-            learnt.append((prefix, tokenizer.decode(row.target[1:-1])))
+            learnt.append((prefix, tokenizer.decode(row.labels[1:-1])))
     lines = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
     assert sorted(learnt) == sorted((line["prefix"], line["suffix"]) for line in lines)
     # Together, as many of an image as there may be, each task's first question before any second.
@@ -187,11 +187,11 @@ def test_the_trainer_reads_a_directory(tmp_path):
     ((_, source, weight),) = training_sources(DataConfig(train=(config,)), 0)
     assert weight == pytest.approx(1.0)
     examples = [source[index] for index in range(len(source))]
-    assert [1 + len(one.others) for one in examples] == [5, 5, 5, 2, 5, 5, 2]
-    asked = [(one.prefix, one.image.name) for head in examples for one in (head, *head.others)]
+    assert [1 + len(one.same_image) for one in examples] == [5, 5, 5, 2, 5, 5, 2]
+    asked = [(one.prefix, one.image.name) for head in examples for one in (head, *head.same_image)]
     assert sorted(prefix for prefix, _ in asked) == sorted(prefix for prefix, _ in learnt)
     assert {name for _, name in asked} == {"a.png"}
-    heads = [one.task for head in examples[:4] for one in (head, *head.others)]
+    heads = [one.task for head in examples[:4] for one in (head, *head.same_image)]
     assert len(set(heads[:14])) == 14
     one = AnnotationsConfig(path=str(tmp_path), tasks=("<DETAILED_CAPTION>",))
     with pytest.raises(ValueError, match="answers nothing of <DETAILED_CAPTION>"):
@@ -243,7 +243,7 @@ def test_coco_is_read_by_pycocotools(tmp_path):
     from florence_jax.training.data.coco import Coco
 
     (tmp_path / "a.png").touch()
-    assert Coco(instances, "<OD>")[0].answer["labels"] == ["dog", "ball"]
+    assert Coco(instances, "<OD>")[0].labels["labels"] == ["dog", "ball"]
 
 
 @pytest.mark.parametrize("row", [{"messages": []}, {}])

@@ -164,7 +164,7 @@ def _flops(options: argparse.Namespace) -> float:
         rows=options.rows,
         image_size=(options.side, options.side),
         prompt=PROMPT,
-        target=options.target,
+        labels=options.target,
     )
 
 

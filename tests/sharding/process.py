@@ -39,7 +39,7 @@ def config_of(directory, mesh, steps):
         mesh=mesh,
         model=ModelConfig(architecture=architecture, processor="train.shapes.tokenizer:processor"),
         # Several processes pad every batch to the longest; one then has the same arrays.
-        data=dataclasses.replace(config.data, min_prompt_bucket=16, min_target_bucket=32, valid=()),
+        data=dataclasses.replace(config.data, min_prompt_bucket=16, min_labels_bucket=32, valid=()),
         optimizer=OptimizerConfig(
             learning_rate=1e-2,
             schedule="constant",

@@ -37,7 +37,7 @@ def test_any_number_of_processes_brings_the_same_rows_in_one_shape(step, tmp_pat
         assert tuple(itertools.chain(*(part.ids for part in parts))) == whole.ids
         for name in ("images", "input_ids", "labels"):
             # Each process makes its share without asking the others how long theirs is.
-            joined = np.concatenate([getattr(part.arrays, name) for part in parts], axis=1)
-            expected = getattr(whole.arrays, name)
+            joined = np.concatenate([getattr(part, name) for part in parts], axis=1)
+            expected = getattr(whole, name)
             assert joined.tobytes() == expected.tobytes()
             assert joined.shape == expected.shape

@@ -40,7 +40,7 @@ def test_a_dry_run_of_the_synthetic_world_shows_sizes_and_a_batch(tmp_path, caps
     assert "frozen: 19,200 parameters (projector 19,200)" in printed
     assert "images uint8[1, 3, 192, 192, 3]" in printed
     # Three questions are asked of each.
-    assert printed.count("    target <s>") == 9
+    assert printed.count("    labels <s>") == 9
     folder = Path(printed.strip().splitlines()[-1].removeprefix("pictures: "))
     assert len(list(folder.glob("*.png"))) == 8
 

@@ -49,7 +49,7 @@ def a_config(directory, *, steps=5, train=None, **changes) -> TrainConfig:
                 valid=(world("valid"),),
                 image_size=(64, 64),
                 max_prompt=16,
-                max_target=32,
+                max_labels=32,
                 threads=1,
             ),
             optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", ema_decay=0.5),

@@ -35,7 +35,7 @@ def slopes(config: TrainConfig, files: Path) -> dict[str, tuple[float, float]]:
     training = build_training(config, start)
     placement = training.placement
     whole = NamedSharding(placement.mesh, PartitionSpec())
-    batch = make_loader(config, start, training_sources(config.data, config.seed)).batch(0).arrays
+    batch = make_loader(config, start, training_sources(config.data, config.seed)).batch(0)
     params = {
         path: np.asarray(leaf)
         for path, leaf in flatten(random_params_with_spread_logits(start.config, seed=0))
@@ -72,7 +72,7 @@ def slopes(config: TrainConfig, files: Path) -> dict[str, tuple[float, float]]:
         Batch(
             *(
                 pad_rows(leaf, config.evaluation_rows, axis=1, fill=fill)
-                for leaf, fill in zip(batch, fills, strict=True)
+                for leaf, fill in zip(batch[:3], fills[:3], strict=True)
             )
         )
     )

@@ -114,8 +114,8 @@ def squares_config(directory: Path, data: Path, *, steps: int = 600, seed: int =
             image_size=(SIDE, SIDE),
             max_prompt=16,
             min_prompt_bucket=16,
-            max_target=16,
-            min_target_bucket=16,
+            max_labels=16,
+            min_labels_bucket=16,
             threads=1,
         ),
         optimizer=OptimizerConfig(

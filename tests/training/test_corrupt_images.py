@@ -77,7 +77,7 @@ def test_the_quarantine_holds_exactly_what_cannot_be_read(tmp_path):
         numbers = [int(id.rpartition(":")[2]) for id in batch.ids]
         kept = np.array([number not in unreadable for number in numbers])
         assert row["examples"] == kept.sum()
-        assert row["tokens"] == (batch.arrays.labels[0][kept] != -100).sum()
+        assert row["tokens"] == (batch.labels[0][kept] != -100).sum()
         seen += numbers
     assert sorted(seen) == list(range(ROWS))
     minutes = (time.monotonic() - begun) / 60

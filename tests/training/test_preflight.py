@@ -27,7 +27,7 @@ def prepared(tmp_path_factory):
     row = {"image": "a.png", "prefix": "<CAPTION>"}
     rows.write_text("".join(json.dumps(row | {"suffix": text}) + "\n" for text in words))
     config = a_config(directory / "run", train=(JsonlConfig(path=str(rows)),))
-    data = dataclasses.replace(config.data, max_prompt=None, max_target=None, valid=())
+    data = dataclasses.replace(config.data, max_prompt=None, max_labels=None, valid=())
     config = dataclasses.replace(config, data=data, steps=None, epochs=3.0)
     return prepare(config, directory / "processor")
 
@@ -75,7 +75,7 @@ def test_lengths_that_are_not_set_are_what_the_model_has_room_for(prepared):
     set_ = dataclasses.replace(prepared.config.data, max_prompt=9)
     assert longest_texts(set_, start) == (9, 320)
     maker = make_preprocessor(prepared.config.data, start, training=True)
-    assert (maker.max_prompt, maker.max_target) == (320 - image, 320)
+    assert (maker.max_prompt, maker.max_labels) == (320 - image, 320)
 
 
 def test_padding_doubles_and_ends_at_the_longest():
@@ -90,12 +90,12 @@ def test_several_processes_pad_to_the_longest_row_that_fits(prepared):
     # The row of 2,000 words fits no model and is quarantined; the one before it decides.
     (longest,) = tokenizer.encode(["a red circle and a blue square " * 3])
     expected = padded_length(len(longest), 32, 320)
-    assert config.data.max_target == expected
+    assert config.data.max_labels == expected
     assert config.data.max_prompt == 16
     ((_, source, _),) = prepared.sources
     assert longest_texts_of([source], tokenizer, (64, 320))[1] == len(longest)
     # What is set is kept.
-    data = dataclasses.replace(prepared.config.data, max_prompt=30, max_target=40)
+    data = dataclasses.replace(prepared.config.data, max_prompt=30, max_labels=40)
     kept = dataclasses.replace(prepared.config, data=data)
     assert with_longest(kept, prepared.pretrained, prepared.sources) == kept
 

@@ -15,7 +15,6 @@ from florence_jax.training.optimizer import OptimizerConfig, build_optimizer, le
 from florence_jax.training.param_groups import assign_param_groups, split
 from florence_jax.training.state import new_state, not_finite
 from florence_jax.training.step import (
-    Batch,
     LossFn,
     _branched_or_selected,
     build_evaluation,
@@ -71,7 +70,7 @@ def test_micro_batches_of_unequal_lengths_make_the_same_update_as_one_batch():
     micro = small_batch(micro=2, rows=2)
     tokens = (np.asarray(micro.labels) != -100).sum((1, 2))
     assert tokens[0] != tokens[1]
-    whole = Batch(*(leaf.reshape(1, 4, *leaf.shape[2:]) for leaf in micro))
+    whole = jax.tree.map(lambda leaf: leaf.reshape(1, 4, *leaf.shape[2:]), micro)
     state, step = prepared()
     once, metrics_once = step(state, whole)
     twice, metrics_twice = step(state, micro)

@@ -197,7 +197,7 @@ def _flops(
         questions=questions,
         image_size=(side, side),
         prompt=request.prompt_length,
-        target=request.target_length,
+        labels=request.target_length,
         cached_features=training.config.data.cached_features is not None,
     )
 

@@ -20,7 +20,7 @@ config = TrainConfig(
         train=(DocVqaConfig(path="docvqa/train_v1.0.json"),),
         valid=(DocVqaConfig(path="docvqa/val_v1.0.json"),),
         image_size=(768, 768),
-        max_target=128,
+        max_labels=128,
     ),
     optimizer=OptimizerConfig(learning_rate=1e-5, schedule="linear", warmup_steps=200),
     evaluation=EvaluationConfig(

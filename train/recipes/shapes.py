@@ -89,8 +89,8 @@ config = TrainConfig(
         mix="batches",
         image_size=(SIDE, SIDE),
         max_prompt=64,
-        max_target=128,
-        min_target_bucket=16,
+        max_labels=128,
+        min_labels_bucket=16,
         augment=AugmentConfig(colour=0.1),
     ),
     optimizer=OptimizerConfig(

@@ -208,7 +208,7 @@ def _loop(options: argparse.Namespace, first: Path, pool: Path, out: Path) -> li
         *("--questions", str(options.questions)),
         *("--set", 'model.processor=""', "--set", f"steps={options.refine_steps}"),
         # Grounding asks with a whole caption, and answers with its phrases and their boxes.
-        *("--set", "data.max_prompt=128", "--set", "data.max_target=192"),
+        *("--set", "data.max_prompt=128", "--set", "data.max_labels=192"),
         *(word for given in words for word in ("--set", given)),
         *("--beams", "1", "--max-new-tokens", str(options.max_new_tokens)),
         *("--batch-size", str(options.batch_size), "--analyser", "rules"),

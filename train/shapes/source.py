@@ -86,8 +86,8 @@ class ShapesSource(Source):
             where = f"shapes-{self.world.split}:{number}:{tasks[0]}"
             raise DataError(f"{where}: a scene without words has no answer to {tasks[0]}")
         picture = draw(scene)
-        example, *others = (self._example(number, picture, question) for question in asked)
-        return dataclasses.replace(example, others=tuple(others))
+        example, *same_image = (self._example(number, picture, question) for question in asked)
+        return dataclasses.replace(example, same_image=tuple(same_image))
 
     def scores(self, answered: Sequence[Answered]) -> dict[str, float]:
         return named_figures(judge(row for row in answered if task_of(row.prefix) in CAPTIONS))
@@ -98,6 +98,6 @@ class ShapesSource(Source):
             image=picture,
             task=question.task,
             prompt=question.prefix.removeprefix(question.task),
-            answer=question.answer if isinstance(question.answer, dict) else question.suffix,
+            labels=question.answer if isinstance(question.answer, dict) else question.suffix,
             order=self.order,
         )

@@ -43,7 +43,7 @@ class Picture:
 def fill(
     writer: FeatureWriter,
     sources: Sequence[tuple[str, Source]],
-    make_row: Preprocessor,
+    preprocessor: Preprocessor,
     tower: Callable[[np.ndarray], jax.Array],
     interruption: Interruption,
     *,
@@ -54,7 +54,7 @@ def fill(
 
     Args:
         sources: with their names.
-        make_row: resizes pictures as the run does.
+        preprocessor: resizes pictures as the run does.
         tower: see `tower_program`; every batch that it gets has `batch_size` rows.
         threads: that read, decode and resize.
 
@@ -69,7 +69,7 @@ def fill(
     seen: set[bytes] = set()
 
     def new_pictures(bar: Any) -> Iterator[Picture]:
-        for picture in _prepared(sources, make_row, writer, threads):
+        for picture in _prepared(sources, preprocessor, writer, threads):
             interruption.check()
             bar.update()
             if picture.problem is not None:
@@ -100,7 +100,7 @@ def fill(
 
 def _prepared(
     sources: Sequence[tuple[str, Source]],
-    make_row: Preprocessor,
+    preprocessor: Preprocessor,
     writer: FeatureWriter,
     threads: int,
 ) -> Iterator[Picture]:
@@ -116,7 +116,7 @@ def _prepared(
             if key in writer:
                 return Picture(row=row, key=key)
             picture = load_image(image)
-            return Picture(row=row, key=key, size=picture.size, pixels=make_row.pixels(picture))
+            return Picture(row=row, key=key, size=picture.size, pixels=preprocessor.pixels(picture))
         # As in `Preprocessor`: whatever is wrong with one row must not end the work on all others.
         except Exception as error:
             return Picture(row=row, problem=f"{type(error).__name__}: {error}")

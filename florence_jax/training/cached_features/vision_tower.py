@@ -109,7 +109,7 @@ def tower_program(training: TrainSetup, tower: Flat) -> Callable[[np.ndarray], j
     return call
 
 
-def with_features(stream: DataLoader, training: TrainSetup, frozen: Flat) -> DataLoader:
+def with_features(loader: DataLoader, training: TrainSetup, frozen: Flat) -> DataLoader:
     """The run's data with the cached features that its settings name, in place of pixels.
 
     Args:
@@ -125,5 +125,5 @@ def with_features(stream: DataLoader, training: TrainSetup, frozen: Flat) -> Dat
     assert directory is not None
     store = FeatureStore(directory, origin)
     return dataclasses.replace(
-        stream, make_row=dataclasses.replace(stream.make_row, features=store)
+        loader, preprocessor=dataclasses.replace(loader.preprocessor, features=store)
     )

@@ -75,7 +75,7 @@ class Annotations(Source):
         self._count = count
         self.notes = [
             f"{self.path}: {unspeakable} images have texts or labels with special tokens "
-            f"({', '.join(CONTROL_TOKENS)}), which no answer can hold: these are left out"
+            f"({', '.join(CONTROL_TOKENS)}), which no labels can hold: these are left out"
         ][: bool(unspeakable)]
 
     @staticmethod
@@ -146,18 +146,18 @@ class Annotations(Source):
         first = (index - self._firsts[image]) * self.questions
         asked = _in_turns(questions(annotation, self.tasks))[first : first + self.questions]
         picture = resolve_inside(self.image_root, annotation.image, where)
-        example, *others = (
+        example, *same_image = (
             Example(
                 id=f"{annotation.id}:{question.task}:{number}",
                 image=picture,
                 task=question.task,
                 prompt=question.prompt,
-                answer=question.answer,
+                labels=question.answer,
                 size=annotation.size,
             )
             for number, question in asked
         )
-        return replace(example, others=tuple(others))
+        return replace(example, same_image=tuple(same_image))
 
 
 def _in_turns(asked: Sequence[Question]) -> list[tuple[int, Question]]:

@@ -29,7 +29,7 @@ class AugmentConfig(Checked):
         flip: probability of mirroring left and right. Never where text would be mirrored (OCR
             tasks, documents' questions) or the words name a side.
         scale_jitter: pictures are cropped to a window of a random share of each side, between
-            1 - scale_jitter and 1. Only for answers whose coordinates are known, and only windows
+            1 - scale_jitter and 1. Only for labels whose coordinates are known, and only windows
             that keep every box, quad and polygon whole.
         colour: brightness, contrast and saturation change by up to this share.
     """
@@ -50,7 +50,7 @@ def augment(
 ) -> tuple[Image.Image, Example]:
     """A changed picture and the example whose coordinates moved with it.
 
-    Coordinates in texts ("<loc_N>") move too. What cannot be moved exactly, because the answer is
+    Coordinates in texts ("<loc_N>") move too. What cannot be moved exactly, because the labels are
     not in a task's grammar, keeps its geometry; colour may change all the same.
     """
     # Drawn whether used or not, so that one setting does not change another's dice.
@@ -92,28 +92,28 @@ def in_frame_of(size: tuple[int, int], example: Example) -> Example:
             "mend the annotation"
         )
     scale = np.array([width / declared_width, height / declared_height])
-    located = _Located(example, example.answer, None, False)
-    return replace(example, answer=located.moved(lambda points: points * scale).answer, size=None)
+    located = _Located(example, example.labels, None, False)
+    return replace(example, labels=located.moved(lambda points: points * scale).labels, size=None)
 
 
 @dataclass(frozen=True)
 class _Located:
-    """An example whose coordinates are float pixels: the answer's, and those of its prompt."""
+    """An example whose coordinates are float pixels: the labels', and those of its prompt."""
 
     example: Example
-    answer: str | Mapping[str, Any]
+    labels: str | Mapping[str, Any]
     region: np.ndarray | None
     text_region: bool
 
     def moved(self, move: Points) -> "_Located":
-        answer = self.answer
-        if isinstance(answer, Mapping):
-            answer = {
+        labels = self.labels
+        if isinstance(labels, Mapping):
+            labels = {
                 name: _moved(value, move) if name in ("bboxes", "quad_boxes", "polygons") else value
-                for name, value in answer.items()
+                for name, value in labels.items()
             }
         region = self.region if self.region is None else _box(move(self.region.reshape(2, 2)))
-        return replace(self, answer=answer, region=region)
+        return replace(self, labels=labels, region=region)
 
     def points(self) -> np.ndarray:
         """Every coordinate, float[N, 2]."""
@@ -124,49 +124,49 @@ class _Located:
 
 def _located(example: Example, size: tuple[int, int]) -> _Located | None:
     """The example's coordinates in pixels; None where they are not known exactly."""
-    answer, region, text_region = example.answer, None, False
+    labels, region, text_region = example.labels, None, False
     task = TASKS.get(example.task)
     if _LOCATIONS.search(example.prompt):
         if task is None or task.takes != "region" or not _LOCATIONS.fullmatch(example.prompt):
             return None
         region = np.asarray(text_to_box(example.prompt, size))
-    if isinstance(answer, str) and _LOCATIONS.search(answer):
+    if isinstance(labels, str) and _LOCATIONS.search(labels):
         if task is None:
             return None
         if task.answer == "pure_text":
             # "car<loc_1><loc_2><loc_3><loc_4>": the region asked about, repeated.
-            if region is None or not answer.endswith(example.prompt):
+            if region is None or not labels.endswith(example.prompt):
                 return None
-            answer, text_region = answer.removesuffix(example.prompt), True
-            if _LOCATIONS.search(answer):
+            labels, text_region = labels.removesuffix(example.prompt), True
+            if _LOCATIONS.search(labels):
                 return None
         else:
-            text = answer
-            answer = parse(text, example.task, size)[example.task]
-            # Only an answer that is its own parse can be moved and written again.
-            if target_text(example.task, answer, size) != text:
+            text = labels
+            labels = parse(text, example.task, size)[example.task]
+            # Only labels that are their own parse can be moved and written again.
+            if target_text(example.task, labels, size) != text:
                 return None
-    return _Located(example, answer, region, text_region)
+    return _Located(example, labels, region, text_region)
 
 
 def _written(located: _Located, size: tuple[int, int]) -> Example:
-    prompt, answer = located.example.prompt, located.answer
+    prompt, labels = located.example.prompt, located.labels
     if located.region is not None:
         prompt = box_to_text(located.region, size)
         if located.text_region:
-            answer = f"{answer}{prompt}"
-    return replace(located.example, prompt=prompt, answer=answer)
+            labels = f"{labels}{prompt}"
+    return replace(located.example, prompt=prompt, labels=labels)
 
 
 def _may_flip(located: _Located) -> bool:
-    example, answer = located.example, located.answer
+    example, labels = located.example, located.labels
     if example.task in _READS or example.task not in TASKS:
         return False
     words = [example.prompt]
-    if isinstance(answer, str):
-        words.append(answer)
+    if isinstance(labels, str):
+        words.append(labels)
     else:
-        words += [label for name in answer if "labels" in name for label in answer[name]]
+        words += [label for name in labels if "labels" in name for label in labels[name]]
     return not any(_SIDES.search(text) for text in words)
 
 

@@ -42,7 +42,7 @@ class Coco(Source):
       or its box.
 
     `florence_jax.datasets.coco_file` says how a file is read. Crowd regions (`iscrowd`) are left
-    out. Pictures without annotations are examples of an empty answer for the tasks by picture.
+    out. Pictures without annotations are examples of empty labels for the tasks by picture.
 
     Attributes:
         notes: what was joined, cut or left out, for the user.
@@ -88,18 +88,18 @@ class Coco(Source):
         number, chosen = self._items[index]
         image = self._images[number]
         where = f"{self.path} {self.task}:{index}"
-        prompt, answer = self._asked(image, chosen, where)
+        prompt, labels = self._asked(image, chosen, where)
         return Example(
             id=where,
             image=resolve_inside(self.image_root, self._file_name(image.file_name), where),
             task=self.task,
             prompt=prompt,
-            answer=answer,
+            labels=labels,
             size=image.size,
         )
 
     def _refuse(self, file: CocoFile) -> None:
-        """Annotations of other images, and names that an answer cannot hold."""
+        """Annotations of other images, and names that labels cannot hold."""
         if file.orphans:
             name, image_id = file.orphans[0]
             raise DataError(
@@ -150,7 +150,7 @@ class Coco(Source):
     def _asked(
         self, image: CocoImage, chosen: list[CocoObject], where: str
     ) -> tuple[str, str | dict[str, Any]]:
-        """(what follows the task token, the answer)."""
+        """(what follows the task token, the labels)."""
         if self.task == "<CAPTION>":
             return "", (chosen[0].caption or "").strip()
         boxes = [list(one.box or ()) for one in chosen]

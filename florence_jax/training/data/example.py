@@ -23,30 +23,30 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A picture, what is asked of it, and the answer to learn.
+    """An image, the prompt about it, and the labels to learn.
 
     Attributes:
         id: says where it comes from, for example "train/annotations.jsonl:17".
         image: a file or an object behind a URL, encoded bytes, or a picture.
         task: "<OD>" and so on; "" for a prompt of one's own.
         prompt: what follows the task token: a caption, a region's <loc_N> text, a question.
-        answer: text as generated; or, where coordinates may have to move with the picture, what
-            `florence_jax.processing.parse` returns for the task, in pixels of the picture as
+        labels: text as generated; or, where coordinates may have to move with the image, what
+            `florence_jax.processing.parse` returns for the task, in pixels of the image as
             shown (EXIF orientation applied).
-        size: (width, height) of the picture in whose pixels the answer's coordinates are, where
-            the data set says so; None for the picture as it is.
-        others: further examples of this very picture, which are learnt beside it: the image
+        size: (width, height) of the image in whose pixels the labels' coordinates are, where the
+            data set says so; None for the image as it is.
+        same_image: further examples of this very image, which are learnt beside it: the image
             encoder then runs once for all of them.
-        order: in which the answer names things, where its task has none of its own.
+        order: in which the labels name objects, where their task has none of its own.
     """
 
     id: str
     image: Path | epath.Path | bytes | Image.Image
     task: str
     prompt: str
-    answer: str | Mapping[str, Any]
+    labels: str | Mapping[str, Any]
     size: tuple[int, int] | None = None
-    others: tuple[Example, ...] = ()
+    same_image: tuple[Example, ...] = ()
     order: ObjectOrder = "as_annotated"
 
     @property

@@ -10,7 +10,8 @@ import numpy as np
 from absl import flags
 
 from florence_jax.training.data.example import DataError, Source
-from florence_jax.training.data.preprocess import ExampleRef, HostBatch, Preprocessor, collate
+from florence_jax.training.data.preprocess import ExampleRef, Preprocessor, collate
+from florence_jax.training.step import Batch
 
 # As good as endless. Grain's own endless is the largest index there is, past which the length of
 # batches of one row is rounded up.
@@ -26,7 +27,7 @@ class DataLoader:
 
     Attributes:
         sources: (name, source, weight); the mixture draws by weight, not by size.
-        make_row: from an example to arrays.
+        preprocessor: from an example to arrays.
         batch_size: rows of one update over all hosts and micro-batches.
         micro: micro-batches of one update.
         seed: of the order and of the augmentation.
@@ -35,7 +36,7 @@ class DataLoader:
     """
 
     sources: Sequence[tuple[str, Source, float]]
-    make_row: Preprocessor
+    preprocessor: Preprocessor
     batch_size: int
     micro: int = 1
     seed: int = 0
@@ -53,11 +54,11 @@ class DataLoader:
                 f"{self.hosts * self.micro}"
             )
 
-    def batch(self, step: int) -> HostBatch:
+    def batch(self, step: int) -> Batch:
         """This host's share of the batch of one step."""
         return self._batches()[step * self.hosts + self.host]
 
-    def batches(self, start: int, *, threads: int = 4, workers: int = 0) -> Iterator[HostBatch]:
+    def batches(self, start: int, *, threads: int = 4, workers: int = 0) -> Iterator[Batch]:
         """The shares of step `start` and all later ones, made ahead of time.
 
         Args:
@@ -106,42 +107,44 @@ class DataLoader:
     def _batched(self, rows: grain.MapDataset, seed: int) -> grain.MapDataset:
         return (
             rows.seed(seed)
-            .random_map(self.make_row)
+            .random_map(self.preprocessor)
             .batch(
                 self.batch_size // self.hosts,
-                batch_fn=functools.partial(collate, make_row=self.make_row, micro=self.micro),
+                batch_fn=functools.partial(
+                    collate, preprocessor=self.preprocessor, micro=self.micro
+                ),
             )
         )
 
 
 def finite_batches(
     sources: Mapping[str, Source],
-    make_row: Preprocessor,
+    preprocessor: Preprocessor,
     batch_size: int,
     *,
     limit: int = 0,
-) -> Iterator[HostBatch]:
+) -> Iterator[Batch]:
     """Every example once and in order, for evaluation; the last batch is filled with empty rows.
 
     Args:
         limit: examples taken from each source; 0 for all.
     """
     rng = np.random.default_rng(0)
-    numbered = [
+    refs = [
         ExampleRef(name, source, index)
         for name, source in sources.items()
         for index in range(min(len(source), limit or len(source)))
     ]
-    for first in range(0, len(numbered), batch_size):
-        rows = [make_row(one, rng) for one in numbered[first : first + batch_size]]
+    for first in range(0, len(refs), batch_size):
+        rows = [preprocessor(one, rng) for one in refs[first : first + batch_size]]
         empty = type(rows[0])("", np.zeros_like(rows[0].image), [], [])
         rows += [empty] * (batch_size - len(rows))
-        yield collate(rows, make_row=make_row)
+        yield collate(rows, preprocessor=preprocessor)
 
 
 def _share_of(
     batched: Sequence[grain.MapDataset], steps: grain.MapDataset, hosts: int, index: int
-) -> HostBatch:
+) -> Batch:
     step, host = divmod(index, hosts)
     drawn: ExampleRef = steps[step]
     return batched[int(drawn.name)][drawn.index * hosts + host]

@@ -1,4 +1,4 @@
-"""The longest prompt and target of training data, where every process must pad to the same."""
+"""The longest prompt and labels of training data, where every process must pad to the same."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,7 +14,7 @@ _TOGETHER = 512
 def longest_texts_of(
     sources: Iterable[Source], tokenizer: FlorenceTokenizer, most: tuple[int, int]
 ) -> tuple[int, int]:
-    """(tokens of the longest prompt, of the longest target); every row is read, no picture is.
+    """(tokens of the longest prompt, of the longest labels); every row is read, no picture is.
 
     Rows that cannot be used, and those that are longer than `most`, are left out: they end up in
     quarantine. A source without end is taken for as long as `most`.
@@ -35,19 +35,19 @@ def longest_texts_of(
 
 
 def _texts(source: Source, index: int) -> Sequence[str]:
-    """Prompt and target of an example and of each of its others."""
+    """Prompt and labels of an example and of each of the same image."""
     texts: list[str] = []
-    # The row maker says in quarantine what is wrong with a row.
+    # `Preprocessor` says in quarantine what is wrong with a row.
     try:
         example = source[index]
-        for one in (example, *example.others):
-            texts += (build_prompt(one.prefix), _target(one))
+        for one in (example, *example.same_image):
+            texts += (build_prompt(one.prefix), _labels(one))
     except Exception:
         return []
     return texts
 
 
-def _target(example: Example) -> str:
-    if isinstance(example.answer, str):
-        return example.answer
-    return target_text(example.task, example.answer, example.size or _ANY_SIZE)
+def _labels(example: Example) -> str:
+    if isinstance(example.labels, str):
+        return example.labels
+    return target_text(example.task, example.labels, example.size or _ANY_SIZE)

@@ -1,4 +1,4 @@
-"""The order in which an answer names the things of a picture."""
+"""The order in which labels name the objects of an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +9,8 @@ from florence_jax.processing import parse
 from florence_jax.processing.targets import Order, target_text
 from florence_jax.training.data.example import Example, ObjectOrder, Source
 
-# Answers to these name things in no order of their own. Lines of text are read in order, and
-# phrases follow their sentence.
+# The labels of these tasks name objects in no order of their own. Lines of text are read in order,
+# and phrases follow their sentence.
 UNORDERED_TASKS = frozenset(
     {"<OD>", "<DENSE_REGION_CAPTION>", "<REGION_PROPOSAL>", "<OPEN_VOCABULARY_DETECTION>"}
 )
@@ -26,7 +26,7 @@ _ORDERS: dict[ObjectOrder, Order] = {
 
 @dataclass(frozen=True)
 class Ordered(Source):
-    """A source whose examples name things in this order."""
+    """A source whose labels name objects in this order."""
 
     source: Source
     order: ObjectOrder
@@ -39,12 +39,12 @@ class Ordered(Source):
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
-        others = tuple(replace(other, order=self.order) for other in example.others)
-        return replace(example, order=self.order, others=others)
+        same_image = tuple(replace(one, order=self.order) for one in example.same_image)
+        return replace(example, order=self.order, same_image=same_image)
 
 
-def ordered_answer(example: Example, size: Sequence[int], rng: np.random.Generator) -> str:
-    """The text to learn, its things in the example's order.
+def ordered_labels(example: Example, size: Sequence[int], rng: np.random.Generator) -> str:
+    """The text to learn, its objects in the example's order.
 
     A text in the grammar of its task is read and written again; any other is learnt as it stands.
 
@@ -54,18 +54,18 @@ def ordered_answer(example: Example, size: Sequence[int], rng: np.random.Generat
         rng: of the row and the epoch, for "random".
 
     Raises:
-        ValueError: an answer that the task cannot express.
+        ValueError: labels that the task cannot express.
     """
-    answer, order = example.answer, _ORDERS[example.order]
+    labels, order = example.labels, _ORDERS[example.order]
     if example.task not in UNORDERED_TASKS:
         order = "given"
-    if isinstance(answer, str):
+    if isinstance(labels, str):
         if order == "given":
-            return answer
-        found = parse(answer, example.task, (size[0], size[1]))[example.task]
-        if target_text(example.task, found, size) != answer:
-            return answer
-        answer = found
+            return labels
+        found = parse(labels, example.task, (size[0], size[1]))[example.task]
+        if target_text(example.task, found, size) != labels:
+            return labels
+        labels = found
     return target_text(
-        example.task, answer, size, order=order, rng=rng if order == "random" else None
+        example.task, labels, size, order=order, rng=rng if order == "random" else None
     )

@@ -1,4 +1,4 @@
-"""From an example to arrays. Never raises: what cannot be used becomes a row without weight."""
+"""From an example to token ids and pixels, and from these to a padded batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from florence_jax.processing.vocabulary import check_locations, check_no_control
 from florence_jax.training.cached_features.store import FeatureStore
 from florence_jax.training.data.augment import AugmentConfig, augment, in_frame_of
 from florence_jax.training.data.example import Example, Source
-from florence_jax.training.data.order import ordered_answer
+from florence_jax.training.data.order import ordered_labels
 from florence_jax.training.data.storage import readable_image
 from florence_jax.training.losses import IGNORE
 from florence_jax.training.step import Batch
@@ -34,30 +34,30 @@ class Features:
         id: the example's.
         image: uint8[H, W, 3], or its cached features float[h, w, C].
         prompt: token ids, `<s>` and `</s>` included.
-        target: token ids, `<s>` and `</s>` included; empty for a row without weight.
+        labels: token ids, `<s>` and `</s>` included; empty for a row without weight.
         problem: why the row has no weight, or None.
-        others: of the same image.
+        same_image: rows about the same image.
     """
 
     id: str
     image: np.ndarray
     prompt: list[int]
-    target: list[int]
+    labels: list[int]
     problem: str | None = None
-    others: tuple[Features, ...] = ()
+    same_image: tuple[Features, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessor:
-    """Opens, augments, resizes and tokenizes.
+    """Opens, augments, resizes and tokenizes; an unusable example becomes a row without weight.
 
     Attributes:
         tokenizer: of the model that trains.
         image_size: (height, width) in pixels that every picture is resized to.
-        max_prompt, max_target: tokens; a longer one is a problem, nothing is cut.
-        min_prompt_bucket, min_target_bucket: tokens that batches are padded to, doubled until all
+        max_prompt, max_labels: tokens; a longer one is a problem, nothing is cut.
+        min_prompt_bucket, min_labels_bucket: tokens that batches are padded to, doubled until all
             fit, and never more than the longest that is allowed.
-        least_questions: rows of every picture at least.
+        min_questions: rows of every image at least.
         augmentation: what may be changed, differently in each epoch.
         resample: PIL's resampling filter; 3 is bicubic, the published processor's.
         features: in place of pixels; pictures are neither opened nor changed then.
@@ -67,22 +67,22 @@ class Preprocessor:
     tokenizer: FlorenceTokenizer
     image_size: tuple[int, int]
     max_prompt: int = 256
-    max_target: int = 1024
+    max_labels: int = 1024
     min_prompt_bucket: int = 16
-    min_target_bucket: int = 32
-    least_questions: int = 1
+    min_labels_bucket: int = 32
+    min_questions: int = 1
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     resample: int = int(Image.Resampling.BICUBIC)
     features: FeatureStore | None = None
     tasks: frozenset[str] = frozenset()
 
-    def __call__(self, numbered: ExampleRef, rng: np.random.Generator) -> Features:
-        """The row of an example; equal arguments give equal rows."""
-        where = f"{numbered.name}:{numbered.index}"
+    def __call__(self, ref: ExampleRef, rng: np.random.Generator) -> Features:
+        """The features of an example; equal arguments give equal features."""
+        where = f"{ref.name}:{ref.index}"
         try:
-            example = numbered.source[numbered.index]
+            example = ref.source[ref.index]
             where = example.id
-            return self.row(example, rng)
+            return self.of_example(example, rng)
         # Grain drops what follows a transform that raises, and one bad file must not end a run of
         # days: whatever went wrong is written down with the row's id.
         except Exception as error:
@@ -91,8 +91,8 @@ class Preprocessor:
                 blank = self.features.blank()
             return Features(where, blank, [], [], f"{type(error).__name__}: {error}")
 
-    def row(self, example: Example, rng: np.random.Generator) -> Features:
-        """The row of an example, with those of its others.
+    def of_example(self, example: Example, rng: np.random.Generator) -> Features:
+        """The features of an example, with those of the same image.
 
         Raises:
             ValueError: a picture that cannot be read, or a text that does not fit.
@@ -106,35 +106,35 @@ class Preprocessor:
             example = in_frame_of(picture.size, example)
             picture, example = augment(picture, example, self.augmentation, rng)
             size, image = picture.size, self.pixels(picture)
-        row = self._asked(example, size, image, rng)
-        others = tuple(self._other(other, size, image, rng) for other in example.others)
-        return replace(row, others=others)
+        first = self._tokenized(example, size, image, rng)
+        same_image = tuple(self._usable(one, size, image, rng) for one in example.same_image)
+        return replace(first, same_image=same_image)
 
-    def _other(
+    def _usable(
         self, example: Example, size: tuple[int, int], image: np.ndarray, rng: np.random.Generator
     ) -> Features:
         # The picture is good, and so may be the rest of what is asked of it.
         try:
-            return self._asked(example, size, image, rng)
+            return self._tokenized(example, size, image, rng)
         except ValueError as error:
             return Features(example.id, image, [], [], f"{type(error).__name__}: {error}")
 
-    def _asked(
+    def _tokenized(
         self, example: Example, size: tuple[int, int], image: np.ndarray, rng: np.random.Generator
     ) -> Features:
-        """The row of an example whose picture is open, `size` = (width, height)."""
-        answer = ordered_answer(example, size, rng)
-        check_no_control_tokens(answer, "the answer")
-        check_locations(answer, "the answer")
+        """The features of an example whose image is open, `size` = (width, height)."""
+        text = ordered_labels(example, size, rng)
+        check_no_control_tokens(text, "the text of the labels")
+        check_locations(text, "the text of the labels")
         self._check_prefix(example.prefix)
-        prompt, target = self.tokenizer.encode([build_prompt(example.prefix), answer])
+        prompt, labels = self.tokenizer.encode([build_prompt(example.prefix), text])
         for name, ids, limit in (
             ("prompt", prompt, self.max_prompt),
-            ("target", target, self.max_target),
+            ("labels", labels, self.max_labels),
         ):
             if len(ids) > limit:
-                raise ValueError(f"the {name} has {len(ids)} tokens, more than max_{name}={limit}")
-        return Features(example.id, image, prompt, target)
+                raise ValueError(f"{len(ids)} tokens of {name}, more than max_{name}={limit}")
+        return Features(example.id, image, prompt, labels)
 
     def _check_prefix(self, prefix: str) -> None:
         """Refuse a misspelt task, and a task without its text or region: nobody could ask it."""
@@ -156,31 +156,16 @@ class ExampleRef:
     index: int
 
 
-@dataclass(frozen=True)
-class HostBatch:
-    """This host's share of one update, and what went wrong in it.
-
-    Attributes:
-        arrays: with A micro-batches of B pictures and B * Q rows.
-        ids: of its rows in order, A * B * Q; "" for a row that fills up a picture's.
-        problems: (id, reason) of rows without weight.
-    """
-
-    arrays: Batch
-    ids: tuple[str, ...]
-    problems: tuple[tuple[str, str], ...]
-
-
-def collate(rows: Sequence[Features], *, make_row: Preprocessor, micro: int = 1) -> HostBatch:
+def collate(rows: Sequence[Features], *, preprocessor: Preprocessor, micro: int = 1) -> Batch:
     """Rows as one padded batch of `micro` micro-batches."""
     height = len(rows) // micro
     images = np.stack([row.image for row in rows])
-    most = max(make_row.least_questions, *(1 + len(row.others) for row in rows))
+    most = max(preprocessor.min_questions, *(1 + len(row.same_image) for row in rows))
     blank = Features("", images[0], [], [])
     rows = [
-        asked
+        one
         for row in rows
-        for asked in (row, *row.others, *[blank] * (most - 1 - len(row.others)))
+        for one in (row, *row.same_image, *[blank] * (most - 1 - len(row.same_image)))
     ]
 
     def padded(sequences: list[list[int]], least: int, limit: int, filler: int) -> np.ndarray:
@@ -190,21 +175,19 @@ def collate(rows: Sequence[Features], *, make_row: Preprocessor, micro: int = 1)
             array[row, : len(ids)] = ids
         return array.reshape(micro, height * most, length)
 
-    return HostBatch(
-        arrays=Batch(
-            images=images.reshape(micro, height, *images.shape[1:]),
-            input_ids=padded(
-                [row.prompt for row in rows],
-                make_row.min_prompt_bucket,
-                make_row.max_prompt,
-                make_row.tokenizer.pad_id,
-            ),
-            labels=padded(
-                [row.target for row in rows],
-                make_row.min_target_bucket,
-                make_row.max_target,
-                IGNORE,
-            ),
+    return Batch(
+        images=images.reshape(micro, height, *images.shape[1:]),
+        input_ids=padded(
+            [row.prompt for row in rows],
+            preprocessor.min_prompt_bucket,
+            preprocessor.max_prompt,
+            preprocessor.tokenizer.pad_id,
+        ),
+        labels=padded(
+            [row.labels for row in rows],
+            preprocessor.min_labels_bucket,
+            preprocessor.max_labels,
+            IGNORE,
         ),
         ids=tuple(row.id for row in rows),
         problems=tuple((row.id, row.problem) for row in rows if row.problem is not None),

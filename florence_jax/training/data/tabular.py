@@ -177,21 +177,21 @@ def row_example(where: str, row: Any, image_root: Place) -> Example:
         DataError: a column is missing or of the wrong type, or the image lies outside of the root.
     """
     try:
-        image, prefix, suffix = row_columns(row, where)
+        image, prefix, labels = row_columns(row, where)
     except DatasetError as error:
         raise DataError(str(error)) from None
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):
         image = resolve_inside(image_root, image, where)
-    for name, value in (("prefix", prefix), ("suffix", suffix)):
+    for name, value in (("prefix", prefix), ("suffix", labels)):
         if not isinstance(value, str):
             raise DataError(f"{where}: {name} must be text, got {value!r:.80}")
     if not isinstance(image, Place | bytes):
         raise DataError(f"{where}: image must be a file name or bytes, got {image!r:.80}")
     task = task_of(prefix)
     task = task if prefix.startswith(task) else ""
-    return Example(id=where, image=image, task=task, prompt=prefix[len(task) :], answer=suffix)
+    return Example(id=where, image=image, task=task, prompt=prefix[len(task) :], labels=labels)
 
 
 def _opened(file: Place) -> Any:

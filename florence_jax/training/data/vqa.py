@@ -62,16 +62,16 @@ class Vqa(Source):
         if not isinstance(question, dict) or not isinstance(question.get("question"), str):
             raise DataError(f"{where} has no text as its `question`: {question!r:.80}")
         number = question.get("question_id")
-        answer = "" if number is None else self._answers.get(_key(number, where), "")
-        answer = answer or _frequent(question, where)
-        if not answer:
+        labels = "" if number is None else self._answers.get(_key(number, where), "")
+        labels = labels or _frequent(question, where)
+        if not labels:
             raise DataError(f"{where} has no answer")
         return Example(
             id=where,
             image=resolve_inside(self.image_root, self._file(question, where), where),
             task=self.task,
             prompt=question["question"].strip(),
-            answer=answer,
+            labels=labels,
         )
 
     def _file(self, question: dict[str, Any], where: str) -> str:

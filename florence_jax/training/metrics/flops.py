@@ -38,10 +38,10 @@ def update_flops(
     questions: int = 1,
     image_size: tuple[int, int],
     prompt: int,
-    target: int,
+    labels: int,
     cached_features: bool = False,
 ) -> float:
-    """FLOPs of one update over `rows` rows of padded lengths `prompt` and `target`.
+    """FLOPs of one update over `rows` rows of padded lengths `prompt` and `labels`.
 
     So many `questions` of them in a row share a picture.
 
@@ -60,6 +60,6 @@ def update_flops(
         vision = (weights if in_tower else 1.0) * flops.vision(config, *image_size).flops
     text = flops.encoder(config, memory) + flops.cross_attention_cache(config, memory)
     text_flops = text.flops + sum(
-        flops.token(config, memory, position).flops for position in range(target)
+        flops.token(config, memory, position).flops for position in range(labels)
     )
     return rows * (vision / questions + weights * text_flops)

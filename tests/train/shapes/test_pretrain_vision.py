@@ -38,7 +38,7 @@ def recipe(directory="unused"):
             train=(ShapesConfig(scene=SCENE, tasks=("<CAPTION>",)),),
             image_size=(64, 64),
             max_prompt=64,
-            max_target=64,
+            max_labels=64,
         ),
     )
 

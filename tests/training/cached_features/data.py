@@ -39,7 +39,7 @@ def frozen_config(directory: Path, source: SourceConfig, features: Path | None =
         config.data,
         quarantine_share=0.5,
         min_prompt_bucket=16,
-        min_target_bucket=32,
+        min_labels_bucket=32,
         cached_features=None if features is None else str(features),
     )
     return dataclasses.replace(

@@ -66,11 +66,13 @@ def test_batches_hold_features_in_place_of_pixels(tmp_path, ahead):
     # The last picture has none: a row without weight, as one that cannot be read.
     write(tmp_path / "features", range(4))
     store = FeatureStore(tmp_path / "features", ORIGIN)
-    make_row = Preprocessor(tokenizer=demo_tokenizer(), image_size=(16, 24), features=store)
+    preprocessor = Preprocessor(tokenizer=demo_tokenizer(), image_size=(16, 24), features=store)
     source = Pictures()
-    stream = DataLoader(sources=(("pictures", source, 1.0),), make_row=make_row, batch_size=5)
+    stream = DataLoader(
+        sources=(("pictures", source, 1.0),), preprocessor=preprocessor, batch_size=5
+    )
     batch = next(stream.batches(0, **ahead))
-    images, labels = batch.arrays.images, batch.arrays.labels
+    images, labels = batch.images, batch.labels
     assert images.shape == (1, 5, *ORIGIN.shape)
     assert images.dtype == DTYPES["bfloat16"]
     assert sorted(batch.ids) == list("01234")
@@ -78,7 +80,7 @@ def test_batches_hold_features_in_place_of_pixels(tmp_path, ahead):
         if number < 4:
             assert images[0, place].tobytes() == record(number).tobytes()
             # 10 of 20 pixels across and 15 of 30 down: of the picture's own size, not the tower's.
-            text = make_row.tokenizer.decode(labels[0, place][labels[0, place] >= 0].tolist())
+            text = preprocessor.tokenizer.decode(labels[0, place][labels[0, place] >= 0].tolist())
             assert "<loc_0><loc_0><loc_500><loc_500>" in text
         else:
             assert (labels[0, place] == -100).all()
@@ -94,7 +96,7 @@ class Pictures:
 
     def __getitem__(self, index):
         answer = {"bboxes": [[0, 0, 10, 15]], "labels": ["thing"]}
-        return Example(id=str(index), image=PICTURES[index], task="<OD>", prompt="", answer=answer)
+        return Example(id=str(index), image=PICTURES[index], task="<OD>", prompt="", labels=answer)
 
 
 def test_a_picture_without_features_is_told_from_one_that_cannot_be_read(tmp_path):

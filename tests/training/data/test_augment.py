@@ -28,7 +28,7 @@ def white(picture):
 
 
 def example(task, answer, prompt=""):
-    return Example(id="0", image=b"", task=task, prompt=prompt, answer=answer)
+    return Example(id="0", image=b"", task=task, prompt=prompt, labels=answer)
 
 
 @pytest.mark.parametrize("config", [FLIP, CROP, AugmentConfig(flip=0.5, scale_jitter=0.5)])
@@ -40,7 +40,7 @@ def test_a_box_stays_on_its_object(config, as_text):
     for seed in range(20):
         start = example("<OD>", text if as_text else answer)
         picture, moved = augment(marked(box), start, config, RNG(seed))
-        after = moved.answer
+        after = moved.labels
         if isinstance(after, str):
             after = parse(after, "<OD>", picture.size)["<OD>"]
         assert after["labels"] == ["thing"]
@@ -54,7 +54,7 @@ def test_windows_vary_and_hold_every_box():
     for seed in range(30):
         picture, moved = augment(Image.new("RGB", SIZE), start, CROP, RNG(seed))
         sizes.add(picture.size)
-        found = np.array(moved.answer["bboxes"])
+        found = np.array(moved.labels["bboxes"])
         assert (found >= 0).all()
         assert (found <= [*picture.size, *picture.size]).all()
         np.testing.assert_allclose(found[:, 2:] - found[:, :2], [[40, 30], [30, 30]])
@@ -65,10 +65,10 @@ def test_polygons_and_quads_stay_clockwise():
     triangle = [10.0, 10.0, 60.0, 20.0, 30.0, 80.0]
     start = example("<REFERRING_EXPRESSION_SEGMENTATION>", {"polygons": [[triangle]]}, "a thing")
     _, moved = augment(Image.new("RGB", SIZE), start, FLIP, RNG(0))
-    ring = np.reshape(moved.answer["polygons"][0][0], (-1, 2))
+    ring = np.reshape(moved.labels["polygons"][0][0], (-1, 2))
     assert {tuple(point) for point in ring} == {(190, 10), (140, 20), (170, 80)}
     # What is written is clockwise whatever the mirror made of it.
-    text = target_text(start.task, moved.answer, SIZE)
+    text = target_text(start.task, moved.labels, SIZE)
     x, y = np.reshape(parse(text, start.task, SIZE)[start.task]["polygons"][0][0], (-1, 2)).T
     assert np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y) > 0
 
@@ -78,7 +78,7 @@ def test_the_region_in_a_prompt_moves_too():
     start = example("<REGION_TO_CATEGORY>", f"car{region}", region)
     _, moved = augment(Image.new("RGB", SIZE), start, FLIP, RNG(0))
     assert moved.prompt == "<loc_700><loc_200><loc_899><loc_399>"
-    assert moved.answer == f"car{moved.prompt}"
+    assert moved.labels == f"car{moved.prompt}"
     assert text_to_box(moved.prompt, SIZE)[0] > 100
 
 
@@ -98,7 +98,7 @@ def test_text_and_sides_are_never_mirrored(task, answer, prompt):
     picture = marked([0, 0, 50, 50])
     after, same = augment(picture, example(task, answer, prompt), FLIP, RNG(0))
     assert white(after) == [0, 0, 50, 50]
-    assert same.answer == answer
+    assert same.labels == answer
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_what_cannot_be_moved_exactly_keeps_its_geometry(task, answer):
     picture = marked([0, 0, 50, 50])
     after, same = augment(picture, example(task, answer), config, RNG(0))
     assert (white(after), after.size) == ([0, 0, 50, 50], SIZE)
-    assert same.answer == answer
+    assert same.labels == answer
 
 
 def test_a_flip_twice_is_the_same_text():
@@ -124,10 +124,10 @@ def test_a_flip_twice_is_the_same_text():
     )
     start = example("<OD>", text)
     once_picture, once = augment(Image.new("RGB", SIZE), start, FLIP, RNG(0))
-    written = target_text("<OD>", once.answer, SIZE)
+    written = target_text("<OD>", once.labels, SIZE)
     assert written != text
     _, twice = augment(once_picture, example("<OD>", written), FLIP, RNG(0))
-    assert target_text("<OD>", twice.answer, SIZE) == text
+    assert target_text("<OD>", twice.labels, SIZE) == text
 
 
 def test_colour_alone_moves_nothing():

@@ -22,8 +22,8 @@ W, H = 64, 48
 
 
 def answer(source, index=0):
-    row = ROW.row(source[index], np.random.default_rng(0))
-    return ROW.tokenizer.decode(row.target[1:-1])
+    row = ROW.of_example(source[index], np.random.default_rng(0))
+    return ROW.tokenizer.decode(row.labels[1:-1])
 
 
 def boxes(source, index=0):
@@ -117,7 +117,7 @@ def test_masks_are_decoded(file, packed):
     path = file([{"segmentation": {"size": [H, W], "counts": counts}, "caption": "a box"}])
     near([("cat", [4, 10, 12, 20])], boxes(Coco(path, "<OD>")))
     example = Coco(path, "<REFERRING_EXPRESSION_SEGMENTATION>")[0]
-    ((polygon,),) = example.answer["polygons"]
+    ((polygon,),) = example.labels["polygons"]
     assert sorted(zip(polygon[::2], polygon[1::2], strict=True)) == [
         (4, 10), (4, 20), (12, 10), (12, 20),
     ]  # fmt: skip
@@ -213,7 +213,7 @@ def test_a_category_listed_twice_is_one(file):
     )
     source = Coco(path, "<OPEN_VOCABULARY_DETECTION>")
     assert len(source) == 1
-    assert len(source[0].answer["bboxes"]) == 2
+    assert len(source[0].labels["bboxes"]) == 2
     assert "3 categories are called 'cat' and count as one" in source.notes[0]
 
 
@@ -275,11 +275,11 @@ def test_by_default_things_come_in_another_order_in_each_epoch(file):
     sources = opened(file(FOUR))
 
     def targets():
-        stream = DataLoader(sources=sources, make_row=ROW, batch_size=2, seed=3)
+        stream = DataLoader(sources=sources, preprocessor=ROW, batch_size=2, seed=3)
         texts = []
         for step in range(6):
             batch = stream.batch(step)
-            rows = batch.arrays.labels.reshape(2, -1)
+            rows = batch.labels.reshape(2, -1)
             (row,) = (row for row, name in zip(rows, batch.ids, strict=True) if name.endswith(":0"))
             texts.append(
                 ROW.tokenizer.decode([token for token in row.tolist() if token >= 0][1:-1])
@@ -305,9 +305,9 @@ def test_a_location_that_is_no_token_is_not_learnt(tmp_path):
     picture = tmp_path / "a.png"
     Image.new("RGB", (W, H)).save(picture)
     text = "cat<loc_1000><loc_2><loc_3><loc_4>"
-    example = Example(id="1", image=picture, task="<OD>", prompt="", answer=text)
+    example = Example(id="1", image=picture, task="<OD>", prompt="", labels=text)
     with pytest.raises(ValueError, match="<loc_1000>, which is no token"):
-        ROW.row(example, np.random.default_rng(0))
+        ROW.of_example(example, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(("order", "said"), [("as_annotated", 1), ("random", 0)])

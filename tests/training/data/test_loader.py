@@ -1,5 +1,6 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,17 +33,17 @@ def rows(tmp_path_factory):
 
 def stream(path, **settings):
     source = Jsonl(path)
-    make_row = Preprocessor(
+    preprocessor = Preprocessor(
         tokenizer=TOKENIZER, image_size=(16, 16), augmentation=AugmentConfig(colour=0.5)
     )
     settings = {"batch_size": 4, "seed": 3} | settings
-    return DataLoader(sources=(("rows", source, 1.0),), make_row=make_row, **settings)
+    return DataLoader(sources=(("rows", source, 1.0),), preprocessor=preprocessor, **settings)
 
 
 def assert_same(actual, expected):
     assert actual.ids == expected.ids
     assert actual.problems == expected.problems
-    for one, other in zip(actual.arrays, expected.arrays, strict=True):
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -66,7 +67,7 @@ def test_augmentation_differs_by_epoch_and_not_by_worker(rows):
     seen = {}
     for step in range(14):
         batch = stream(rows).batch(step)
-        for id, image in zip(batch.ids, batch.arrays.images[0], strict=True):
+        for id, image in zip(batch.ids, batch.images[0], strict=True):
             seen.setdefault(id, set()).add(image.tobytes())
     assert len(seen[f"{rows}:3"]) > 4
 
@@ -77,10 +78,8 @@ def test_hosts_and_micro_batches_only_split_the_same_rows(rows):
     assert halves[0].ids + halves[1].ids == whole.ids
     micro = stream(rows, micro=2).batch(5)
     assert micro.ids == whole.ids
-    assert micro.arrays.labels.shape == (2, 2, 32)
-    np.testing.assert_array_equal(
-        micro.arrays.labels.reshape(4, 32), whole.arrays.labels.reshape(4, 32)
-    )
+    assert micro.labels.shape == (2, 2, 32)
+    np.testing.assert_array_equal(micro.labels.reshape(4, 32), whole.labels.reshape(4, 32))
 
 
 def test_a_row_that_cannot_be_read_weighs_nothing_and_shifts_nothing(rows):
@@ -88,14 +87,14 @@ def test_a_row_that_cannot_be_read_weighs_nothing_and_shifts_nothing(rows):
         batch = stream(rows).batch(step)
         weightless = {id for id, _ in batch.problems}
         assert weightless == {f"{rows}:6"} & set(batch.ids)
-        for id, labels in zip(batch.ids, batch.arrays.labels[0], strict=True):
+        for id, labels in zip(batch.ids, batch.labels[0], strict=True):
             assert (labels == -100).all() == (id in weightless)
         assert all("6.png" in reason for _, reason in batch.problems)
 
 
 def test_labels_are_what_a_generation_emits(rows):
     batch = stream(rows).batch(0)
-    row = batch.arrays.labels[0, 0]
+    row = batch.labels[0, 0]
     ids = row[row != -100].tolist()
     assert (ids[0], ids[-1]) == (TOKENIZER.bos_id, TOKENIZER.eos_id)
     number = int(batch.ids[0].partition(":")[2])
@@ -103,10 +102,10 @@ def test_labels_are_what_a_generation_emits(rows):
 
 
 def test_too_long_is_a_problem_and_nothing_is_cut(rows):
-    make_row = Preprocessor(tokenizer=TOKENIZER, image_size=(16, 16), max_target=6)
-    batches = list(finite_batches({"rows": Jsonl(rows)}, make_row, 4))
+    preprocessor = Preprocessor(tokenizer=TOKENIZER, image_size=(16, 16), max_labels=6)
+    batches = list(finite_batches({"rows": Jsonl(rows)}, preprocessor, 4))
     problems = dict(problem for batch in batches for problem in batch.problems)
-    assert "more than max_target=6" in problems[f"{rows}:5"]
+    assert "more than max_labels=6" in problems[f"{rows}:5"]
     assert f"{rows}:0" not in problems
 
 
@@ -115,17 +114,17 @@ def test_targets_are_padded_to_buckets(tmp_path):
     rows = [{"image": "0.png", "prefix": "<CAPTION>", "suffix": "abc " * 20}]
     (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
     batch = stream(tmp_path / "a.jsonl", batch_size=1).batch(0)
-    length = (batch.arrays.labels != -100).sum()
+    length = (batch.labels != -100).sum()
     assert 32 < length <= 128
-    assert batch.arrays.labels.shape[-1] == (64 if length <= 64 else 128)
+    assert batch.labels.shape[-1] == (64 if length <= 64 else 128)
 
 
 def test_evaluation_sees_every_row_once(rows):
-    make_row = Preprocessor(tokenizer=TOKENIZER, image_size=(16, 16))
-    batches = list(finite_batches({"rows": Jsonl(rows)}, make_row, 4))
+    preprocessor = Preprocessor(tokenizer=TOKENIZER, image_size=(16, 16))
+    batches = list(finite_batches({"rows": Jsonl(rows)}, preprocessor, 4))
     ids = [id for batch in batches for id in batch.ids]
     assert ids == [f"{rows}:{number}" for number in range(7)] + [""]
-    assert (batches[-1].arrays.labels[0, -1] == -100).all()
+    assert (batches[-1].labels[0, -1] == -100).all()
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd"])

@@ -32,8 +32,8 @@ def png(colour=(255, 0, 0), size=(40, 20)):
 
 def read(source, index=0):
     """(prompt text, answer text, image) of a row."""
-    row = ROW.row(source[index], np.random.default_rng(0))
-    prompt, answer = (ROW.tokenizer.decode(ids[1:-1]) for ids in (row.prompt, row.target))
+    row = ROW.of_example(source[index], np.random.default_rng(0))
+    prompt, answer = (ROW.tokenizer.decode(ids[1:-1]) for ids in (row.prompt, row.labels))
     return prompt, answer, row.image
 
 
@@ -139,8 +139,8 @@ def test_one_file_serves_many_tasks(coco, task, index, prompt, answer):
 def test_referring_expressions_learn_polygons(coco):
     source = Coco(coco, "<REFERRING_EXPRESSION_SEGMENTATION>")
     example = source[len(source) - 1]
-    row = ROW.row(example, np.random.default_rng(0))
-    text = ROW.tokenizer.decode(row.target[1:-1])
+    row = ROW.of_example(example, np.random.default_rng(0))
+    text = ROW.tokenizer.decode(row.labels[1:-1])
     found = parse(text, example.task, (80, 40))[example.task]
     np.testing.assert_allclose(found["polygons"][0][0], [8, 4, 24, 4, 24, 12], atol=0.1)
 
@@ -164,7 +164,7 @@ def test_boxes_are_in_the_frame_of_the_turned_picture(name):
         example = source[index]
         picture = load_image(example.image)
         scale = picture.width / example.size[0]
-        for box, label in zip(example.answer["bboxes"], example.answer["labels"], strict=True):
+        for box, label in zip(example.labels["bboxes"], example.labels["labels"], strict=True):
             x0, y0, x1, y1 = (round(edge * scale) for edge in box)
             middle = picture.crop((x0, y0, x1, y1)).resize((3, 3)).getpixel((1, 1))
             if label in seen:
@@ -313,7 +313,7 @@ def test_rows_as_editors_write_them(tmp_path, encoding, end, image):
     texts = ["a cat", "one\u2028two", "three\u0085four", "caf\u00e9"]
     rows = [row(text, image) for text in texts]
     source = Jsonl(written(tmp_path / "a.jsonl", *rows, encoding=encoding, end=end))
-    assert [source[index].answer for index in range(len(source))] == texts
+    assert [source[index].labels for index in range(len(source))] == texts
     assert source[0].image == tmp_path / "a.png"
 
 
@@ -331,7 +331,7 @@ def test_a_row_that_is_not_utf_8_is_named_and_the_others_are_read(tmp_path):
     source = Jsonl(path)
     with pytest.raises(DataError, match=r"a.jsonl:0 is not UTF-8: byte 0xe9 .* LATIN1"):
         source[0]
-    assert source[1].answer == "a cat"
+    assert source[1].labels == "a cat"
     with pytest.raises(DataError, match=r"a.jsonl:0 is UTF-16: save it as UTF-8"):
         Jsonl(written(path, row(), encoding="utf-16"))
 
@@ -354,7 +354,7 @@ def test_rows_from_the_field(name, first):
         with pytest.raises(DataError, match=first):
             Jsonl(path)[0]
     else:
-        assert "".join(Jsonl(path)[0].answer.split()) == "".join(first.split())
+        assert "".join(Jsonl(path)[0].labels.split()) == "".join(first.split())
 
 
 @pytest.mark.parametrize("token", ["<s>", "</s>", "<pad>", "<unk>", "<mask>", "<image>"])
@@ -362,7 +362,7 @@ def test_special_tokens_in_a_row_are_refused_by_name(tmp_path, token):
     (tmp_path / "a.png").write_bytes(png())
     rows = [row(f"a cat {token} b"), row() | {"prefix": f"what {token}?"}]
     source = Jsonl(written(tmp_path / "a.jsonl", *rows))
-    with pytest.raises(ValueError, match=f"the answer .* holds {token}.* as special tokens"):
+    with pytest.raises(ValueError, match=f"labels .* holds {token}.* as special tokens"):
         read(source)
     with pytest.raises(ValueError, match=f"the prompt .* holds {token}.* as special tokens"):
         read(source, 1)

@@ -121,7 +121,7 @@ def assert_same(actual, expected):
     assert len(actual) == len(expected) > 0
     for one, other in zip(actual, expected, strict=True):
         assert one.problem is other.problem is None
-        assert (one.prompt, one.target) == (other.prompt, other.target)
+        assert (one.prompt, one.labels) == (other.prompt, other.labels)
         np.testing.assert_array_equal(one.image, other.image)
 
 
@@ -151,7 +151,7 @@ def test_rows_are_fetched_once_and_pictures_when_they_are_drawn(bucket, objects)
     source = Jsonl(f"{bucket}/train/rows.jsonl")
     assert set(objects.fetched.values()) == {1}
     assert len(objects.fetched) == 1
-    stream = DataLoader(sources=(("rows", source, 1.0),), make_row=ROW, batch_size=2)
+    stream = DataLoader(sources=(("rows", source, 1.0),), preprocessor=ROW, batch_size=2)
     batches = stream.batches(0, threads=2)
     assert [next(batches).problems for _ in range(2)] == [(), ()]
     key = f"{bucket.removeprefix('gs://')}/train/rows.jsonl"

@@ -3,6 +3,7 @@
 import json
 import socket
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -65,19 +66,19 @@ def test_batches_of_a_bucket_are_those_of_its_files(storage, request, tmp_path):
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for file in folder.iterdir():
         client.pipe(f"{root}/data/train/{file.name}", file.read_bytes())
-    make_row = Preprocessor(
+    preprocessor = Preprocessor(
         tokenizer=demo_tokenizer(), image_size=(16, 16), augmentation=AugmentConfig(colour=0.5)
     )
 
     def stream(directory):
         sources = training_sources(DataConfig(directory=directory), seed=0)
-        return DataLoader(sources=sources, make_row=make_row, batch_size=4, seed=3)
+        return DataLoader(sources=sources, preprocessor=preprocessor, batch_size=4, seed=3)
 
     files, bucket = stream(str(tmp_path)), stream(f"{root}/data")
     refused = set()
     for step in range(4):
         expected, actual = files.batch(step), bucket.batch(step)
-        for mine, theirs in zip(actual.arrays, expected.arrays, strict=True):
+        for mine, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(mine, theirs)
         refused |= {reason for _, reason in actual.problems}
     (reason,) = refused

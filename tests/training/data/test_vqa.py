@@ -17,7 +17,7 @@ from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import Preprocessor
 from florence_jax.training.data.sources import JsonlConfig
 from florence_jax.training.pretrained import PretrainedFiles
-from florence_jax.training.step import Batch, LossFn
+from florence_jax.training.step import LossFn
 from tests.training.small import CONFIG, small_batch, small_params
 from train.shapes import SceneConfig
 from train.shapes.source import ShapesConfig, ShapesSource
@@ -36,9 +36,9 @@ class Spoilt(ShapesSource):
         if index == 2:
             raise DataError("the third cannot be read")
         example = super().__getitem__(index)
-        second, *more = example.others
+        second, *more = example.same_image
         return dataclasses.replace(
-            example, others=(dataclasses.replace(second, prompt="x" * 999), *more)
+            example, same_image=(dataclasses.replace(second, prompt="x" * 999), *more)
         )
 
 
@@ -48,7 +48,7 @@ def maker(**settings):
 
 def stream(*sources, **settings):
     settings = {"batch_size": 4, "mix": "batches"} | settings
-    return DataLoader(sources=sources, make_row=maker(), **settings)
+    return DataLoader(sources=sources, preprocessor=maker(), **settings)
 
 
 def test_questions_of_one_picture_are_those_asked_one_by_one():
@@ -57,23 +57,25 @@ def test_questions_of_one_picture_are_those_asked_one_by_one():
     alone = {one.id: one for one in (single[index] for index in range(len(single)))}
     for index in range(len(grouped)):
         example = grouped[index]
-        for one in (example, *example.others):
+        for one in (example, *example.same_image):
             same = alone[one.id]
-            assert (one.task, one.prompt, one.answer) == (same.task, same.prompt, same.answer)
+            assert (one.task, one.prompt, one.labels) == (same.task, same.prompt, same.labels)
             np.testing.assert_array_equal(one.image, example.image)
-    asked = [one.task for index in range(30) for one in (grouped[index], *grouped[index].others)]
+    asked = [
+        one.task for index in range(30) for one in (grouped[index], *grouped[index].same_image)
+    ]
     assert {task: asked.count(task) for task in SHORT} == dict.fromkeys(SHORT, 20)
 
 
 def test_rows_of_a_picture_stand_together_and_a_bad_one_spoils_no_other():
     source = Spoilt(WORLD, 4, SHORT, questions=3)
     batch = stream(("shapes", source, 1.0)).batch(0)
-    assert batch.arrays.images.shape == (1, 4, 64, 64, 3)
-    assert batch.arrays.labels.shape[:2] == batch.arrays.input_ids.shape[:2] == (1, 12)
+    assert batch.images.shape == (1, 4, 64, 64, 3)
+    assert batch.labels.shape[:2] == batch.input_ids.shape[:2] == (1, 12)
     scenes = [id.split(":")[1] for id in batch.ids if id.startswith("shapes-train")]
     assert len(scenes) == 9
     assert sorted(set(scenes)) == ["0", "1", "3"]
-    weightless = (batch.arrays.labels[0] == -100).all(-1)
+    weightless = (batch.labels[0] == -100).all(-1)
     reasons = dict(batch.problems)
     assert len(reasons) == 4
     assert sum("third" in reason for reason in reasons.values()) == 1
@@ -92,7 +94,7 @@ def test_loss_and_gradients_are_those_of_every_question_with_its_own_picture():
 
     def loss(params, batch):
         # Without a key there is no dropout.
-        return objective(params, Batch(*(leaf[0] for leaf in batch)), None).loss
+        return objective(params, jax.tree.map(lambda leaf: leaf[0], batch), None).loss
 
     compare = jax.jit(jax.value_and_grad(loss))
     expected, gradients = compare(small_params(), one_by_one)
@@ -115,7 +117,7 @@ def test_batches_of_a_mixture_are_each_of_one_source():
         tasks = {id.rpartition(":")[2] for id in batch.ids}
         assert tasks <= set(SHORT) or tasks <= set(LONG)
         drawn.append(tasks <= set(SHORT))
-        assert batch.arrays.labels.shape[-1] == (32 if drawn[-1] else 128)
+        assert batch.labels.shape[-1] == (32 if drawn[-1] else 128)
         # Every host takes its share of the same source.
         halves = [stream(*sources, host=host, hosts=2).batch(step) for host in range(2)]
         assert halves[0].ids + halves[1].ids == batch.ids
@@ -137,7 +139,7 @@ def test_shares_of_several_hosts_have_one_shape():
             for tasks, questions in ((SHORT, 3), (LONG, 1))
         ),
         max_prompt=64,
-        max_target=256,
+        max_labels=256,
     )
     sources = [
         ("short", ShapesSource(WORLD, 50, SHORT, questions=3), 1.0),
@@ -145,18 +147,20 @@ def test_shares_of_several_hosts_have_one_shape():
     ]
 
     def shapes(longest):
-        make_row = make_preprocessor(config, start, training=True, longest=longest)
+        preprocessor = make_preprocessor(config, start, training=True, longest=longest)
         shares = [
-            DataLoader(sources=sources, make_row=make_row, batch_size=4, host=host, hosts=4)
+            DataLoader(sources=sources, preprocessor=preprocessor, batch_size=4, host=host, hosts=4)
             for host in range(4)
         ]
         batches = [share.batch(step) for step in range(3) for share in shares]
         assert not any(batch.problems for batch in batches)
-        return {jax.tree.map(np.shape, batch.arrays) for batch in batches}
+        return {
+            (batch.images.shape, batch.input_ids.shape, batch.labels.shape) for batch in batches
+        }
 
     assert len(shapes(longest=False)) > 1
     (shape,) = shapes(longest=True)
-    assert shape.labels == (1, 3, 256)
+    assert shape[2] == (1, 3, 256)
 
 
 def test_what_would_move_a_picture_under_its_questions_is_refused():

@@ -7,13 +7,13 @@ from florence_jax.training.param_groups import assign_param_groups
 
 
 def flops(config, rules=((".*", 1.0),), **lengths):
-    lengths = {"rows": 1, "image_size": (768, 768), "prompt": 16, "target": 64} | lengths
+    lengths = {"rows": 1, "image_size": (768, 768), "prompt": 16, "labels": 64} | lengths
     return update_flops(config, assign_param_groups(param_shapes(config), rules, config), **lengths)
 
 
 @pytest.mark.parametrize(("config", "expected"), [(base(), 1.37e12), (large(), 5.24e12)])
 def test_an_update_costs_three_times_the_forward_pass(config, expected):
-    # The published sizes at 768 pixels with 64 target tokens; XLA's own count of the forward pass
+    # The published sizes at 768 pixels with 64 label tokens; XLA's own count of the forward pass
     # agrees with the formulas within a few per cent, elementwise operations aside.
     assert flops(config) == pytest.approx(expected, rel=0.03)
     assert flops(config, rows=3) == 3 * flops(config)
