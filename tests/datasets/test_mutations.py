@@ -16,7 +16,7 @@ from florence_jax.evaluation.run import plan_evaluation
 from florence_jax.training.data.annotations import Annotations
 from florence_jax.training.data.coco import Coco
 from florence_jax.training.data.example import DataError, Example
-from florence_jax.training.data.order import ordered_answer
+from florence_jax.training.data.order import ordered_labels
 from florence_jax.training.data.tabular import Jsonl
 from florence_jax.training.data.vqa import DocVqa, Vqa
 from tests.annotation.written import EXAMPLE
@@ -59,9 +59,9 @@ def read_all(source):
             continue
         assert isinstance(example, Example)
         assert isinstance(example.prefix, str)
-        for one in (example, *example.others):
+        for one in (example, *example.same_image):
             try:
-                text = ordered_answer(
+                text = ordered_labels(
                     dataclasses.replace(one, order="random"), (40, 20), np.random.default_rng(0)
                 )
             except ValueError:
