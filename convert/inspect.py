@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from florence_jax.adapters.adapter import Adapter
-from florence_jax.adapters.file import read_adapter
-from florence_jax.adapters.peft import CONFIG_FILE, is_adapter
+from florence_jax.adapters import Adapter, is_adapter, read_adapter
+from florence_jax.adapters.peft import CONFIG_FILE
 from florence_jax.checkpoint import CheckpointError, plan_checkpoint, read_config, resolve
 from florence_jax.checkpoint.errors import sample
 from florence_jax.checkpoint.files import read_json_object
 from florence_jax.checkpoint.hub import METADATA_FILES
+from florence_jax.checkpoint.model_directory import has_weights
 from florence_jax.checkpoint.native.manifest import MANIFEST, is_saved
 from florence_jax.checkpoint.pytorch.weight_files import WEIGHT_FILES
 from florence_jax.config import PRESETS, ConfigError, Florence2Config
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="directory of a checkpoint or PEFT adapter, file of low-rank factors, or hub id",
+        help="directory of a checkpoint or PEFT adapter, or hub id",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -70,8 +70,7 @@ def inspect(source: str | Path, revision: str | None = None) -> Description:
     """What `source` is, as a JSON object.
 
     Args:
-        source: directory of a checkpoint (PyTorch or ours) or of a PEFT adapter, file of low-rank
-            factors, or hub id.
+        source: directory of a checkpoint (PyTorch or ours) or of a PEFT adapter, or hub id.
         revision: branch, tag or commit of a hub id.
 
     Returns:
@@ -82,10 +81,9 @@ def inspect(source: str | Path, revision: str | None = None) -> Description:
         CheckpointError: it is neither a Florence-2 checkpoint nor a LoRA adapter.
         ConfigError: its config.json is not that of a supported Florence-2.
     """
-    path = Path(source).expanduser()
-    if path.is_file() or (path.is_dir() and is_adapter(path)):
-        return _describe_adapter(path)
-    return _describe_checkpoint(resolve(source, revision=revision))
+    directory = resolve(source, revision)
+    is_lora = is_adapter(directory) and not has_weights(directory)
+    return _describe_adapter(directory) if is_lora else _describe_checkpoint(directory)
 
 
 def _describe_checkpoint(directory: Path) -> Description:
@@ -229,16 +227,13 @@ def _describe_adapter(path: Path) -> Description:
     try:
         adapter = read_adapter(path)
     except CheckpointError as error:
-        if path.is_file():
-            raise
         problems.append(str(error))
-    stored = read_json_object(path, CONFIG_FILE) if path.is_dir() else None
-    config = stored or dict((adapter.peft_config if adapter else None) or {})
-    files = [path] if path.is_file() else [p for p in path.glob("adapter_*") if p.is_file()]
+    config = read_json_object(path, CONFIG_FILE) or {}
+    files = [file for file in path.glob("adapter_*") if file.is_file()]
     return {
         "kind": "adapter",
         "source": str(path),
-        "format": "peft" if path.is_dir() else "florence_jax",
+        "format": "peft",
         "type": config.get("peft_type", "LORA"),
         "base_model": config.get("base_model_name_or_path"),
         "naming": None if adapter is None else adapter.naming,
@@ -255,7 +250,7 @@ def _describe_adapter(path: Path) -> Description:
 
 
 def _adapter_tensors(adapter: Adapter | None) -> Description:
-    """What the tensors say; for our format this is all there is."""
+    """The part of the description that the tensors give."""
     if adapter is None:
         return dict.fromkeys(("weights", "ranks", "scales", "replaced", "parameters", "dtypes"))
     factors = [array for m in adapter.modules.values() for array in (m.a, m.b)]

@@ -23,12 +23,14 @@ ROOMS = {
     "constrained": "processing",
     "datasets": "processing runtime",
     "checkpoint": "config generation_config model runtime",
-    "adapters": "checkpoint config",
+    "adapters": "checkpoint config runtime",
+    "conversion": "adapters checkpoint config processing runtime",
     "metrics": "",
     "results": "processing runtime",
     "inference": "adapters checkpoint config constrained generation model processing quantization "
     "results runtime sharding",
-    "export": "checkpoint config generation inference model processing quantization runtime",
+    "export": "adapters checkpoint config generation inference model processing quantization "
+    "runtime",
     "demo": "config generation inference metrics model processing quantization runtime",
     "batch": "export generation inference processing results runtime",
     "annotation": "batch generation inference processing results runtime",
@@ -36,15 +38,14 @@ ROOMS = {
     "training": "adapters annotation checkpoint config datasets generation inference metrics model "
     "processing results runtime sharding",
     "bench": "checkpoint config generation inference model processing runtime",
-    "cli": "annotation batch bench checkpoint config demo evaluation export generation inference "
-    "processing results runtime training",
+    "cli": "adapters annotation batch bench checkpoint config conversion demo evaluation export "
+    "generation inference processing results runtime training",
     "__main__": "cli",
     "__init__": "checkpoint config export generation inference model processing results",
 }
 # Arrows that run back up and are being removed; none may be added.
 TO_UNTANGLE = {
     ("config", "checkpoint"),
-    ("checkpoint", "adapters"),
     ("inference", "export"),
     ("results", "inference"),
     ("batch", "cli"),

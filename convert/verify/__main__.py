@@ -16,7 +16,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from convert.command import guarded
 from convert.verify.metrics import Row, first_over
 from convert.verify.native import compare_with_native
 from convert.verify.original import compare_with_original
@@ -24,7 +23,8 @@ from convert.verify.reference import UNUSED_TOKEN, random_params_with_spread_log
 from convert.verify.report import as_json, plot, table, verdict
 from convert.verify.stages import Inputs, random_inputs
 from florence_jax import config as configs
-from florence_jax.checkpoint import load_checkpoint, read_config, resolve
+from florence_jax.adapters import resolve_model
+from florence_jax.checkpoint import load_checkpoint, read_config
 from florence_jax.config import Florence2Config
 from florence_jax.model import Model, Params
 from florence_jax.processing import (
@@ -35,6 +35,7 @@ from florence_jax.processing import (
     preprocess_image,
 )
 from florence_jax.processing.request_check import check_task_of_data
+from florence_jax.runtime.program import run_program
 
 _PROGRAM = "convert.verify"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -65,7 +66,11 @@ exit status: 0 all within tolerance, 1 something is not, 2 a wrong call.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; see its `--help` for the exit status."""
     options = _parser().parse_args(arguments)
-    return guarded(_PROGRAM, lambda: _run(options))
+    return run_program(
+        _PROGRAM,
+        lambda: _run(options),
+        interrupted=f"{_PROGRAM}: interrupted; nothing is left half-written",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -186,7 +191,7 @@ def _load(options: argparse.Namespace) -> tuple[Florence2Config, Params, Path | 
             )
         config = configs.PRESETS[preset]()
         return config, random_params_with_spread_logits(config, options.seed), None
-    directory = resolve(options.source, revision=options.revision)
+    directory = resolve_model(options.source, options.revision)
     # In float32, which holds the halves that checkpoints are stored in.
     checkpoint = load_checkpoint(directory, dtype="float32", progress=True)
     return checkpoint.config, checkpoint.params, directory

@@ -1,4 +1,4 @@
-"""PEFT adapter directories, read and written, in either naming of the model's modules.
+"""Read and write PEFT adapter directories, in either naming of the model's modules.
 
 An adapter's tensors are called `base_model.model.<module>.lora_A.weight` and so on, where <module>
 is the name in the model that PEFT wrapped: Microsoft's original class or transformers' native one.
@@ -6,6 +6,7 @@ The names come from the checkpoint's key table: <module> plus ".weight" is the a
 """
 
 import collections
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ import numpy as np
 from florence_jax.adapters.adapter import Adapter, LowRank
 from florence_jax.adapters.peft_config import LoraSettings, read_settings
 from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, sample
-from florence_jax.checkpoint.files import contained_file, has_file, read_json_object
+from florence_jax.checkpoint.files import (
+    checkpoint_directory,
+    contained_file,
+    has_file,
+    read_json_object,
+)
 from florence_jax.checkpoint.pytorch.bin_reader import open_torch
 from florence_jax.checkpoint.pytorch.key_map import (
     LM_HEAD,
@@ -28,6 +34,7 @@ from florence_jax.checkpoint.pytorch.key_map import (
 )
 from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
 from florence_jax.checkpoint.pytorch.safetensors_reader import open_safetensors
+from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
 from florence_jax.checkpoint.pytorch.transforms import CONV, LINEAR
 
 CONFIG_FILE = "adapter_config.json"
@@ -50,11 +57,11 @@ _REFUSED_PARTS = {
 
 
 def is_adapter(directory: Path) -> bool:
-    """Does `directory` hold a PEFT adapter?"""
+    """Whether `directory` holds a PEFT adapter."""
     return has_file(directory, CONFIG_FILE)
 
 
-def read_peft(directory: str | Path) -> Adapter:
+def read_adapter(directory: str | Path) -> Adapter:
     """Read a PEFT LoRA adapter trained on either naming.
 
     Args:
@@ -65,10 +72,14 @@ def read_peft(directory: str | Path) -> Adapter:
         CheckpointError: one error with every setting and tensor that is not plain LoRA on linear
             layers of a Florence-2, and what to do.
     """
-    directory = Path(directory)
-    config = read_json_object(directory, CONFIG_FILE)
+    directory = Path(directory).expanduser()
+    config = read_json_object(directory, CONFIG_FILE) if directory.is_dir() else None
     if config is None:
-        raise CheckpointError(f"{directory} has no {CONFIG_FILE}: it is not a PEFT adapter")
+        what = f"has no {CONFIG_FILE}" if directory.is_dir() else "is no directory"
+        raise CheckpointError(
+            f"{directory} {what}; expected the directory of a PEFT adapter. To get one from "
+            "Hugging Face: hf download ORG/NAME --local-dir DIR"
+        )
     problems = ErrorCollector()
     settings = read_settings(config, str(directory / CONFIG_FILE), problems)
     parts, plain = _sorted_by_module(_open(directory), problems)
@@ -101,22 +112,47 @@ def read_peft(directory: str | Path) -> Adapter:
     )
 
 
-def peft_files(
-    adapter: Adapter, naming: Naming, base_model: str | None = None
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """`adapter` as PEFT stores it: the content of adapter_config.json, and the tensors.
+def write_adapter(
+    directory: str | Path,
+    adapter: Adapter,
+    naming: Naming,
+    *,
+    base_model: str | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write `adapter` as a directory for `PeftModel.from_pretrained(model, directory)`.
 
-    An adapter that was read from PEFT in the same naming comes back exactly as it was.
+    An adapter that was read in the same naming comes back byte for byte. One that was read in the
+    other naming is the same adapter, under the other module names.
 
     Args:
+        directory: where to; it appears as a whole when it is complete.
         adapter: the updates.
-        naming: of the model that PEFT shall load the adapter into.
+        naming: of the model that PEFT will load the adapter into: "native" for transformers'
+            class, "original" for Microsoft's code.
         base_model: that model's directory or hub id, for adapter_config.json; None keeps the
             adapter's.
+        revision: branch, tag or commit of `base_model`.
+        overwrite: replace an existing adapter.
 
     Raises:
-        CheckpointError: lists every weight that has no linear layer in `naming`.
+        CheckpointError: lists every weight that has no linear layer in `naming`; or the directory
+            exists already, or the disk is full.
     """
+    base = {"base_model_name_or_path": base_model, "revision": revision} if base_model else {}
+    config, tensors = _peft_files(adapter, naming, base)
+    destination = Path(directory).expanduser()
+    with checkpoint_directory(destination, overwrite=overwrite, marker=CONFIG_FILE) as new:
+        # Both files as PEFT writes them.
+        (new / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True))
+        save_tensors(tensors, new / WEIGHTS_FILE, {"format": "pt"})
+
+
+def _peft_files(
+    adapter: Adapter, naming: Naming, base: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The content of adapter_config.json, and the tensors by name."""
     problems = ErrorCollector()
     tensors: dict[str, np.ndarray] = {}
     modules: dict[str, LowRank] = {}
@@ -137,8 +173,8 @@ def peft_files(
         if update.b_bias is not None:
             tensors[f"{_PREFIX}{module}{_B_BIAS}"] = update.b_bias
         if update.base is not None:
-            base = match.rule.transform(naming).to_torch(update.base)
-            tensors[f"{_PREFIX}{module}{_BASE}"] = base
+            weight = match.rule.transform(naming).to_torch(update.base)
+            tensors[f"{_PREFIX}{module}{_BASE}"] = weight
     whole: dict[str, list[str]] = collections.defaultdict(list)
     for path, array in adapter.replaced.items():
         match = match_path(path)
@@ -154,7 +190,7 @@ def peft_files(
         tensors[_PREFIX + name] = match.rule.transform(naming).to_torch(array)
     problems.raise_if_any(f"the adapter has no {naming} form in PEFT")
     tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    return _config(adapter, naming, modules, whole, base_model), tensors
+    return _config(adapter, naming, modules, whole, base), tensors
 
 
 def _open(directory: Path) -> list[LazyTensor]:
@@ -287,11 +323,9 @@ def _config(
     naming: Naming,
     modules: Mapping[str, LowRank],
     whole: Mapping[str, list[str]],
-    base_model: str | None,
+    base: Mapping[str, Any],
 ) -> dict[str, Any]:
-    found = dict(adapter.peft_config or {})
-    if base_model is not None:
-        found["base_model_name_or_path"] = base_model
+    found = {**(adapter.peft_config or {}), **base}
     if found and adapter.naming == naming:
         return found
     rank = _most_common([update.rank for update in modules.values()], 8)

@@ -23,14 +23,16 @@ MAX_METADATA_BYTES = 128 << 20
 
 
 @contextlib.contextmanager
-def checkpoint_directory(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """`atomic_directory` for a checkpoint.
+def checkpoint_directory(
+    destination: Path, *, overwrite: bool = False, marker: str = "config.json"
+) -> Iterator[Path]:
+    """`atomic_directory` for a checkpoint or an adapter.
 
     Raises:
         CheckpointError: where `atomic_directory` raises DirectoryError.
     """
     try:
-        with atomic_directory(destination, overwrite=overwrite) as new:
+        with atomic_directory(destination, overwrite=overwrite, marker=marker) as new:
             yield new
     except DirectoryError as error:
         raise CheckpointError(str(error)) from error

@@ -45,13 +45,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 def resolve(source: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
     """The local directory of a checkpoint, downloaded to Hugging Face's cache if need be.
 
-    Everything that takes a model takes what this takes. "shapes" is always the bundled model; a
-    directory of that name is "./shapes".
+    A PEFT adapter's directory is returned as it is: `florence_jax.adapters.resolve_model` also
+    merges it into its base. "shapes" is always the bundled model; a directory of that name is
+    "./shapes".
 
     Args:
-        source: the name of a bundled model ("shapes"); a directory of a checkpoint, of a training
-            run (its export) or of a PEFT adapter (merged into its base, see
-            `florence_jax.adapters.merged`); or a hub id "org/name" of a checkpoint or adapter.
+        source: the name of a bundled model ("shapes"); a directory of a checkpoint or of a training
+            run (its export); or a hub id "org/name".
         revision: branch, tag or commit of a hub id.
         weights: False downloads the configuration, tokenizer and processor files alone.
 

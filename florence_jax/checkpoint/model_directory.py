@@ -1,8 +1,4 @@
-"""What may stand where a model is expected, and the checkpoint directory that it stands for.
-
-A name of a bundled model, a checkpoint's directory, a training run's, a PEFT adapter's, or a hub
-id: `florence_jax.checkpoint.resolve` takes them all, and everything that takes a model calls it.
-"""
+"""The checkpoint directory that a local directory or the name of a bundled model stands for."""
 
 from __future__ import annotations
 
@@ -19,7 +15,6 @@ BUNDLED = {"shapes": _ASSETS / "shapes"}
 _PUBLISHED = tuple(
     f"microsoft/Florence-2-{name}" for name in ("base", "base-ft", "large", "large-ft")
 )
-_ADAPTER = "adapter_config.json"
 ACCEPTED = (
     "a model is given by a checkpoint's directory, a training run's, a PEFT adapter's, a Hugging "
     f"Face id of the form org/name, or the name of a bundled model ({', '.join(BUNDLED)})"
@@ -27,22 +22,20 @@ ACCEPTED = (
 
 
 def model_directory(directory: Path, *, weights: bool = True) -> Path:
-    """The checkpoint that an existing directory stands for: itself, a run's export, or an adapter
-    merged into its base.
+    """The checkpoint that an existing directory stands for: itself, or a training run's export.
 
     Args:
         weights: False where only the configuration, tokenizer and processor files are needed.
 
     Raises:
-        CheckpointError: it is a run without an export, exported programs, or an adapter whose base
-            cannot be had.
+        CheckpointError: it is a run without an export, or exported programs.
     """
     if weights and next(directory.glob("*.stablehlo"), None) is not None:
         raise CheckpointError(
             f"{directory} holds exported programs, not a checkpoint: load them with "
             "florence_jax.load_exported, or name the checkpoint that they were exported from"
         )
-    if is_saved(directory) or any((directory / name).exists() for name in WEIGHT_FILES):
+    if has_weights(directory):
         return directory
     if (directory / "checkpoints").is_dir():
         return _of_run(directory, weights)
@@ -52,12 +45,12 @@ def model_directory(directory: Path, *, weights: bool = True) -> Path:
             f"{directory} is a training checkpoint, with the optimizer's state and without a "
             f"config.json: export it first, python -m train.export {run} --step {step} --out DIR"
         )
-    if (directory / _ADAPTER).is_file():
-        # Not at the top: the adapters' room is built on this one.
-        from florence_jax.adapters.merged import base_of, merged_checkpoint
-
-        return merged_checkpoint(directory) if weights else base_of(directory, weights=False)
     return directory
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether `directory` holds a checkpoint's weights, in our format or in PyTorch's."""
+    return is_saved(directory) or any((directory / name).exists() for name in WEIGHT_FILES)
 
 
 def unknown_model(source: str | Path) -> CheckpointError:

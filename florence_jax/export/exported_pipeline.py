@@ -237,9 +237,11 @@ def _weights(
     elif isinstance(given, Mapping):
         params = given
     else:
+        from florence_jax.adapters import resolve_model
         from florence_jax.checkpoint import load_checkpoint
 
-        params = quantized(load_checkpoint(given, dtype=manifest.dtype).params, manifest.quantize)
+        checkpoint = load_checkpoint(resolve_model(given), dtype=manifest.dtype)
+        params = quantized(checkpoint.params, manifest.quantize)
     digest = weights_sha256(params)
     if digest != manifest.weights_sha256:
         raise ArtifactError(

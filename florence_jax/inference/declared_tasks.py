@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from florence_jax.checkpoint import CheckpointError, resolve
+from florence_jax.adapters import resolve_model
+from florence_jax.checkpoint import CheckpointError
 from florence_jax.checkpoint.files import read_json_object
 from florence_jax.inference.requests import Query
 from florence_jax.processing import check_request, load_tokenizer
@@ -66,7 +67,7 @@ def check_queries(
 
 
 def _declared(model: str | Path, revision: str | None) -> frozenset[str]:
-    directory = resolve(model, revision, weights=False)
+    directory = resolve_model(model, revision, weights=False)
     try:
         tokens = load_tokenizer(directory).declared_tasks()
     except FileNotFoundError:

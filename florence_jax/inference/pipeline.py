@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from florence_jax.adapters import merge, read_adapter, resolve_model
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, read_config, resolve
 from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.inference.base_pipeline import DEFAULT_BATCH_SIZE, BasePipeline, Result
@@ -48,7 +49,10 @@ __all__ = ["Florence2Pipeline", "Request", "Result", "load"]
 # Keywords of `warmup` beside the decoding settings.
 _WARMUP = ("image_sizes", "prompts", "batch_sizes", "generation", "constrained", "progress")
 # Keywords of both ways to load.
-_LOADING = ("source", "dtype", "quantize", "mesh", "rules", "revision", "verify")
+_LOADING = (
+    *("source", "dtype", "quantize", "mesh", "rules", "revision", "adapter", "merge_adapter"),
+    "verify",
+)
 # Where the tokenizer of checkpoints that ship none comes from; all Florence-2s share it.
 BASE_PROCESSOR = "microsoft/Florence-2-base"
 
@@ -61,6 +65,8 @@ def load(
     mesh: MeshLike | None = None,
     rules: RulesLike = DEFAULT_RULES,
     revision: str | None = None,
+    adapter: str | Path | None = None,
+    merge_adapter: bool = True,
     verify: bool = True,
     **unknown: Any,
 ) -> tuple[Model, Params]:
@@ -75,6 +81,11 @@ def load(
             tensor is read straight to where it belongs. By default jax's default device.
         rules: how parameters are divided on it: dp, fsdp, tp, fsdp_tp, or a .toml file.
         revision: branch, tag or commit of a hub id.
+        adapter: directory or hub id of a PEFT adapter to add to the model.
+        merge_adapter: add the adapter's updates to the weights, once, in a checkpoint that is kept
+            on disk (see `florence_jax.adapters.model_directory`): answers then take as long as
+            without an adapter. False keeps its low-rank factors beside the weights, which stay as
+            they are (int8 with `quantize`), and adds their product in every linear layer.
         verify: compare a checkpoint in this library's own format with its manifest first.
 
     Raises:
@@ -83,13 +94,47 @@ def load(
         TypeError: a keyword that does not exist (`unknown` takes none).
     """
     check_keywords(unknown, _LOADING)
+    _, model, params = _load(
+        source,
+        dtype,
+        quantize,
+        mesh,
+        rules,
+        revision=revision,
+        adapter=adapter,
+        merge_adapter=merge_adapter,
+        verify=verify,
+    )
+    return model, params
+
+
+def _load(
+    source: str | Path,
+    dtype: str,
+    quantize: Quantization | None,
+    mesh: MeshLike | None,
+    rules: RulesLike,
+    *,
+    revision: str | None,
+    adapter: str | Path | None,
+    merge_adapter: bool,
+    **options: bool,
+) -> tuple[Path, Model, Params]:
+    """The checkpoint's local directory, and the model; `options` are those of `load_checkpoint`."""
     check_quantization(quantize)
+    keep_low_rank = adapter is not None and not merge_adapter
+    if mesh is not None and (quantize is not None or keep_low_rank):
+        what = "merge_adapter=False" if quantize is None else f"quantize={quantize}"
+        raise ValueError(f"{what} keeps weights on one device: leave out the mesh")
+    directory = resolve_model(source, revision, adapter=adapter if merge_adapter else None)
     if mesh is not None:
-        _check_whole(quantize)
-        directory = resolve(source, revision=revision)
-        return load_on_mesh(directory, dtype, mesh, rules, verify=verify)
-    config, params, _ = load_checkpoint(source, dtype=dtype, revision=revision, verify=verify)
-    return Model(config=config, dtype=dtype), quantized(params, quantize)
+        return directory, *load_on_mesh(directory, dtype, mesh, rules, **options)
+    config, params, _ = load_checkpoint(directory, dtype=dtype, **options)
+    if adapter is not None and keep_low_rank:
+        # Before weights are quantised: an update of lm_head is added to the table itself.
+        added = merge(params, config, read_adapter(resolve(adapter)), keep_low_rank=True)
+        config, params = added.config, jax.device_put(added.params)
+    return directory, Model(config=config, dtype=dtype), quantized(params, quantize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +179,8 @@ class Florence2Pipeline(BasePipeline):
         mesh: MeshLike | None = None,
         rules: RulesLike = DEFAULT_RULES,
         revision: str | None = None,
+        adapter: str | Path | None = None,
+        merge_adapter: bool = True,
         processor: str | Path | None = None,
         compat: Compat = None,
         verify: bool = True,
@@ -151,6 +198,7 @@ class Florence2Pipeline(BasePipeline):
                 `florence_jax.quantization`; by default everything is of `dtype`.
             mesh, rules: devices to divide parameters and batches among, see `florence_jax.load`.
             revision: branch, tag or commit of a hub id.
+            adapter, merge_adapter: a PEFT adapter to add to the model, see `florence_jax.load`.
             processor: directory or hub id to take the tokenizer from. By default `source` itself
                 or, where it has none, `microsoft/Florence-2-base`, with a warning that says so.
             verify: compare a checkpoint in this library's own format with its manifest first.
@@ -162,18 +210,18 @@ class Florence2Pipeline(BasePipeline):
         """
         check_keywords(unknown, (*_LOADING, "processor", "compat", "progress"))
         check_compat(compat)
-        check_quantization(quantize)
-        directory = resolve(source, revision=revision)
-        if mesh is not None:
-            _check_whole(quantize)
-            model, params = load_on_mesh(
-                directory, dtype, mesh, rules, verify=verify, progress=progress
-            )
-        else:
-            config, params, _ = load_checkpoint(
-                directory, dtype=dtype, verify=verify, progress=progress
-            )
-            model, params = Model(config=config, dtype=dtype), quantized(params, quantize)
+        directory, model, params = _load(
+            source,
+            dtype,
+            quantize,
+            mesh,
+            rules,
+            revision=revision,
+            adapter=adapter,
+            merge_adapter=merge_adapter,
+            verify=verify,
+            progress=progress,
+        )
         files = read_config(directory)
         tokenizer, tokenizer_source = _find_tokenizer(directory, files.has_tokenizer, processor)
         return cls(
@@ -331,17 +379,12 @@ class Florence2Pipeline(BasePipeline):
         return [len(ids) for ids in self.tokenizer.encode(texts)]
 
 
-def _check_whole(quantize: Quantization | None) -> None:
-    if quantize is not None:
-        raise ValueError(f"quantize={quantize} keeps weights on one device: leave out the mesh")
-
-
 def _find_tokenizer(
     directory: Path, has_tokenizer: bool, processor: str | Path | None
 ) -> tuple[FlorenceTokenizer, Path]:
     """The tokenizer, and the directory of its files."""
     if processor is not None:
-        found = resolve(processor, weights=False)
+        found = resolve_model(processor, weights=False)
         return load_tokenizer(found), found
     if has_tokenizer:
         return load_tokenizer(directory), directory

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from florence_jax.checkpoint import resolve
+from florence_jax.adapters import resolve_model
 from florence_jax.checkpoint.files import read_json_object
 from florence_jax.checkpoint.pytorch.repo_config import PROCESSOR_FILES
 from florence_jax.processing import (
@@ -66,7 +66,7 @@ class Processor:
         from florence_jax.inference.declared_tasks import own_tasks
 
         check_compat(compat)
-        directory = resolve(source, revision, weights=False)
+        directory = resolve_model(source, revision, weights=False)
         found = (read_json_object(directory, name) for name in PROCESSOR_FILES)
         settings = next((one for one in found if one is not None), {})
         tokenizer = load_tokenizer(directory)

@@ -17,6 +17,7 @@ from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.checkpoint.pytorch.processor_config import post_processor_config
 from florence_jax.checkpoint.pytorch.save import save_torch
 from florence_jax.generation import GenerationConfig
+from florence_jax.model.model import adapted_modules
 from florence_jax.processing import FlorenceTokenizer, ImageConfig, load_tokenizer
 from florence_jax.quantization import quantized_modules
 
@@ -45,6 +46,11 @@ def save_pipeline(
         raise ValueError(
             "int8 weights cannot be saved, they are rounded: load the checkpoint without "
             "quantize= and save that"
+        )
+    if adapted_modules(pipeline.params):
+        raise ValueError(
+            "the adapter is kept beside the weights, and a checkpoint has no place for it: load it "
+            "with merge_adapter=True and save that"
         )
     model, params = pipeline.model, pipeline.params
     if model.layout is not None:

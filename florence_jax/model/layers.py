@@ -27,12 +27,12 @@ class Linear(nnx.Module):
 
     # One per output channel where the kernel is int8, see `florence_jax.quantization`.
     scale: nnx.Param | None = None
+    # Added to the output: a `LowRank`, or what fine-tuning sets on a module being traced.
+    adapter: Callable[[jax.Array], jax.Array] | None = None
 
     def __init__(self, in_dim: int, out_dim: int, *, use_bias: bool = True, rngs: nnx.Rngs | None):
         self.kernel = nnx.Param(normal(rngs, (in_dim, out_dim)))
         self.bias = nnx.Param(jnp.zeros((out_dim,))) if use_bias else None
-        # Added to the output. Fine-tuning sets it on a module that is being traced.
-        self.adapter: Callable[[jax.Array], jax.Array] | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x.dtype)
@@ -50,6 +50,20 @@ class Linear(nnx.Module):
         kernel = self.kernel[...].astype(dtype)
         bias = jnp.zeros(kernel.shape[1:]) if self.bias is None else self.bias[...]
         return kernel, bias.astype(dtype)
+
+
+class LowRank(nnx.Module):
+    """A LoRA adapter's output, x @ a @ b, with a [in, r] and b [r, out], which carries the scale.
+
+    Its factors come from a checkpoint, see `florence_jax.adapters`.
+    """
+
+    def __init__(self) -> None:
+        self.a = nnx.Param(jnp.zeros((1, 1)))
+        self.b = nnx.Param(jnp.zeros((1, 1)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return (x @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):

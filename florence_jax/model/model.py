@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from florence_jax.config import Florence2Config
 from florence_jax.model.florence2 import Florence2
+from florence_jax.model.layers import Linear, LowRank
 from florence_jax.quantization import quantized_modules
 from florence_jax.sharding.batch import use_mesh
 
@@ -62,12 +63,13 @@ class Model:
     def bind(self, params: Params) -> Florence2:
         """The modules with these weights in them, for use inside a function being traced.
 
-        The parameters may be quantised, see `florence_jax.quantization`.
+        The parameters may be quantised, see `florence_jax.quantization`, and have an adapter beside
+        them, see `florence_jax.adapters.merge`.
 
         Raises:
             ValueError: `params` does not have this model's leaves.
         """
-        graphdef, abstract = _structure(self, quantized_modules(params))
+        graphdef, abstract = _structure(self, quantized_modules(params), adapted_modules(params))
         if jax.tree.structure(params) != jax.tree.structure(abstract):
             raise ValueError(_tree_difference(abstract, params))
         if self.layout is not None:
@@ -107,19 +109,33 @@ class Model:
 
 def abstract_params(config: Florence2Config) -> Params:
     """The parameter tree's shapes and dtypes, without allocating any of it."""
-    return _structure(Model(config=config), ())[1]
+    return _structure(Model(config=config), (), ())[1]
+
+
+def adapted_modules(params: Params) -> tuple[str, ...]:
+    """Paths of the linear layers that have an adapter beside their kernel."""
+    ends = "/adapter/a"
+    return tuple(sorted(p.removesuffix(ends) for p in _paths(params) if p.endswith(ends)))
 
 
 @functools.lru_cache(maxsize=64)
-def _structure(model: Model, quantized: tuple[str, ...]) -> tuple[nnx.GraphDef, Params]:
-    """The modules and their leaves, those modules that are named with a scale."""
+def _structure(
+    model: Model, quantized: tuple[str, ...], adapted: tuple[str, ...]
+) -> tuple[nnx.GraphDef, Params]:
+    """The modules and their leaves, with a scale or an adapter in those modules that are named."""
 
     def build() -> Florence2:
         module = Florence2(model.config, dtype=model.dtype, rngs=None)
+
+        # A path that this model does not have is reported with the whole tree.
         for path in quantized:
-            # A path that this model does not have is reported with the whole tree.
             with contextlib.suppress(AttributeError):
                 operator.attrgetter(path.replace("/", "."))(module).scale = nnx.Param(jnp.zeros(()))
+        for path in adapted:
+            with contextlib.suppress(AttributeError):
+                linear = operator.attrgetter(path.replace("/", "."))(module)
+                if isinstance(linear, Linear):
+                    linear.adapter = LowRank()
         return module
 
     graphdef, state = nnx.split(nnx.eval_shape(build))

@@ -27,7 +27,9 @@ class DirectoryError(ValueError):
 
 
 @contextlib.contextmanager
-def atomic_directory(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(
+    destination: Path, *, overwrite: bool = False, marker: str = "config.json"
+) -> Iterator[Path]:
     """A new, empty directory that takes the place of `destination` when the block ends.
 
     When the block raises, or the process dies, `destination` stays as it was. What a killed process
@@ -36,6 +38,7 @@ def atomic_directory(destination: Path, *, overwrite: bool = False) -> Iterator[
     Args:
         destination: the directory to create or replace; its parents are created.
         overwrite: replace an existing checkpoint. An existing empty directory is always replaced.
+        marker: the file that tells a directory that may be replaced from any other.
 
     Raises:
         DirectoryError: `destination` exists and is not to be replaced or is no checkpoint, or the
@@ -47,7 +50,7 @@ def atomic_directory(destination: Path, *, overwrite: bool = False) -> Iterator[
         destination.parent.mkdir(parents=True, exist_ok=True)
         with _locked(destination.parent):
             _clean(destination)
-            _check(destination, overwrite)
+            _check(destination, overwrite, marker)
             name = f".{destination.name}.{_NEW}-{secrets.token_hex(6)}"
             new = destination.with_name(name)
             new.mkdir()
@@ -65,6 +68,20 @@ def atomic_directory(destination: Path, *, overwrite: bool = False) -> Iterator[
         # After a failure this is the new directory, after success the old one, if there was one.
         shutil.rmtree(new, ignore_errors=True)
         os.close(lock)
+
+
+def check_apart(source: Path, destination: Path) -> None:
+    """Refuse a destination that is the source, holds it or lies in it.
+
+    Raises:
+        ValueError: it does.
+    """
+    a, b = source.resolve(), destination.resolve()
+    if a.is_relative_to(b) or b.is_relative_to(a):
+        raise ValueError(
+            f"the destination {destination} and the source {source} overlap: writing one would "
+            "destroy the other; name a directory outside it"
+        )
 
 
 def leftovers(destination: Path) -> list[Path]:
@@ -100,7 +117,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _check(destination: Path, overwrite: bool) -> None:
+def _check(destination: Path, overwrite: bool, marker: str) -> None:
     if not destination.exists():
         return
     if not destination.is_dir():
@@ -113,9 +130,9 @@ def _check(destination: Path, overwrite: bool) -> None:
             f"{destination} exists already: overwrite it (overwrite=True, --overwrite), or name "
             "another directory"
         )
-    if "config.json" not in content:
+    if marker not in content:
         raise DirectoryError(
-            f"{destination} is not overwritten: it has no config.json, so it is no checkpoint (it "
+            f"{destination} is not overwritten: it has no {marker}, so it is no checkpoint (it "
             f"holds {', '.join(content[:5])}). Name another directory, or remove it yourself"
         )
 

@@ -2,24 +2,26 @@
 
 What it writes is what `florence_jax.checkpoint.save_checkpoint` writes: `Florence2Pipeline` loads
 it, `python -m convert.to_torch` gives it to PyTorch, and `model.start` of another run takes it. The
-parameters are the moving average where the run keeps one, and adapters are added to their kernels;
-they are also written by themselves, to RUN/adapter.safetensors or beside --out DIRECTORY to
-DIRECTORY.adapter.safetensors, the file that `python -m convert.export_lora` takes.
+parameters are the moving average where the run keeps one, and adapters are added to their kernels.
+A run with LoRA also writes its adapter alone, in PEFT's format and in the naming of the model that
+it started from: to RUN/adapter, or beside --out DIRECTORY to DIRECTORY.adapter.
 """
 
 import argparse
 import dataclasses
 import functools
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from florence_jax.checkpoint import save_checkpoint
-from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
-from florence_jax.runtime.atomic_file import temporary_name
+from florence_jax.adapters import write_adapter
+from florence_jax.checkpoint import read_config, save_checkpoint
+from florence_jax.checkpoint.model_directory import BUNDLED
+from florence_jax.checkpoint.pytorch.config_files import dialect
+from florence_jax.checkpoint.pytorch.key_map import Naming
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.program import run_program
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
@@ -31,11 +33,12 @@ from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import from_tree
 from florence_jax.training.distributed import is_first
 from florence_jax.training.evaluation import merged, nested
-from florence_jax.training.lora import is_factor
+from florence_jax.training.lora import as_adapter, is_factor
 from florence_jax.training.pretrained import PretrainedFiles, read_start
 from florence_jax.training.state import TrainState
 
 _LOCK = ".export.lock"
+_MODEL_CONFIG = "config.json"
 
 
 def export_run(
@@ -66,7 +69,7 @@ def export_run(
     # Of two exports to one place, the adapters and the checkpoint must be one's: the second waits,
     # since a run that ends must not lose its own.
     with directory_lock(directory.parent, _LOCK, wait=True):
-        adapter = directory.parent / f"{prefix}adapter.safetensors"
+        adapter = directory.parent / f"{prefix}adapter"
         return _write(training, start, params, directory, adapter)
 
 
@@ -76,20 +79,14 @@ def _write(
     config, written = training.config, []
     factors = {path: np.asarray(leaf) for path, leaf in params.items() if is_factor(path)}
     if factors:
-        aside = temporary_name(adapter)
-        try:
-            save_tensors(
-                factors,
-                aside,
-                metadata={
-                    "format": "florence-jax-lora-1",
-                    "alpha": json.dumps(config.lora.alpha),
-                    "use_rslora": json.dumps(config.lora.rank_stabilised),
-                },
-            )
-            aside.replace(adapter)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_adapter(
+            adapter,
+            as_adapter(factors, config.lora),
+            _naming(start.files, factors),
+            base_model=_base_model(config.model.start),
+            revision=config.model.revision,
+            overwrite=True,
+        )
         written.append(adapter)
     base = {
         path: np.asarray(jax.device_get(leaf)).astype(jax.numpy.dtype(config.export.dtype))
@@ -97,6 +94,24 @@ def _write(
     }
     save_checkpoint(directory, start.config, nested(base), files=start.files, overwrite=True)
     return [*written, directory]
+
+
+def _naming(files: Path, factors: Iterable[str]) -> Naming:
+    """The naming of the model that the run started from, where that has a module for each factor.
+
+    The projector's kernel is a bare parameter in the original, which PEFT cannot adapt.
+    """
+    has_config = (files / _MODEL_CONFIG).is_file()
+    if not has_config or any(path.startswith("projector/") for path in factors):
+        return "native"
+    return dialect(read_config(files).config)
+
+
+def _base_model(start: str) -> str | None:
+    """The model that a run started from, as its adapter names it from any working directory."""
+    path = Path(start).expanduser()
+    is_path = bool(start) and start not in BUNDLED and path.is_dir()
+    return str(path.resolve()) if is_path else start or None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,8 +1,7 @@
 """Low-rank adapters (https://arxiv.org/abs/2106.09685) on the linear layers that a regex names.
 
 An adapted kernel W [in, out] acts as W + (alpha / rank) * a @ b, with a [in, rank] and
-b [rank, out]. The factors lie in the flat parameter dict at "PATH/kernel/a" and "PATH/kernel/b",
-which is also how `convert.export_lora` reads them.
+b [rank, out]. The factors lie in the flat parameter dict at "PATH/kernel/a" and "PATH/kernel/b".
 """
 
 import math
@@ -12,8 +11,10 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from florence_jax.adapters import Adapter, LowRank
 from florence_jax.model.layers import Linear, dropout, fold_in
 from florence_jax.training.checked import Checked, counted, not_finite, positive, within
 
@@ -83,6 +84,15 @@ def init_factors(
 
 def is_factor(path: str) -> bool:
     return path.endswith(("/kernel/a", "/kernel/b"))
+
+
+def as_adapter(factors: Mapping[str, np.ndarray], config: LoraConfig) -> Adapter:
+    """Trained factors as an adapter, which `florence_jax.adapters.write_adapter` gives to PEFT."""
+    modules = {
+        path: LowRank(a=factors[f"{path}/a"], b=factors[f"{path}/b"], alpha=config.alpha)
+        for path in sorted({path.rpartition("/")[0] for path in factors})
+    }
+    return Adapter(modules=modules, use_rslora=config.rank_stabilised)
 
 
 def adapt(

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from florence_jax.checkpoint import load_checkpoint, plan_checkpoint, resolve
+from florence_jax.adapters import resolve_model
+from florence_jax.checkpoint import load_checkpoint, plan_checkpoint
 from florence_jax.checkpoint.hub import METADATA_FILES
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.config import PRESETS, BartConfig, Florence2Config
@@ -60,7 +61,7 @@ def prepare_start(config: TrainConfig, files: Path) -> PretrainedFiles:
     files.mkdir(parents=True)
     model = config.model
     if model.start:
-        source = resolve(model.start, model.revision)
+        source = resolve_model(model.start, model.revision)
         sizes = plan_checkpoint(source).config
         _copy(source, files)
     else:
@@ -97,8 +98,8 @@ def load_parameters(
     model = config.model
     sharding = None if layout is None else layout.stored_sharding
     if model.start:
-        loaded = load_checkpoint(model.start, "float32", sharding, revision=model.revision)
-        return dict(flatten(loaded.params))
+        source = resolve_model(model.start, model.revision)
+        return dict(flatten(load_checkpoint(source, "float32", sharding).params))
 
     def init() -> dict[str, jax.Array]:
         params = dict(flatten(Model(config=start.config).init(jax.random.key(config.seed))))
@@ -143,7 +144,7 @@ def _with_processor(config: TrainConfig, sizes: Florence2Config, files: Path) ->
         )
         _decode_as_evaluated(config, sizes.text, files)
     elif processor:
-        _copy(resolve(processor, weights=False), files, without=("config.json",))
+        _copy(resolve_model(processor, weights=False), files, without=("config.json",))
         if not config.model.start:
             _decode_as_evaluated(config, sizes.text, files)
     _set_image_size(files, sizes, size)

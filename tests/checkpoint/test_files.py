@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from florence_jax.adapters import resolve_model
 from florence_jax.checkpoint import CheckpointError, load_checkpoint
 from florence_jax.checkpoint.pytorch.safetensors_reader import MAX_HEADER_BYTES, open_safetensors
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory
@@ -122,10 +123,10 @@ def test_no_weights_says_what_was_expected_and_what_is_there(tmp_path):
     (tmp_path / "florence.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"expected one of model\.safetensors.*Rename"):
         load_checkpoint(tmp_path)
-    # An adapter's directory is loaded as its base with the adapter merged.
+    # An adapter's directory stands for its base with the adapter merged.
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"adapter_config\.json: peft_type is None"):
-        load_checkpoint(tmp_path)
+        resolve_model(tmp_path)
 
 
 def write_raw(path, header, data=b""):

@@ -9,7 +9,6 @@ from safetensors.numpy import save_file
 
 from convert.inspect import inspect, main
 from convert.verify.reference import random_params_with_spread_logits
-from florence_jax.adapters.file import FORMAT
 from florence_jax.checkpoint import CheckpointError, save_checkpoint
 from florence_jax.config import PRESETS, tiny
 from tests.checkpoint.generated import (
@@ -176,15 +175,6 @@ def test_adapters(tmp_path):
     assert found["rank"] == 2
     assert "magnitude" in found["problems"][0]
     assert main([str(tmp_path)]) == 1
-
-
-def test_factors_of_ours(tmp_path):
-    factors = {"lm_head/embedding/a": np.ones((24, 3)), "lm_head/embedding/b": np.ones((3, 1285))}
-    save_file(factors, tmp_path / "f", metadata={"format": FORMAT, "alpha": "6"})
-    found = inspect(tmp_path / "f")
-    assert found["kind"] == "adapter"
-    assert found["format"] == "florence_jax"
-    assert (found["ranks"], found["scales"]) == ([3], [2.0])
 
 
 def test_the_table_and_the_json(tmp_path, capsys):

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from convert.from_torch import from_torch
-from convert.to_torch import to_torch
 from florence_jax.checkpoint import load_checkpoint
 from florence_jax.constrained.answer_grammars import AnswerGrammars
 from florence_jax.constrained.answer_schema import answer_form
+from florence_jax.conversion import from_torch, to_torch
 from florence_jax.generation import GenerationConfig, generate, make_constraint
 from florence_jax.model import Model
 from florence_jax.processing import load_tokenizer

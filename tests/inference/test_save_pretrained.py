@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import florence_jax as fj
-from convert.to_torch import to_torch
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.checkpoint.pytorch.key_map import SHARED
+from florence_jax.conversion import to_torch
 from florence_jax.demo.bundled_model import SHAPES
 from tests.random_pipeline import random_pipeline
 

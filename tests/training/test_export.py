@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from convert.merge_lora import main as merge_lora
 from convert.to_torch import main as to_torch
-from florence_jax.adapters.file import read_lora
+from florence_jax.adapters import read_adapter
+from florence_jax.adapters.merge_checkpoint import merge_lora
 from florence_jax.checkpoint import load_checkpoint
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.training.build import build_training, drop_frozen
@@ -53,20 +53,22 @@ def test_adapters_are_merged_and_written_by_themselves(tmp_path):
         for path, leaf in state.ema.items()
     }
     state = dataclasses.replace(state, ema=moved)
-    file, directory = export_run(training, start, state)
-    adapter = read_lora(file)
+    written, directory = export_run(training, start, state)
+    assert written == tmp_path / "run" / "adapter"
+    adapter = read_adapter(written)
+    assert adapter.naming == "native"
     assert adapter.use_rslora
     assert {update.alpha for update in adapter.modules.values()} == {6.0}
     path = "encoder/layers/0/fc1/kernel"
     np.testing.assert_array_equal(adapter.modules[path].a, moved[f"{path}/a"])
 
-    # The other program's merge of the same file into the base gives the same checkpoint.
+    # Merging the adapter's files into the base gives the same checkpoint.
     base, _, plain = prepared(tmp_path / "base")
     (base_directory,) = export_run(base, start, plain)
-    assert merge_lora([str(file), str(base_directory), str(tmp_path / "merged")]) == 0
+    merge_lora(written, base_directory, tmp_path / "merged")
     elsewhere, _ = export_run(training, start, state, tmp_path / "run" / "again")
-    assert elsewhere.name == "again.adapter.safetensors"
-    np.testing.assert_array_equal(read_lora(elsewhere).modules[path].a, moved[f"{path}/a"])
+    assert elsewhere.name == "again.adapter"
+    np.testing.assert_array_equal(read_adapter(elsewhere).modules[path].a, moved[f"{path}/a"])
     ours, theirs = loaded(directory), loaded(tmp_path / "merged")
     assert np.abs(ours[path] - loaded(base_directory)[path]).max() > 0.1
     for name, leaf in ours.items():

@@ -1,8 +1,8 @@
 """Low-rank adapters on a frozen base: the least memory, and a file of a few megabytes.
 
-    florence-jax train --config train/recipes/lora.py --data.directory my_data
+    python -m train.main --config train/recipes/lora.py data.directory=my_data
 
-The run leaves RUN/adapter.safetensors, and the merged checkpoint in RUN/export.
+The run leaves the adapter in PEFT's format in RUN/adapter, and the merged checkpoint in RUN/export.
 """
 
 from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig

@@ -58,6 +58,11 @@ def read_config(directory: str | Path) -> RepositoryConfig:
     """
     directory = Path(directory)
     config = read_json_object(directory, "config.json")
+    if config is None and has_file(directory, "adapter_config.json"):
+        raise CheckpointError(
+            f"{directory} is a PEFT adapter: load it with florence_jax.load or Florence2Pipeline, "
+            "or merge it with python -m convert.merge_lora"
+        )
     if config is None:
         raise CheckpointError(
             f"{directory} has no config.json, which gives the model's sizes: download it from the "

@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from florence_jax.checkpoint.errors import CheckpointError
-from florence_jax.checkpoint.files import checkpoint_directory, contained_file, has_file
+from florence_jax.checkpoint.files import (
+    MAX_METADATA_BYTES,
+    checkpoint_directory,
+    contained_bytes,
+    has_file,
+)
 from florence_jax.checkpoint.hub import METADATA_FILES
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.checkpoint.pytorch.config_files import torch_config
@@ -36,12 +41,12 @@ def save_torch(
     naming: Naming,
     *,
     files: Path,
+    pad_image_row: bool = True,
     overwrite: bool = False,
-) -> None:
+) -> dict[str, np.ndarray]:
     """Write `params` as model.safetensors with the JSON files of `naming`'s dialect.
 
-    Parameters keep their dtypes. In the native naming, a token table without a row for `<image>`,
-    which transformers looks up, is padded to a multiple of 64 as the published ones are.
+    Parameters keep their dtypes.
 
     Args:
         directory: where to; it appears as a whole when it is complete.
@@ -49,12 +54,18 @@ def save_torch(
         params: nested dict of arrays, with the keys and shapes of `abstract_params(config)`.
         naming: "native" for transformers' class, "original" for Microsoft's code.
         files: directory with config.json, tokenizer and processor files.
+        pad_image_row: in the native naming, pad a token table without a row for `<image>`, which
+            transformers looks up, to a multiple of 64 as the published ones are.
         overwrite: replace an existing checkpoint.
+
+    Returns:
+        The tensors written, by name.
 
     Raises:
         CheckpointError: what cannot be written, and why.
     """
-    config, params = _with_image_row(config, params) if naming == "native" else (config, params)
+    if naming == "native" and pad_image_row:
+        config, params = _with_image_row(config, params)
     # Told not to tie lm_head, PyTorch's classes tie none of the token table's other names either: a
     # name that is not in the file would be drawn at random.
     tied_names = not config.tie_word_embeddings
@@ -67,14 +78,37 @@ def save_torch(
     if config.image_token_id != Florence2Config.image_token_id:
         # The original code has no such token, and whoever goes on to transformers needs its id.
         written[0]["image_token_id"] = config.image_token_id
+    write_torch(directory, tensors, written, files=files, overwrite=overwrite)
+    return tensors
+
+
+def write_torch(
+    directory: Path,
+    tensors: Mapping[str, np.ndarray],
+    json_files: tuple[Mapping[str, Any], Mapping[str, Any]],
+    *,
+    files: Path,
+    overwrite: bool = False,
+) -> tuple[str, ...]:
+    """Write tensors and JSON files as a PyTorch checkpoint; returns the names of its files.
+
+    Args:
+        directory: where to; it appears as a whole when it is complete.
+        tensors: name -> contiguous array.
+        json_files: the content of config.json and of generation_config.json.
+        files: directory with the tokenizer and processor files to copy, as far as it has them. A
+            processor_config.json gets the `post_processor_config` that transformers needs.
+        overwrite: replace an existing checkpoint.
+    """
     with checkpoint_directory(directory, overwrite=overwrite) as new:
         for name in METADATA_FILES:
             if has_file(files, name):
-                content = contained_file(files, name).read_bytes()
+                content = contained_bytes(files, name, MAX_METADATA_BYTES)
                 (new / name).write_bytes(completed_processor(name, content))
-        for name, fields in zip(_JSON_FILES, written, strict=True):
+        for name, fields in zip(_JSON_FILES, json_files, strict=True):
             (new / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         save_tensors(tensors, new / _WEIGHTS, {"format": "pt"})
+        return tuple(sorted(path.name for path in new.iterdir()))
 
 
 def _with_image_row(

@@ -99,8 +99,6 @@ def _nothing_found(directory: Path) -> str:
         f"{directory} holds no weights: expected one of {', '.join(WEIGHT_FILES)}; "
         f"it holds {sample(names, 12) or 'nothing'}"
     )
-    if "adapter_config.json" in names:
-        message += ". This is a PEFT adapter: merge it with python -m convert.merge_lora"
-    elif any(name.endswith((".safetensors", ".bin")) for name in names):
+    if any(name.endswith((".safetensors", ".bin")) for name in names):
         message += ". Rename the file that holds the whole model to one of the expected names"
     return message

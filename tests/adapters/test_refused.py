@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from florence_jax.adapters.file import read_adapter
+from florence_jax.adapters import read_adapter
 from florence_jax.checkpoint import CheckpointError
 
 LAYER = "base_model.model.model.language_model.encoder.layers.0"
@@ -158,7 +158,7 @@ def test_quantised_factors_are_refused(tmp_path):
 
 
 def test_what_is_not_there_is_said(tmp_path):
-    assert "does not exist" in message_of(tmp_path / "nothing")
+    assert "is no directory" in message_of(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     assert "has no adapter_config.json" in message_of(tmp_path / "empty")
     directory = write(tmp_path / "half", pair(f"{LAYER}.fc1"))

@@ -5,9 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 
-from convert.merge_lora import main, merge_lora
+from convert.merge_lora import main
 from convert.verify.reference import native_model
-from florence_jax.adapters.file import adapter_from_factors, read_adapter, write_lora
+from florence_jax.adapters import read_adapter, write_adapter
+from florence_jax.adapters.merge_checkpoint import merge_lora
 from florence_jax.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -15,8 +16,8 @@ from florence_jax.checkpoint import (
     torch_tensors,
 )
 from florence_jax.checkpoint.param_tree import flatten
+from tests.adapters import peft_adapters as peft_side
 from tests.checkpoint.generated import write_directory
-from tests.convert import lora_adapters as peft_side
 
 TOLERANCE = 1e-5  # of logits up to 15, where one rounding of one weight makes 5e-6
 
@@ -147,22 +148,12 @@ def test_a_full_disk_is_said_and_the_old_result_is_kept(tmp_path, base, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
-def test_factors_trained_here_merge_too(tmp_path, base):
-    factors = {"encoder/layers/0/fc1/kernel/a": np.ones((24, 1), np.float32)}
-    factors["encoder/layers/0/fc1/kernel/b"] = np.ones((1, 48), np.float32)
-    write_lora(tmp_path / "lora.safetensors", adapter_from_factors(factors, 2))
-    merge_lora(tmp_path / "lora.safetensors", tmp_path / "original", tmp_path / "merged")
-    kernel = load_checkpoint(tmp_path / "merged").params["encoder"]["layers"]["0"]["fc1"]["kernel"]
-    expected = base[1]["encoder"]["layers"]["0"]["fc1"]["kernel"] + np.float32(2)
-    np.testing.assert_array_equal(kernel, expected)
-
-
 def test_a_base_of_another_size_is_named(tmp_path, base):
-    factors = {"encoder/layers/0/fc1/kernel/a": np.ones((768, 1), np.float32)}
-    factors["encoder/layers/0/fc1/kernel/b"] = np.ones((1, 3072), np.float32)
-    write_lora(tmp_path / "lora.safetensors", adapter_from_factors(factors, 2))
+    factors = {"a": np.ones((768, 1), np.float32), "b": np.ones((1, 3072), np.float32)}
+    tree = {"encoder": {"layers": {"0": {"fc1": {"kernel": factors}}}}}
+    write_adapter(tmp_path / "adapter", peft_side.adapter_of_factors(tree, 2), "native")
     with pytest.raises(CheckpointError, match=r"has \[768, 3072\], the model has \[24, 48\]"):
-        merge_lora(tmp_path / "lora.safetensors", tmp_path / "native", tmp_path / "merged")
+        merge_lora(tmp_path / "adapter", tmp_path / "native", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 

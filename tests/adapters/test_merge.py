@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from convert.verify.reference import native_model
-from florence_jax.adapters.adapter import Adapter, LowRank, merge
-from florence_jax.adapters.file import read_adapter
+from florence_jax.adapters import Adapter, LowRank, merge, read_adapter
 from florence_jax.checkpoint import CheckpointError
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.checkpoint.pytorch.key_map import match_name
-from tests.convert import lora_adapters as peft_side
-from tests.convert.lora_adapters import NATIVE_TARGETS, ORIGINAL_TARGETS
+from tests.adapters import peft_adapters as peft_side
+from tests.adapters.peft_adapters import NATIVE_TARGETS, ORIGINAL_TARGETS
 
 # One rounding of one weight moves these logits (up to 15) by 5e-6 in PyTorch alone.
 TOLERANCE = 1e-5

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from convert.from_torch import from_torch
-from convert.to_torch import main, to_torch
+from convert.to_torch import main
 from convert.verify.reference import native_model
 from convert.verify.stages import jax_stages, random_inputs, torch_stages
 from florence_jax.checkpoint import CheckpointError, load_checkpoint
 from florence_jax.checkpoint.native.save import save_checkpoint
 from florence_jax.config import PRESETS
+from florence_jax.conversion import from_torch, to_torch
 from florence_jax.model import Model
 from tests.checkpoint.generated import (
     LOGITS_BIAS,
@@ -111,7 +111,9 @@ def test_names_and_shapes_are_the_published_ones(tmp_path, naming, size, monkeyp
     config["text_config"]["vocab_size"] = 51289 if naming == "original" else 51328
     (tmp_path / "source" / "config.json").write_text(json.dumps(config))
     # Names and shapes are known before a gigabyte is written.
-    monkeypatch.setattr("convert.to_torch.save_tensors", lambda tensors, path, metadata: None)
+    monkeypatch.setattr(
+        "florence_jax.checkpoint.pytorch.save.save_tensors", lambda tensors, path, metadata: None
+    )
     export = to_torch(tmp_path / "source", tmp_path / "once", naming=naming)
     assert export.shapes == once
     export = to_torch(tmp_path / "source", tmp_path / "all", naming=naming, tied_names="all")

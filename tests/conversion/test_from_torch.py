@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import florence_jax as fj
-from convert.from_torch import from_torch, main
+from convert.from_torch import main
 from florence_jax.checkpoint import CheckpointError, load_checkpoint
+from florence_jax.conversion import from_torch
 from tests.checkpoint.generated import TOKEN_TABLES, tiny_config, tiny_tensors, write_directory
 from tests.checkpoint.test_load import assert_same
 from tests.checkpoint.test_save import content, data_file, settings

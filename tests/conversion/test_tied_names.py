@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from convert.from_torch import from_torch
-from convert.to_torch import to_torch
 from convert.verify.reference import native_model
 from convert.verify.stages import random_inputs, torch_stages
 from florence_jax.checkpoint import load_checkpoint
+from florence_jax.conversion import from_torch, to_torch
 from florence_jax.model import Model
 from tests.checkpoint.generated import (
     TOKEN_TABLES,

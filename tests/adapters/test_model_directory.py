@@ -1,4 +1,4 @@
-"""One resolver: what may stand where a model is expected, and what else is explained."""
+"""`resolve_model`: what may stand where a model is expected, and the errors for what may not."""
 
 import json
 import shutil
@@ -8,8 +8,8 @@ import pytest
 
 import florence_jax as fj
 from convert.inspect import inspect
-from convert.merge_lora import merge_lora
-from convert.to_torch import to_torch
+from florence_jax.adapters import resolve_model
+from florence_jax.adapters.merge_checkpoint import merge_lora
 from florence_jax.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -19,6 +19,7 @@ from florence_jax.checkpoint import (
 )
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.config import tiny
+from florence_jax.conversion import to_torch
 from florence_jax.demo.bundled_model import SHAPES
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.processing import demo_tokenizer
@@ -40,7 +41,7 @@ def adapter(tmp_path, base, monkeypatch):
     """A PEFT adapter of `base` that names it, and its merged parameters."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     from convert.verify.reference import native_model
-    from tests.convert import lora_adapters as peft_side
+    from tests.adapters import peft_adapters as peft_side
 
     params = load_checkpoint(base, dtype="float32").params
     wrapped = peft_side.wrap(native_model(tiny(), params), target_modules=["q_proj", "fc1"], r=2)
@@ -100,7 +101,7 @@ def test_a_run_is_its_export(tmp_path):
 def test_an_adapter_is_its_base_with_it_merged(tmp_path, base, adapter):
     merge_lora(adapter, base, tmp_path / "merged")
     expected = dict(flatten(load_checkpoint(tmp_path / "merged").params))
-    found = load_checkpoint(adapter)
+    found = load_checkpoint(resolve_model(adapter))
     assert found.config == load_checkpoint(base).config
     for path, leaf in flatten(found.params):
         assert np.array_equal(np.asarray(leaf), np.asarray(expected[path])), path
@@ -108,36 +109,45 @@ def test_an_adapter_is_its_base_with_it_merged(tmp_path, base, adapter):
     assert any(not np.array_equal(expected[path], plain[path]) for path in plain)
     pipe = fj.Florence2Pipeline.from_pretrained(adapter)
     assert pipe.tokenizer.sha256() == demo_tokenizer().sha256()
-    assert resolve(adapter, weights=False) == base
+    assert resolve_model(adapter, weights=False) == base
     to_torch(adapter, tmp_path / "torch", naming="original")
     assert load_checkpoint(tmp_path / "torch").config.text == found.config.text
 
 
+def test_a_checkpoint_and_an_adapter_are_given_apart_too(base, adapter):
+    assert resolve_model(base, adapter=adapter) == resolve_model(adapter)
+    assert resolve_model(base, adapter=adapter, weights=False) == base
+    with pytest.raises(CheckpointError, match="is an adapter itself"):
+        resolve_model(adapter, adapter=adapter)
+    with pytest.raises(CheckpointError, match="is a PEFT adapter: load it with"):
+        load_checkpoint(adapter)
+
+
 def test_an_adapter_is_merged_once_and_again_when_it_changes(base, adapter):
-    first = resolve(adapter)
-    stamp = (first / "manifest.json").stat().st_mtime_ns
-    assert resolve(adapter) == first
-    assert (first / "manifest.json").stat().st_mtime_ns == stamp
+    first = resolve_model(adapter)
+    stamp = (first / "model.safetensors").stat().st_mtime_ns
+    assert resolve_model(adapter) == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == stamp
     name_base(adapter, str(base), lora_alpha=2)
-    assert resolve(adapter) != first
+    assert resolve_model(adapter) != first
 
 
 def test_an_adapters_base_may_be_shapes_or_beside_it_and_must_be_one(adapter, base, tmp_path):
     shutil.copytree(base, adapter / "its-base")
     name_base(adapter, "its-base")
-    resolve(adapter)
+    resolve_model(adapter)
     name_base(adapter, None)
     with pytest.raises(CheckpointError, match="names no base_model_name_or_path"):
-        resolve(adapter)
+        resolve_model(adapter)
     name_base(adapter, str(adapter))
     with pytest.raises(CheckpointError, match="is an adapter too"):
-        resolve(adapter)
+        resolve_model(adapter)
     name_base(adapter, str(tmp_path / "gone"))
     with pytest.raises(CheckpointError, match=r"base model of this adapter cannot be had .*gone"):
-        resolve(adapter)
+        resolve_model(adapter)
     name_base(adapter, "shapes")
     with pytest.raises(CheckpointError, match="cannot be merged into this model"):
-        resolve(adapter)
+        resolve_model(adapter)
 
 
 def test_exported_programs_are_no_checkpoint(tmp_path):

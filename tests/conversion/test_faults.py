@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from convert.from_torch import from_torch
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, plan_checkpoint
+from florence_jax.conversion import from_torch
 from florence_jax.runtime.atomic_dir import leftovers
 from tests.checkpoint.generated import (
     TOKEN_TABLES,

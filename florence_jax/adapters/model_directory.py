@@ -1,8 +1,9 @@
-"""An adapter's directory where a model is expected: its base with the adapter added, kept on disk.
+"""Resolve what may stand where a model is expected, PEFT adapters included.
 
-The merged checkpoint goes to `$XDG_CACHE_HOME/florence-jax/merged` (`~/.cache/florence-jax/merged`)
-under a digest of the adapter's and the base's files, so that it is made once. Nothing is ever
-removed there: delete the directory at will.
+An adapter stands for its base with the adapter merged into it. The merged checkpoint goes to
+`$XDG_CACHE_HOME/florence-jax/merged` (`~/.cache/florence-jax/merged`) under a digest of the
+adapter's and the base's files, so that it is made once. Nothing is ever removed there: delete the
+directory at will.
 """
 
 from __future__ import annotations
@@ -10,37 +11,55 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
-from florence_jax.adapters.adapter import merge
-from florence_jax.adapters.peft import is_adapter, read_peft
-from florence_jax.checkpoint.errors import CheckpointError, clip
-from florence_jax.checkpoint.hub import resolve
-from florence_jax.checkpoint.load import plan_checkpoint
-from florence_jax.checkpoint.native.manifest import MANIFEST
-from florence_jax.checkpoint.native.save import save_checkpoint
-from florence_jax.checkpoint.param_tree import insert
-from florence_jax.checkpoint.pytorch.read_tensor import leaf_dtype
+from florence_jax.adapters.merge_checkpoint import merge_lora
+from florence_jax.adapters.peft import is_adapter, read_adapter
+from florence_jax.checkpoint import CheckpointError, resolve
+from florence_jax.checkpoint.errors import clip
+from florence_jax.checkpoint.model_directory import has_weights
 
 
-def merged_checkpoint(adapter: Path) -> Path:
-    """The directory of the checkpoint that `adapter`, a PEFT directory, makes of its base.
+def resolve_model(
+    source: str | Path,
+    revision: str | None = None,
+    *,
+    adapter: str | Path | None = None,
+    weights: bool = True,
+) -> Path:
+    """The local directory of the checkpoint that a model's name stands for.
+
+    Everything that takes a model takes what this takes.
+
+    Args:
+        source: what `florence_jax.checkpoint.resolve` takes; or the directory or hub id of a PEFT
+            adapter, which is merged into the base model that it names.
+        revision: branch, tag or commit of a hub id.
+        adapter: directory or hub id of a PEFT adapter to merge into `source`.
+        weights: False gets the configuration, tokenizer and processor files alone, which are the
+            base model's.
 
     Raises:
-        CheckpointError: it names no base, the base cannot be had, or the two do not fit.
+        CheckpointError: there is no such directory or id, it cannot be downloaded, or adapter and
+            base do not fit.
     """
-    updates = read_peft(adapter)
-    base = base_of(adapter)
+    directory = resolve(source, revision, weights=weights)
+    if is_adapter(directory) and not has_weights(directory):
+        if adapter is not None:
+            raise CheckpointError(
+                f"{source} is an adapter itself: merge the two into their base one by one, "
+                "python -m convert.merge_lora"
+            )
+        adapter, directory = directory, base_of(directory, weights=weights)
+    if adapter is None or not weights:
+        return directory
+    return _merged(resolve(adapter), directory)
+
+
+def _merged(adapter: Path, base: Path) -> Path:
+    """The cached directory of `adapter` merged into `base`."""
     target = _cache() / f"{adapter.resolve().name}-{_digest(adapter, base)[:24]}"
-    if (target / MANIFEST).is_file():
-        return target
-    plan = plan_checkpoint(base, verify=True)
-    params: dict[str, Any] = {}
-    for path, entry in plan.sources.items():
-        leaf_dtype(entry, None)  # refuses a dtype that parameters do not have
-        insert(params, path, entry.transform.to_ours(entry.tensor.view()))
-    merged = merge(params, plan.config, updates)
-    save_checkpoint(target, merged.config, merged.params, files=base, overwrite=True)
+    if not (target / "config.json").is_file():  # the directory appears when it is complete
+        merge_lora(adapter, base, target, overwrite=True)
     return target
 
 
@@ -53,7 +72,7 @@ def base_of(adapter: Path, *, weights: bool = True) -> Path:
     Raises:
         CheckpointError: adapter_config.json names none, or another adapter, or it cannot be had.
     """
-    config = read_peft(adapter).peft_config or {}
+    config = read_adapter(adapter).peft_config or {}
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     remedy = f"merge it yourself: python -m convert.merge_lora {adapter} BASE DEST"
     if not isinstance(name, str) or not name:
@@ -78,7 +97,7 @@ def base_of(adapter: Path, *, weights: bool = True) -> Path:
 
 
 def _digest(adapter: Path, base: Path) -> str:
-    """Of the adapter's bytes, and of the base's files by name, size and time of change."""
+    """sha256 of the adapter's bytes, and of the base's files by name, size and time of change."""
     digest = hashlib.sha256(str(base.resolve()).encode("utf-8", "surrogateescape"))
     for path in sorted(adapter.glob("adapter_*")):
         if path.is_file():

@@ -14,6 +14,8 @@ import pytest
 
 from convert.verify.reference import native_model, random_params_with_spread_logits
 from convert.verify.stages import Inputs, random_inputs, torch_stages
+from florence_jax.adapters import Adapter, LowRank
+from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.checkpoint.pytorch.key_map import match_name
 from florence_jax.config import Florence2Config, tiny
 from florence_jax.model import Model, Params
@@ -31,6 +33,19 @@ NATIVE_TARGETS = (
 )
 # In the original naming "proj" would also be the convolutions of the patch embedding.
 ORIGINAL_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "qkv", "fn.proj")
+
+
+def adapter_of_factors(
+    factors: Params, alpha: float, alphas: dict[str, float] | None = None, **fields: Any
+) -> Adapter:
+    """An adapter of a nested dict of `a` [in, r] and `b` [r, out] under the paths of weights."""
+    flat, alphas = dict(flatten(factors)), alphas or {}
+    paths = sorted({name.rpartition("/")[0] for name in flat})
+    modules = {
+        path: LowRank(a=flat[f"{path}/a"], b=flat[f"{path}/b"], alpha=alphas.get(path, alpha))
+        for path in paths
+    }
+    return Adapter(modules=modules, **fields)
 
 
 def base_model(seed: int = 0, **changes: Any) -> tuple[Florence2Config, Params]:
