@@ -1,25 +1,56 @@
-"""What a person sees of a run: the bar or its lines, RUN/metrics.jsonl and TensorBoard."""
+"""The log of a run: a progress bar or lines for people, and writers of its metrics."""
 
 import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from florence_jax.runtime.jsonl import append_lines
 from florence_jax.training.config import LoggingConfig
-from florence_jax.training.metrics.tensorboard import TensorBoard
+
+
+class MetricsWriter(Protocol):
+    """Writes the metrics of a step somewhere."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Write all `values` before this returns.
+
+        Args:
+            kind: "train", "evaluation" and so on.
+            values: by name; most are numbers.
+
+        Raises:
+            OSError: they cannot be written, as on a full disk; the next call may succeed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what is held open."""
+        ...
+
+
+class JsonlWriter:
+    """One JSON line `{"kind": ..., "step": ..., NAME: VALUE, ...}` for each call."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        append_lines(self._path, [{"kind": kind, "step": step, **values}])
+
+    def close(self) -> None:
+        pass
 
 
 class RunLog:
     """The log of one run; use it as a context manager.
 
     A terminal shows a bar; a file or a pipe gets a line for each line of metrics.jsonl instead.
-
-    A log that cannot be written (a full disk) is said so once and does not end the run.
+    That a log cannot be written, as on a full disk, is said once and does not end the run.
     """
 
     def __init__(
@@ -31,10 +62,13 @@ class RunLog:
             steps: of the whole run.
             peak_flops: FLOP/s of all devices; 0 shows no MFU.
         """
-        self._path, self._peak = directory / "metrics.jsonl", peak_flops
-        self._boards = (
-            TensorBoard(directory / "tensorboard", first=first) if config.tensorboard else None
-        )
+        self._peak = peak_flops
+        self._writers: list[MetricsWriter] = [JsonlWriter(directory / "metrics.jsonl")]
+        if config.tensorboard:
+            # Here and not above: tensorboardX imports torch where it is installed.
+            from florence_jax.training.metrics.tensorboard import TensorBoardWriter
+
+            self._writers.append(TensorBoardWriter(directory / "tensorboard", first=first))
         self._first, self._steps_in_all = first, steps
         self._bar = tqdm(
             total=steps,
@@ -52,6 +86,9 @@ class RunLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        for writer in self._writers:
+            with self.reporting():
+                writer.close()
         self._bar.close()
 
     @property
@@ -105,17 +142,10 @@ class RunLog:
         self.write("train", step, {**values, **rates})
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl; its numbers go to TensorBoard too."""
-        with self.reporting():
-            append_lines(self._path, [{"kind": kind, "step": step, **values}])
-        if self._boards is not None:
-            numbers = {
-                f"{kind}/{name}": value
-                for name, value in values.items()
-                if isinstance(value, int | float)
-            }
+        """Write metrics to all writers."""
+        for writer in self._writers:
             with self.reporting():
-                self._boards.write(step, numbers)
+                writer.write(kind, step, values)
 
     def say(self, text: str) -> None:
         """A line above the bar."""
