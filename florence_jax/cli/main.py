@@ -20,6 +20,7 @@ from florence_jax.cli.evaluate import add_evaluate
 from florence_jax.cli.export import add_export
 from florence_jax.cli.help import DESCRIPTION, EPILOG, CommandParser, VersionAction
 from florence_jax.cli.options import (
+    add_adapter_option,
     add_decoding_options,
     add_free_prompt_option,
     add_model_options,
@@ -145,6 +146,7 @@ def _add_predict(commands: Any) -> None:
         help="the task's region, in pixels of the upright image",
     )
     add_model_options(predict)
+    add_adapter_option(predict)
     predict.add_argument(
         "--weights",
         metavar="MODEL",

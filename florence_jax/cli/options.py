@@ -36,6 +36,7 @@ def add_model_options(
     parser.add_argument(
         "--processor", help="directory or hub id of the tokenizer, where the model has none"
     )
+    parser.set_defaults(adapter=None)
     if not compat:
         parser.set_defaults(compat=None)
         return
@@ -57,6 +58,16 @@ def _add_mesh_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help="with --mesh, how parameters are divided: dp, fsdp, tp, fsdp_tp (default) or a .toml "
         "file",
+    )
+
+
+def add_adapter_option(parser: argparse.ArgumentParser) -> None:
+    """--adapter."""
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="directory or hub id of a PEFT adapter to merge into the model (an adapter that names "
+        "its base model is a --model by itself)",
     )
 
 
@@ -126,6 +137,7 @@ def load_pipeline(options: argparse.Namespace, *, progress: bool) -> Florence2Pi
         mesh=options.mesh,
         rules=rules,
         revision=options.revision,
+        adapter=options.adapter,
         processor=options.processor,
         compat=options.compat,
         progress=progress,
@@ -151,7 +163,7 @@ def load_answering(options: argparse.Namespace, *, progress: bool) -> BasePipeli
         return load_pipeline(options, progress=progress)
     from florence_jax.export.exported_pipeline import load_exported
 
-    for name in ("dtype", "quantize", "revision", "processor", "mesh", "rules"):
+    for name in ("dtype", "quantize", "revision", "adapter", "processor", "mesh", "rules"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name} is fixed by the export in {directory}: leave it out")
     pipeline = load_exported(directory, weights=options.weights)
