@@ -1,51 +1,67 @@
-"""`python -m train.features`: fill the directory of features that a run's settings name.
+"""`python -m train.features`: compute and store the vision tower's output for every image.
 
-It takes the settings of `python -m train.main`. Pictures whose features are there are passed over,
-so the same command goes on where it was stopped, and adds what was added to the data.
+It takes the flags of `florence-jax train`. Images whose features are stored already are skipped, so
+the same command resumes where it was stopped, and adds what was added to the data.
 """
 
-import argparse
 import dataclasses
 import functools
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from florence_jax.runtime.program import run_program
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.config_loader import load_settings
+from florence_jax.training.config_loader import parse_program_flags
 
-_EPILOG = """
+_EXAMPLE = """
+
 example:
-  python -m train.features --config train/recipes/frozen_tower.py data.directory=my_data \\
-      data.cached_features=my_features
-  python -m train.main     (with the same settings)
+  python -m train.features --config train/recipes/frozen_tower.py --data.directory my_data \\
+      --data.cached-features my_features
+  florence-jax train     (with the same flags)
 
-Exit status: 0 done, 1 failed, 143 interrupted; what was computed is kept in any case.
+Exit status: 0 done, 1 failed, 2 a wrong flag, 143 interrupted; computed features are kept in any
+case.
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """Options of the program beside the settings of the run.
+
+    Attributes:
+        run: The settings of the run; data.cached_features is the directory to fill.
+        config: Recipe: a .py file that holds `config = TrainConfig(...)`, or the config.json of a
+            run. Flags replace its values.
+        images_at_once: Images that the tower encodes at a time.
+    """
+
+    run: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    config: Path | None = None
+    images_at_once: int = 16
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return run_program("error", functools.partial(_run, arguments), failed=1)
+    words = sys.argv[1:] if arguments is None else arguments
+    return run_program("error", functools.partial(_run, words), failed=1)
 
 
-def _run(arguments: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(
+def _run(arguments: Sequence[str]) -> int:
+    options = parse_program_flags(
+        FeatureOptions,
+        arguments,
         prog="python -m train.features",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"{__doc__}{_EXAMPLE}",
     )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="in place of the recipe's")
-    parser.add_argument("--config", type=Path, metavar="RECIPE", help="a .py or .yaml file")
-    parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="pictures at a time"
-    )
-    options = parser.parse_intermixed_args(arguments)
-    config = load_settings(TrainConfig, options.config, options.settings)
-    return _fill(config, options.batch_size)
+    return _fill(options.run, options.images_at_once)
 
 
 def _fill(config: TrainConfig, batch_size: int) -> int:
@@ -68,9 +84,9 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
     from florence_jax.training.pretrained import load_parameters
 
     if config.data.cached_features is None:
-        raise ValueError("name the directory of the features: data.cached_features=DIR")
+        raise ValueError("name the directory of the features: --data.cached-features DIR")
     if batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+        raise ValueError(f"--images-at-once must be at least 1, got {batch_size}")
     use_compilation_cache()
     directory = Path(config.data.cached_features)
     began = time.perf_counter()

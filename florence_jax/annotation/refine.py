@@ -12,6 +12,7 @@ where it was stopped. Nothing of an earlier round is ever changed.
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -48,12 +49,12 @@ class Refine:
         directory: OUT.
         model: of the first round.
         rounds: fine-tunes; there is one more annotation than that.
-        recipe: of `python -m train.main`; its `data.train` is replaced by the round's annotations.
-        checkout: the directory that holds `train/`.
+        recipe: of `florence-jax train`; its `data.train` is replaced by the round's annotations.
+        checkout: the directory that the phases run in, whose modules a recipe may import.
         image_root: the directory that image names start from.
-        also: further sources of `data.train`, as YAML, such as labels made by hand.
+        also: further sources of `data.train`, as JSON, such as labels made by hand.
         questions: of one image that a fine-tune asks together, at most.
-        words: further key=value settings of the fine-tune.
+        words: further settings of the fine-tune, as name=value.
         annotate: the command line of an annotation.
     """
 
@@ -73,11 +74,6 @@ class Refine:
             raise RefineError(f"{self.rounds} rounds: expected at least 1")
         if self.questions < 1:
             raise RefineError(f"{self.questions} questions of an image: expected at least 1")
-        if not (self.checkout / "train" / "main.py").is_file():
-            raise RefineError(
-                f"{self.checkout} is no checkout of florence-jax (it has no train/main.py), and "
-                "the wheel cannot fine-tune: run this in a checkout, or name one (--checkout)"
-            )
         if not self.recipe.is_file():
             raise RefineError(f"there is no recipe {self.recipe}: see train/recipes of a checkout")
 
@@ -117,22 +113,26 @@ class Refine:
                 model = str(training / "export")
 
     def _fine_tune(self, model: str, annotations: Path, training: Path) -> list[str]:
-        first = json.dumps(
-            {
-                "kind": "annotations",
-                "path": str(annotations),
-                "image_root": str(self.image_root),
-                "questions": self.questions,
-            }
-        )
+        first = {
+            "kind": "annotations",
+            "path": str(annotations),
+            "image_root": str(self.image_root),
+            "questions": self.questions,
+        }
         return [
-            *(sys.executable, "-m", "train.main", "--config", str(self.recipe)),
-            # A recipe from scratch has sizes, of which a model to start from has its own.
-            *(f"model.start={json.dumps(model)}", "model.architecture=null"),
-            f"directory={json.dumps(str(training))}",
-            f"data.train=[{', '.join([first, *self.also])}]",
-            *self.words,
+            *(sys.executable, "-m", "florence_jax", "train", "--config", str(self.recipe)),
+            # A recipe from scratch has sizes; a model to start from has its own.
+            *("--model.start", model, "--model.architecture", "None"),
+            *("--directory", str(training)),
+            *("--data.train", f"[{', '.join([json.dumps(first), *self.also])}]"),
+            *(flag for word in self.words for flag in setting_flags(word)),
         ]
+
+
+def setting_flags(word: str) -> list[str]:
+    """`name=value` as flags of the trainer; a value may be several words, as in a shell."""
+    name, equals, value = word.partition("=")
+    return [f"--{name}", *(shlex.split(value) if equals else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,8 +56,8 @@ Several machines that see the same --output take a share each with --process-ind
 --process-count; process 0 makes everything but the blocks when the last of them is there.
 
 The trainer reads the directory as it is:
-  python -m train.main --config train/recipes/lora.py \\
-      'data.train=[{kind: annotations, path: annotated, image_root: photos}]'
+  florence-jax train --config train/recipes/lora.py --data.train \\
+      '[{"kind": "annotations", "path": "annotated", "image_root": "photos"}]'
 
 thresholds (--threshold NAME=VALUE), with their defaults:
 """

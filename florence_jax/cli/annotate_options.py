@@ -112,20 +112,24 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
         default="best",
         help="of each level: the one with the best score, or all (default: %(default)s)",
     )
-    loop = annotate.add_argument_group("refining, from a checkout")
+    loop = annotate.add_argument_group("refining (needs the extra `train`)")
     loop.add_argument(
         "--refine", type=Path, metavar="RECIPE", help="fine-tune on the annotations by this recipe"
     )
     loop.add_argument("--rounds", type=int, default=1, help="fine-tunes (default: %(default)s)")
     loop.add_argument(
-        "--checkout", type=Path, default=Path(), metavar="DIR", help="default: this directory"
+        "--checkout",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="run in this directory, whose modules the recipe may import (default: this one)",
     )
     loop.add_argument(
         "--also",
         action="append",
         default=[],
         metavar="SOURCE",
-        help="train on this too, such as '{kind: jsonl, path: /data/by_hand.jsonl, weight: 2}'",
+        help='train on this too: JSON such as \'{"kind": "jsonl", "path": "/data/by_hand.jsonl"}\'',
     )
     loop.add_argument(
         "--questions",
@@ -140,8 +144,9 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         dest="words",
-        metavar="key=value",
-        help="a setting of the fine-tune; repeat it for several",
+        metavar="NAME=VALUE",
+        help="a setting of the fine-tune, such as optimizer.learning-rate=1e-4; repeat it for "
+        "several",
     )
     annotate.add_argument("--quiet", action="store_true", help="no progress bar, no table")
 

@@ -77,6 +77,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if options.run is None:
         parser.print_help()
         return 0
+    options.own_process = arguments is None
     return options.run(options)
 
 
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_annotate(commands)
     add_bench(commands)
+    _add_train(commands)
     return parser
 
 
@@ -209,6 +211,25 @@ def _add_demo(commands: Any) -> None:
     )
     add_decoding_options(demo)
     demo.set_defaults(run=_demo, max_new_tokens=120)
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        add_help=False,
+        prefix_chars="\0",  # tyro reads the flags, which are the fields of the settings
+        help="train or fine-tune a model by a recipe; needs the extra `train`",
+    )
+    train.add_argument("flags", nargs="*")
+    train.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    # Importing it needs the packages of the extra.
+    from florence_jax.cli.train import end_process, main
+
+    status = main(options.flags)
+    return end_process(status) if options.own_process else status
 
 
 def _predict(options: argparse.Namespace) -> int:

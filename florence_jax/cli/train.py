@@ -1,51 +1,98 @@
 """`florence-jax train`, also `python -m train.main`: train or fine-tune a Florence-2."""
 
-import argparse
-import dataclasses
 import functools
+import inspect
 import os
+import sys
 import tempfile
-import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
 
 from florence_jax.runtime.program import TRACEBACK, run_program
+from florence_jax.runtime.signals import exit_now
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.config_loader import describe, load_settings
+from florence_jax.training.config_loader import parse_program_flags
+from florence_jax.training.data.sources import KINDS, FileConfig, SourceConfig
+from florence_jax.training.data.storage import discard_copies
 
-_EPILOG = """
+_DESCRIPTION = """\
+Train or fine-tune a Florence-2.
+
 examples:
-  python -m train.main --config train/recipes/lora.py data.directory=my_data directory=runs/mine
-  python -m train.main --config train/recipes/detection.py data.directory=my_coco --dry-run
-  python -m train.main --config train/recipes/shapes.py steps=1000 batch_size=16
-  python -m train.main --config train/recipes/full.py directory=runs/pod --mesh data=4,fsdp=8
+  florence-jax train --config train/recipes/lora.py --data.directory my_data --directory runs/mine
+  florence-jax train --config train/recipes/detection.py --data.directory my_coco --dry-run
+  florence-jax train --config train/recipes/shapes.py --steps 1000 --batch-size 16
+  florence-jax train --config train/recipes/full.py --directory runs/pod --mesh data=4,fsdp=8
 
-The same command goes on where a run was interrupted, and with more steps where it was finished;
-epochs=3 stands in place of a recipe's steps. Exit status: 0 done, 1 failed, 143 interrupted
-and saved.
+The same command resumes a run that was interrupted, and goes on with one that was finished where
+it now has more steps; --epochs takes the place of a recipe's steps. Exit status: 0 done, 1 failed,
+2 a wrong flag, 143 interrupted and saved.
 
-settings (given as key=value; values are written as in YAML):
+--data.train and --data.valid take a JSON list of objects with these fields:
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of the command beside the settings of the run.
+
+    Attributes:
+        run: The settings of the run.
+        config: Recipe: a .py file that holds `config = TrainConfig(...)`, or the config.json of a
+            run. Flags replace its values.
+        dry_run: Show the settings, sizes and one batch with its pictures, and stop.
+        profile: Number of steps to trace into RUN/profile.
+        distributed: This is one of several processes, which the environment describes
+            (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, a TPU pod, SLURM).
+        coordinator: HOST:PORT of the first of several processes.
+        processes: Number of processes.
+        process: Index of this process, from 0.
+        traceback: Show where an error came from.
+    """
+
+    run: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    config: Path | None = None
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    profile: int = 0
+    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    traceback: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
     return run_program(
         "error",
-        functools.partial(_run, arguments),
+        functools.partial(_run, sys.argv[1:] if arguments is None else arguments),
         failed=1,
         interrupted="interrupted; the same command goes on from the last checkpoint",
     )
 
 
-def _run(arguments: list[str] | None) -> int:
-    # Intermixed: --dry-run may stand before, between and behind the settings.
-    options = _parser().parse_intermixed_args(arguments)
+def end_process(status: int) -> NoReturn:
+    """End the process of a run: an interrupted compilation still runs on a thread."""
+    discard_copies()
+    exit_now(status)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    # As under `python -m`: a recipe may import what lies in the current directory.
+    sys.path.append(os.getcwd())
+    options = parse_program_flags(
+        TrainOptions,
+        arguments,
+        prog="florence-jax train",
+        description=_DESCRIPTION + "".join(_source_fields()),
+    )
+    config = options.run
     if options.traceback:
         os.environ[TRACEBACK] = "1"
-    words = [
-        f"{name}={getattr(options, name)}" for name in ("mesh", "rules") if getattr(options, name)
-    ]
-    config = load_settings(TrainConfig, options.config, [*options.settings, *words])
     if options.distributed or options.coordinator:
         from florence_jax.training.distributed import join
 
@@ -64,55 +111,9 @@ def _run(arguments: list[str] | None) -> int:
     return int(train(config, profile_steps=options.profile))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.main",
-        description="Train or fine-tune a Florence-2.",
-        epilog=_EPILOG + _settings(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="in place of the recipe's")
-    parser.add_argument("--config", type=Path, metavar="RECIPE", help="a .py or .yaml file")
-    parser.add_argument(
-        "--mesh",
-        metavar="AXIS=SIZE,...",
-        help="the setting `mesh`: devices along each axis. Several devices of one CPU are for "
-        "trying meshes out: XLA:CPU aborts the process where one of them comes a minute later "
-        "to a collective than another, as on busy cores. Free the cores, or wait longer: "
-        "add xla_cpu_collective_call_terminate_timeout_seconds=600 to the environment's XLA_FLAGS. "
-        "The same command goes on from the last checkpoint",
-    )
-    parser.add_argument("--rules", metavar="NAME|FILE", help="the setting `rules`")
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="this is one of several processes, which the environment describes "
-        "(JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, a TPU pod, SLURM)",
-    )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes...")
-    parser.add_argument("--processes", type=int, metavar="N", help="... how many...")
-    parser.add_argument("--process", type=int, metavar="I", help="... and which this is, from 0")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="show the settings, sizes and one batch with its pictures, and stop",
-    )
-    parser.add_argument(
-        "--profile", type=int, default=0, metavar="N", help="trace N steps into RUN/profile"
-    )
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    return parser
-
-
-def _settings() -> str:
-    lines = []
-    for name, default, kind, meaning in describe(TrainConfig):
-        if dataclasses.is_dataclass(default):
-            default = type(default).__name__
-        lines.append(
-            f"  {name} = {default!r}  ({kind})"
-            if default != "(required)"
-            else f"  {name}  ({kind}, required)"
-        )
-        lines.append(textwrap.fill(meaning, 92, initial_indent=" " * 6, subsequent_indent=" " * 6))
-    return "\n".join(lines).replace("%", "%%")
+def _source_fields() -> Iterator[str]:
+    """The fields of each layout of data, from the docstrings of its settings."""
+    for name, kind in {"every source": SourceConfig, "files": FileConfig, **KINDS}.items():
+        summary, *rest = inspect.cleandoc(kind.__doc__ or "").splitlines()
+        yield f"\n  {name}: {summary}"
+        yield from (f"\n  {line}" for line in rest if line.startswith("    "))

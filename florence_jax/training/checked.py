@@ -1,10 +1,13 @@
-"""Settings that check themselves: every problem is collected, and every number must be finite."""
+"""Settings that check themselves: range checks, finite numbers, and suggestions for near misses."""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,29 +17,49 @@ _LARGEST = float(np.finfo(np.float32).max)
 # Anything closer to zero may be computed with as zero.
 _SMALLEST = float(np.finfo(np.float32).smallest_normal)
 
+_collected: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
+    "collected problems", default=None
+)
+
 
 class Checked:
-    """A base of settings classes; a subclass yields what is wrong with it from `problems`.
-
-    `problems` reads fields alone and takes None for a field that could not be read, so that
-    `florence_jax.training.config_loader.from_tree` can report the rest beside it.
-    """
+    """A base of settings classes; a subclass yields what is wrong with it from `problems`."""
 
     def problems(self) -> Iterator[str]:
         """A sentence for each value that does not fit."""
         raise NotImplementedError
 
     def __post_init__(self) -> None:
-        found = list(type(self).problems(self))
-        if found:
+        found = list(self.problems())
+        collected = _collected.get()
+        if collected is not None:
+            collected += found
+        elif found:
             raise ValueError("; ".join(found))
+
+
+@contextlib.contextmanager
+def collecting_problems() -> Iterator[list[str]]:
+    """While entered, settings that do not fit add their sentences to the list and do not raise."""
+    problems: list[str] = []
+    token = _collected.set(problems)
+    try:
+        yield problems
+    finally:
+        _collected.reset(token)
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """ " (did you mean ...?)" for the choice most like a word; empty if none is close."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.7)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def not_finite(config: Any, prefix: str = "") -> Iterator[str]:
     """A sentence for each number of a dataclass, nested ones included, that no float32 holds.
 
     Args:
-        config: an instance of a dataclass, or an object with the fields of one.
+        config: an instance of a dataclass.
         prefix: what the names of its fields begin with, such as "optimizer.".
     """
     for name, value in vars(config).items():

@@ -1,12 +1,19 @@
-"""Everything that a run is made of. `python -m train.main --help` prints every field."""
+"""Settings of a training run: TrainConfig and its parts. `florence-jax train --help` lists them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from florence_jax.config import PRESETS, Florence2Config
 from florence_jax.sharding import parse_mesh
-from florence_jax.training.checked import Checked, counted, not_finite, positive, within
+from florence_jax.training.checked import (
+    Checked,
+    counted,
+    did_you_mean,
+    not_finite,
+    positive,
+    within,
+)
 from florence_jax.training.checkpointing.manager import CheckpointConfig
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.sources import SourceConfig
@@ -16,31 +23,32 @@ from florence_jax.training.losses import LossConfig
 from florence_jax.training.metrics.tasks import metric_problems
 from florence_jax.training.optimizer import OptimizerConfig, warmup_problem
 from florence_jax.training.remat import Remat
-from florence_jax.training.suggest import did_you_mean
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-    """What trains.
+    """The model that trains.
 
     Attributes:
-        start: checkpoint directory or hub id to start from.
-        revision: branch, tag or commit of a hub id.
-        architecture: without `start`, the sizes of random weights: base, large, large-4k, tiny, or
-            a mapping with the fields of Florence2Config.
-        processor: directory or hub id of the tokenizer and the processor, by default those of
+        start: Checkpoint directory or hub id to start from.
+        revision: Branch, tag or commit of a hub id.
+        architecture: Without `start`, the sizes of random weights: base, large, large-4k, tiny, or
+            an object with the fields of Florence2Config.
+        processor: Directory or hub id of the tokenizer and the processor, by default those of
             `start`; "bytes" for one token a byte; or "module:function", which writes them and is
             called with (directory, image_size=(height, width), image_tokens=...).
-        from_scratch: random weights that a small model learns from,
-            `florence_jax.training.init_params`, in place of the reference's own.
-        dtype: what activations are computed in. Trainable parameters are float32 in any case.
-        frozen_dtype: what frozen parameters are kept in.
-        dropout, attention_dropout, activation_dropout: in place of the checkpoint's own.
-        drop_path: of the vision tower's blocks, in place of the checkpoint's own.
-        remat: what the backward pass computes again, to save memory: none; dots, all of a block
-            but its linear layers; or blocks, everything between the blocks' inputs.
+        from_scratch: Initialise random weights for training from scratch
+            (`florence_jax.training.init_params`), not as the reference does.
+        dtype: Dtype of the activations. Trainable parameters are float32 in any case.
+        frozen_dtype: Dtype of frozen parameters.
+        dropout: Dropout rate; by default the checkpoint's.
+        attention_dropout: Dropout rate of attention weights; by default the checkpoint's.
+        activation_dropout: Dropout rate after the MLP's activation; by default the checkpoint's.
+        drop_path: Stochastic-depth rate of the vision tower; by default the checkpoint's.
+        remat: Activations that the backward pass recomputes to save memory: none; dots, all of a
+            block but its linear layers; or blocks, everything between the blocks' inputs.
     """
 
     start: str = ""
@@ -73,34 +81,36 @@ class ModelConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Checked):
-    """Where examples come from and how they become batches.
+    """The training and validation data, and how examples become batches.
 
     Attributes:
-        directory: a data set in the train/valid/test convention: each holds a .jsonl file, or a
-            *.coco.json file, and the pictures. Adds to `train` and `valid`.
-        train, valid: lists of sources, in words `data.train=[{kind: jsonl, path: a.jsonl}]`.
+        directory: A data set in the train/valid/test convention: each folder holds a .jsonl file or
+            a *.coco.json file, and the images. It adds to `train` and `valid`.
+        train: Training data sets.
+        valid: Validation data sets.
         mix: "rows" draws each row of a batch from the mixture; "batches" draws each batch from one
             source, so that short answers are not padded to the length of long ones.
-        image_size: (height, width) in pixels that pictures are resized to; by default the
+        image_size: (height, width) in pixels that images are resized to; by default the
             processor's.
-        max_prompt, max_labels: tokens; a longer row is put into quarantine, nothing is cut. By
+        max_prompt: Most tokens of a prompt. A longer row goes to quarantine; nothing is cut. By
             default the most that the model has positions for. Several processes pad every batch to
-            them: there the default is the longest row of the training data, which is read for it
-            once.
-        min_prompt_bucket, min_labels_bucket: tokens that every batch is padded to, doubled (to the
-            longest allowed at most) until its longest row fits. Each pair of lengths compiles a
-            program of its own: where that takes long, set them to the longest.
-        augment: how pictures are changed.
-        cached_features: of a frozen vision tower: a directory, filled by `python -m
-            train.features`, with its output for every training picture. The tower is never run in
-            training, and pictures cannot be augmented. By default there is none.
-        threads: that read and decode pictures...
-        workers: ... in each of this many processes; 0 for threads of this process alone.
-        quarantine_share: the run stops when more than this share of rows could not be used: of the
-            rows that a process has seen since it started (of 1,000 at least, or of all where there
-            are fewer). A picture that several questions share is seen as one row.
-        changed: what a run does when the files of its training rows (not the pictures that they
-            name) have other content than when it began: "refuse" to go on, or "accept" them.
+            this length, and measure it once on the training data where it is not set.
+        max_labels: Most tokens of the labels; otherwise as `max_prompt`.
+        min_prompt_bucket: Length that the prompts of every batch are padded to, doubled until the
+            longest row fits. Each pair of lengths compiles a program of its own: where that takes
+            long, set it to the longest.
+        min_labels_bucket: The same for the labels.
+        augment: Image augmentation.
+        cached_features: With a frozen vision tower, the directory with its output for every
+            training image, written by `python -m train.features`. Training then never runs the
+            tower, and cannot augment images.
+        threads: Threads that read and decode images, in each worker process.
+        workers: Worker processes; 0 for threads of the main process alone.
+        quarantine_share: The run stops when more than this share of rows could not be used, of the
+            rows that a process has seen since it started (of at least 1,000, or of all where there
+            are fewer). An image that several questions share counts as one row.
+        changed: What a resumed run does when the files of its training rows (not the images that
+            they name) have changed since it began: "refuse" to go on, or "accept" them.
     """
 
     directory: str = ""
@@ -140,17 +150,19 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Checked):
-    """What is measured on the valid split while training.
+    """Evaluation on the validation data while training.
 
     Attributes:
-        every: steps between two evaluations; 0 for none. There is one after the last step too.
-        examples: of each source, for the loss; 0 for all.
-        answers: of each source, generated and judged by task; 0 for none.
-        pictures: generated answers that are drawn beside the truth.
-        batch_size: rows at a time; 0 for those of a training micro-batch.
-        metric: what "best" means: "loss" or "nll", the lowest, or "accuracy" or a task metric's
-            name in metrics.jsonl, such as "<OD> mAP@0.5", the highest.
-        num_beams, no_repeat_ngram_size, max_new_tokens: of generation.
+        every: Steps between two evaluations; 0 for none. There is one after the last step too.
+        examples: Examples of each source for the loss; 0 for all.
+        answers: Answers that are generated and judged of each source; 0 for none.
+        pictures: Generated answers that are drawn beside the truth.
+        batch_size: Rows at a time; 0 for those of a training micro-batch.
+        metric: Metric of the best checkpoint: "loss" or "nll", the lowest, or "accuracy" or a task
+            metric's name in metrics.jsonl, such as "<OD> mAP@0.5", the highest.
+        num_beams: Beams of the generated answers.
+        no_repeat_ngram_size: Length of n-grams that may not repeat in an answer; 0 for no limit.
+        max_new_tokens: Most tokens of an answer.
     """
 
     every: int = 1000
@@ -174,14 +186,14 @@ class EvaluationConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig(Checked):
-    """What is written down while training.
+    """Logs of the run.
 
     Attributes:
-        every: steps between two lines of metrics.jsonl, which hold means over those steps' tokens;
-            the device is asked for numbers only then.
-        tensorboard: whether the same goes to RUN/tensorboard.
-        peak_flops: FLOP/s that one device can do at most, for the MFU; 0 for the published figure
-            where the device is a known one, else no MFU is shown.
+        every: Steps between two lines of metrics.jsonl, whose values are means over those steps'
+            tokens. The device is asked for numbers only then.
+        tensorboard: Whether the same values go to RUN/tensorboard.
+        peak_flops: Peak FLOP/s of one device, for the MFU; 0 for the published figure of a known
+            device, else no MFU is shown.
     """
 
     every: int = 10
@@ -196,11 +208,11 @@ class LoggingConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """The checkpoint that a finished run leaves in RUN/export.
+    """The checkpoint that a finished run writes to RUN/export.
 
     Attributes:
-        at_end: whether it is written when the last step is done.
-        dtype: of its parameters.
+        at_end: Whether it is written after the last step.
+        dtype: Dtype of its parameters.
     """
 
     at_end: bool = True
@@ -209,24 +221,33 @@ class ExportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
-    """A run.
+    """The settings of a training run.
 
     Attributes:
-        directory: the run's own. Where it holds a checkpoint, the run goes on from there.
-        steps: updates, all told. A finished run with more steps than it had goes on: the rest of
-            its learning rates are those of the longer run.
-        epochs: in place of `steps`: how many times as many rows as there are in the training data
-            (in all sources of a mixture together, whose weights say how often each one's come).
-        batch_size: rows of one update.
-        accumulation: micro-batches that an update is made of.
-        seed: of the order, the augmentation, the dropout and random weights.
-        mesh: devices along each axis, such as data=4,fsdp=2,tensor=2; -1 is what the others leave
-            over. By default all devices of all processes divide the batch.
-        rules: how parameters are divided: dp, fsdp, tp, fsdp_tp, or a .toml file.
+        directory: The run's own directory. Where it holds a checkpoint, the run resumes from it.
+        steps: Updates in all. A finished run goes on with more steps than it had, and its further
+            learning rates are those of the longer run.
+        epochs: Number of passes over the training data, in place of `steps`. One pass draws as many
+            rows as all sources of the mixture have together.
+        model: The model that trains.
+        data: The training and validation data.
+        batch_size: Rows of one update.
+        accumulation: Micro-batches of one update.
+        seed: Seed of the order, the augmentation, the dropout and random weights.
+        mesh: Devices along each axis, such as data=4,fsdp=2,tensor=2; -1 is what the others leave
+            over. By default all devices of all processes divide the batch. Several devices of one
+            CPU are for trying meshes: XLA:CPU aborts the process where one of them reaches a
+            collective a minute after another, as on busy cores. Free the cores, or add
+            --xla_cpu_collective_call_terminate_timeout_seconds=600 to the environment's XLA_FLAGS.
+        rules: How parameters are divided: dp, fsdp, tp, fsdp_tp, or a .toml file.
+        loss: The loss.
+        optimizer: The optimizer.
+        lora: Low-rank adapters.
+        checkpoint: Checkpoints of the run.
+        evaluation: Evaluation on the validation data.
+        logging: Logs of the run.
+        export: The checkpoint that a finished run writes.
     """
-
-    # On a command line one of them replaces the other.
-    ALTERNATIVES: ClassVar = (("steps", "epochs"),)
 
     directory: str
     steps: int | None = None
@@ -249,8 +270,8 @@ class TrainConfig(Checked):
     def problems(self) -> Iterator[str]:
         yield from not_finite(self)
         if self.directory == "":
-            yield "directory must name the run's own, for example directory=runs/mine"
-        if is_url(self.directory or ""):
+            yield "directory must name the run's own, for example --directory runs/mine"
+        if is_url(self.directory):
             yield (
                 f"directory={self.directory} is a URL, and a run needs a file system: its logs are "
                 "appended to, and its checkpoints become whole by a rename. Name a directory that "
@@ -263,7 +284,7 @@ class TrainConfig(Checked):
             except ValueError as error:
                 yield str(error)
         if self.steps is None and self.epochs is None:
-            yield "steps or epochs must be set: how long the run is, for example epochs=3"
+            yield "steps or epochs must be set: how long the run is, for example --epochs 3"
         if self.steps is not None and self.epochs is not None:
             yield f"set either steps or epochs, and not both: got {self.steps} and {self.epochs}"
         # A step is counted in int32, and the seed's thousandfold is one of numpy's uint32.
@@ -277,10 +298,8 @@ class TrainConfig(Checked):
         yield from positive("epochs", self.epochs)
         if self.accumulation and self.batch_size % self.accumulation:
             yield f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
-        if self.evaluation is not None:
-            valid = self.data.valid if self.data is not None else ()
-            more = [metric for source in valid for metric in source.metrics]
-            yield from metric_problems(self.evaluation.metric, self.evaluation.answers, more)
+        more = [metric for source in self.data.valid for metric in source.metrics]
+        yield from metric_problems(self.evaluation.metric, self.evaluation.answers, more)
         problem = self.steps and warmup_problem(self.optimizer, self.steps)
         if problem:
             yield problem
@@ -318,7 +337,7 @@ def _augment_problems(data: DataConfig) -> Iterator[str]:
 
 def _cached_features_problems(data: DataConfig, directory: str) -> Iterator[str]:
     if not directory:
-        yield "data.cached_features must name a directory, or be null for none"
+        yield "data.cached_features must name a directory, or be None"
     if is_url(directory):
         yield (
             f"data.cached_features={directory} is a URL, and features are read in place: "
@@ -329,5 +348,5 @@ def _cached_features_problems(data: DataConfig, directory: str) -> Iterator[str]
         yield (
             f"data.cached_features={directory} holds what a tower sees in pictures as they "
             f"are, and {', '.join(changed)} would change them: set these to 0, or "
-            "data.cached_features to null"
+            "data.cached_features to None"
         )

@@ -1,157 +1,156 @@
-"""Settings of a program: frozen dataclasses, filled from a recipe file and `key=value` words.
+"""Load a run's settings: a recipe, command-line flags on top of it, and the config a run saved.
 
-A recipe is YAML (nested like the dataclasses) or Python (a module-level `config`). Words override
-it: `optimizer.learning_rate=1e-4`, `data.image_size=[384,384]`; values are written as in YAML.
+A recipe is a Python file that holds `config = TrainConfig(...)`, or the config.json of a run. Every
+field is a flag, parsed by tyro: `--optimizer.learning-rate 1e-4 --data.image-size 384 384`. Fields
+that hold dataclasses in a list or as one of several types take JSON:
+`--data.train '[{"kind": "jsonl", "path": "rows.jsonl"}]'`.
 """
 
+import argparse
 import dataclasses
-import inspect
+import json
 import re
 import runpy
 import traceback
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pydantic
-import yaml
+import tyro
 
-from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, TextFileError, read_text
-from florence_jax.training.checked import Checked
-from florence_jax.training.suggest import did_you_mean, nearest
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_json
+from florence_jax.training.checked import collecting_problems, did_you_mean
+from florence_jax.training.config import TrainConfig
 
 Config = TypeVar("Config")
 
-# yaml.safe_load raises others than its own error for numbers of thousands of digits, for days that
-# no month has, for `!!float x`, `!!bool x` and `!!timestamp x`, and for lists nested too deeply.
-_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
-
-# So many names are no burden to read.
-_FEW = 30
-_MAX_VALUES = 100_000
+# A flag for one of them takes the place of a recipe's other.
+_ALTERNATIVES = {"--steps": "--epochs", "--epochs": "--steps"}
 
 
 class SettingsError(ValueError):
-    """Settings that do not fit; the message lists every problem with its field."""
+    """Settings that do not fit; the message has a line for each problem."""
 
 
-def load_settings(kind: type[Config], recipe: str | Path | None, words: Sequence[str]) -> Config:
-    """An instance of the dataclass `kind` from a recipe, with `words` on top.
+def load_config(recipe: str | Path | None, flags: Sequence[str] = ()) -> TrainConfig:
+    """The settings of a recipe with flags on top.
 
     Raises:
-        SettingsError: an unknown field, a wrong type or value, an unreadable recipe or word.
+        SettingsError: the recipe cannot be read, or values do not fit.
+        SystemExit: tyro has printed what is wrong with a flag.
     """
-    tree = _read_recipe(kind, Path(recipe)) if recipe is not None else {}
-    problems, values = [], {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or not name:
-            problems.append(f"{word!r} is not key=value, for example optimizer.clip_norm=1")
-            continue
+    default = None if recipe is None else load_recipe(recipe)
+    return parse_flags(TrainConfig, flags, default=default)
+
+
+def load_recipe(path: str | Path) -> TrainConfig:
+    """The `config` of a Python file, or the config that a run saved as JSON.
+
+    Raises:
+        SettingsError: there is no such file, or it does not hold a config.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SettingsError(f"recipe {path}: there is no such file")
+    if path.suffix == ".json":
         try:
-            # Nothing behind the sign is an empty text; none at all is written null.
-            values[name] = yaml.safe_load(text) if text else ""
-        except _UNREADABLE as error:
-            problems.append(f"{word!r}: the value cannot be read: {error}")
-    # steps=9 on the command line stands in place of a recipe's epochs.
-    for names in getattr(kind, "ALTERNATIVES", ()):
-        for name in names if values.keys() & names else ():
-            tree.pop(name, None)
-    for name, value in values.items():
-        try:
-            _put(tree, name, value)
-        except SettingsError as error:
-            problems.append(str(error))
+            return from_tree(TrainConfig, read_json(path, max_bytes=MAX_SETTINGS_BYTES))
+        except ValueError as error:
+            raise SettingsError(f"recipe {path}: {error}") from None
+    if path.suffix != ".py":
+        raise SettingsError(f"recipe {path}: expected a .py file, or the config.json of a run")
     try:
-        config = from_tree(kind, tree)
-    except SettingsError as error:
-        raise SettingsError("\n".join([*problems, str(error)])) from None
+        config = runpy.run_path(str(path)).get("config")
+    except Exception as error:
+        # A recipe is a program, and may raise anything.
+        raise SettingsError(
+            f"recipe {path}{_line_in(path, error)}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(config, TrainConfig):
+        raise SettingsError(f"recipe {path} must define `config`, a TrainConfig")
+    return config
+
+
+def parse_program_flags(
+    kind: type[Config], flags: Sequence[str], *, prog: str, description: str
+) -> Config:
+    """The options of a program that trains, the recipe that its flag --config names beneath them.
+
+    Args:
+        kind: a dataclass with the fields `run`, a TrainConfig, and `config`, the recipe's path.
+        prog, description: as for `parse_flags`.
+
+    Raises:
+        SettingsError, SystemExit: as `load_recipe` and `parse_flags`.
+    """
+    recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipe.add_argument("--config")
+    path = recipe.parse_known_args(flags)[0].config
+    default = None if path is None else kind(run=load_recipe(path))
+    return parse_flags(kind, flags, default=default, prog=prog, description=description)
+
+
+def parse_flags(
+    kind: type[Config],
+    flags: Sequence[str],
+    *,
+    default: Config | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> Config:
+    """The dataclass `kind` from command-line flags.
+
+    Args:
+        default: the values of fields without a flag, such as a recipe's.
+        prog: the program's name, for its help.
+        description: the beginning of its help; by default the class's docstring.
+
+    Raises:
+        SettingsError: values that do not fit; the message has a line for each.
+        SystemExit: tyro has printed its help, or what is wrong with a flag.
+    """
+    given = {flag.partition("=")[0] for flag in flags}
+    cleared = [
+        word
+        for flag, other in _ALTERNATIVES.items()
+        if flag in given and other not in given
+        for word in (other, "None")
+    ]
+    with collecting_problems() as problems:
+        config = tyro.cli(
+            kind,
+            args=[*cleared, *flags],
+            prog=prog,
+            description=description,
+            default=tyro.MISSING_NONPROP if default is None else default,
+            registry=_json_flags(),
+        )
     if problems:
-        raise SettingsError("\n".join(problems))
+        raise SettingsError("\n".join(dict.fromkeys(problems)))
     return config
 
 
-def from_tree(kind: type[Config], tree: Mapping[str, Any]) -> Config:
-    """The dataclass `kind` from nested mappings, every value checked against its annotation.
+def from_tree(kind: type[Config], tree: Any, *, partial: bool = False) -> Config:
+    """The dataclass `kind` from what `to_tree` made of it.
+
+    Args:
+        partial: fields that are left out have their defaults; otherwise every field must be there.
 
     Raises:
-        SettingsError: with a line for each unknown field and each value that does not fit.
+        SettingsError: with a line for each unknown or missing field and each wrong value.
     """
-    lines: list[str] = []
-    tree = _with_kinds(kind, tree, lines)
-    unknown = sorted(_unknown(kind, tree))
-    lines += [*_unknown_lines(kind, unknown), *_booleans(kind, tree)]
-    try:
-        config = pydantic.TypeAdapter(kind).validate_python(_without(tree, unknown))
-    except pydantic.ValidationError as error:
-        meanings = {name: meaning for name, _, _, meaning in describe(kind)}
-        problems = error.errors()
-        lines += [_line(problem, meanings) for problem in problems]
-        failed = [problem["loc"] for problem in problems if problem["type"] != "value_error"]
-        failed += [
-            (*problem["loc"], "") for problem in problems if problem["type"] == "value_error"
-        ]
-        lines += _not_reached(kind, tree, failed)
-        raise SettingsError("\n".join(dict.fromkeys(lines))) from None
-    if lines:
-        raise SettingsError("\n".join(lines))
-    return config
+    with collecting_problems() as problems:
+        value = _read(kind, tree, "", partial, problems)
+    if problems:
+        raise SettingsError("\n".join(dict.fromkeys(problems)))
+    return value
 
 
 def to_tree(config: Any) -> dict[str, Any]:
-    """Nested dicts, lists and plain values, as they go into YAML and JSON."""
-    return pydantic.TypeAdapter(type(config)).dump_python(
-        config, mode="json", serialize_as_any=True
-    )
-
-
-def _with_kinds(kind: type, tree: Any, lines: list[str], prefix: str = "") -> Any:
-    """The tree with mappings that have a `kind` as instances of the class that it chooses.
-
-    Args:
-        lines: gets what is wrong with them; such a mapping becomes an instance of the base class.
-    """
-    if not isinstance(tree, Mapping):
-        return tree
-    hints = typing.get_type_hints(kind)
-    made = dict(tree)
-    for name in tree.keys() & hints.keys():
-        inner, value, path = _dataclass_in(hints[name]), tree[name], f"{prefix}{name}"
-        if inner is None:
-            continue
-        if not hasattr(inner, "of_kind"):
-            made[name] = _with_kinds(inner, value, lines, f"{path}.")
-        elif isinstance(value, list | tuple):
-            made[name] = [
-                _of_kind(inner, item, lines, f"{path}[{number}]")
-                if isinstance(item, Mapping)
-                else item
-                for number, item in enumerate(value)
-            ]
-    return made
-
-
-def _of_kind(base: Any, tree: Mapping[str, Any], lines: list[str], path: str) -> Any:
-    fields = {name: value for name, value in tree.items() if name != "kind"}
-    try:
-        return from_tree(base.of_kind(tree.get("kind")), fields)
-    except SettingsError as error:
-        lines += [_at(path, line) for line in str(error).splitlines()]
-    except ValueError as error:
-        lines.append(f"{path}.kind {error}")
-    return base()
-
-
-def _at(path: str, line: str) -> str:
-    """A line about a setting as one about a setting of the item at `path`."""
-    unknown = "unknown settings: "
-    if line.startswith(unknown):
-        names, *rest = line.removeprefix(unknown).split("; ")
-        named = ", ".join(f"{path}.{name}" for name in names.split(", "))
-        return "; ".join([f"{unknown}{named}", *rest])
-    return f"{path}.{line}" if re.match(r"[\w.]+(: | must )", line) else line
+    """A dataclass as nested dicts, lists and plain values: the JSON that a run saves."""
+    return json.loads(json.dumps(config, default=dataclasses.asdict))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -171,70 +170,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def _alike_lists(before: Any, after: Any) -> bool:
-    """Whether both are lists of mappings, such as data.train, with as many of them."""
+    """Whether both are lists of mappings of the same length, such as data.train."""
     lists = isinstance(before, list) and isinstance(after, list) and len(before) == len(after)
     return lists and all(isinstance(item, Mapping) for item in (*before, *after))
-
-
-def describe(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
-    """(name, default, type, meaning) of every field, meanings from the classes' docstrings."""
-    hints = typing.get_type_hints(kind)
-    meanings = _meanings(kind)
-    for field in dataclasses.fields(kind):
-        name = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from describe(hints[field.name], f"{name}.")
-            continue
-        yield name, _default(field), _type_name(hints[field.name]), meanings.get(field.name, "")
-        inner = _dataclass_in(hints[field.name])
-        if inner is not None and typing.get_origin(hints[field.name]) is tuple:
-            yield from describe(inner, f"{name}[].")
-
-
-def _read_recipe(kind: type, path: Path) -> dict[str, Any]:
-    if path.suffix == ".py":
-        if not path.is_file():
-            raise SettingsError(f"recipe {path}: there is no such file")
-        try:
-            config = runpy.run_path(str(path)).get("config")
-        except Exception as error:
-            # It is a program, and whatever is wrong with it is its author's to know.
-            raise SettingsError(
-                f"recipe {path}{_line_in(path, error)}: {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(config, kind):
-            raise SettingsError(f"recipe {path} must define `config`, a {kind.__name__}")
-        return to_tree(config)
-    if path.suffix not in (".yaml", ".yml"):
-        raise SettingsError(f"recipe {path}: expected a .yaml or .py file")
-    try:
-        tree = yaml.safe_load(read_text(path, max_bytes=MAX_SETTINGS_BYTES))
-    except OSError as error:
-        raise SettingsError(f"recipe {path}: {error.strerror}") from None
-    except TextFileError as error:
-        raise SettingsError(f"recipe {error}") from None
-    except RecursionError:
-        raise SettingsError(f"recipe {path} is nested too deeply to be read") from None
-    except _UNREADABLE as error:
-        raise SettingsError(f"recipe {path} is not YAML: {error}") from None
-    _check_size(tree, path)
-    if not isinstance(tree, dict):
-        raise SettingsError(f"recipe {path} must be a mapping of settings, got {tree!r:.200}")
-    return tree
-
-
-def _check_size(tree: Any, path: Path) -> None:
-    """Refuse a recipe whose anchors stand for more settings than anyone writes."""
-    waiting, count = [tree], 0
-    while waiting:
-        count += 1
-        if count > _MAX_VALUES:
-            raise SettingsError(f"recipe {path} holds more than {_MAX_VALUES} values")
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
 
 
 def _line_in(path: Path, error: Exception) -> str:
@@ -246,178 +184,109 @@ def _line_in(path: Path, error: Exception) -> str:
     return f", line {numbers[-1]}" if numbers else ""
 
 
-def _line(problem: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
-    """One of pydantic's problems: the setting, what is wrong, what it means."""
-    name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "missing":
-        return f"{name} must be set: {name}=..., or a recipe that sets it"
-    if problem["type"] == "value_error":
-        # One of our own, which says everything but where.
-        message = problem["msg"].removeprefix("Value error, ")
-        return message if not name or f"{name}." in message else f"{name}: {message}"
-    meaning = meanings.get(re.sub(r"\.\d+", "[]", name), "")
-    given = problem["input"]
-    near = ""
-    if problem["type"] == "literal_error" and isinstance(given, str):
-        near = did_you_mean(given, re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
-    return f"{name}: {problem['msg']}, got {given!r:.200}{near}" + (
-        f"; {meaning}" if meaning else ""
-    )
+def _json_flags() -> tyro.constructors.ConstructorRegistry:
+    """Flags of fields such as `tuple[SourceConfig, ...]`, which tyro would make subcommands of."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if dataclasses.is_dataclass(info.type) or not _holds_dataclass(info.type):
+            return None
+
+        def read(words: list[str]) -> Any:
+            (text,) = words
+            value: Any = None if text in ("None", "null") else text
+            if text.startswith(("[", "{")):
+                value = parse_json(text, "the value")
+            problems: list[str] = []
+            result = _read(info.type, value, "", True, problems)
+            if problems:
+                raise ValueError("; ".join(problems))
+            return result
+
+        def shown(value: Any) -> list[str]:
+            plain = value is None or isinstance(value, str)
+            return [str(value) if plain else json.dumps(value, default=dataclasses.asdict)]
+
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="JSON",
+            instance_from_str=read,
+            is_instance=lambda value: True,
+            str_from_instance=shown,
+        )
+
+    return registry
 
 
-def _not_reached(kind: type, tree: Any, failed: Sequence[tuple]) -> Iterator[str]:
-    """What is wrong beside `failed`: a class is not asked for its problems where a field failed.
-
-    Args:
-        failed: the paths of fields with a problem, from `kind` on.
-    """
-    if not isinstance(tree, Mapping):
-        return
-    hints = typing.get_type_hints(kind)
-    bad = {path[0] for path in failed if path and path[0] in hints}
-    if bad and issubclass(kind, Checked):
-        known: dict[str, Any] = {}
-        for field in dataclasses.fields(kind):
-            default = _default(field)
-            known[field.name] = None if default == "(required)" else default
-            if field.name in tree and field.name not in bad:
-                adapter = pydantic.TypeAdapter(hints[field.name])
-                known[field.name] = adapter.validate_python(tree[field.name])
-        for sentence in kind.problems(types.SimpleNamespace(**known)):
-            if sentence.partition(" ")[0] not in bad:
-                yield sentence
-    for name in bad:
-        inner = _dataclass_in(hints[name])
-        if inner is not None:
-            below = [path[1:] for path in failed if path and path[0] == name]
-            yield from _not_reached(inner, tree.get(name), below)
+def _holds_dataclass(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) or any(map(_holds_dataclass, typing.get_args(hint)))
 
 
-def _unknown_lines(kind: type, unknown: Sequence[str]) -> list[str]:
-    if not unknown:
-        return []
-    known = [name for name, *_ in describe(kind)]
-    groups = {name.rpartition(".")[0] for name in known if "[" not in name} - {""}
-    meant = {}
-    for name in unknown:
-        found = nearest(re.sub(r"\[\d+\]", "[]", name), [*known, *groups])
-        if found:
-            meant[name] = found
-    line = f"unknown settings: {', '.join(unknown)}"
-    # Of a hundred settings one wants to see all only where none is meant.
-    if len(meant) < len(unknown) or len(known) < _FEW:
-        line += f"; there are: {', '.join(known)}"
-    if meant:
-        line += f"; did you mean {', '.join(f'{one} for {name}' for name, one in meant.items())}?"
-    return [line]
-
-
-def _booleans(kind: type, tree: Any, prefix: str = "") -> Iterator[str]:
-    """A sentence for each yes or true where a number belongs, which pydantic would read as 1."""
-    hints = typing.get_type_hints(kind)
-    for name, value in tree.items() if isinstance(tree, Mapping) else ():
-        if name not in hints:
-            continue
-        inner = _dataclass_in(hints[name])
-        items = value if isinstance(value, list | tuple) else [value]
-        if inner is not None:
-            for item in items:
-                yield from _booleans(inner, item, f"{prefix}{name}.")
-        elif bool not in _leaf_types(hints[name]) and (found := _first_boolean(items)) is not None:
-            yield f"{prefix}{name} must be no truth value, got {found}: write a number or a text"
-
-
-def _leaf_types(hint: Any) -> set[Any]:
-    arguments = typing.get_args(hint)
-    return {hint}.union(*map(_leaf_types, arguments))
-
-
-def _first_boolean(items: Sequence[Any]) -> bool | None:
-    for item in items:
-        if isinstance(item, bool):
-            return item
-        found = _first_boolean(item) if isinstance(item, list | tuple) else None
-        if found is not None:
-            return found
+def _read(hint: Any, value: Any, name: str, partial: bool, problems: list[str]) -> Any:
+    """The value of a field from JSON; None, and one more problem, where it does not fit."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return _read_fields(hint, value, f"{name}." if name else "", partial, problems)
+    if origin in (types.UnionType, typing.Union):
+        for one in arguments:
+            found: list[str] = []
+            result = _read(one, value, name, partial, found)
+            if not found or (dataclasses.is_dataclass(one) and isinstance(value, Mapping)):
+                problems += found
+                return result
+    elif origin is tuple and isinstance(value, list):
+        kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        if len(kinds) == len(value):
+            return tuple(
+                _read(kind, item, f"{name}[{number}]", partial, problems)
+                for number, (kind, item) in enumerate(zip(kinds, value, strict=True))
+            )
+    elif origin is typing.Literal and value in arguments:
+        return value
+    elif hint is float and type(value) is int and abs(value) < 2**1000:
+        return float(value)
+    elif hint in (int, str, bool, float, types.NoneType) and type(value) is hint:
+        return value
+    near = did_you_mean(str(value), map(str, arguments)) if origin is typing.Literal else ""
+    problems.append(f"{name or 'the value'}: expected {_shown(hint)}, got {value!r:.200}{near}")
     return None
 
 
-def _without(tree: Any, names: Sequence[str]) -> Any:
-    """Nested mappings and lists without the fields "a.b" and "a[0].b"."""
-    if isinstance(tree, Mapping):
-        kept = {key: value for key, value in tree.items() if str(key) not in names}
-        return {key: _without(value, _below(names, f"{key}")) for key, value in kept.items()}
-    if isinstance(tree, list | tuple):
-        return [_without(item, _below(names, f"[{n}]")) for n, item in enumerate(tree)]
-    return tree
-
-
-def _below(names: Sequence[str], parent: str) -> list[str]:
-    found = (name.removeprefix(parent) for name in names if name.startswith(parent))
-    return [name.removeprefix(".") for name in found if name[:1] in (".", "[")]
-
-
-def _put(tree: dict[str, Any], name: str, value: Any) -> None:
-    *parents, last = name.split(".")
-    for parent in parents:
-        child = tree.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise SettingsError(f"{name}: {parent} is {child!r}, which has no fields")
-        tree = child
-    tree[last] = value
-
-
-def _unknown(kind: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _read_fields(
+    kind: Any, tree: Mapping[str, Any], prefix: str, partial: bool, problems: list[str]
+) -> Any:
+    if hasattr(kind, "of_kind"):  # a source of data, whose layout chooses its class
+        try:
+            kind = kind.of_kind(tree.get("kind"))
+        except ValueError as error:
+            problems.append(f"{prefix}kind {error}")
+            return None
     hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}
-    for key, value in tree.items():
-        if key not in names:
-            yield f"{prefix}{key}"
-            continue
-        inner = _dataclass_in(hints[key])
-        if inner is None:
-            continue
-        if isinstance(value, Mapping):
-            yield from _unknown(inner, value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            for number, item in enumerate(value):
-                if isinstance(item, Mapping):
-                    yield from _unknown(inner, item, f"{prefix}{key}[{number}].")
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    found = [
+        f"unknown setting {prefix}{key}{did_you_mean(str(key), known)}"
+        for key in tree
+        if key not in known
+    ]
+    for name, field in known.items():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if name not in tree and (required or not partial):
+            found.append(f"{prefix}{name} is missing")
+    values = {
+        name: _read(hints[name], tree[name], f"{prefix}{name}", partial, found)
+        for name, field in known.items()
+        if name in tree and field.init
+    }
+    problems += found
+    if found:
+        return None
+    try:
+        return kind(**values)
+    except ValueError as error:
+        problems.append(f"{prefix.removesuffix('.')}: {error}" if prefix else str(error))
+        return None
 
 
-def _dataclass_in(hint: Any) -> type | None:
-    """The dataclass that a hint is, or has among its arguments: of `tuple[Part, ...]`, Part."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return hint
-    found = (_dataclass_in(argument) for argument in typing.get_args(hint))
-    return next((one for one in found if one is not None), None)
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return "(required)"
-
-
-def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def _meanings(kind: type) -> dict[str, str]:
-    """Field -> meaning, from the "Attributes:" section of a class's docstring."""
-    _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
-    meanings: dict[str, str] = {}
-    names: list[str] = []
-    for line in section.splitlines():
-        start = re.match(r"    (\w[\w, ]*): (.*)", line)
-        if start:
-            names = start[1].split(", ")
-            meanings.update(dict.fromkeys(names, start[2]))
-        elif line.startswith("        "):
-            for name in names:
-                meanings[name] += " " + line.strip()
-        elif line.strip():
-            break
-    return meanings
+def _shown(hint: Any) -> str:
+    return re.sub(r"(\w+\.)+", "", hint.__name__ if isinstance(hint, type) else str(hint))

@@ -1,6 +1,7 @@
 """`--dry-run`: what a run would be, without its weights: settings, sizes, and one batch to see."""
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import yaml
 from PIL import Image
 
 from florence_jax.processing import TASKS, parse
@@ -27,7 +27,7 @@ _PICTURES = 8
 
 def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
     """Lines to print; the first batch's pictures go to `directory`."""
-    yield yaml.safe_dump(to_tree(config), sort_keys=False)
+    yield json.dumps(to_tree(config), indent=1)
     # On this machine's devices, not those that the run divides its parameters over.
     prepared = prepare(dataclasses.replace(config, mesh=""), directory / "processor")
     pretrained, setup = prepared.pretrained, prepared.setup

@@ -24,7 +24,9 @@ class OptimizerConfig(Checked):
             peak at the last step, or "constant".
         warmup_steps: steps of linear growth from 0 (the paper: 5,000).
         final_fraction: the last learning rate as a share of the peak.
-        b1, b2, eps: moments' decay and the denominator's floor.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the denominator.
         weight_decay: decoupled from the gradient, times the learning rate.
         no_decay: regex of parameters without weight decay, matched whole.
         clip_norm: gradients are scaled down to this global norm; 0 leaves them.

@@ -167,7 +167,10 @@ def test_a_mesh_of_one_device_has_auto_axes_and_brings_whole_batches():
 
 
 def test_the_program_takes_mesh_and_rules_as_flags(capsys):
-    words = ["directory=x", "steps=1", "model.architecture=tiny", "model.processor=bytes"]
-    words += ["data.train=[{kind: jsonl, path: a}]", "data.image_size=[64,64]"]
-    assert main([*words, "--mesh", "rows=2"]) == 1
+    flags = [
+        *("--directory", "x", "--steps", "1", "--data.image-size", "64", "64"),
+        *("--model.architecture", "tiny", "--model.processor", "bytes"),
+        *("--data.train", '[{"kind": "jsonl", "path": "a"}]'),
+    ]
+    assert main([*flags, "--mesh", "rows=2"]) == 1
     assert "'rows=2' is not AXIS=SIZE" in capsys.readouterr().err

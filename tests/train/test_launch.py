@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from florence_jax.cli.train import _parser
+from florence_jax.cli.train import TrainOptions
 from florence_jax.sharding import parse_mesh
+from florence_jax.training.config_loader import parse_program_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "train" / "launch"
@@ -80,10 +81,11 @@ def test_the_job_set_is_one_run_on_its_slice():
     assert spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"] == chips
     python, option, module, *words = container["command"]
     assert (python, option, module) == ("python", "-m", "train.main")
-    options = _parser().parse_intermixed_args(words)
+    options = parse_program_flags(TrainOptions, words, prog="", description="")
     assert options.distributed
-    assert math.prod(parse_mesh(options.mesh).sizes().values()) == chips
-    assert (ROOT / options.config).is_file()
+    assert math.prod(parse_mesh(options.run.mesh).sizes().values()) == chips
+    assert options.config == Path("train/recipes/full.py")
+    assert (options.run.directory, options.run.data.directory) == ("/runs/full", "/data")
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounted == {"/data", "/runs"}
     assert {volume["name"] for volume in pod["volumes"]} == {"data", "runs"}
@@ -93,7 +95,7 @@ CLOUD = {"PROJECT": "p", "ZONE": "z", "NAME": "n", "BUCKET": "gs://b/d", "RUNS":
 
 
 def test_a_tpu_vm_run_reaches_every_worker_with_its_words_as_they_are(tmp_path, stand_ins):
-    words = ["run", "--config", "my recipe.py", "data.train=[{kind: jsonl, path: a b}]"]
+    words = ["run", "--config", "my recipe.py", "--data.train", '[{"path": "a b"}]']
     done = start("tpu_vm.sh", words, {**CLOUD, **stand_ins(gcloud=0)})
     assert done.returncode == 0, done.stderr
     calls = called(tmp_path)
@@ -102,7 +104,7 @@ def test_a_tpu_vm_run_reaches_every_worker_with_its_words_as_they_are(tmp_path, 
     command = " ".join(calls[calls.index("--worker=all") + 1 :]).removeprefix("--command=")
     inner = shlex.split(command)
     begin = inner.index("train.main") + 1
-    assert inner[begin : begin + 4] == [*words[1:], "--distributed"]
+    assert inner[begin : begin + 5] == [*words[1:], "--distributed"]
 
 
 def test_a_tpu_vm_gets_the_checkout_and_the_data(tmp_path, stand_ins):

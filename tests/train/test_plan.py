@@ -259,8 +259,8 @@ def test_wrong_arguments_are_explained(capsys):
     assert "the shape of v5e is AxB" in capsys.readouterr().err
     assert main(["--global-batch", "7", "--accumulation", "2"]) == 2
     assert "no multiple of 2 micro-batches" in capsys.readouterr().err
-    assert main(["--mesh", "fsdp=16", "batch_size=512"]) == 2
-    assert "batch_size=512: of a plan that is said by --global-batch" in capsys.readouterr().err
+    assert main(["--mesh", "fsdp=16", "--batch-size=512"]) == 2
+    assert "--batch-size=512: a plan takes it as --global-batch" in capsys.readouterr().err
     assert main(["--generate", "--config", "train/recipes/lora.py"]) == 2
     assert "lora.py: the generation loop takes no recipe" in capsys.readouterr().err
     assert main(["--image-size", "1536"]) == 2
@@ -343,12 +343,12 @@ def test_plans_are_kept_and_not_compiled_again(tmp_path, monkeypatch, capsys):
 
 
 def test_a_plan_of_a_recipe_that_was_edited_is_another(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("steps: 10\n")
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("steps = 10\n")
     request = PlanRequest(config=str(recipe))
     Records(tmp_path / "plans").add(request, Compiled(outcome="failed"))
     assert Records(tmp_path / "plans").find(request) is not None
-    recipe.write_text("steps: 10\nloss: {chunk: 128}\n")
+    recipe.write_text("steps = 10\nchunk = 128\n")
     assert Records(tmp_path / "plans").find(request) is None
 
 
@@ -363,7 +363,7 @@ def test_a_plan_lowers_the_step_of_the_run(monkeypatch):
         accumulation=2,
         image_size=64,
         target_length=8,
-        settings=("optimizer.name=lion",),
+        settings=("--optimizer.name", "lion"),
     )
     lowered = program.lower(request)
     shapes = param_shapes(PRESETS["tiny"]())
@@ -377,12 +377,14 @@ def test_a_plan_lowers_the_step_of_the_run(monkeypatch):
     assert "stablehlo" in lowered.lowered.as_text()[:20000]
 
 
-ASKED_THRICE = "data.train=[{kind: annotations, path: none, questions: 3}]"
+ASKED_THRICE = (
+    "--data.train", '[{"kind": "annotations", "path": "none", "questions": 3}]',
+)  # fmt: skip
 
 
 def test_a_plan_of_cached_features_runs_no_tower(monkeypatch):
     monkeypatch.setattr(program, "load_devices", lambda machine: jax.devices()[:1])
-    frozen = ("optimizer.rules=[['vision_tower/.*', 0.0], ['.*', 1.0]]", "model.drop_path=0")
+    frozen = ("--optimizer.rules", "vision_tower/.*", "0.0", ".*", "1.0", "--model.drop-path", "0")
     request = PlanRequest(
         model="tiny",
         topology="v5e:1x1",
@@ -390,7 +392,7 @@ def test_a_plan_of_cached_features_runs_no_tower(monkeypatch):
         global_batch=4,
         image_size=64,
         target_length=8,
-        settings=("data.cached_features=features", *frozen, ASKED_THRICE),
+        settings=("--data.cached-features", "features", *frozen, *ASKED_THRICE),
     )
     lowered = program.lower(request)
     vision = PRESETS["tiny"]().vision
@@ -405,7 +407,7 @@ def test_a_plan_of_cached_features_runs_no_tower(monkeypatch):
     sizes = {"image_size": (64, 64), "prompt": 16, "target": 8, "rows": 12, "questions": 3}
     assert lowered.flops == update_flops(config, param_groups, cached_features=True, **sizes)
 
-    learns = dataclasses.replace(request, settings=request.settings[:1])
+    learns = dataclasses.replace(request, settings=request.settings[:2])
     with pytest.raises(ValueError, match="needs a vision tower that stays as it is"):
         program.lower(learns)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import multiprocessing
 import os
 import resource
@@ -12,8 +13,6 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-
-import yaml
 
 from florence_jax.training.checkpointing.manager import CheckpointConfig
 from florence_jax.training.checkpointing.manifest import damage
@@ -58,8 +57,8 @@ class Program:
         # Not beside the run, whose disk may be full.
         beside = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, beside)
-        recipe, self._output = beside / "recipe.yaml", beside / "said"
-        recipe.write_text(yaml.safe_dump(to_tree(config)))
+        recipe, self._output = beside / "recipe.json", beside / "said"
+        recipe.write_text(json.dumps(to_tree(config)))
         arguments = (str(recipe), str(cache), str(self._output), largest_file)
         self._process = _FORKSERVER.Process(target=_main, args=arguments)
         self._process.start()

@@ -5,7 +5,7 @@
 #   export BUCKET=gs://my-bucket/data RUNS=10.0.0.2:/runs
 #   train/launch/tpu_vm.sh create && train/launch/tpu_vm.sh install
 #   train/launch/tpu_vm.sh run --config train/recipes/full.py \
-#       data.directory=/data directory=/runs/full --mesh data=2,fsdp=8
+#       --data.directory /data --directory /runs/full --mesh data=2,fsdp=8
 #   train/launch/tpu_vm.sh status; train/launch/tpu_vm.sh stop; train/launch/tpu_vm.sh delete
 #
 # Called from the checkout, whose files as they are go to the workers. BUCKET is copied to

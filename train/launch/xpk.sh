@@ -3,7 +3,7 @@
 #
 #   export PROJECT=my-project ZONE=us-west4-a CLUSTER=florence IMAGE=gcr.io/my-project/florence
 #   TPU=v5litepod-256 SLICES=2 train/launch/xpk.sh pod-run --config train/recipes/pretrain.py \
-#       directory=/runs/pretrain --mesh dcn_data=2,data=16,fsdp=16
+#       --directory /runs/pretrain --mesh dcn_data=2,data=16,fsdp=16
 #
 # The first word names the workload. /runs must be a volume of the cluster that all pods mount
 # (`xpk storage attach`). --max-restarts starts the run again where it stopped.

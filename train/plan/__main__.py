@@ -5,7 +5,7 @@ import functools
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -38,7 +38,8 @@ tpu7x have three axes (v5p:4x4x4), GPUs are counted (h100:16, in hosts of 8). A 
 devices. Chips: {", ".join(CHIPS)}; --chips prints their figures.
 
 mesh: its axes ({", ".join(AXES)}) multiply to the devices; -1 is the rest, dcn_data are
-slices. Rules: dp, fsdp, tp, fsdp_tp or a .toml file, as for train.main.
+slices. Rules: dp, fsdp, tp, fsdp_tp or a .toml file, as for florence-jax train. Flags of
+florence-jax train, such as --lora.rank, change the recipe of --config.
 
 how to read it: "at best" is what no run beats: all FLOPs at the peak, the compiled program's memory
 traffic and collectives at the published bandwidths, the slowest deciding. Real steps take longer.
@@ -50,7 +51,7 @@ Exit status: 0 something fits, 1 nothing does, 2 wrong arguments, 3 no compiler.
 examples:
   python -m train.plan --model large --topology v5e:16x16 --mesh data=16,fsdp=16 \\
       --global-batch 2048 --image-size 768 --target-length 1024
-  python -m train.plan --topology v5p:4x4x4 --config train/recipes/lora.py lora.rank=32
+  python -m train.plan --topology v5p:4x4x4 --config train/recipes/lora.py --lora.rank 32
   python -m train.plan --topology h100:16 --mesh data=2,fsdp=8 --global-batch 256
   python -m train.plan --topology 2*v5e:16x16 --mesh dcn_data=2,fsdp=256 --rules fsdp
   python -m train.plan --topology v5e:4x4 --mesh data=16 --rules dp --generate --num-beams 3
@@ -68,11 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    options, settings = _parser().parse_known_args(arguments)
     if options.chips:
         print(_chip_table())
         return 0
-    requests = _requests(options)
+    requests = _requests(options, settings)
     if not options.output:
         return _plan(requests, None)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ class Progress:
             self.said = time.monotonic()
 
 
-def _requests(options: argparse.Namespace) -> list[PlanRequest]:
+def _requests(options: argparse.Namespace, settings: Sequence[str]) -> list[PlanRequest]:
     base = PlanRequest(
         model=options.model,
         topology=options.topology[0],
@@ -147,7 +148,7 @@ def _requests(options: argparse.Namespace) -> list[PlanRequest]:
         num_beams=options.num_beams,
         program="generate" if options.generate else "train",
         config=options.config,
-        settings=tuple(options.settings),
+        settings=tuple(settings),
         effort=options.effort,
     )
     machines = [replace(base, topology=name) for name in options.topology]
@@ -174,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     default = PlanRequest()
 
@@ -184,7 +186,6 @@ def _parser() -> argparse.ArgumentParser:
             options["type"] = type(value)
         parser.add_argument(name, default=value, help=text, **options)
 
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of train.main")
     add("--model", "sizes", choices=tuple(PRESETS))
     parser.add_argument(
         "--topology", nargs="+", default=[default.topology], help="machines (default: v5e:4x4)"
@@ -199,8 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", "of activations", choices=("float32", "bfloat16", "float16"))
     add(
         "--remat",
-        "what the backward pass computes again, model.remat of train.main (default: the recipe's, "
-        "or none)",
+        "what the backward pass computes again, model.remat (default: the recipe's, or none)",
         choices=get_args(Remat),
     )
     add("--config", "a recipe to take the optimizer and everything else from")

@@ -1,4 +1,4 @@
-"""The very program that `train.main` or `predict` runs, lowered for devices that are not there."""
+"""Lower the program that `florence-jax train` or `predict` runs, for devices that are absent."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from florence_jax.sharding import (
 from florence_jax.training.build import TrainSetup, build_training
 from florence_jax.training.cached_features.vision_tower import origin_of
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.config_loader import load_settings
+from florence_jax.training.config_loader import load_config
 from florence_jax.training.metrics.flops import update_flops
 from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.step import Batch
@@ -123,25 +123,20 @@ def _training_step(request: PlanRequest, mesh: Mesh) -> Lowered:
 
 
 def training_config(request: PlanRequest) -> TrainConfig:
-    """The run's settings: those of its recipe and of the command line on top."""
-    side = request.image_size
-    words = [
-        "directory=plan",
-        "model.start=''",
-        f"model.architecture={request.model}",
-        "model.processor=bytes",
-        f"model.dtype={request.dtype}",
-        f"data.image_size=[{side},{side}]",
-        f"batch_size={request.global_batch}",
-        f"accumulation={request.accumulation}",
-        f"mesh={request.mesh}",
-        f"rules={request.rules}",
+    """The run's settings: those of its recipe with those of the command line on top."""
+    side = str(request.image_size)
+    flags = [
+        *("--directory", "plan", "--model.start", "", "--model.architecture", request.model),
+        *("--model.processor", "bytes", "--model.dtype", request.dtype),
+        *("--data.image-size", side, side, "--batch-size", str(request.global_batch)),
+        *("--accumulation", str(request.accumulation)),
+        *("--mesh", request.mesh, "--rules", request.rules),
     ]
     if request.remat:
-        words.append(f"model.remat={request.remat}")
+        flags += ["--model.remat", request.remat]
     if not request.config:
-        words += ["steps=1000000", "data.train=[{kind: jsonl, path: none}]"]
-    config = load_settings(TrainConfig, request.config or None, [*words, *request.settings])
+        flags += ["--steps", "1000000", "--data.train", '[{"kind": "jsonl", "path": "none"}]']
+    config = load_config(request.config or None, [*flags, *request.settings])
     # The program does not depend on them, and nobody has the data that epochs are counted by.
     return config if config.steps else dataclasses.replace(config, steps=1_000_000, epochs=None)
 

@@ -8,15 +8,15 @@ from train.plan.topology import Topology, parse_topology
 
 Program = Literal["train", "generate"]
 
-# Settings of `train.main` that a plan has options of its own for.
+# Flags of `florence-jax train` for which a plan has options of its own.
 _OPTIONS = {
-    "accumulation": "--accumulation",
-    "batch_size": "--global-batch",
-    "data.image_size": "--image-size",
-    "mesh": "--mesh",
-    "model.architecture": "--model",
-    "model.dtype": "--dtype",
-    "rules": "--rules",
+    "--accumulation": "--accumulation",
+    "--batch-size": "--global-batch",
+    "--data.image-size": "--image-size",
+    "--mesh": "--mesh",
+    "--model.architecture": "--model",
+    "--model.dtype": "--dtype",
+    "--rules": "--rules",
 }
 
 
@@ -27,17 +27,17 @@ class PlanRequest:
     Attributes:
         model: a preset's name.
         topology: the machine's name.
-        mesh, rules: how its devices divide the work, as in `train.main`.
+        mesh, rules: how its devices divide the work, as in `florence-jax train`.
         global_batch: rows of one update, or of one call of the generation loop.
         accumulation: micro-batches of one update.
         image_size: side of the square pictures, in pixels.
         prompt_length, target_length: tokens; of the loop, `target_length` new ones at most.
         dtype: of activations.
-        remat: `model.remat` of `train.main`; of an empty text, the recipe's.
+        remat: `model.remat`; by default the recipe's.
         num_beams: of the generation loop.
         program: the training step or the generation loop.
         config: a recipe whose settings the run starts from.
-        settings: `key=value` of `train.main` on top.
+        settings: flags of `florence-jax train` on top.
         effort: the compiler's `exec_time_optimization_effort`.
     """
 
@@ -71,9 +71,9 @@ class PlanRequest:
                 f"{self.accumulation} micro-batches"
             )
         for word in self.settings:
-            option = _OPTIONS.get(word.partition("=")[0])
+            option = _OPTIONS.get(word.partition("=")[0].replace("_", "-"))
             if option is not None:
-                raise ValueError(f"{word}: of a plan that is said by {option}")
+                raise ValueError(f"{word}: a plan takes it as {option}")
         if self.program == "generate" and (self.config or self.settings):
             raise ValueError(
                 f"{self.config or self.settings[0]}: the generation loop takes no recipe; its "

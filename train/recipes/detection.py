@@ -1,6 +1,6 @@
 """Detection on one's own COCO file.
 
-    python -m train.main --config train/recipes/detection.py data.directory=my_coco
+    florence-jax train --config train/recipes/detection.py --data.directory my_coco
 
 my_coco/train and my_coco/valid hold one *.coco.json file each (Roboflow's export "COCO") and the
 pictures.

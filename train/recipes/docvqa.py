@@ -1,6 +1,6 @@
 """Questions about documents: DocVQA's files as they are published.
 
-    python -m train.main --config train/recipes/docvqa.py
+    florence-jax train --config train/recipes/docvqa.py
 
 Expected are docvqa/train_v1.0.json, docvqa/val_v1.0.json and the pages in docvqa/documents.
 """

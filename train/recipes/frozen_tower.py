@@ -1,11 +1,11 @@
 """Fine-tuning with the vision tower frozen: less memory, and features that stay what they were.
 
-python -m train.main --config train/recipes/frozen_tower.py data.directory=my_data
+florence-jax train --config train/recipes/frozen_tower.py --data.directory my_data
 
-They need computing but once. With data.cached_features=my_features at the end of both commands:
+They need computing but once. With --data.cached-features my_features at the end of both commands:
 
-python -m train.features --config train/recipes/frozen_tower.py data.directory=my_data
-python -m train.main --config train/recipes/frozen_tower.py data.directory=my_data
+python -m train.features --config train/recipes/frozen_tower.py --data.directory my_data
+florence-jax train --config train/recipes/frozen_tower.py --data.directory my_data
 """
 
 from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig

@@ -1,6 +1,6 @@
 """Full fine-tuning of every parameter on one's own rows, at the published resolution.
 
-    python -m train.main --config train/recipes/full.py data.directory=my_data
+    florence-jax train --config train/recipes/full.py --data.directory my_data
 
 my_data/train and my_data/valid hold a .jsonl file of `image, prefix, suffix` and the pictures.
 """

@@ -1,6 +1,6 @@
 """Low-rank adapters on a frozen base: the least memory, and a file of a few megabytes.
 
-    python -m train.main --config train/recipes/lora.py data.directory=my_data
+    florence-jax train --config train/recipes/lora.py --data.directory my_data
 
 The run leaves the adapter in PEFT's format in RUN/adapter, and the merged checkpoint in RUN/export.
 """

@@ -1,7 +1,7 @@
 """Pre-training as in the paper (https://arxiv.org/abs/2311.06242, section 6.1).
 
-    python -m train.main --config train/recipes/pretrain.py
-    python -m train.main --config train/recipes/pretrain_768.py
+    florence-jax train --config train/recipes/pretrain.py
+    florence-jax train --config train/recipes/pretrain_768.py
 
 AdamW, cosine from 1e-4 (large: 1e-5) after 5,000 steps, 3 billion images at 384 x 384 pixels in
 batches of 2,048 (large: 3,072); `pretrain_768.py` goes on at 768. The mixture is of image, region

@@ -1,6 +1,6 @@
 """The paper's second phase: 0.5 billion images at 768 x 768 pixels (0.1 billion for large).
 
-    python -m train.main --config train/recipes/pretrain_768.py
+    florence-jax train --config train/recipes/pretrain_768.py
 
 It starts from what `pretrain.py` exported.
 """

@@ -1,13 +1,16 @@
 """A small Florence-2 from scratch on the synthetic world of `train.shapes`: all 15 tasks.
 
     python -m train.shapes.pretrain_vision runs/shapes_tower
-    python -m train.main --config train/recipes/shapes.py model.start=runs/shapes_tower \\
-        model.architecture=null model.from_scratch=false
+    florence-jax train --config train/recipes/shapes.py --model.start runs/shapes_tower \\
+        --model.architecture None --model.no-from-scratch
 
 The first command takes about 25 minutes of two CPU cores, and spares many times that in the second,
 which takes three hours. Needs no file and no download, and is small enough for a CPU: short and
 long answers are batched apart, and the image encoder runs once for several questions. The exported
-weights are a moving average. With a GPU: batch_size=128 model.dtype=bfloat16 data.workers=14
+weights are a moving average. With a GPU:
+
+    florence-jax train --config train/recipes/shapes.py --batch-size 128 --model.dtype bfloat16 \\
+        --data.workers 14
 """
 
 from florence_jax.config import BartConfig, DaViTConfig, Florence2Config

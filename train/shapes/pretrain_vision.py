@@ -7,8 +7,8 @@ size, texture, letter, and how far the box's edges are). The layer is thrown awa
 checkpoint, otherwise random, to train from:
 
     python -m train.shapes.pretrain_vision runs/shapes_tower
-    python -m train.main --config train/recipes/shapes.py model.start=runs/shapes_tower \\
-        model.architecture=null model.from_scratch=false
+    florence-jax train --config train/recipes/shapes.py --model.start runs/shapes_tower \\
+        --model.architecture None --model.no-from-scratch
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from florence_jax.runtime.compilation_cache import use_compilation_cache
 from florence_jax.runtime.program import run_program
 from florence_jax.training.build import build_training
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.config_loader import load_settings
+from florence_jax.training.config_loader import load_config
 from florence_jax.training.evaluation import nested
 from florence_jax.training.pretrained import load_parameters, prepare_start, read_start
 from florence_jax.training.state import Flat
@@ -198,15 +198,20 @@ def _run(arguments: list[str] | None) -> int:
         prog="python -m train.shapes.pretrain_vision",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="is made, or replaced")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="in place of the recipe's")
-    parser.add_argument("--config", type=Path, default=_RECIPE, help="(%(default)s)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=_RECIPE,
+        help="recipe; other flags replace its settings, as in florence-jax train (%(default)s)",
+    )
     parser.add_argument("--steps", type=int, default=2_500, help="(%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="(%(default)s)")
-    options = parser.parse_intermixed_args(arguments)
+    options, flags = parser.parse_known_args(arguments)
+    config = load_config(options.config, flags)
     use_compilation_cache()
-    config = load_settings(TrainConfig, options.config, options.settings)
     # Where nothing can be written, that is said before the steps and not after them.
     options.directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="florence-tower-") as folder:

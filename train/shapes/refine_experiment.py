@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from florence_jax.annotation.refine import setting_flags
 from florence_jax.annotation.schema import read_annotations
 from florence_jax.annotation.to_examples import questions as questions_of
 from florence_jax.inference.pipeline import Florence2Pipeline
@@ -31,7 +32,7 @@ from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.program import run_program
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.config_loader import load_settings
+from florence_jax.training.config_loader import load_config
 from florence_jax.training.metrics.judge import Answered
 from train.shapes.config import SceneConfig
 from train.shapes.evaluate import answers
@@ -43,13 +44,13 @@ from train.shapes.world import ShapesWorld
 _ROOT = Path(__file__).resolve().parents[2]
 _TASKS = ("<OD>", "<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 # What `--set`, `--refine-set` and `--threshold` are added to.
-_WORDS = (
+_SETTINGS = (
     "evaluation.every=0",
     "checkpoint.every=200",
-    "optimizer.ema_decay=0.98",
-    "optimizer.learning_rate=1e-3",
+    "optimizer.ema-decay=0.98",
+    "optimizer.learning-rate=1e-3",
 )
-_REFINE_WORDS = ("optimizer.learning_rate=8e-4", "optimizer.warmup_steps=40")
+_REFINE_SETTINGS = ("optimizer.learning-rate=8e-4", "optimizer.warmup-steps=40")
 _THRESHOLDS = (
     *("box_score=0.02", "agreement=1", "label_score=0.5", "joined=0.5"),
     "text_score=0.8,0.89,0.9",
@@ -77,7 +78,7 @@ def _main(arguments: list[str] | None) -> int:
 
 def _curve(options: argparse.Namespace, out: Path) -> int:
     try:
-        config = load_settings(TrainConfig, options.recipe, [])
+        config = load_config(options.recipe)
         scene = _scene(config)
         pool = ShapesWorld(config=scene, seed=_POOL_SEED)
         pictures = _write_pool(pool, out / "pool", options.pool)
@@ -150,13 +151,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         dest="words",
-        help=f"key=value of every training, beside {' '.join(_WORDS)}",
+        help=f"NAME=VALUE of every training, beside {' '.join(_SETTINGS)}",
     )
     parser.add_argument(
         "--refine-set",
         action="append",
         default=[],
-        help=f"key=value of the fine-tunes on annotations, beside {' '.join(_REFINE_WORDS)}",
+        help=f"NAME=VALUE of the fine-tunes on annotations, beside {' '.join(_REFINE_SETTINGS)}",
     )
     return parser
 
@@ -188,19 +189,20 @@ def _noisy(options: argparse.Namespace, scene: SceneConfig) -> str:
 
 
 def _first(options: argparse.Namespace, scene: SceneConfig, out: Path) -> list[str]:
+    settings = [*_SETTINGS, *options.words]
     return [
-        *(sys.executable, "-m", "train.main", "--config", str(options.recipe.absolute())),
+        *(sys.executable, "-m", "florence_jax", "train"),
+        *("--config", str(options.recipe.absolute()), "--directory", str(out / "first")),
         # A checkpoint brings its sizes and its processor.
-        *(f"model.start={json.dumps(options.model)}", "model.architecture=null"),
-        *('model.processor=""', f"directory={json.dumps(str(out / 'first'))}"),
-        *(f"steps={options.steps}", f"data.train=[{_noisy(options, scene)}]"),
-        *(*_WORDS, *options.words),
+        *("--model.start", options.model, "--model.architecture", "None", "--model.processor", ""),
+        *("--steps", str(options.steps), "--data.train", f"[{_noisy(options, scene)}]"),
+        *(flag for setting in settings for flag in setting_flags(setting)),
     ]
 
 
 def _loop(options: argparse.Namespace, first: Path, pool: Path, out: Path) -> list[str]:
     thresholds = [*_THRESHOLDS, *options.threshold]
-    words = [*_WORDS, *_REFINE_WORDS, *options.words, *options.refine_set]
+    words = [*_SETTINGS, *_REFINE_SETTINGS, *options.words, *options.refine_set]
     return [
         *(sys.executable, "-m", "florence_jax", "annotate", str(pool)),
         *("--output", str(out / "loop"), "--model", str(first)),
@@ -208,7 +210,7 @@ def _loop(options: argparse.Namespace, first: Path, pool: Path, out: Path) -> li
         *("--questions", str(options.questions)),
         *("--set", 'model.processor=""', "--set", f"steps={options.refine_steps}"),
         # Grounding asks with a whole caption, and answers with its phrases and their boxes.
-        *("--set", "data.max_prompt=128", "--set", "data.max_labels=192"),
+        *("--set", "data.max-prompt=128", "--set", "data.max-labels=192"),
         *(word for given in words for word in ("--set", given)),
         *("--beams", "1", "--max-new-tokens", str(options.max_new_tokens)),
         *("--batch-size", str(options.batch_size), "--analyser", "rules"),

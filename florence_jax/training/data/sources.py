@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import ClassVar, get_args
 
 from florence_jax.annotation.schema import annotation_files
-from florence_jax.training.checked import Checked
+from florence_jax.training.checked import Checked, did_you_mean
 from florence_jax.training.data.annotations import Annotations
 from florence_jax.training.data.coco import Coco, CocoTask
 from florence_jax.training.data.example import DataError, ObjectOrder, Source
@@ -15,7 +15,6 @@ from florence_jax.training.data.order import Ordered
 from florence_jax.training.data.storage import Place, as_path, local_copy, require_exists
 from florence_jax.training.data.tabular import ArrayRecord, Jsonl, Parquet
 from florence_jax.training.data.vqa import DocVqa, Vqa
-from florence_jax.training.suggest import did_you_mean
 
 Named = tuple[str, Source, float]
 

@@ -7,8 +7,8 @@ import numpy as np
 from florence_jax.evaluation.metrics import anls, similarity
 from florence_jax.processing import TASKS, parse, task_of
 from florence_jax.processing.locations import text_to_bins
+from florence_jax.training.checked import did_you_mean
 from florence_jax.training.metrics.judge import Answered, Score, judge
-from florence_jax.training.suggest import did_you_mean
 
 # What an evaluation measures of all rows together. The lowest is the best of these ...
 LOSSES = ("loss", "nll")

@@ -70,7 +70,7 @@ def test_everything_outside_the_encoder_stays(learnt):
 
 
 def test_a_run_starts_from_what_the_command_wrote(tmp_path, monkeypatch, capsys, compiled_on_disk):
-    monkeypatch.setattr(pretrain_vision, "load_settings", lambda *_: recipe())
+    monkeypatch.setattr(pretrain_vision, "load_config", lambda *_: recipe())
     directory = tmp_path / "tower"
     assert main([str(directory), "--steps", "2"]) == 0
     assert "right at the last step: colour" in capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_a_run_starts_from_what_the_command_wrote(tmp_path, monkeypatch, capsys,
     ("words", "says"),
     [
         (["--steps", "0"], "--steps must be at least 1, got 0"),
-        (["data.image_size=[96,96]"], "drawn at the size that is trained at"),
+        (["--data.image-size", "96", "96"], "drawn at the size that is trained at"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_first_step(words, says, tmp_path, capsys):

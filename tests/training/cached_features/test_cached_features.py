@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import time
 
 import jax
@@ -65,8 +66,9 @@ def command(config, *words):
 
 
 def arguments(config):
-    tree = to_tree(config)
-    return [f"{name}={json.dumps(value)}" for name, value in tree.items()]
+    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
+        json.dump(to_tree(config), file)
+    return ["--config", file.name]
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
@@ -148,7 +150,7 @@ def test_filling_again_adds_what_is_missing_alone(source, features, tmp_path, ca
     assert [path.read_bytes() for path in copy.glob("*.safetensors")] == [content]
     file.unlink()
     # Another number at a time: the same features.
-    assert command(frozen_config("unused", source, copy), "--batch-size", "3") == 0
+    assert command(frozen_config("unused", source, copy), "--images-at-once", "3") == 0
     assert f"{PICTURES - 1} pictures, {PICTURES - 1} of them new" in capsys.readouterr().out
     assert records(copy).keys() == records(features).keys()
     for key, expected in records(features).items():
@@ -179,7 +181,7 @@ def test_a_termination_keeps_what_was_computed(source, features, tmp_path, capsy
     config = frozen_config("unused", source, tmp_path / "features")
     with monkeypatch.context() as patch:
         patch.setattr(Jsonl, "__getitem__", terminated)
-        assert command(config, "--batch-size", "1") == 143
+        assert command(config, "--images-at-once", "1") == 143
     assert "interrupted" in capsys.readouterr().err
     assert 0 < len(records(tmp_path / "features")) < PICTURES - 1
     assert command(config) == 0

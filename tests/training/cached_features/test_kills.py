@@ -24,9 +24,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("compiled_on_disk")]
 PICTURES, KILLS, ROWS_OF_A_FILE = 400, 24, 8
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(
-    ["train.features.__main__", "florence_jax.training.cached_features.fill"]
-)
+_FORKSERVER.set_forkserver_preload(["train.features", "florence_jax.training.cached_features.fill"])
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +110,7 @@ def _fill(source, directory, cache):
     )
     with open(os.devnull, "w") as sys.stderr, open(os.devnull, "w") as sys.stdout:
         tree = to_tree(frozen_config("unused", source, directory))
-        words = [f"{name}={json.dumps(value)}" for name, value in tree.items()]
-        status = main([*words, "--batch-size", "4"])
+        recipe = cache / f"recipe-{os.getpid()}.json"
+        recipe.write_text(json.dumps(tree))
+        status = main(["--config", str(recipe), "--images-at-once", "4"])
     os._exit(status)
