@@ -404,7 +404,7 @@ def test_a_plan_of_cached_features_runs_no_tower(monkeypatch):
     param_groups = assign_param_groups(
         param_shapes(config), (("vision_tower/.*", 0.0), (".*", 1.0)), config
     )
-    sizes = {"image_size": (64, 64), "prompt": 16, "target": 8, "rows": 12, "questions": 3}
+    sizes = {"image_size": (64, 64), "prompt": 16, "labels": 8, "rows": 12, "questions": 3}
     assert lowered.flops == update_flops(config, param_groups, cached_features=True, **sizes)
 
     learns = dataclasses.replace(request, settings=request.settings[:2])

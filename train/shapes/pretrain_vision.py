@@ -132,6 +132,10 @@ def pretrained(
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
     start = prepare_start(config, files)
+    rows, columns = start.config.vision.grid(*start.image.size)
+    if rows != columns:
+        raise ValueError(f"the scenes are square and the map is not: {rows} x {columns}")
+    batches = _batches(config, rows * points)
     params = load_parameters(config, start)
     objective = build_training(config, start).objective
     tower = {path: leaf for path, leaf in params.items() if path.startswith(_TOWER)}
@@ -155,10 +159,6 @@ def pretrained(
 
     state = optimizer.init(trained)
     shown = {}
-    rows, columns = start.config.vision.grid(*start.image.size)
-    if rows != columns:
-        raise ValueError(f"the scenes are square and the map is not: {rows} x {columns}")
-    batches = _batches(config, rows * points)
     for step in (bar := tqdm(range(steps), unit="step", disable=None)):
         trained, state, seen = update(trained, state, next(batches))
         if step % 50 == 49 or step + 1 == steps:
