@@ -238,7 +238,7 @@ def raise_if(problems: list[str], what: str) -> None:
 
 
 def _mistyped(config: Any) -> list[str]:
-    """What is wrong with the types and ranges of a config's own fields, one sentence each."""
+    """Problems with the types and ranges of a config's own fields, one sentence each."""
     problems = []
     for own in dataclasses.fields(config):
         value, kind = getattr(config, own.name), str(own.type)

@@ -5,7 +5,7 @@ One two-way table of names (`pytorch.key_map`) serves every direction.
 
 from florence_jax.checkpoint.errors import CheckpointError
 from florence_jax.checkpoint.hub import resolve
-from florence_jax.checkpoint.load import Checkpoint, load_checkpoint, plan_checkpoint
+from florence_jax.checkpoint.load import Checkpoint, load_checkpoint, plan_checkpoint, read_params
 from florence_jax.checkpoint.native.manifest import Manifest
 from florence_jax.checkpoint.native.save import save_checkpoint
 from florence_jax.checkpoint.plan import LoadPlan, Report
@@ -24,6 +24,7 @@ __all__ = [
     "load_checkpoint",
     "plan_checkpoint",
     "read_config",
+    "read_params",
     "resolve",
     "save_checkpoint",
     "torch_tensors",

@@ -8,7 +8,7 @@ from typing import Any
 
 from florence_jax.generation_config import GenerationConfig
 
-# Written always, because what a reader assumes in their absence differs from reader to reader.
+# Always written, because readers differ in what they assume where these are absent.
 _ALWAYS = (
     "num_beams",
     "early_stopping",
@@ -24,8 +24,11 @@ _ALWAYS = (
 
 
 def settings_json(settings: GenerationConfig) -> dict[str, Any]:
-    """`settings` as generation_config.json has them: what differs from the defaults of
-    `GenerationConfig`, and what readers assume differently."""
+    """The content of generation_config.json for `settings`.
+
+    It holds the settings that differ from the defaults of `GenerationConfig`, and those for which
+    readers assume different defaults.
+    """
     default = GenerationConfig()
     return {
         field.name: getattr(settings, field.name)
@@ -43,5 +46,5 @@ def decoding_settings(
         config: the content of config.json, in either dialect.
         generation: the content of generation_config.json, None where there is none.
     """
-    # What is not supported stays in the files; whoever decodes with them is told.
+    # Unsupported settings stay in the files; decoding with them raises an error.
     return settings_json(GenerationConfig.from_hf(config, generation, strict=False))

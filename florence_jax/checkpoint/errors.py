@@ -1,4 +1,4 @@
-"""Collect everything that is wrong with a checkpoint, then say it all in one readable error."""
+"""Collect every problem of a checkpoint and raise them as one readable error."""
 
 from collections.abc import Iterable
 

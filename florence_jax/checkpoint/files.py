@@ -84,7 +84,7 @@ def contained_file(directory: Path, name: str) -> Path:
 
 
 def has_file(directory: Path, name: str) -> bool:
-    """Is there a file `name` in `directory`? Raises CheckpointError as `contained_file` does."""
+    """Whether `directory` has a file `name`; raises CheckpointError as `contained_file` does."""
     try:
         contained_file(directory, name)
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def has_file(directory: Path, name: str) -> bool:
 
 
 def _is_hub_cache_blob(root: Path, real: Path) -> bool:
-    """Is `real` a blob of the cached repository that the snapshot directory `root` belongs to?
+    """Whether `real` is a blob of the cached repository that the snapshot `root` belongs to.
 
     In `models--org--name`, `snapshots/<commit>/<file>` links to `../../blobs/<hash>`.
     """

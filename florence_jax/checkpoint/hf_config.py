@@ -48,7 +48,7 @@ _TEXT_OPTIONAL = (
     "eos_token_id",
     "decoder_start_token_id",
 )
-# What the reference classes take for an absent key, where it is not what the published sizes have.
+# The reference classes' defaults for absent keys, where the published models have other values.
 _TEXT_DEFAULTS = {"attention_dropout": 0.0, "activation_dropout": 0.0}
 # Switches of the original config whose other value is a different model that nobody published.
 _UNSUPPORTED_TEXT = {
@@ -59,7 +59,7 @@ _UNSUPPORTED_TEXT = {
 
 
 def config_warnings(config: Mapping[str, Any]) -> list[str]:
-    """Say what is odd but harmless in a published `config.json`, one sentence each.
+    """List what is odd but harmless in a published `config.json`, one sentence each.
 
     Many fine-tunes were saved with wrong top-level ids (bos 2, eos 1, pad 0); those in
     `text_config` are right.
@@ -137,7 +137,7 @@ class _Reader:
         return section
 
     def _take(self, section: Mapping[str, Any], name: str, key: str) -> Any:
-        # An empty section was reported already; its every key would only bury that.
+        # An empty section was reported already; naming its every key would bury that.
         if key not in section and section:
             self.problems.append(f"{name}.{key} is missing")
         return section.get(key)

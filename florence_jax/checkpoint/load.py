@@ -75,17 +75,11 @@ def load_checkpoint(
         ConfigError: config.json describes a model that this library does not support.
         ValueError: `dtype` is not one of the three.
     """
-    target = None if dtype is None else checked_dtype(dtype)
+    if dtype is not None:
+        checked_dtype(dtype)  # before anything is downloaded
     directory = resolve(source, revision=revision)
     plan = plan_checkpoint(directory, ignore=ignore, verify=verify, progress=progress)
-    if plan.saved is not None:
-        leaves = plan.saved.restore(target, sharding)
-    else:
-        leaves = _read_pytorch(plan, target, sharding, progress)
-    params: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        insert(params, path, leaf)
-    return Checkpoint(plan.config, params, plan.report)
+    return Checkpoint(plan.config, read_params(plan, dtype, sharding, progress), plan.report)
 
 
 def plan_checkpoint(
@@ -107,6 +101,27 @@ def plan_checkpoint(
     if is_saved(directory):
         return open_native(directory, ignore=ignore, verify=verify, progress=progress)
     return plan_pytorch(directory, ignore=ignore)
+
+
+def read_params(
+    plan: LoadPlan,
+    dtype: Any = None,
+    sharding: Sharding | Callable[[str], Sharding] | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Read the parameters of a planned checkpoint.
+
+    Arguments, result and errors are those of `load_checkpoint`.
+    """
+    target = None if dtype is None else checked_dtype(dtype)
+    if plan.saved is not None:
+        leaves = plan.saved.restore(target, sharding)
+    else:
+        leaves = _read_pytorch(plan, target, sharding, progress)
+    params: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        insert(params, path, leaf)
+    return params
 
 
 def _read_pytorch(

@@ -31,12 +31,12 @@ def param_shapes(config: Florence2Config) -> dict[str, Shape]:
 
 
 def check_parameters(
-    config: Florence2Config, shapes: Mapping[str, tuple[int, ...]], problems: ErrorCollector
+    config: Florence2Config, shapes: Mapping[str, Shape], problems: ErrorCollector
 ) -> None:
     """Record every parameter that is missing, unexpected or of a shape that is not `config`'s."""
-    if not check_reason(config, len(shapes), problems):
+    expected = checked_shapes(config, len(shapes), problems)
+    if expected is None:
         return
-    expected = param_shapes(config)
     for path in sorted(expected.keys() - shapes.keys()):
         problems.add("missing parameters", path)
     for path, shape in shapes.items():
@@ -50,8 +50,10 @@ def check_parameters(
             )
 
 
-def check_reason(config: Florence2Config, num_tensors: int, problems: ErrorCollector) -> bool:
-    """Record sizes that no model has; give whether `config` is small enough to list its parameters.
+def checked_shapes(
+    config: Florence2Config, num_tensors: int, problems: ErrorCollector
+) -> dict[str, Shape] | None:
+    """`param_shapes`, or None where `config` has sizes that no model has, which are recorded.
 
     A config.json with a billion layers or positions must not be expanded just to be refused.
     """
@@ -69,7 +71,7 @@ def check_reason(config: Florence2Config, num_tensors: int, problems: ErrorColle
         problems.add(heading, name, f"config.json says {size}, at most {limit} is supported")
     if layers > num_tensors:
         problems.add(heading, "layers", f"{layers} in config.json, for {num_tensors} tensors")
-    return not wrong and layers <= num_tensors
+    return None if wrong or layers > num_tensors else param_shapes(config)
 
 
 def _integers(name: str, value: Any) -> Iterator[tuple[str, int]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jax.sharding import Mesh
 
-from florence_jax.checkpoint import load_checkpoint, plan_checkpoint
+from florence_jax.checkpoint import plan_checkpoint, read_params
 from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.config import Florence2Config
@@ -28,22 +28,29 @@ DEFAULT_RULES = "fsdp_tp"
 
 
 def load_on_mesh(
-    directory: Path, dtype: str, mesh: MeshLike, rules: RulesLike, **options: Any
+    directory: Path,
+    dtype: str,
+    mesh: MeshLike,
+    rules: RulesLike,
+    *,
+    verify: bool = True,
+    progress: bool = False,
 ) -> tuple[Model, Params]:
     """A checkpoint with each tensor read straight to the devices that hold it.
 
     Args:
         mesh: or its axes, as "data=2,tensor=4".
         rules: a preset's name, a .toml file, or a table.
-        options: of `load_checkpoint`.
+        verify: compare a checkpoint in this library's own format with its manifest first.
+        progress: show progress bars on stderr.
 
     Raises:
         RuleError, ValueError: a mesh or rules that do not fit; CheckpointError as loading does.
     """
-    config = plan_checkpoint(directory).config
-    layout = _layout(config, mesh, rules)
-    params = load_checkpoint(directory, dtype, layout.stored_sharding, **options).params
-    return Model(config=config, dtype=dtype, layout=layout), _placed(params, layout)
+    plan = plan_checkpoint(directory, verify=verify, progress=progress)
+    layout = _layout(plan.config, mesh, rules)
+    params = read_params(plan, dtype, layout.stored_sharding, progress)
+    return Model(config=plan.config, dtype=dtype, layout=layout), _placed(params, layout)
 
 
 def shard_pipeline(

@@ -32,8 +32,8 @@ def atomic_directory(
 ) -> Iterator[Path]:
     """A new, empty directory that takes the place of `destination` when the block ends.
 
-    When the block raises, or the process dies, `destination` stays as it was. What a killed process
-    left behind is removed by the next call for the same destination.
+    When the block raises, or the process dies, `destination` stays as it was. The next call for the
+    same destination removes what a killed process left behind.
 
     Args:
         destination: the directory to create or replace; its parents are created.

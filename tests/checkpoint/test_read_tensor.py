@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from florence_jax.checkpoint.pytorch.detect import Source
+from florence_jax.checkpoint.plan import Source
 from florence_jax.checkpoint.pytorch.key_map import match_path
 from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
 from florence_jax.checkpoint.pytorch.read_tensor import fetch

@@ -1,4 +1,4 @@
-"""Which naming a checkpoint uses, under which foreign prefix, and what each of its tensors is."""
+"""Detect a checkpoint's naming and foreign prefix, and the parameter that each tensor fills."""
 
 import collections
 import dataclasses
@@ -12,10 +12,10 @@ from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
 
 # Segments that torch's wrappers (torch.compile, FSDP, activation checkpointing) insert anywhere.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-# A foreign prefix of more segments than this is not looked for: names are untrusted, any length.
+# The longest foreign prefix that is looked for: untrusted names may have any length.
 _MAX_PREFIX_SEGMENTS = 6
-# Below this share of recognised names it is another model, and a list of 600 names helps nobody.
-_MIN_RECOGNISED = 0.1
+# Below this share of known names it is another model, and a list of 600 names helps nobody.
+_MIN_KNOWN = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _naming_and_prefix(names: Sequence[str]) -> tuple[Naming, str]:
             if not dot:
                 break
             prefix += segment + dot
-    if not votes or max(votes.values()) < _MIN_RECOGNISED * len(names):
+    if not votes or max(votes.values()) < _MIN_KNOWN * len(names):
         raise CheckpointError(_not_a_florence(names))
     return min(votes, key=lambda found: (-votes[found], len(found[1])))
 

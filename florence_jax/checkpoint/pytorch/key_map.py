@@ -81,12 +81,12 @@ class Ignored:
 
 
 SHARED = "shared/embedding"
-ENCODER_TOKENS = "encoder/embed_tokens"  # no leaf of its own: see embeddings.py
+ENCODER_TOKENS = "encoder/embed_tokens"  # no leaf of its own: see tied_embeddings.py
 DECODER_TOKENS = "decoder/embed_tokens"  # no leaf of its own
 LM_HEAD = "lm_head/embedding"  # a leaf when config.tie_word_embeddings is False
 LOGITS_BIAS_PATH = "final_logits_bias"  # a leaf when config.final_logits_bias is True
 
-# What a module of each kind holds: (our leaf, torch leaf, transform).
+# The leaves of each kind of module: (our leaf, torch leaf, transform).
 _LEAVES = {
     "linear": (("/kernel", ".weight", LINEAR), ("/bias", ".bias", VECTOR)),
     "conv": (("/kernel", ".weight", CONV), ("/bias", ".bias", VECTOR)),
@@ -316,5 +316,5 @@ def _match(name: str, index: dict[str, Rule]) -> Match | None:
 
 
 def ignored(name: str, naming: Naming) -> Ignored | None:
-    """The reason for which the torch tensor `name` is not read, or None."""
+    """Why the torch tensor `name` is not read; None where it is."""
     return _IGNORED.get((naming, name))

@@ -1,4 +1,4 @@
-"""`LazyTensor`: one tensor of a weight file, described without being read."""
+"""`LazyTensor`: one tensor of a weight file, described but not read yet."""
 
 import dataclasses
 import math
@@ -10,14 +10,13 @@ import numpy as np
 
 from florence_jax.checkpoint.pytorch.transforms import Shape
 
-# What a parameter may be, and what one may be read from.
+# The dtypes of parameters, and those that parameters are read from.
 FLOAT_DTYPES: tuple[np.dtype, ...] = tuple(
     np.dtype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloat16)
 )
 READABLE_DTYPES: tuple[np.dtype, ...] = (*FLOAT_DTYPES, np.dtype(np.float64))
 
-# Compared or tested this many elements at a time, so that a look at a table of 50 M elements
-# allocates a few MB.
+# Elements compared or tested at a time: a table of 50 M elements then takes a few MB of memory.
 _CHUNK_ELEMENTS = 1 << 20
 
 
@@ -30,8 +29,8 @@ class LazyTensor:
         shape: its shape in the file (torch layout).
         dtype: its dtype in the file.
         file: the file's name, for messages and the report.
-        view: gives a read-only array backed by the file's mapping, never a copy. Copy what you
-            keep: the mapping's pages belong to the file.
+        view: gives the tensor as an array, which in a PyTorch file is a read-only view of the
+            file's mapping. Copy what you keep: the mapping's pages belong to the file.
     """
 
     name: str
@@ -47,7 +46,7 @@ class LazyTensor:
 
     @property
     def is_readable(self) -> bool:
-        """Can a parameter be read from this dtype?"""
+        """Whether a parameter can be read from this dtype."""
         return self.dtype in READABLE_DTYPES
 
 
@@ -66,7 +65,7 @@ def mapped_view(
 
 
 def same_values(left: LazyTensor, right: LazyTensor) -> bool:
-    """Do two readable tensors hold the same values? Bit for bit where they share a dtype.
+    """Whether two readable tensors hold the same values; bit for bit where they share a dtype.
 
     Tensors of different dtypes are compared in float32, which holds every float16 and bfloat16.
     """
@@ -82,7 +81,7 @@ def same_values(left: LazyTensor, right: LazyTensor) -> bool:
 
 
 def is_zero(tensor: LazyTensor) -> bool:
-    """Is every element of a readable tensor zero?"""
+    """Whether every element of a readable tensor is zero."""
     array = tensor.view()
     return not any(np.any(array[rows]) for rows in _row_chunks(tensor.shape))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.checkpoint.errors import ErrorCollector, clip
-from florence_jax.checkpoint.param_shapes import POSITION_OFFSET, check_reason, param_shapes
+from florence_jax.checkpoint.param_shapes import POSITION_OFFSET, checked_shapes
 from florence_jax.checkpoint.plan import LoadPlan, Report, Source
 from florence_jax.checkpoint.pytorch.detect import DetectedCheckpoint, detect_checkpoint
 from florence_jax.checkpoint.pytorch.key_map import LOGITS_BIAS_PATH, SHARED, match_path
@@ -47,13 +47,14 @@ def plan_pytorch(directory: Path, *, ignore: Sequence[str] = ()) -> LoadPlan:
     detected = detect_checkpoint(weights.tensors, problems, ignore)
     subject = f"{directory} ({detected.naming} naming) does not fit its config.json"
 
-    _check_dtypes(detected.sources, problems)
     declared_tied = repository.config.get("tie_word_embeddings", True) is not False
     embeddings = resolve_embeddings(detected.sources, config, declared_tied, problems)
     config = embeddings.config
+    expected = checked_shapes(config, len(weights.tensors), problems)
+    _check_dtypes(detected.sources, problems)
     _check_sizes(config, embeddings.sources, problems)
-    if check_reason(config, len(weights.tensors), problems):
-        _check_tree(param_shapes(config), embeddings.sources, detected, problems)
+    if expected is not None:
+        _check_tree(expected, embeddings.sources, detected, problems)
     problems.raise_if_any(subject)
 
     warnings = [*repository.warnings, *detected.warnings, *embeddings.warnings]

@@ -29,7 +29,7 @@ def completed_processor(name: str, content: bytes) -> bytes:
     try:
         fields = json.loads(content)
     except ValueError:
-        return content  # what is wrong with it is for its reader to say
+        return content  # its reader reports what is wrong with it
     if not isinstance(fields, dict) or fields.get(_KEY):
         return content
     return json.dumps(fields | {_KEY: post_processor_config()}, indent=2).encode() + b"\n"

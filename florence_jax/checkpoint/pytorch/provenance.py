@@ -1,4 +1,4 @@
-"""`SourceFormat`: what a published checkpoint had beyond its parameters' values, for the way back.
+"""`SourceFormat`: what a PyTorch file held beyond its parameters, needed to write it back.
 
 A PyTorch file may hold the token table under up to four names, and an output bias of zeros; none
 of that is a parameter here. To give the same file back, a saved checkpoint remembers it in the
@@ -18,7 +18,7 @@ _DTYPES = {dtype.name for dtype in READABLE_DTYPES}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceFormat:
-    """How the PyTorch file looked that parameters came from.
+    """The format of the PyTorch file that the parameters came from.
 
     Attributes:
         naming: its naming.
@@ -32,7 +32,7 @@ class SourceFormat:
     extra: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept in config.json."""
+        """The form that config.json keeps."""
         return {
             "naming": self.naming,
             "vocab_size": self.vocab_size,
@@ -41,17 +41,17 @@ class SourceFormat:
 
     @classmethod
     def none(cls, config: Mapping[str, Any]) -> "SourceFormat":
-        """For parameters that come from no PyTorch file: the dialect of their config.json."""
+        """The format for parameters that come from no PyTorch file: the dialect of config.json."""
         original = "dim_embed" in config["vision_config"]
         rows = config["text_config"]["vocab_size"]
         return cls(naming="original" if original else "native", vocab_size=rows, extra={})
 
     @classmethod
     def from_json(cls, value: Any, label: str) -> "SourceFormat":
-        """Read what `to_json` gave.
+        """Read the form that `to_json` gives.
 
         Raises:
-            CheckpointError: `value`, which stands in `label`, is something else.
+            CheckpointError: `value`, which `label` holds, has another form.
         """
         value = value if isinstance(value, dict) else {}
         naming, rows, extra = value.get("naming"), value.get("vocab_size"), value.get("extra")

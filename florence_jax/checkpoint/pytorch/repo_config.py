@@ -1,4 +1,4 @@
-"""The JSON files beside the weights: what they say, and what is odd about them."""
+"""Read the JSON files beside the weights, and list what is odd about them."""
 
 import dataclasses
 from pathlib import Path

@@ -1,8 +1,8 @@
 """A safetensors file as read-only views of a memory mapping.
 
-Own reader rather than the safetensors library's: views are cast and transposed straight from the
-mapping to their destination (the library copies every tensor into fresh memory first), and the
-header is checked more strictly (duplicate keys, size cap) since files come from strangers.
+This reader replaces the safetensors library's for two reasons: the library copies every tensor into
+fresh memory, while these views are cast and transposed straight to their destination; and files
+come from strangers, so the header is checked more strictly (duplicate keys, size limit).
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -67,7 +67,7 @@ def open_safetensors(path: Path, label: str) -> list[LazyTensor]:
             )
         header = parse_json(file.read(header_bytes), f"the header of {label}")
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Or the disk, asked for a few pages at a time, gives a fifth of what it can.
+        # Without this, reads of a few pages at a time get a fifth of the disk's speed.
         mapping.madvise(mmap.MADV_SEQUENTIAL)
     if not isinstance(header, dict):
         raise CheckpointError(f"the header of {label} is not a JSON object")

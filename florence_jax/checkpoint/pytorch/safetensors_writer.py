@@ -1,4 +1,4 @@
-"""Writing safetensors files: readable by whom the umask allows, with the system's own errors."""
+"""Write safetensors files with the umask's permissions and the system's own errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def save_tensors(
     mode = path.stat().st_mode
     try:
         save_file(dict(tensors), path, metadata=dict(metadata or {}))
-        # The library's own file is its owner's alone.
+        # The library makes a file that only its owner may read.
         path.chmod(mode)
     except SafetensorError as error:
         # The library wraps the system's error into its own and keeps the number in the text.

@@ -49,7 +49,7 @@ def save_torch(
     Parameters keep their dtypes.
 
     Args:
-        directory: where to; it appears as a whole when it is complete.
+        directory: the directory to write; it appears as a whole when it is complete.
         config: the model's.
         params: nested dict of arrays, with the keys and shapes of `abstract_params(config)`.
         naming: "native" for transformers' class, "original" for Microsoft's code.
@@ -67,7 +67,7 @@ def save_torch(
     if naming == "native" and pad_image_row:
         config, params = _with_image_row(config, params)
     # Told not to tie lm_head, PyTorch's classes tie none of the token table's other names either: a
-    # name that is not in the file would be drawn at random.
+    # name that is not in the file would be initialised at random.
     tied_names = not config.tie_word_embeddings
     tensors = {
         name: np.ascontiguousarray(array)
@@ -76,7 +76,7 @@ def save_torch(
     dtypes = frozenset(array.dtype.name for array in tensors.values())
     written = torch_config(read_config(files), config, naming, dtypes)
     if config.image_token_id != Florence2Config.image_token_id:
-        # The original code has no such token, and whoever goes on to transformers needs its id.
+        # The original code has no such token, but a later conversion to transformers needs its id.
         written[0]["image_token_id"] = config.image_token_id
     write_torch(directory, tensors, written, files=files, overwrite=overwrite)
     return tensors

@@ -1,4 +1,4 @@
-"""Our parameters as torch tensors of either naming: the key table, read backwards."""
+"""Convert our parameters to torch tensors of either naming: the key map in reverse."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Decide what a checkpoint ties: one token table, up to four names, perhaps different values.
+"""Decide which embeddings a checkpoint ties: one token table may have up to four names.
 
 Both reference classes embed the prompt and the decoder's input with `shared` (the decoder through
 `decoder.embed_tokens`) and hand the encoder ready-made embeddings, so `encoder.embed_tokens` is
@@ -108,7 +108,7 @@ def resolve_embeddings(
 
 
 def _comparable(tables: dict[str, Source], problems: ErrorCollector) -> bool:
-    """Is there a table, are all of a readable dtype and of the same two-dimensional shape?"""
+    """Whether there is a table, and all are readable and of the same two-dimensional shape."""
     if not tables or not all(source.tensor.is_readable for source in tables.values()):
         return False  # the plan reports missing tensors and unsupported dtypes
     shapes = {source.tensor.shape for source in tables.values()}
