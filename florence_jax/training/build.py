@@ -22,7 +22,7 @@ from florence_jax.training.lora import init_factors
 from florence_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from florence_jax.training.param_groups import ParamGroup, assign_param_groups
 from florence_jax.training.pretrained import PretrainedFiles, longest_texts, training_config
-from florence_jax.training.sharding import StateSharding, make_placement
+from florence_jax.training.sharding import StateSharding, make_state_sharding
 from florence_jax.training.state import Flat, TrainState, new_state
 from florence_jax.training.step import LossFn, Step, build_step
 
@@ -74,12 +74,12 @@ class TrainSetup:
         params = {p: jax.ShapeDtypeStruct(shape, jnp.float32) for p, shape in shapes.items()}
         return self.placement.true_shapes(jax.eval_shape(self.first_state, params))
 
-    def placed_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state that `placed_step` takes and returns."""
+    def padded_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state that `padded_step` takes and returns."""
         return self.placement.padded(self.abstract_state())
 
     @property
-    def placed_step(self) -> Step:
+    def padded_step(self) -> Step:
         """`step` on a sharded, padded state and batch."""
         return self.placement.step(self.step)
 
@@ -105,7 +105,7 @@ def build_training(
         factors = jax.eval_shape(lambda: init_factors(config.lora, shapes, key))
     if mesh is None:
         mesh = make_mesh(parse_mesh(config.mesh) if config.mesh else MeshShape(data=-1))
-    placement = make_placement(
+    placement = make_state_sharding(
         load_rules(config.rules),
         shapes,
         {path: factor.shape for path, factor in factors.items()},

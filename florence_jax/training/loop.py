@@ -148,7 +148,7 @@ class Trainer:
         first, steps = int(state.step), self.setup.steps
         placement = self.setup.placement
         update = AotCompiled(
-            self.setup.placed_step,
+            self.setup.padded_step,
             self.interruption,
             donate_first=True,
             mesh=placement.mesh,
@@ -220,7 +220,7 @@ class Trainer:
 
     def _shardings(self) -> tuple[TrainState, NamedSharding]:
         """Shardings of an update's results: of the state, and of metrics on every process."""
-        state = jax.tree.map(lambda leaf: leaf.sharding, self.setup.placed_state())
+        state = jax.tree.map(lambda leaf: leaf.sharding, self.setup.padded_state())
         return state, NamedSharding(self.setup.placement.mesh, PartitionSpec())
 
     def _check(self, seen: int) -> None:

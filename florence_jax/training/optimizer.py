@@ -103,13 +103,13 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 def build_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, param_groups: Mapping[str, ParamGroup]
 ) -> optax.GradientTransformation:
-    """The transformation of a flat dict of gradients; it holds state for what trains alone.
+    """The transformation of a flat dict of gradients; it has state only for parameters that train.
 
     Args:
-        treated: the treatment of each trainable parameter, with the gradients' keys.
+        param_groups: the group of each trainable parameter, by the gradients' keys.
     """
-    decayed = {path: treatment.decayed for path, treatment in param_groups.items()}
-    rates = {path: treatment.rate for path, treatment in param_groups.items()}
+    decayed = {path: group.decayed for path, group in param_groups.items()}
+    rates = {path: group.rate for path, group in param_groups.items()}
     moments = {
         "adamw": lambda: optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         "lion": lambda: optax.scale_by_lion(b1=config.b1, b2=config.b2),

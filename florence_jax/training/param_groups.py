@@ -86,7 +86,7 @@ def assign_param_groups(
     ]
     if problems:
         raise RuleError("; ".join(problems))
-    if not any(treatment.trains for treatment in found.values()):
+    if not any(group.trains for group in found.values()):
         raise RuleError("the rules freeze every parameter: nothing is left to train")
     return found
 

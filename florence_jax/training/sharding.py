@@ -1,4 +1,8 @@
-"""A run's state and batches on its mesh: everything follows the parameters' layout."""
+"""A run's state and batches on its mesh: everything follows the parameters' layout.
+
+Checkpoints hold parameters in their true shapes. Programs take a vocabulary padded to a size that
+the mesh divides, and cut the padding off first.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -29,14 +33,14 @@ from florence_jax.training.step import Batch, Step
 
 @dataclass(frozen=True, kw_only=True)
 class StateSharding:
-    """Where a run's arrays lie.
+    """The shardings of a run's arrays.
 
     A tree's leaf belongs to the parameter whose path is among its keys, if it has the parameter's
     shape: moments and moving averages lie as their parameters do. All else is whole on each device.
 
     Attributes:
         layout: of every parameter, adapters included.
-        pad_id: the prompt token of rows that are added to a batch.
+        pad_id: the token of prompts that are added to a batch.
     """
 
     layout: ParamSharding
@@ -48,15 +52,15 @@ class StateSharding:
         return self.layout.mesh
 
     def padded(self, tree: Any) -> Any:
-        """The abstract form of a tree of true shapes as programs take it."""
+        """Padded shapes, dtypes and shardings, as programs take them, of a tree of true shapes."""
         return self._map(self._padded_leaf, tree)
 
     def true_shapes(self, tree: Any) -> Any:
-        """The abstract form of a tree of true shapes as checkpoints hold it."""
+        """Shapes, dtypes and shardings, as checkpoints hold them, of a tree of true shapes."""
         return self._map(self._true_leaf, tree)
 
     def to_padded(self, tree: Any) -> Any:
-        """A tree as it was stored, or on any device, as programs take it."""
+        """A tree of true shapes, on any device, padded and on the mesh."""
 
         def place(name: str | None, leaf: jax.Array) -> jax.Array:
             if name is not None and name in self.layout.padded:
@@ -66,13 +70,13 @@ class StateSharding:
         return self._map(place, tree)
 
     def to_true_shape(self, tree: Any) -> Any:
-        """A placed tree in its true shapes."""
+        """A padded tree in its true shapes."""
         return self._map(
             lambda name, leaf: self.layout.to_true_shape({name: leaf})[name] if name else leaf, tree
         )
 
     def step(self, step: Step) -> Step:
-        """A step on true shapes as one on a placed state."""
+        """A step on true shapes as one on a padded state."""
 
         def trimmed(name: str | None, leaf: jax.Array) -> jax.Array:
             return leaf if name is None else trim(leaf, self.layout.shapes[name])
@@ -91,11 +95,11 @@ class StateSharding:
 
     @property
     def share(self) -> tuple[int, int]:
-        """(number, count): which of how many equal shares of a batch this process makes."""
+        """(index, count) of the equal share of a batch that this process makes."""
         return data_share(self.mesh)
 
     def batch(self, share: Batch) -> Batch:
-        """This process's share of a batch on the mesh, with rows without weight until it divides.
+        """This process's share of a batch on the mesh, padded with rows of no weight to divide it.
 
         Raises:
             ValueError: see `data_share`.
@@ -159,10 +163,10 @@ class StateSharding:
         return None
 
 
-def make_placement(
+def make_state_sharding(
     rules: Rules, shapes: Mapping[str, Shape], factors: Mapping[str, Shape], mesh: Any, pad_id: int
 ) -> StateSharding:
-    """The placement of a model's parameters, by `rules`, and of adapters beside their kernels.
+    """The shardings of a model's parameters, by `rules`, and of adapters beside their kernels.
 
     Raises:
         RuleError: rules that do not fit the parameters.

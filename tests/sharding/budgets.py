@@ -29,9 +29,9 @@ GENERATIONS = ("data=8:dp", "fsdp=8:fsdp", "data=4,tensor=2:tp")
 def step(case):
     mesh, rules = case.split(":")
     training = training_on("small", make_mesh(mesh), rules)
-    placement, state = training.placement, training.placed_state()
+    placement, state = training.placement, training.padded_state()
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(training.placed_step, donate_argnums=0, out_shardings=(shardings, None))
+    jitted = jax.jit(training.padded_step, donate_argnums=0, out_shardings=(shardings, None))
     with use_mesh(placement.mesh):
         return jitted.lower(state, placement.batch(batches("")[0])).compile()
 

@@ -86,8 +86,8 @@ def run(size: str, mesh: Mesh, rules: str, dtype: str) -> dict[str, Any]:
         for path, leaf in flatten(random_params_with_spread_logits(sizes, seed=0))
     }
     state = placement.to_padded(training.first_state(params))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, training.placed_state())
-    step = jax.jit(training.placed_step, donate_argnums=0, out_shardings=(shardings, None))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, training.padded_state())
+    step = jax.jit(training.padded_step, donate_argnums=0, out_shardings=(shardings, None))
     found: dict[str, Any] = {"logits": logits(training, state.trainable | state.frozen), "loss": []}
     with use_mesh(mesh):
         for number, batch in enumerate(batches(size)):

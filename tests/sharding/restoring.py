@@ -41,7 +41,7 @@ def main():
                 reader = training(*to)
                 restored, meta = kept.restore(reader.abstract_state())
                 restored = reader.placement.to_padded(restored)
-                wanted = jax.tree.leaves(reader.placed_state())
+                wanted = jax.tree.leaves(reader.padded_state())
                 found = leaves(reader, restored)
                 exact = all(
                     true[name].tobytes() == np.asarray(found[name]).tobytes() for name in true

@@ -45,11 +45,11 @@ def slopes(config: TrainConfig, files: Path) -> dict[str, tuple[float, float]]:
         return placement.to_padded({path: jax.numpy.array(leaf) for path, leaf in part.items()})
 
     update = AotCompiled(
-        training.placed_step,
+        training.padded_step,
         Interruption(),
         donate_first=True,
         mesh=placement.mesh,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, training.placed_state()), whole),
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, training.padded_state()), whole),
     )
     state = placement.to_padded(training.first_state(placed(params)))
     moved, metrics = update(state, placement.batch(batch))

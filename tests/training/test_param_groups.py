@@ -30,7 +30,7 @@ def test_the_references_constant_table_never_trains():
 
 def test_norms_biases_and_positions_are_not_decayed():
     param_groups = assign_param_groups(PATHS, ((".*", 1.0),), CONFIG)
-    decayed = {path for path, treatment in param_groups.items() if treatment.decayed}
+    decayed = {path for path, group in param_groups.items() if group.decayed}
     assert {path.rpartition("/")[2] for path in decayed} == {"kernel", "embedding"}
     assert decayed == {path for path in PATHS if path.endswith(("/kernel", "/embedding"))}
 
@@ -39,7 +39,7 @@ def test_layer_decay_falls_from_the_decoders_top_to_the_pixels():
     config = base()
     paths = [path for path, _ in flatten(abstract_params(config))]
     param_groups = assign_param_groups(paths, ((".*", 1.0),), config, layer_decay=0.5)
-    rate = {path: treatment.rate for path, treatment in param_groups.items()}
+    rate = {path: group.rate for path, group in param_groups.items()}
     # Twelve DaViT blocks, the projector, six encoder and six decoder layers.
     assert rate["decoder/layers/5/fc1/kernel"] == 1.0
     assert rate["decoder/layers/0/fc1/kernel"] == 0.5**5

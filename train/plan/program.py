@@ -90,7 +90,7 @@ def _training_step(request: PlanRequest, mesh: Mesh) -> Lowered:
         image=ImageConfig(size=side),
     )
     training = build_training(config, start, mesh)
-    state = training.placed_state()
+    state = training.padded_state()
     micro, divided = request.accumulation, batch_sharding(mesh, axis=1)
     pictures = request.global_batch // micro
     questions = max((source.questions for source in config.data.train), default=1)
@@ -109,7 +109,7 @@ def _training_step(request: PlanRequest, mesh: Mesh) -> Lowered:
         labels=array(pictures * questions, (request.target_length,), jnp.int32),
     )
     with use_mesh(mesh):
-        lowered = jax.jit(training.placed_step, donate_argnums=0).lower(state, batch)
+        lowered = jax.jit(training.padded_step, donate_argnums=0).lower(state, batch)
     return Lowered(
         lowered=lowered,
         parameters=_bytes(state.trainable),

@@ -1,4 +1,4 @@
-"""When a vision tower's output is a constant, and the program that computes it."""
+"""Check that a run's vision tower is frozen, and compile it to compute the cached features."""
 
 import dataclasses
 import hashlib
@@ -23,9 +23,9 @@ TOWER = "vision_tower/"
 def check_constant(training: TrainSetup) -> None:
     """
     Raises:
-        FeaturesError: what the tower makes of an image changes from step to step.
+        FeaturesError: the features of an image would change from step to step.
     """
-    learning = [p for p, treatment in training.param_groups.items() if treatment.trains]
+    learning = [p for p, group in training.param_groups.items() if group.trains]
     learning = [path for path in learning if path.startswith(TOWER)]
     if learning:
         remedy = (
@@ -47,7 +47,7 @@ def check_constant(training: TrainSetup) -> None:
 
 
 def origin_of(training: TrainSetup, tower: Mapping[str, Any]) -> Origin:
-    """What a run's features are a function of.
+    """Everything that a run's features are a function of.
 
     Args:
         tower: the vision tower's parameters in their true shapes, as the run keeps them; others
@@ -100,11 +100,11 @@ def tower_program(training: TrainSetup, tower: Flat) -> Callable[[np.ndarray], j
 
     sharding = batch_sharding(placement.mesh)
     jitted = jax.jit(encode, in_shardings=(None, sharding), out_shardings=sharding)
-    placed = placement.to_padded({p: leaf for p, leaf in tower.items() if p.startswith(TOWER)})
+    padded = placement.to_padded({p: leaf for p, leaf in tower.items() if p.startswith(TOWER)})
 
     def call(images: np.ndarray) -> jax.Array:
         with use_mesh(placement.mesh):
-            return jitted(placed, images)
+            return jitted(padded, images)
 
     return call
 
@@ -113,7 +113,7 @@ def with_features(loader: DataLoader, training: TrainSetup, frozen: Flat) -> Dat
     """The run's data with the cached features that its settings name, in place of pixels.
 
     Args:
-        frozen: the run's frozen parameters as they are placed.
+        frozen: the run's frozen parameters in their padded shapes.
 
     Raises:
         FeaturesError: they are missing, or were made by another tower, from other pixels or in

@@ -64,8 +64,8 @@ class CheckpointPolicy:
             "best": self.best,
             "evaluated": self.last_eval_step,
         }
-        stored = self._training.placement.to_true_shape(drop_frozen(state))
-        self._checkpoints.save(step, stored, meta, best=best)
+        true_shaped = self._training.placement.to_true_shape(drop_frozen(state))
+        self._checkpoints.save(step, true_shaped, meta, best=best)
 
     def wait(self) -> None:
         """Until the last save is on disk.

@@ -48,7 +48,7 @@ def update_flops(
     A part that trains costs three times its forward pass, one whose adapters alone train twice, and
     a vision tower in which nothing trains once, or never where its features are cached.
     """
-    training = [path for path, treatment in param_groups.items() if treatment.trains]
+    training = [path for path, group in param_groups.items() if group.trains]
     weights = 3.0 if any(not path.endswith(("/a", "/b")) for path in training) else 2.0
     in_tower = any(path.startswith("vision_tower/") for path in training)
     image_tokens = config.num_image_tokens(*image_size)
