@@ -51,7 +51,7 @@ class Evaluation:
         """
         Args:
             say: told when something is compiled.
-            drawing: entered around each picture that is written; may swallow an OSError.
+            drawing: entered around each image that is written; may swallow an OSError.
         """
         self.sources = sources
         self.problems: list[tuple[str, str]] = []
@@ -75,7 +75,7 @@ class Evaluation:
 
         Args:
             params: base and adapters, by path, on the run's mesh.
-            pictures: directory for some of the answers, drawn beside the truth.
+            images: directory for some of the answers, drawn beside the truth.
 
         Raises:
             Interrupted: somebody asked for it.

@@ -20,8 +20,7 @@ from florence_jax.training.checkpointing.resume import (
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import SettingsError
 from florence_jax.training.data.example import Source
-from florence_jax.training.data.longest import longest_texts_of
-from florence_jax.training.data.preprocess import padded_length
+from florence_jax.training.data.preprocess import longest_texts_of, padded_length
 from florence_jax.training.data.registry import (
     Named,
     source_notes,

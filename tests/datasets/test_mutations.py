@@ -15,8 +15,7 @@ from florence_jax.evaluation.datasets.dataset import LayoutError
 from florence_jax.evaluation.run import plan_evaluation
 from florence_jax.training.data.annotations import Annotations
 from florence_jax.training.data.coco import Coco
-from florence_jax.training.data.example import DataError, Example
-from florence_jax.training.data.order import ordered_labels
+from florence_jax.training.data.example import DataError, Example, ordered_labels
 from florence_jax.training.data.tabular import Jsonl
 from florence_jax.training.data.vqa import DocVqa, Vqa
 from tests.annotation.written import EXAMPLE

@@ -9,8 +9,7 @@ import pytest
 from florence_jax.training.build import make_preprocessor
 from florence_jax.training.checkpointing.resume import RunError, begin, check_data, check_same
 from florence_jax.training.config_loader import SettingsError, to_tree
-from florence_jax.training.data.longest import longest_texts_of
-from florence_jax.training.data.preprocess import padded_length
+from florence_jax.training.data.preprocess import longest_texts_of, padded_length
 from florence_jax.training.data.sources import CocoConfig, JsonlConfig
 from florence_jax.training.loop import train
 from florence_jax.training.preflight import prepare, with_longest, with_steps

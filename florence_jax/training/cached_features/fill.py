@@ -1,4 +1,4 @@
-"""From data sets to a directory of features: every picture that it lacks, once."""
+"""From data sets to a directory of features: every image that it lacks, once."""
 
 import itertools
 from collections import deque
@@ -23,7 +23,7 @@ from florence_jax.training.data.storage import readable_image
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One row's picture, ready for the tower.
+    """One row's image, ready for the tower.
 
     Attributes:
         row: the example's id.
@@ -50,16 +50,16 @@ def fill(
     batch_size: int,
     threads: int,
 ) -> list[tuple[str, str]]:
-    """Add the features of all pictures to the writer.
+    """Add the features of all images to the writer.
 
     Args:
         sources: with their names.
-        preprocessor: resizes pictures as the run does.
+        preprocessor: resizes images as the run does.
         tower: see `tower_program`; every batch that it gets has `batch_size` rows.
         threads: that read, decode and resize.
 
     Returns:
-        (id, reason) of the rows whose picture cannot be used.
+        (id, reason) of the rows whose image cannot be used.
 
     Raises:
         Interrupted: somebody asked for it; what was computed until then is in the writer.
@@ -80,7 +80,7 @@ def fill(
 
     def collect(pictures: list[Picture], maps: jax.Array | None) -> None:
         if maps is not None:
-            # Rows behind the pictures only fill the batch.
+            # Rows behind the images only fill the batch.
             for picture, features in zip(pictures, np.asarray(maps), strict=False):
                 writer.add(picture.key, picture.size, features)
 
@@ -104,7 +104,7 @@ def _prepared(
     writer: FeatureWriter,
     threads: int,
 ) -> Iterator[Picture]:
-    """Every row's picture, in order."""
+    """Every row's image, in order."""
 
     def prepare(name: str, source: Source, index: int) -> Picture:
         row = f"{name}:{index}"

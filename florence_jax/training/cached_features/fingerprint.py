@@ -25,7 +25,7 @@ class Origin:
     Attributes:
         weights: sha256 of the vision tower's parameters, in the dtype that they are kept in.
         vision: its sizes.
-        image: how pictures become its pixels.
+        image: how images become its pixels.
         dtype: what it computes in, and what the features are stored in.
     """
 

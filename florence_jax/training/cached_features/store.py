@@ -55,7 +55,7 @@ class FeatureStore:
         return key in self._places
 
     def look_up(self, image: Path | bytes | Image.Image) -> tuple[tuple[int, int], np.ndarray]:
-        """((width, height) in pixels of the picture as shown, its features).
+        """((width, height) in pixels of the image as shown, its features).
 
         Raises:
             ImageError: the image cannot be read.
@@ -65,7 +65,7 @@ class FeatureStore:
         if key not in self._places:
             load_image(image)
             raise FeaturesError(
-                f"{self.directory} has no features of this picture: make them with `python -m "
+                f"{self.directory} has no features of this image: make them with `python -m "
                 "train.features` and the run's own settings"
             )
         name, row = self._places[key]
@@ -123,7 +123,7 @@ def described(origin: Origin) -> dict:
 
 
 def key_of(image: Path | bytes | Image.Image) -> bytes:
-    """sha256 of the file's bytes; of a picture in memory, of its size and RGB pixels as shown.
+    """sha256 of the file's bytes; of an image in memory, of its size and RGB pixels as shown.
 
     Raises:
         ImageError, OSError: there is no such file, or it cannot be read.

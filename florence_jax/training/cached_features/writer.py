@@ -33,7 +33,7 @@ class FeatureWriter:
         self._written: set[bytes] = set()
 
     def __len__(self) -> int:
-        """Pictures whose features are on disk."""
+        """Images whose features are on disk."""
         return len(self._finished) + len(self._written)
 
     def __contains__(self, key: bytes) -> bool:
@@ -43,7 +43,7 @@ class FeatureWriter:
         """One image's features; on disk once there are enough for a file, or with `flush`.
 
         Args:
-            size: (width, height) in pixels of the picture as shown.
+            size: (width, height) in pixels of the image as shown.
             features: of the origin's shape and dtype.
 
         Raises:

@@ -145,11 +145,11 @@ class Annotations(Source):
             raise DataError(f"{self.path}: {error}") from None
         first = (index - self._firsts[image]) * self.questions
         asked = _in_turns(questions(annotation, self.tasks))[first : first + self.questions]
-        picture = resolve_inside(self.image_root, annotation.image, where)
+        image_file = resolve_inside(self.image_root, annotation.image, where)
         example, *same_image = (
             Example(
                 id=f"{annotation.id}:{question.task}:{number}",
-                image=picture,
+                image=image_file,
                 task=question.task,
                 prompt=question.prompt,
                 labels=question.answer,

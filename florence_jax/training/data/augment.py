@@ -1,4 +1,4 @@
-"""Pictures changed together with their coordinates: flip, scale-jitter crop, colour."""
+"""Images changed together with their coordinates: flip, scale-jitter crop, colour."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from florence_jax.processing.targets import target_text
 from florence_jax.training.checked import Checked, not_finite, within
 from florence_jax.training.data.example import Example
 
-# A picture's text reads backwards in a mirror, and so do the words for its sides.
+# An image's text reads backwards in a mirror, and so do the words for its sides.
 _READS = {"<OCR>", "<OCR_WITH_REGION>", "<REGION_TO_OCR>"}
 _SIDES = re.compile(r"\b(left|right|clockwise|counterclockwise|west|east)\b", re.IGNORECASE)
 _LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
@@ -23,12 +23,12 @@ Points = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Checked):
-    """How strongly pictures are changed; all off by default.
+    """How strongly images are changed; all off by default.
 
     Attributes:
         flip: probability of mirroring left and right. Never where text would be mirrored (OCR
             tasks, documents' questions) or the words name a side.
-        scale_jitter: pictures are cropped to a window of a random share of each side, between
+        scale_jitter: images are cropped to a window of a random share of each side, between
             1 - scale_jitter and 1. Only for labels whose coordinates are known, and only windows
             that keep every box, quad and polygon whole.
         colour: brightness, contrast and saturation change by up to this share.
@@ -46,9 +46,9 @@ class AugmentConfig(Checked):
 
 
 def augment(
-    picture: Image.Image, example: Example, config: AugmentConfig, rng: np.random.Generator
+    image: Image.Image, example: Example, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Image.Image, Example]:
-    """A changed picture and the example whose coordinates moved with it.
+    """A changed image and the example whose coordinates moved with it.
 
     Coordinates in texts ("<loc_N>") move too. What cannot be moved exactly, because the labels are
     not in a task's grammar, keeps its geometry; colour may change all the same.
@@ -57,29 +57,29 @@ def augment(
     flips, dice = rng.random() < config.flip, rng.random(4)
     shades = 1.0 + config.colour * (2.0 * rng.random(3) - 1.0)
     if config.colour:
-        picture = _shaded(picture, shades)
+        image = _shaded(image, shades)
     if not (flips or config.scale_jitter):
-        return picture, example
-    located = _located(example, picture.size)
+        return image, example
+    located = _located(example, image.size)
     if located is None:
-        return picture, example
-    # Of a picture that words alone describe, any window might cut off what they speak of.
+        return image, example
+    # Of an image that words alone describe, any window might cut off what they speak of.
     if config.scale_jitter and len(located.points()):
-        window = _window(located, picture.size, config.scale_jitter, dice)
-        picture, located = _crop(picture, located, window)
+        window = _window(located, image.size, config.scale_jitter, dice)
+        image, located = _crop(image, located, window)
     if flips and _may_flip(located):
-        picture, located = _flip(picture, located)
-    return picture, _written(located, picture.size)
+        image, located = _flip(image, located)
+    return image, _written(located, image.size)
 
 
 def in_frame_of(size: tuple[int, int], example: Example) -> Example:
-    """The example with its coordinates in the pixels of its picture as opened.
+    """The example with its coordinates in the pixels of its image as opened.
 
     Args:
         size: (width, height) of that.
 
     Raises:
-        ValueError: the annotation speaks of a picture of another shape, such as one whose EXIF
+        ValueError: the annotation speaks of an image of another shape, such as one whose EXIF
             orientation was not applied.
     """
     if example.size is None or example.size == size:
@@ -87,8 +87,8 @@ def in_frame_of(size: tuple[int, int], example: Example) -> Example:
     (width, height), (declared_width, declared_height) = size, example.size
     if abs(width * declared_height / (height * declared_width) - 1.0) > 0.02:
         raise ValueError(
-            f"the annotation is of a picture of {declared_width} x {declared_height} pixels, but "
-            f"as shown (EXIF orientation applied) it has {width} x {height}: turn the picture or "
+            f"the annotation is of an image of {declared_width} x {declared_height} pixels, but "
+            f"as shown (EXIF orientation applied) it has {width} x {height}: turn the image or "
             "mend the annotation"
         )
     scale = np.array([width / declared_width, height / declared_height])
@@ -170,9 +170,9 @@ def _may_flip(located: _Located) -> bool:
     return not any(_SIDES.search(text) for text in words)
 
 
-def _flip(picture: Image.Image, located: _Located) -> tuple[Image.Image, _Located]:
-    width = picture.width
-    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+def _flip(image: Image.Image, located: _Located) -> tuple[Image.Image, _Located]:
+    width = image.width
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return mirrored, located.moved(lambda points: np.array([width, 0]) + points * [-1, 1])
 
 
@@ -194,10 +194,10 @@ def _window(
 
 
 def _crop(
-    picture: Image.Image, located: _Located, window: tuple[int, int, int, int]
+    image: Image.Image, located: _Located, window: tuple[int, int, int, int]
 ) -> tuple[Image.Image, _Located]:
     corner = np.array(window[:2])
-    return picture.crop(window), located.moved(lambda points: points - corner)
+    return image.crop(window), located.moved(lambda points: points - corner)
 
 
 def _moved(shapes: Any, move: Points) -> list[Any]:
@@ -225,9 +225,9 @@ def _clockwise(quad: np.ndarray) -> np.ndarray:
     return quad.ravel()
 
 
-def _shaded(picture: Image.Image, shades: np.ndarray) -> Image.Image:
+def _shaded(image: Image.Image, shades: np.ndarray) -> Image.Image:
     for enhancer, shade in zip(
         (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), shades, strict=True
     ):
-        picture = enhancer(picture).enhance(float(shade))
-    return picture
+        image = enhancer(image).enhance(float(shade))
+    return image

@@ -1,4 +1,4 @@
-"""Annotations in COCO's layout: detection, captions, and referring expressions on its pictures."""
+"""Annotations in COCO's layout: detection, captions, and referring expressions on its images."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,8 +14,7 @@ from florence_jax.processing.errors import ImageError
 from florence_jax.processing.image import image_size
 from florence_jax.processing.targets import check_label
 from florence_jax.training.data.example import DataError, Example, Source
-from florence_jax.training.data.json_file import read_value
-from florence_jax.training.data.storage import Place, as_path, resolve_inside
+from florence_jax.training.data.storage import Place, as_path, read_value, resolve_inside
 
 CocoTask = Literal[
     "<OD>",
@@ -33,16 +32,16 @@ _LABELLED = ("<OD>", "<OPEN_VOCABULARY_DETECTION>", "<REGION_TO_CATEGORY>")
 class Coco(Source):
     """One COCO JSON file as examples of one task.
 
-    - `<OD>`, `<REGION_PROPOSAL>`: one example a picture, all its boxes.
-    - `<OPEN_VOCABULARY_DETECTION>`: one a picture and category that is in it.
+    - `<OD>`, `<REGION_PROPOSAL>`: one example an image, all its boxes.
+    - `<OPEN_VOCABULARY_DETECTION>`: one an image and category that is in it.
     - `<REGION_TO_CATEGORY>`: one a box.
     - `<CAPTION>`: one a caption annotation.
     - `<REFERRING_EXPRESSION_SEGMENTATION>`, `<CAPTION_TO_PHRASE_GROUNDING>`: one an annotation with
-      a `caption` (or, as the RefCOCO conversions have it, a picture with a `caption`), its polygons
+      a `caption` (or, as the RefCOCO conversions have it, an image with a `caption`), its polygons
       or its box.
 
     `florence_jax.datasets.coco_file` says how a file is read. Crowd regions (`iscrowd`) are left
-    out. Pictures without annotations are examples of empty labels for the tasks by picture.
+    out. Images without annotations are examples of empty labels for the tasks by image.
 
     Attributes:
         notes: what was joined, cut or left out, for the user.
@@ -74,7 +73,7 @@ class Coco(Source):
             if not found.crowd:
                 self._objects[found.image].append(found)
         self._items = list(self._numbered(file))
-        # Pictures without things are examples, but a file without any thing teaches to answer
+        # Images without things are examples, but a file without any thing teaches to answer
         # nothing: its boxes are missing.
         if not self._items or (
             task != "<CAPTION>" and not any(chosen for _, chosen in self._items)
@@ -115,7 +114,7 @@ class Coco(Source):
                     raise DataError(f"{self.path}: category {label!r:.80}: {error}") from None
 
     def _picture_size(self, name: str) -> Size | None:
-        """Of a picture on this machine; those of a bucket are fetched when they are drawn."""
+        """Of an image on this machine; those of a bucket are fetched when they are drawn."""
         if not isinstance(self.image_root, Path):
             return None
         try:
@@ -165,7 +164,7 @@ class Coco(Source):
             if image.size is None:
                 raise DataError(
                     f"{where}: image {image.id!r:.80} has no `width` and `height`, nor can its "
-                    "picture be read: add them"
+                    "image be read: add them"
                 )
             region = box_to_text(boxes[0], image.size)
             return region, names[0] + region

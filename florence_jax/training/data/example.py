@@ -1,15 +1,19 @@
-"""One training example, before its picture is opened."""
+"""A training example before its image is opened, its source, and the order of its labels."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from etils import epath
 from PIL import Image
+
+from florence_jax.processing import parse
+from florence_jax.processing.targets import Order, target_text
 
 if TYPE_CHECKING:
     from florence_jax.training.metrics.judge import Answered
@@ -27,7 +31,7 @@ class Example:
 
     Attributes:
         id: says where it comes from, for example "train/annotations.jsonl:17".
-        image: a file or an object behind a URL, encoded bytes, or a picture.
+        image: a file or an object behind a URL, encoded bytes, or an image.
         task: "<OD>" and so on; "" for a prompt of one's own.
         prompt: what follows the task token: a caption, a region's <loc_N> text, a question.
         labels: text as generated; or, where coordinates may have to move with the image, what
@@ -78,3 +82,65 @@ class Source(ABC):
         """
         del answered
         return {}
+
+
+# The labels of these tasks name objects in no order of their own. Lines of text are read in order,
+# and phrases follow their sentence.
+UNORDERED_TASKS = frozenset(
+    {"<OD>", "<DENSE_REGION_CAPTION>", "<REGION_PROPOSAL>", "<OPEN_VOCABULARY_DETECTION>"}
+)
+_ORDERS: dict[ObjectOrder, Order] = {
+    "random": "random",
+    "as_annotated": "given",
+    "left_to_right": "left_to_right",
+    "top_to_bottom": "reading",
+    "area": "area",
+    "label": "class",
+}
+
+
+@dataclass(frozen=True)
+class Ordered(Source):
+    """A source whose labels name objects in this order."""
+
+    source: Source
+    order: ObjectOrder
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", self.source.notes)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.source[index]
+        same_image = tuple(replace(one, order=self.order) for one in example.same_image)
+        return replace(example, order=self.order, same_image=same_image)
+
+
+def ordered_labels(example: Example, size: Sequence[int], rng: np.random.Generator) -> str:
+    """The text to learn, its objects in the example's order.
+
+    A text in the grammar of its task is read and written again; any other is learnt as it stands.
+
+    Args:
+        example: its coordinates are pixels of the image.
+        size: (width, height) of the image.
+        rng: of the row and the epoch, for "random".
+
+    Raises:
+        ValueError: labels that the task cannot express.
+    """
+    labels, order = example.labels, _ORDERS[example.order]
+    if example.task not in UNORDERED_TASKS:
+        order = "given"
+    if isinstance(labels, str):
+        if order == "given":
+            return labels
+        found = parse(labels, example.task, (size[0], size[1]))[example.task]
+        if target_text(example.task, found, size) != labels:
+            return labels
+        labels = found
+    return target_text(
+        example.task, labels, size, order=order, rng=rng if order == "random" else None
+    )

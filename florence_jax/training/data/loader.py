@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step): any of them can be made at any time, anywhere."""
+"""The data loader: batches as a pure function of (seed, step), made ahead of time by Grain."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,12 +27,12 @@ class DataLoader:
 
     Attributes:
         sources: (name, source, weight); the mixture draws by weight, not by size.
-        preprocessor: from an example to arrays.
+        preprocessor: turns an example into arrays.
         batch_size: rows of one update over all hosts and micro-batches.
         micro: micro-batches of one update.
         seed: of the order and of the augmentation.
         mix: whether each row or each whole batch is drawn from the mixture.
-        host, hosts: whose share this is.
+        host, hosts: which of the equal shares this is, and how many there are.
     """
 
     sources: Sequence[tuple[str, Source, float]]
@@ -62,7 +62,7 @@ class DataLoader:
         """The shares of step `start` and all later ones, made ahead of time.
 
         Args:
-            threads: pictures are read and decoded by this many threads...
+            threads: images are read and decoded by this many threads...
             workers: ... in each of this many processes; 0 for threads of this process alone.
         """
         mine = self._batches().slice(slice(start * self.hosts + self.host, None, self.hosts))
@@ -79,11 +79,11 @@ class DataLoader:
 
     def _batches(self) -> grain.MapDataset:
         shuffled = [
-            _numbers(name, source)
-            .seed(self.seed * 1000 + as_path)
+            _refs(name, source)
+            .seed(self.seed * 1000 + number)
             .shuffle()
             .repeat(_ROWS // max(len(source), 1))
-            for as_path, (name, source, _) in enumerate(self.sources)
+            for number, (name, source, _) in enumerate(self.sources)
         ]
         weights = [weight for _, _, weight in self.sources]
         if len(shuffled) == 1:
@@ -91,14 +91,11 @@ class DataLoader:
         if self.mix == "rows":
             return self._batched(grain.MapDataset.mix(shuffled, weights), self.seed)
         batched = [
-            self._batched(rows, self.seed * 1000 + as_path) for as_path, rows in enumerate(shuffled)
+            self._batched(rows, self.seed * 1000 + number) for number, rows in enumerate(shuffled)
         ]
         # Drawn for a step, so that every host takes its share of the same source.
         steps = grain.MapDataset.mix(
-            [
-                _numbers(str(as_path), range(_ROWS // self.batch_size))
-                for as_path in range(len(batched))
-            ],
+            [_refs(str(number), range(_ROWS // self.batch_size)) for number in range(len(batched))],
             weights,
         )
         shares = grain.MapDataset.range(_ROWS // self.batch_size)
@@ -150,7 +147,7 @@ def _share_of(
     return batched[int(drawn.name)][drawn.index * hosts + host]
 
 
-class _Numbers:
+class _Refs:
     def __init__(self, name: str, source: Source):
         self.name, self.source = name, source
 
@@ -161,5 +158,5 @@ class _Numbers:
         return ExampleRef(self.name, self.source, int(index))
 
 
-def _numbers(name: str, source: Source) -> grain.MapDataset:
-    return grain.MapDataset.source(_Numbers(name, source))
+def _refs(name: str, source: Source) -> grain.MapDataset:
+    return grain.MapDataset.source(_Refs(name, source))

@@ -2,8 +2,8 @@
 
 Files of rows are pinned by the sha256 of their bytes: `.jsonl`, `.json`, `.parquet`,
 `.array_record`. Of a Parquet file behind a URL it is that of its footer, which has the size and the
-statistics of every column, since reading all of a bucket would take longer than many runs. Pictures
-that rows name are pinned by these names alone; pictures within rows are part of them.
+statistics of every column, since reading all of a bucket would take longer than many runs. Images
+that rows name are pinned by these names alone; images within rows are part of them.
 """
 
 import hashlib

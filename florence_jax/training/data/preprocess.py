@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,14 +16,18 @@ from florence_jax.processing import (
 )
 from florence_jax.processing.pixels import resize_picture
 from florence_jax.processing.request_check import check_task_of_data
+from florence_jax.processing.targets import target_text
 from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 from florence_jax.training.cached_features.store import FeatureStore
 from florence_jax.training.data.augment import AugmentConfig, augment, in_frame_of
-from florence_jax.training.data.example import Example, Source
-from florence_jax.training.data.order import ordered_labels
+from florence_jax.training.data.example import Example, Source, ordered_labels
 from florence_jax.training.data.storage import readable_image
 from florence_jax.training.losses import IGNORE
 from florence_jax.training.step import Batch
+
+# A location is one token wherever it is, so any size will do.
+_ANY_SIZE = (1000, 1000)
+_TOGETHER = 512
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,16 @@ class Preprocessor:
     """Opens, augments, resizes and tokenizes; an unusable example becomes a row without weight.
 
     Attributes:
-        tokenizer: of the model that trains.
-        image_size: (height, width) in pixels that every picture is resized to.
+        tokenizer: the tokenizer of the model that trains.
+        image_size: (height, width) in pixels that every image is resized to.
         max_prompt, max_labels: tokens; a longer one is a problem, nothing is cut.
         min_prompt_bucket, min_labels_bucket: tokens that batches are padded to, doubled until all
             fit, and never more than the longest that is allowed.
         min_questions: rows of every image at least.
         augmentation: what may be changed, differently in each epoch.
         resample: PIL's resampling filter; 3 is bicubic, the published processor's.
-        features: in place of pixels; pictures are neither opened nor changed then.
-        tasks: those that the model declares beside the 15, see `check_task`.
+        features: in place of pixels; images are neither opened nor changed then.
+        tasks: tasks that the model declares beside the 15, see `check_task_of_data`.
     """
 
     tokenizer: FlorenceTokenizer
@@ -95,32 +99,32 @@ class Preprocessor:
         """The features of an example, with those of the same image.
 
         Raises:
-            ValueError: a picture that cannot be read, or a text that does not fit.
+            ValueError: an image that cannot be read, or a text that does not fit.
         """
         source = readable_image(example.image)
         if self.features is not None:
-            size, image = self.features.look_up(source)
+            size, pixels = self.features.look_up(source)
             example = in_frame_of(size, example)
         else:
-            picture = load_image(source)
-            example = in_frame_of(picture.size, example)
-            picture, example = augment(picture, example, self.augmentation, rng)
-            size, image = picture.size, self.pixels(picture)
-        first = self._tokenized(example, size, image, rng)
-        same_image = tuple(self._usable(one, size, image, rng) for one in example.same_image)
+            image = load_image(source)
+            example = in_frame_of(image.size, example)
+            image, example = augment(image, example, self.augmentation, rng)
+            size, pixels = image.size, self.pixels(image)
+        first = self._tokenized(example, size, pixels, rng)
+        same_image = tuple(self._usable(one, size, pixels, rng) for one in example.same_image)
         return replace(first, same_image=same_image)
 
     def _usable(
-        self, example: Example, size: tuple[int, int], image: np.ndarray, rng: np.random.Generator
+        self, example: Example, size: tuple[int, int], pixels: np.ndarray, rng: np.random.Generator
     ) -> Features:
-        # The picture is good, and so may be the rest of what is asked of it.
+        # The image is good, and its other examples may be.
         try:
-            return self._tokenized(example, size, image, rng)
+            return self._tokenized(example, size, pixels, rng)
         except ValueError as error:
-            return Features(example.id, image, [], [], f"{type(error).__name__}: {error}")
+            return Features(example.id, pixels, [], [], f"{type(error).__name__}: {error}")
 
     def _tokenized(
-        self, example: Example, size: tuple[int, int], image: np.ndarray, rng: np.random.Generator
+        self, example: Example, size: tuple[int, int], pixels: np.ndarray, rng: np.random.Generator
     ) -> Features:
         """The features of an example whose image is open, `size` = (width, height)."""
         text = ordered_labels(example, size, rng)
@@ -134,17 +138,17 @@ class Preprocessor:
         ):
             if len(ids) > limit:
                 raise ValueError(f"{len(ids)} tokens of {name}, more than max_{name}={limit}")
-        return Features(example.id, image, prompt, labels)
+        return Features(example.id, pixels, prompt, labels)
 
     def _check_prefix(self, prefix: str) -> None:
         """Refuse a misspelt task, and a task without its text or region: nobody could ask it."""
         check_task_of_data(prefix, declared=self.tasks | self.tokenizer.declared_tasks())
         check_request(prefix, free_prompt=True)
 
-    def pixels(self, picture: Image.Image) -> np.ndarray:
-        """The picture resized, uint8[H, W, 3]."""
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """The image resized, uint8[H, W, 3]."""
         height, width = self.image_size
-        return np.asarray(resize_picture(picture, (width, height), self.resample))
+        return np.asarray(resize_picture(image, (width, height), self.resample))
 
 
 @dataclass(frozen=True)
@@ -200,3 +204,45 @@ def padded_length(longest: int, least: int, most: int) -> int:
     while length < longest:
         length *= 2
     return min(length, most)
+
+
+def longest_texts_of(
+    sources: Iterable[Source], tokenizer: FlorenceTokenizer, most: tuple[int, int]
+) -> tuple[int, int]:
+    """(tokens of the longest prompt, of the longest labels); every row is read, no image is.
+
+    Processes of one run pad every batch to these. Rows that cannot be used, and those longer than
+    `most`, are left out, because they end up in quarantine. An endless source counts as `most`.
+    """
+    longest = [2, 2]
+    for source in sources:
+        if source.endless:
+            return most
+        for first in range(0, len(source), _TOGETHER):
+            texts: list[str] = []
+            for index in range(first, min(first + _TOGETHER, len(source))):
+                texts += _texts(source, index)
+            lengths = [len(ids) for ids in tokenizer.encode(texts)] if texts else []
+            for part in (0, 1):
+                fitting = [length for length in lengths[part::2] if length <= most[part]]
+                longest[part] = max(longest[part], *fitting, 0)
+    return longest[0], longest[1]
+
+
+def _texts(source: Source, index: int) -> Sequence[str]:
+    """Prompt and labels of an example and of each of the same image."""
+    texts: list[str] = []
+    # `Preprocessor` says in quarantine what is wrong with a row.
+    try:
+        example = source[index]
+        for one in (example, *example.same_image):
+            texts += (build_prompt(one.prefix), _labels(one))
+    except Exception:
+        return []
+    return texts
+
+
+def _labels(example: Example) -> str:
+    if isinstance(example.labels, str):
+        return example.labels
+    return target_text(example.task, example.labels, example.size or _ANY_SIZE)

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from florence_jax.training.config import DataConfig
-from florence_jax.training.data.example import DataError, Source
-from florence_jax.training.data.order import UNORDERED_TASKS
+from florence_jax.training.data.example import UNORDERED_TASKS, DataError, Source
 from florence_jax.training.data.sources import CocoConfig, JsonlConfig, Named, SourceConfig
 from florence_jax.training.data.storage import Place, as_path, require_exists
 from florence_jax.training.data.tabular import Jsonl

@@ -10,8 +10,7 @@ from florence_jax.annotation.schema import annotation_files
 from florence_jax.training.checked import Checked, did_you_mean
 from florence_jax.training.data.annotations import Annotations
 from florence_jax.training.data.coco import Coco, CocoTask
-from florence_jax.training.data.example import DataError, ObjectOrder, Source
-from florence_jax.training.data.order import Ordered
+from florence_jax.training.data.example import DataError, ObjectOrder, Ordered, Source
 from florence_jax.training.data.storage import Place, as_path, local_copy, require_exists
 from florence_jax.training.data.tabular import ArrayRecord, Jsonl, Parquet
 from florence_jax.training.data.vqa import DocVqa, Vqa
@@ -90,7 +89,7 @@ def source_problems(config: SourceConfig, name: str, most: int) -> Iterator[str]
     """A sentence for each common field that does not fit a source of this name."""
     if config.questions is not None and not 1 <= config.questions <= most:
         yield (
-            f"a {config.kind} source asks 1 to {most} questions of a picture, got questions="
+            f"a {config.kind} source asks 1 to {most} questions of an image, got questions="
             f"{config.questions}"
         )
     if config.weight is not None and not 0.0 < config.weight <= 1e30:

@@ -1,7 +1,7 @@
-"""Where data lies: a path of the file system, or an object behind a URL, by `etils.epath`.
+"""Paths of data: files of this machine, and objects behind URLs by `etils.epath`.
 
-Of a URL, files of rows are copied here once, because they are read in small pieces and in any
-order; pictures are fetched when their rows are drawn.
+Behind a URL, files of rows are copied to this machine once, because they are read in small pieces
+and in any order; images are fetched when their rows are drawn.
 """
 
 import atexit
@@ -10,13 +10,16 @@ import posixpath
 import re
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 from PIL import Image
 
 from florence_jax.processing import ImageError
 from florence_jax.processing.image import MAX_BYTES
+from florence_jax.runtime.text_file import TextFileError, parse_json, read_bytes
 from florence_jax.training.data.example import DataError
 
 Place = Path | epath.Path
@@ -129,6 +132,41 @@ def local_copy(found: Place, suffix: str = "") -> Path:
         DataError: it cannot be copied.
     """
     return found if isinstance(found, Path) else _copied(str(found), suffix)
+
+
+def read_value(path: Place) -> Any:
+    """The JSON value of a file.
+
+    Raises:
+        DataError: no such file, or no JSON.
+    """
+    try:
+        return parse_json(read_bytes(local_copy(path)), str(path))
+    except TextFileError as error:
+        raise DataError(str(error)) from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+def read_object(path: Place, *, all_of: Collection[str] = ()) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Args:
+        all_of: keys that it must have.
+
+    Raises:
+        DataError: no such file, no JSON, no object, or a key is missing.
+    """
+    content = read_value(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    missing = [key for key in all_of if key not in content]
+    if missing:
+        raise DataError(
+            f"{path} lacks {' and '.join(f'`{key}`' for key in missing)}; it has "
+            f"{', '.join(list(content)[:8]) or 'nothing'}"
+        )
+    return content
 
 
 @functools.cache

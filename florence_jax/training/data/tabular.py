@@ -134,7 +134,7 @@ class Parquet(Source):
 
 
 class ArrayRecord(Source):
-    """ArrayRecord files whose records are JSON rows with the picture's bytes in base64."""
+    """ArrayRecord files whose records are JSON rows with the image's bytes in base64."""
 
     def __init__(self, path: str | Path):
         import grain

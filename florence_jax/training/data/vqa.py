@@ -1,11 +1,16 @@
-"""Questions about pictures: VQAv2's two files, and DocVQA's one."""
+"""Questions about images: VQAv2's two files, and DocVQA's one."""
 
 from collections import Counter
 from typing import Any
 
 from florence_jax.training.data.example import DataError, Example, Source
-from florence_jax.training.data.json_file import read_object, read_value
-from florence_jax.training.data.storage import Place, as_path, resolve_inside
+from florence_jax.training.data.storage import (
+    Place,
+    as_path,
+    read_object,
+    read_value,
+    resolve_inside,
+)
 
 
 class Vqa(Source):

@@ -87,7 +87,7 @@ def test_batches_hold_features_in_place_of_pixels(tmp_path, ahead):
             assert not images[0, place].any()
     ((id, reason),) = batch.problems
     assert id == "4"
-    assert "no features of this picture" in reason
+    assert "no features of this image" in reason
 
 
 class Pictures:
@@ -102,7 +102,7 @@ class Pictures:
 def test_a_picture_without_features_is_told_from_one_that_cannot_be_read(tmp_path):
     write(tmp_path, [0])
     store = FeatureStore(tmp_path, ORIGIN)
-    with pytest.raises(FeaturesError, match=r"no features of this picture.*train\.features"):
+    with pytest.raises(FeaturesError, match=r"no features of this image.*train\.features"):
         store.look_up(PICTURES[1])
     with pytest.raises(ImageError, match="not an image"):
         store.look_up(b"no picture")
