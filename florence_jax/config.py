@@ -1,13 +1,13 @@
-"""What a Florence-2 is made of: frozen configs and the published sizes."""
+"""Florence-2's configs: sizes of the image encoder and the encoder-decoder, and the presets."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Dialect = Literal["original", "native"]
+from florence_jax.hf_config import Dialect, from_hf_dict, to_hf_dict
 
 
 class ConfigError(ValueError):
@@ -162,15 +162,20 @@ class Florence2Config:
         Raises:
             ConfigError: lists every missing key and every value that this model does not support.
         """
-        from florence_jax.checkpoint.hf_config import read
-
-        return read(config)
+        fields, problems = from_hf_dict(config)
+        raise_if(problems, "config.json")
+        vision, text = DaViTConfig(**fields.pop("vision")), BartConfig(**fields.pop("text"))
+        return cls(vision=vision, text=text, **fields)
 
     def to_hf(self, dialect: Dialect) -> dict[str, Any]:
-        """Write the `config.json` of one dialect."""
-        from florence_jax.checkpoint.hf_config import write
+        """Write the `config.json` of one dialect.
 
-        return write(self, dialect)
+        Raises:
+            ConfigError: lists what the dialect cannot express.
+        """
+        written, problems = to_hf_dict(dataclasses.asdict(self), dialect)
+        raise_if(problems, f"a config for the {dialect} dialect")
+        return written
 
 
 def base() -> Florence2Config:

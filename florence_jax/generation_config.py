@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from florence_jax.generation_keys import unknown_keys, unsupported_settings
+from florence_jax.generation_keys import TOKEN_IDS, TRANSFORMERS_DEFAULTS, check_keys
 
 TokenIds = int | tuple[int, ...]
 EarlyStopping = bool | Literal["never"]
@@ -24,44 +23,44 @@ _MAX_FLOAT = 1e6
 class GenerationConfig:
     """How tokens are chosen. Names and meanings are those of transformers 5's `GenerationConfig`.
 
-    Fields:
-      max_new_tokens: tokens generated after the decoder start token, `</s>` included. None means as
-        many as the model's position table allows.
-      min_new_tokens: the end tokens are banned until this many tokens are generated.
-      num_beams: 1 is greedy decoding or sampling, more is beam search or beam sampling.
-      do_sample: draw tokens instead of taking the best.
-      early_stopping: when beam search stops. True: as soon as `num_beams` hypotheses are complete;
-        False: when the best open beam, scored at its present length, cannot beat the worst complete
-        one; "never": when it cannot even at the length that suits it best.
-      length_penalty: a hypothesis scores `sum(log-probabilities) / length ** length_penalty`, where
-        length counts the generated tokens, `</s>` included and the start token not.
-      no_repeat_ngram_size: no n-gram of this size appears twice in a sequence; 0 allows all.
-      repetition_penalty: above 1 makes tokens that a sequence already has less likely.
-      temperature, top_k, top_p: sampling only. `top_k` 0 or None, and `top_p` 1, keep every token.
-        As in transformers, `top_k` is 50 unless told otherwise.
-      min_p, typical_p, epsilon_cutoff, eta_cutoff: further filters, sampling only. `min_p` None,
-        `typical_p` 1 and cutoffs of 0 keep every token.
-      bad_words_ids: sequences of tokens, none of which is completed.
-      sequence_bias: (tokens, bias) pairs; the bias is added to the score of a sequence's last token
-        wherever the others precede it.
-      suppress_tokens, begin_suppress_tokens: tokens never generated, and not generated as the first
-        token (the first after a forced one).
-      exponential_decay_length_penalty: (start, factor); from `start` generated tokens on, the end
-        tokens become likelier by `factor ** (generated - start)`.
-      renormalize_logits: beams add up log-probabilities that are normalised once more after all
-        of the above.
-      num_return_sequences: best beams, or independent samples, returned per row.
-      decoder_start_token_id, bos_token_id, pad_token_id: None means the model's.
-      eos_token_id: the token that ends a sequence, or several of them; None means the model's.
-      forced_bos_token_id, forced_eos_token_id: the first token, and the last one (or the choice
-        for it) when `max_new_tokens` is reached. The defaults "bos" and "eos" are the model's own
-        ids, which is what every published Florence-2 does, or the first of `eos_token_id` where
-        the model's is not among them; None forces nothing.
+    Attributes:
+        max_new_tokens: tokens generated after the decoder start token, `</s>` included. None means
+            as many as the model's position table allows.
+        min_new_tokens: the end tokens are banned until this many tokens are generated.
+        num_beams: 1 is greedy decoding or sampling, more is beam search or beam sampling.
+        do_sample: draw tokens instead of taking the best.
+        early_stopping: when beam search stops. True: as soon as `num_beams` hypotheses are
+            complete; False: when the best open beam, scored at its present length, cannot beat the
+            worst complete one; "never": when it cannot even at the length that suits it best.
+        length_penalty: a hypothesis scores `sum(log-probabilities) / length ** length_penalty`,
+            where length counts the generated tokens, `</s>` included and the start token not.
+        no_repeat_ngram_size: no n-gram of this size appears twice in a sequence; 0 allows all.
+        repetition_penalty: above 1 makes tokens that a sequence already has less likely.
+        temperature, top_k, top_p: sampling only. `top_k` 0 or None, and `top_p` 1, keep every
+            token. As in transformers, `top_k` is 50 unless told otherwise.
+        min_p, typical_p, epsilon_cutoff, eta_cutoff: further filters, sampling only. `min_p` None,
+            `typical_p` 1 and cutoffs of 0 keep every token.
+        bad_words_ids: sequences of tokens, none of which is completed.
+        sequence_bias: (tokens, bias) pairs; the bias is added to the score of a sequence's last
+            token wherever the others precede it.
+        suppress_tokens, begin_suppress_tokens: tokens never generated, and not generated as the
+            first token (the first after a forced one).
+        exponential_decay_length_penalty: (start, factor); from `start` generated tokens on, the end
+            tokens become likelier by `factor ** (generated - start)`.
+        renormalize_logits: beams add up log-probabilities that are normalised once more after all
+            of the above.
+        num_return_sequences: best beams, or independent samples, returned per row.
+        decoder_start_token_id, bos_token_id, pad_token_id: None means the model's.
+        eos_token_id: the token that ends a sequence, or several of them; None means the model's.
+        forced_bos_token_id, forced_eos_token_id: the first token, and the last one (or the choice
+            for it) when `max_new_tokens` is reached. The defaults "bos" and "eos" are the model's
+            own ids, which is what every published Florence-2 does, or the first of `eos_token_id`
+            where the model's is not among them; None forces nothing.
 
     Lists become tuples, and a list of one token id becomes that id.
 
     Raises:
-      ValueError: from the constructor, for a value out of range or a combination without meaning.
+        ValueError: from the constructor, for a value out of range or a combination without meaning.
     """
 
     max_new_tokens: int | None = None
@@ -211,11 +210,11 @@ class GenerationConfig:
         """The decoding settings that a checkpoint was published with.
 
         Args:
-          config: the content of `config.json`, in the original or transformers' native naming.
-          generation_config: the content of `generation_config.json`, where there is one.
-          strict: refuse settings of transformers that have no field here and would change tokens,
-            and warn of keys that transformers does not know either. False leaves them out, for
-            programs that only carry the files along.
+            config: the content of `config.json`, in the original or transformers' native naming.
+            generation_config: the content of `generation_config.json`, where there is one.
+            strict: refuse settings of transformers that have no field here and would change tokens,
+                and warn of keys that transformers does not know either. False leaves them out, for
+                programs that only copy the files.
 
         For each setting the first source that has it decides:
           1. `text_config` of `config.json`, when it departs from transformers' global default;
@@ -232,7 +231,7 @@ class GenerationConfig:
         `generation_config.json` has none.
 
         Raises:
-          ValueError: a setting out of range, or one that is not supported.
+            ValueError: a setting out of range, or one that is not supported.
         """
         text = config.get("text_config", config)
         generation = generation_config or {}
@@ -240,7 +239,8 @@ class GenerationConfig:
             if not isinstance(source, Mapping):
                 raise ValueError(f"{name} must be an object of settings, got {_shown(source)}")
         if strict:
-            _check_keys(text, generation)
+            own = frozenset(field.name for field in fields(cls))
+            check_keys(text, generation, own | {"max_length", "min_length"})
         for place, source, names in (
             ("generation_config", generation, ("max_length", "min_length")),
             ("text_config", text, ("min_length",)),
@@ -250,7 +250,7 @@ class GenerationConfig:
                     what = f"{place}.{name}"
                     _check_int(what, source[name], at_least=0, at_most=_MAX_TOKENS)
         settings: dict[str, Any] = {}
-        for name, default in _TRANSFORMERS_DEFAULTS.items():
+        for name, default in TRANSFORMERS_DEFAULTS.items():
             if text.get(name, default) not in (None, default):
                 settings[name] = text[name]
             elif generation.get(name) is not None:
@@ -259,7 +259,7 @@ class GenerationConfig:
                 settings[name] = text[name]
             else:
                 settings[name] = getattr(PUBLISHED, name)
-        for name in _TOKEN_IDS:
+        for name in TOKEN_IDS:
             source = next((s for s in (text, generation) if s.get(name) is not None), {})
             if name == "eos_token_id" and _are_several(generation.get(name)):
                 source = generation
@@ -338,23 +338,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_keys(text: Mapping[str, Any], generation: Mapping[str, Any]) -> None:
-    unsupported = list(unsupported_settings(text, generation))
-    if unsupported:
-        raise ValueError(
-            f"{', '.join(unsupported)}: florence-jax does not support this, and without it the "
-            "tokens would be others than transformers'; remove it from the file to decode without"
-        )
-    own = frozenset(field.name for field in fields(GenerationConfig))
-    unknown = unknown_keys(generation, own | {"max_length", "min_length"})
-    if unknown:
-        warnings.warn(
-            f"generation_config.json has keys that are no decoding settings: {', '.join(unknown)}; "
-            "they are ignored, as they are by transformers",
-            stacklevel=3,
-        )
-
-
 def _are_several(ids: Any) -> bool:
     return isinstance(_one_or_several(_frozen(ids)), tuple)
 
@@ -399,37 +382,4 @@ PUBLISHED = GenerationConfig(
     pad_token_id=1,
     forced_bos_token_id=0,
     forced_eos_token_id=2,
-)
-
-# transformers writes its defaults into config files, so a value equal to one of these says nothing
-# about what the author wanted (transformers 5 `GenerationConfig._get_default_generation_params`).
-_TRANSFORMERS_DEFAULTS: dict[str, Any] = {
-    "num_beams": 1,
-    "do_sample": False,
-    "early_stopping": False,
-    "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "repetition_penalty": 1.0,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "min_p": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "exponential_decay_length_penalty": None,
-    "renormalize_logits": False,
-    "num_return_sequences": 1,
-}
-_TOKEN_IDS = (
-    "decoder_start_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
 )

@@ -1,16 +1,50 @@
-"""Keys of `generation_config.json` that `GenerationConfig` has no field for.
+"""Keys of `generation_config.json`: transformers' defaults, and keys without a field here.
 
-Each is one of three: a setting that would change tokens and is refused by name, a setting that
-changes none and may stand there, or a key that transformers does not know either.
+A key that `GenerationConfig` has no field for is one of three: a setting that would change tokens,
+which is refused by name; a setting that changes none, which is ignored; or a key that transformers
+does not know either.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Settings of transformers that would change tokens -> the values that ask for nothing. None does so
-# everywhere.
+# transformers writes its defaults into config files, so a value equal to one of these says nothing
+# about what the author wanted (transformers 5 `GenerationConfig._get_default_generation_params`).
+TRANSFORMERS_DEFAULTS: dict[str, Any] = {
+    "num_beams": 1,
+    "do_sample": False,
+    "early_stopping": False,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "exponential_decay_length_penalty": None,
+    "renormalize_logits": False,
+    "num_return_sequences": 1,
+}
+TOKEN_IDS = (
+    "decoder_start_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+# Settings of transformers that would change tokens -> the values that have no effect. None never
+# has one.
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "assistant_early_exit": (),
     "assistant_model": (),
@@ -68,6 +102,29 @@ HARMLESS = frozenset(
         "use_cache",
     }
 )
+
+
+def check_keys(
+    text_config: Mapping[str, Any], generation_config: Mapping[str, Any], supported: frozenset[str]
+) -> None:
+    """Refuse settings that would change tokens, and warn of keys that no decoder knows.
+
+    Raises:
+        ValueError: lists the settings that are not supported.
+    """
+    unsupported = list(unsupported_settings(text_config, generation_config))
+    if unsupported:
+        raise ValueError(
+            f"{', '.join(unsupported)}: florence-jax does not support this, and without it the "
+            "tokens would be others than transformers'; remove it from the file to decode without"
+        )
+    unknown = unknown_keys(generation_config, supported)
+    if unknown:
+        warnings.warn(
+            f"generation_config.json has keys that are no decoding settings: {', '.join(unknown)}; "
+            "they are ignored, as they are by transformers",
+            stacklevel=3,
+        )
 
 
 def unsupported_settings(

@@ -13,7 +13,8 @@ ROOMS = {
     "runtime": "",
     "generation_keys": "",
     "generation_config": "generation_keys",
-    "config": "",
+    "hf_config": "",
+    "config": "hf_config",
     "quantization": "",
     "sharding": "",
     "ops": "sharding",
@@ -22,7 +23,7 @@ ROOMS = {
     "processing": "runtime",
     "constrained": "processing",
     "datasets": "processing runtime",
-    "checkpoint": "config generation_config model runtime",
+    "checkpoint": "config generation_config hf_config model runtime",
     "adapters": "checkpoint config runtime",
     "conversion": "adapters checkpoint config processing runtime",
     "metrics": "",
@@ -45,7 +46,6 @@ ROOMS = {
 }
 # Arrows that run back up and are being removed; none may be added.
 TO_UNTANGLE = {
-    ("config", "checkpoint"),
     ("inference", "export"),
     ("results", "inference"),
     ("batch", "cli"),

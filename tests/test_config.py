@@ -8,8 +8,8 @@ import json
 import pytest
 
 from florence_jax import config as configs
-from florence_jax.checkpoint.hf_config import config_warnings
 from florence_jax.config import BartConfig, ConfigError, DaViTConfig, Florence2Config
+from florence_jax.hf_config import config_warnings
 from tests.shared_data import needs_shared, shared_path
 
 

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from florence_jax import config as configs
-from florence_jax.checkpoint.hf_config import _TEXT_OPTIONAL, _VISION_OPTIONAL
 from florence_jax.config import Florence2Config
 from florence_jax.generation import GenerationConfig
-from florence_jax.generation_config import _TRANSFORMERS_DEFAULTS
+from florence_jax.generation_keys import TRANSFORMERS_DEFAULTS
+from florence_jax.hf_config import _TEXT_OPTIONAL, _VISION_OPTIONAL
 from florence_jax.processing import ImageConfig, preprocess_image
 
 
@@ -48,7 +48,7 @@ def test_absent_decoding_settings_are_what_transformers_takes():
 
     theirs = TheirConfig()._get_default_generation_params()
     default = GenerationConfig()
-    for name, value in _TRANSFORMERS_DEFAULTS.items():
+    for name, value in TRANSFORMERS_DEFAULTS.items():
         assert theirs.get(name, value or None) == (value or theirs.get(name)), name
         assert getattr(default, name) == value, name
 

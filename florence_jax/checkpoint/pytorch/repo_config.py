@@ -6,7 +6,7 @@ from typing import Any
 
 from florence_jax.checkpoint.errors import CheckpointError, clip
 from florence_jax.checkpoint.files import has_file, read_json_object
-from florence_jax.checkpoint.hf_config import config_warnings
+from florence_jax.hf_config import config_warnings
 
 TOKENIZER_FILES = ("tokenizer.json",)
 # The slow tokenizer's pair does as well as tokenizer.json.

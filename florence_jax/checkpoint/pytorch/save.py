@@ -93,7 +93,7 @@ def write_torch(
     """Write tensors and JSON files as a PyTorch checkpoint; returns the names of its files.
 
     Args:
-        directory: where to; it appears as a whole when it is complete.
+        directory: the directory to write; it appears as a whole when it is complete.
         tensors: name -> contiguous array.
         json_files: the content of config.json and of generation_config.json.
         files: directory with the tokenizer and processor files to copy, as far as it has them. A

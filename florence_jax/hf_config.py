@@ -1,17 +1,17 @@
-"""The two `config.json` dialects of published Florence-2 checkpoints, read and written.
+"""The two `config.json` dialects of published Florence-2 checkpoints <-> the fields of our config.
 
 The *original* repositories (microsoft/Florence-2-*) name the vision sizes `dim_embed` and put the
 decoding settings into `text_config`; the *native* ones (florence-community/*, transformers' own
-class) name them `embed_dim` and carry `image_token_id`.
+class) name them `embed_dim` and carry `image_token_id`. This module works on plain dicts;
+`Florence2Config.from_hf` and `to_hf` are its callers.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from florence_jax.config import BartConfig, DaViTConfig, Dialect, Florence2Config, raise_if
+Dialect = Literal["original", "native"]
 
 # The two dialects' names for the same vision field: ours -> (original, native).
 _VISION_KEYS = {
@@ -82,28 +82,46 @@ def config_warnings(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def read(config: Mapping[str, Any]) -> Florence2Config:
-    """`Florence2Config.from_hf`."""
-    return _Reader(config).read()
+def from_hf_dict(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Read a published `config.json` of either dialect.
+
+    Returns:
+        (fields, problems): the keywords of `Florence2Config`, with those of `DaViTConfig` and
+        `BartConfig` under "vision" and "text"; and every missing key and unsupported value, one
+        sentence each. Fields are complete only where there are no problems.
+    """
+    reader = _Reader(config)
+    return reader.read(), reader.problems
 
 
-def write(config: Florence2Config, dialect: Dialect) -> dict[str, Any]:
-    """`Florence2Config.to_hf`."""
+def to_hf_dict(fields: Mapping[str, Any], dialect: Dialect) -> tuple[dict[str, Any], list[str]]:
+    """Write the `config.json` of one dialect.
+
+    Args:
+        fields: `dataclasses.asdict` of a `Florence2Config`.
+        dialect: "original" or "native".
+
+    Returns:
+        (config, problems): problems lists what the dialect cannot express, one sentence each.
+
+    Raises:
+        ValueError: there is no such dialect.
+    """
     if dialect == "native":
-        return _to_native(config)
+        return _to_native(fields), []
     if dialect == "original":
-        return _to_original(config)
+        return _to_original(fields), _not_original(fields["vision"])
     raise ValueError(f"dialect is {dialect!r}, expected 'original' or 'native'")
 
 
 class _Reader:
-    """Collects every problem of one `config.json` before raising, so that one look mends all."""
+    """Reads one `config.json` and collects every problem, so that all are reported at once."""
 
     def __init__(self, config: Mapping[str, Any]):
         self.config = config
         self.problems: list[str] = []
 
-    def read(self) -> Florence2Config:
+    def read(self) -> dict[str, Any]:
         vision = self._section("vision_config")
         text = self._section("text_config")
         original = "dim_embed" in vision
@@ -120,14 +138,13 @@ class _Reader:
             text_fields["eos_token_id"] = next(iter(text_fields["eos_token_id"]), None)
         self._check_supported(vision, text)
         image_positions, temporal_positions = self._positions(vision, original)
-        raise_if(self.problems, "config.json")
-        return Florence2Config(
-            vision=DaViTConfig(**{key: _frozen(value) for key, value in vision_fields.items()}),
-            text=BartConfig(**text_fields),
-            max_image_positions=image_positions,
-            max_temporal_positions=temporal_positions,
-            image_token_id=self.config.get("image_token_id", 51289),
-        )
+        return {
+            "vision": {key: _frozen(value) for key, value in vision_fields.items()},
+            "text": text_fields,
+            "max_image_positions": image_positions,
+            "max_temporal_positions": temporal_positions,
+            "image_token_id": self.config.get("image_token_id", 51289),
+        }
 
     def _section(self, name: str) -> Mapping[str, Any]:
         section = self.config.get(name)
@@ -183,90 +200,86 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _text_to_hf(config: Florence2Config) -> dict[str, Any]:
-    return dataclasses.asdict(config.text) | {
+def _text_to_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return fields["text"] | {
         "activation_function": "gelu",
-        "forced_eos_token_id": config.text.eos_token_id,
+        "forced_eos_token_id": fields["text"]["eos_token_id"],
         "init_std": 0.02,
         "is_encoder_decoder": True,
-        "num_hidden_layers": config.text.encoder_layers,
+        "num_hidden_layers": fields["text"]["encoder_layers"],
     }
 
 
-def _vision_to_hf(config: Florence2Config, column: int) -> dict[str, Any]:
-    vision = dataclasses.asdict(config.vision)
+def _vision_to_hf(fields: Mapping[str, Any], column: int) -> dict[str, Any]:
+    vision = fields["vision"]
     named = {names[column]: vision[ours] for ours, names in _VISION_KEYS.items()}
     return {key: list(v) if isinstance(v, tuple) else v for key, v in named.items()} | {
-        "drop_path_rate": config.vision.drop_path_rate,
-        "projection_dim": config.text.d_model,
+        "drop_path_rate": fields["vision"]["drop_path_rate"],
+        "projection_dim": fields["text"]["d_model"],
     }
 
 
-def _top_to_hf(config: Florence2Config) -> dict[str, Any]:
+def _top_to_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "architectures": ["Florence2ForConditionalGeneration"],
-        "bos_token_id": config.text.bos_token_id,
-        "eos_token_id": config.text.eos_token_id,
-        "pad_token_id": config.text.pad_token_id,
+        "bos_token_id": fields["text"]["bos_token_id"],
+        "eos_token_id": fields["text"]["eos_token_id"],
+        "pad_token_id": fields["text"]["pad_token_id"],
         "is_encoder_decoder": True,
         "model_type": "florence2",
-        "tie_word_embeddings": config.tie_word_embeddings,
+        "tie_word_embeddings": fields["tie_word_embeddings"],
     }
 
 
-def _to_native(config: Florence2Config) -> dict[str, Any]:
-    vision = _vision_to_hf(config, 1) | {
+def _to_native(fields: Mapping[str, Any]) -> dict[str, Any]:
+    vision = _vision_to_hf(fields, 1) | {
         "activation_function": "gelu",
-        "in_channels": config.vision.in_channels,
-        "max_position_embeddings": config.max_image_positions,
-        "max_temporal_embeddings": config.max_temporal_positions,
-        "mlp_ratio": config.vision.mlp_ratio,
+        "in_channels": fields["vision"]["in_channels"],
+        "max_position_embeddings": fields["max_image_positions"],
+        "max_temporal_embeddings": fields["max_temporal_positions"],
+        "mlp_ratio": fields["vision"]["mlp_ratio"],
         "model_type": "florence_vision",
-        "qkv_bias": config.vision.qkv_bias,
+        "qkv_bias": fields["vision"]["qkv_bias"],
     }
-    text = _text_to_hf(config) | {
+    text = _text_to_hf(fields) | {
         "model_type": "bart",
-        "tie_word_embeddings": config.tie_word_embeddings,
+        "tie_word_embeddings": fields["tie_word_embeddings"],
     }
-    return _top_to_hf(config) | {
-        "image_token_id": config.image_token_id,
+    return _top_to_hf(fields) | {
+        "image_token_id": fields["image_token_id"],
         "text_config": text,
         "vision_config": vision,
     }
 
 
-def _to_original(config: Florence2Config) -> dict[str, Any]:
-    unwritable = {
-        "mlp_ratio": (config.vision.mlp_ratio, 4.0),
-        "qkv_bias": (config.vision.qkv_bias, True),
-        "in_channels": (config.vision.in_channels, 3),
-    }
-    raise_if(
-        [
-            f"vision.{name} is {value}; the original dialect has no key for it and means {fixed}"
-            for name, (value, fixed) in unwritable.items()
-            if value != fixed
-        ],
-        "a config for the original dialect",
-    )
-    vision = _vision_to_hf(config, 0) | {
+def _to_original(fields: Mapping[str, Any]) -> dict[str, Any]:
+    vision = _vision_to_hf(fields, 0) | {
         "enable_checkpoint": False,
         "image_feature_source": ["spatial_avg_pool", "temporal_avg_pool"],
         "image_pos_embed": {
             "type": "learned_abs_2d",
-            "max_pos_embeddings": config.max_image_positions,
+            "max_pos_embeddings": fields["max_image_positions"],
         },
         "model_type": "davit",
         "visual_temporal_embedding": {
             "type": "COSINE",
-            "max_temporal_embeddings": config.max_temporal_positions,
+            "max_temporal_embeddings": fields["max_temporal_positions"],
         },
     }
-    text = _text_to_hf(config) | _UNSUPPORTED_TEXT
-    return _top_to_hf(config) | {
+    text = _text_to_hf(fields) | _UNSUPPORTED_TEXT
+    return _top_to_hf(fields) | {
         "ignore_index": -100,
-        "projection_dim": config.text.d_model,
-        "vocab_size": config.text.vocab_size,
+        "projection_dim": fields["text"]["d_model"],
+        "vocab_size": fields["text"]["vocab_size"],
         "text_config": text,
         "vision_config": vision,
     }
+
+
+def _not_original(vision: Mapping[str, Any]) -> list[str]:
+    fixed = {"mlp_ratio": 4.0, "qkv_bias": True, "in_channels": 3}
+    return [
+        f"vision.{name} is {vision[name]}; the original dialect has no key for it and means {value}"
+        for name, value in fixed.items()
+        if vision[name] != value
+    ]
