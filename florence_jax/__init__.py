@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from florence_jax.checkpoint import CheckpointError
     from florence_jax.config import ConfigError, Florence2Config
-    from florence_jax.export.exported_pipeline import load_exported
     from florence_jax.generation import GenerateOutput, GenerationConfig, generate
+    from florence_jax.inference.exported_pipeline import load_exported
     from florence_jax.inference.pipeline import Florence2Pipeline, Request, load
     from florence_jax.inference.processor import Processor
     from florence_jax.model import Model
@@ -41,7 +41,7 @@ _HOMES = {
     "draw_result": "florence_jax.results.draw",
     "generate": "florence_jax.generation",
     "load": "florence_jax.inference.pipeline",
-    "load_exported": "florence_jax.export.exported_pipeline",
+    "load_exported": "florence_jax.inference.exported_pipeline",
     "load_image": "florence_jax.processing",
     "parse": "florence_jax.processing",
     "preprocess_image": "florence_jax.processing",

@@ -28,10 +28,9 @@ ROOMS = {
     "conversion": "adapters checkpoint config processing runtime",
     "metrics": "",
     "results": "processing runtime",
-    "inference": "adapters checkpoint config constrained generation model processing quantization "
-    "results runtime sharding",
-    "export": "adapters checkpoint config generation inference model processing quantization "
-    "runtime",
+    "export": "adapters checkpoint config generation model processing quantization runtime",
+    "inference": "adapters checkpoint config constrained export generation model processing "
+    "quantization results runtime sharding",
     "demo": "config generation inference metrics model processing quantization runtime",
     "batch": "export generation inference processing results runtime",
     "annotation": "batch generation inference processing results runtime",
@@ -42,11 +41,10 @@ ROOMS = {
     "cli": "adapters annotation batch bench checkpoint config conversion demo evaluation export "
     "generation inference processing results runtime training",
     "__main__": "cli",
-    "__init__": "checkpoint config export generation inference model processing results",
+    "__init__": "checkpoint config generation inference model processing results",
 }
 # Arrows that run back up and are being removed; none may be added.
 TO_UNTANGLE = {
-    ("inference", "export"),
     ("results", "inference"),
     ("batch", "cli"),
 }

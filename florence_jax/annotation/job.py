@@ -36,7 +36,6 @@ class AnnotateJob:
         generation: GenerationConfig | None = None,
         constrained: bool = True,
         batch_size: int = 8,
-        activity: DeviceStats | None = None,
     ) -> None:
         """
         Args:
@@ -46,19 +45,16 @@ class AnnotateJob:
             constrained: allow only answers that can be read whole. By default they are: a box that
                 a token limit cuts in half would be lost.
             batch_size: rows in one compiled call.
-            activity: where tokens and the device's time are counted.
 
         Raises:
             ValueError: decoding settings or a pipeline that give no single answer or no scores.
         """
         self._settings, self._analyser = settings, analyser
-        self._activity = activity or DeviceStats()
         self._asker = AnnotationEngine(
             pipeline,
             generation or pipeline.generation,
             constrained=constrained,
             batch_size=batch_size,
-            activity=self._activity,
         )
 
     @property
@@ -68,9 +64,9 @@ class AnnotateJob:
             "schema": SCHEMA,
             "settings": self._settings.record(),
             "analyser": self._analyser.name,
-            "decoding": dataclasses.asdict(self._asker.settings),
+            "decoding": dataclasses.asdict(self._asker.engine.generation),
             "constrained": self._asker.constrained,
-            "batch_rows": self._asker.rows_of_a_device,
+            "batch_rows": self._asker.engine.rows_of_a_device,
         }
         return own | pipeline_fingerprint(self._asker.pipeline)
 
@@ -80,19 +76,19 @@ class AnnotateJob:
 
     @property
     def activity(self) -> DeviceStats:
-        return self._activity
+        return self._asker.engine.stats
 
     def __call__(self, loaded: Iterable[DecodedItem]) -> Sequence[Row]:
         pictures = [
             ImageAnnotator(
                 id=item.item.id,
                 image=getattr(item.item.image, "name", item.item.id),
-                features=features,
+                encoded=encoded,
                 size=item.size,
                 settings=self._settings,
                 analyser=self._analyser,
             )
-            for item, features in self._asker.encode(loaded)
+            for item, encoded in self._asker.encode(loaded)
         ]
         problems: dict[int, Row] = {}
 

@@ -16,10 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-
 from florence_jax.annotation.boxes import bounds
-from florence_jax.annotation.engine_adapter import Answer, PendingQuery
+from florence_jax.annotation.engine_adapter import Answer
 from florence_jax.annotation.filters import (
     box_rejection_reason,
     contradicts,
@@ -38,13 +36,14 @@ from florence_jax.annotation.noun_phrases import Analysis, NounPhraseExtractor, 
 from florence_jax.annotation.schema import Annotation, Level, OCRLine, Phrase, Region, Text
 from florence_jax.annotation.settings import AnnotateSettings
 from florence_jax.annotation.to_examples import CAPTION_TASKS
-from florence_jax.inference.requests import Query
+from florence_jax.inference.image_encoder import EncodedImage
+from florence_jax.inference.requests import Request
 
 _LOCATION = re.compile(r"<loc_\d+>")
 
 # Takes the answer to the question that it came with.
 Read = Callable[[Answer], None]
-Step = list[tuple[PendingQuery, Read]]
+Step = list[tuple[Request, Read]]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -52,13 +51,13 @@ class ImageAnnotator:
     """A picture on its way through the stages.
 
     Attributes:
-        features: float[I, D] on the device.
+        encoded: the picture, on the device.
         size: (width, height) of the upright picture.
     """
 
     id: str
     image: str
-    features: jax.Array
+    encoded: EncodedImage
     size: tuple[int, int]
     settings: AnnotateSettings
     analyser: NounPhraseExtractor
@@ -167,18 +166,14 @@ class ImageAnnotator:
             )
         return step
 
-    def _ask(
-        self, task: str, read: Callable[[Answer], None], **asked: Any
-    ) -> tuple[PendingQuery, Read]:
-        query = Query(prompt=task, **asked)
-
+    def _ask(self, task: str, read: Callable[[Answer], None], **asked: Any) -> tuple[Request, Read]:
         def checked(answer: Answer) -> None:
             if answer.error is not None:
                 self.rejected[f"{task}: cannot be asked"] += 1
             else:
                 read(answer)
 
-        return PendingQuery(features=self.features, size=self.size, query=query), checked
+        return Request(image=self.encoded, prompt=task, **asked), checked
 
     def _reader(self, level: Level) -> Read:
         def read(answer: Answer) -> None:

@@ -101,7 +101,7 @@ def _annotate(options: argparse.Namespace) -> int:
     from florence_jax.annotation.noun_phrases_spacy import find_analyser
     from florence_jax.batch.process_share import find_share
     from florence_jax.batch.run import run_blocks
-    from florence_jax.inference.data_parallel import replicate_over_local_devices
+    from florence_jax.inference.multi_device import replicate_over_local_devices
 
     settings = annotate_settings(options)
     say = None if options.quiet else say_on_stderr

@@ -167,7 +167,7 @@ def _answer(plan: Plan, options: argparse.Namespace, directory: Path) -> Summary
     from florence_jax.batch.predict_job import PredictJob
     from florence_jax.batch.process_share import find_share
     from florence_jax.batch.run import default_block_size, run_blocks
-    from florence_jax.inference.data_parallel import replicate_over_local_devices
+    from florence_jax.inference.multi_device import replicate_over_local_devices
     from florence_jax.processing.request_check import check_task
 
     if options.max_new_tokens is None and plan.known is not None:

@@ -161,7 +161,7 @@ def load_answering(options: argparse.Namespace, *, progress: bool) -> BasePipeli
                 "them: leave it out"
             )
         return load_pipeline(options, progress=progress)
-    from florence_jax.export.exported_pipeline import load_exported
+    from florence_jax.inference.exported_pipeline import load_exported
 
     for name in ("dtype", "quantize", "revision", "adapter", "processor", "mesh", "rules"):
         if getattr(options, name) is not None:

@@ -126,7 +126,7 @@ def predict_into_directory(options: argparse.Namespace, queries: Sequence[Query]
     from florence_jax.batch.run import default_block_size, run_blocks
     from florence_jax.batch.run_inputs import settle_inputs
     from florence_jax.batch.sources.open import open_source
-    from florence_jax.inference.data_parallel import replicate_over_local_devices
+    from florence_jax.inference.multi_device import replicate_over_local_devices
 
     if options.output != "-":
         raise ValueError("--output and --output-dir are two ways to write the answers: give one")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.export
@@ -35,18 +35,33 @@ from florence_jax.export.manifest import (
 from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.generation.decode_config import DecodeStatic
 from florence_jax.generation.generate import generate_jit, prepare_inputs
-from florence_jax.inference.batching import prompt_buckets
-from florence_jax.inference.compiled import encode_jit
+from florence_jax.generation.inputs import prompt_buckets
 from florence_jax.model import Model, Params
+from florence_jax.processing import FlorenceTokenizer, ImageConfig
+from florence_jax.processing.tasks import Compat
 from florence_jax.quantization import quantized_modules
 from florence_jax.runtime.atomic_dir import atomic_directory
 
-if TYPE_CHECKING:
-    from florence_jax.inference.pipeline import Florence2Pipeline
+
+class Exportable(Protocol):
+    """What an export takes of a `Florence2Pipeline`."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def params(self) -> Params: ...
+    @property
+    def tokenizer(self) -> FlorenceTokenizer: ...
+    @property
+    def image_config(self) -> ImageConfig: ...
+    @property
+    def compat(self) -> Compat: ...
+    @property
+    def tasks(self) -> frozenset[str]: ...
 
 
 def export_pipeline(
-    pipeline: Florence2Pipeline,
+    pipeline: Exportable,
     directory: Path,
     *,
     platforms: Sequence[str],
@@ -59,11 +74,14 @@ def export_pipeline(
     overwrite: bool,
     progress: bool,
 ) -> Manifest:
-    """Write what `artifact` describes; see `Florence2Pipeline.export`."""
+    """Write the directory that `manifest` describes; see `Florence2Pipeline.export`."""
     if settings.do_sample:
         raise ArtifactError("do_sample=True is not exported: exported programs take no random key")
+    config = pipeline.model.config
+    positions = config.text.max_position_embeddings
     buckets = {
-        size: prompt_buckets(prompt_lengths, size, pipeline.model.config) for size in image_sizes
+        size: prompt_buckets(prompt_lengths, config.num_image_tokens(*size), positions)
+        for size in image_sizes
     }
     exports = [
         export
@@ -81,7 +99,7 @@ def export_pipeline(
         for export in tqdm(exports, unit="program", disable=not progress):
             exported = jax.export.export(jax.jit(export.function), platforms=tuple(platforms))
             write(export.program.file, bytes(exported(shapes, *export.arguments).serialize()))
-        write(CONFIG, _json(pipeline.model.config.to_hf("native")))
+        write(CONFIG, _json(config.to_hf("native")))
         write("tokenizer.json", pipeline.tokenizer.save(new).read_bytes())
         if pipeline.tasks:
             write(PROCESSOR, _json({"tasks": sorted(pipeline.tasks)}))
@@ -126,7 +144,7 @@ def _exports(
     name = f"{size[0]}x{size[1]}-batch{batch}"
 
     def encode(params: Params, pixel_values: jax.Array) -> tuple[jax.Array, ...]:
-        return encode_jit(model, params, pixel_values)
+        return tuple(model.encode_image(params, pixel_values))
 
     yield _Export(
         Encoder(file=f"encode-{name}.stablehlo", batch=batch, image_size=size),

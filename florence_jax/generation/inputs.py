@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -30,6 +32,16 @@ def prompt_limit(length: int, image_tokens: int, positions: int) -> int:
             f"{max(limit, 0)} for text"
         )
     return limit
+
+
+def prompt_buckets(lengths: Iterable[int], image_tokens: int, positions: int) -> tuple[int, ...]:
+    """The padded lengths of prompts of `lengths` tokens, in ascending order.
+
+    Raises:
+      ValueError: a prompt does not fit behind the image's tokens.
+    """
+    limits = {length: prompt_limit(length, image_tokens, positions) for length in lengths}
+    return tuple(sorted({prompt_bucket(length, limit) for length, limit in limits.items()}))
 
 
 def check_prompt(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from florence_jax.generation.output import GenerateOutput
-from florence_jax.sharding.batch import all_gather_to_hosts, pad_rows, padded_rows
+from florence_jax.sharding.batch import all_gather_to_hosts, divide_batch, pad_rows, padded_rows
 from florence_jax.sharding.mesh import batch_sharding
 
 if TYPE_CHECKING:
@@ -22,13 +22,12 @@ def shard_inputs(prepared: GenerateInputs, mesh: Mesh) -> GenerateInputs:
     In several processes each gives the same batch.
     """
     rows = padded_rows(mesh, len(prepared.input_ids))
-    divided = batch_sharding(mesh)
 
     def divide(array: Any) -> Any:
         if isinstance(array, jax.ShapeDtypeStruct):
             shape = (rows, *array.shape[1:])
-            return jax.ShapeDtypeStruct(shape, array.dtype, sharding=divided)
-        return _put(pad_rows(array, rows), divided)
+            return jax.ShapeDtypeStruct(shape, array.dtype, sharding=batch_sharding(mesh))
+        return divide_batch(mesh, array)
 
     constraint = prepared.values.constraint
     if constraint is not None:
@@ -49,10 +48,3 @@ def unpad_outputs(output: GenerateOutput, rows: int, mesh: Mesh) -> GenerateOutp
     if kept == len(output.lengths):
         return output
     return jax.tree.map(lambda leaf: leaf[:kept], output)
-
-
-def _put(array: Any, sharding: NamedSharding) -> jax.Array:
-    if sharding.mesh.is_multi_process and getattr(array, "is_fully_addressable", True):
-        array = np.asarray(array)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-    return jax.device_put(array, sharding)

@@ -1,13 +1,12 @@
-"""Batch sizes: a few are compiled, and every batch is made to fit one of them."""
+"""Batch buckets: a few batch sizes are compiled, and every batch is padded to one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from florence_jax.config import Florence2Config
-from florence_jax.generation.inputs import prompt_bucket, prompt_limit
+DEFAULT_BATCH_SIZE = 8
 
 
 def batch_buckets(batch_size: int) -> tuple[int, ...]:
@@ -34,27 +33,11 @@ def padded_rows(count: int, buckets: Sequence[int]) -> np.ndarray:
 def split_into_buckets(count: int, buckets: Sequence[int]) -> Iterator[slice]:
     """`count` rows cut into the largest buckets that fit: 7 into 4, 2 and 1.
 
-    For work whose cost is that of its rows, where padding would be wasted. A rest below the
-    smallest bucket is a piece of its own.
+    For computations that cost as much as their rows, where padding would be wasted. A rest below
+    the smallest bucket is a piece of its own.
     """
     start = 0
     while start < count:
         size = max((size for size in buckets if size <= count - start), default=min(buckets))
         yield slice(start, min(start + size, count))
         start += size
-
-
-def prompt_buckets(
-    lengths: Iterable[int], image_size: tuple[int, int], config: Florence2Config
-) -> tuple[int, ...]:
-    """The padded lengths of prompts of so many tokens about an image of (height, width) pixels.
-
-    Raises:
-        ValueError: a prompt is too long for the model's position table.
-    """
-    tokens, positions = config.num_image_tokens(*image_size), config.text.max_position_embeddings
-    return tuple(
-        sorted(
-            {prompt_bucket(length, prompt_limit(length, tokens, positions)) for length in lengths}
-        )
-    )

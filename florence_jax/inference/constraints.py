@@ -1,4 +1,4 @@
-"""What a batch of requests may be answered, as the decoding loop takes it."""
+"""`AnswerConstraints`: the decoding constraint of a batch of requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from florence_jax.generation import Constraint, make_constraint
 from florence_jax.inference.requests import Request
 from florence_jax.processing import FlorenceTokenizer
 
-# Tables are kept for the lists of labels that were asked for last.
+# Tables are kept for the most recent lists of labels.
 _KEPT = 16
 
 

@@ -1,4 +1,4 @@
-"""What a run has done so far: tokens, and the time in which the device had work."""
+"""`DeviceStats`: generated tokens, and the share of time in which the device had work."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 class DeviceStats:
     """Counts of one job, from any number of threads.
 
-    The device counts as busy from the moment in which a computation is handed to it until its
-    result is there, and computations that overlap count once. What is left are the times in which
-    the device waited for the host.
+    The device counts as busy from the launch of a computation until its result is there;
+    computations that overlap count once. The rest is the time in which the device waited for the
+    host.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,10 @@
-"""Images through the image encoder: once each, however often they are asked about."""
+"""Images through the image encoder: read, normalized on the device, and encoded once each."""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -11,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from florence_jax.inference.batching import padded_rows, split_into_buckets
-from florence_jax.inference.requests import image_key
-from florence_jax.processing import ImageConfig, load_image, preprocess_image
+from florence_jax.inference.requests import DecodedImage, Request
+from florence_jax.processing import ImageConfig, load_image
+from florence_jax.processing.pixels import channel_tables, resize_picture
+from florence_jax.runtime.error_text import is_of_one_input
 
-# Pixels float32[N, H, W, 3] -> features of each image, N arrays float[I, D].
-EncodeFn = Callable[[np.ndarray], tuple[jax.Array, ...]]
+# Pixels uint8[N, H, W, 3] -> features of each image, N arrays float[I, D].
+EncodeFn = Callable[[np.ndarray], Sequence[jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,7 +28,7 @@ class EncodedImage:
 
     Attributes:
         features: float[I, D], on the device.
-        size: (width, height) of the upright picture, the frame of regions and answers.
+        size: (width, height) of the upright image, the frame of regions and answers.
         pixel_size: (height, width) in pixels at which it was encoded.
         params: the weights that encoded it; the features mean nothing to others.
     """
@@ -43,29 +47,24 @@ class EncodedImage:
         )
 
 
-@jax.jit
-def stack_features(features: Sequence[jax.Array]) -> jax.Array:
-    """B arrays float[I, D] -> float[B, I, D]."""
-    return jnp.stack(features)
-
-
 @dataclasses.dataclass(eq=False)
-class _CachedImage:
-    """A picture of this batch: read, and encoded once `encoded` is there."""
+class CachedImage:
+    """An image that was read, and is encoded once `encoded` is there.
 
-    source: Any  # kept, so that no other object gets its id meanwhile
+    Attributes:
+        source: what was read, kept so that no other object gets its id meanwhile.
+        size: (width, height) of the upright image.
+        pixels: uint8[H, W, 3], resized; empty where `source` was encoded before.
+    """
+
+    source: Any
     size: tuple[int, int]
-    pixels: np.ndarray  # float32[H, W, 3]; empty where `source` was encoded before
+    pixels: np.ndarray
     encoded: EncodedImage | None = None
 
 
 class ImageEncoder:
-    """Reads and encodes the images of one batch after the other.
-
-    An image that a batch asks about several times is read and encoded once. One that the batch
-    before had too is read again, for its file or array may have changed since, and encoded again
-    only if its pixels have.
-    """
+    """Reads images, and encodes those that are not encoded yet."""
 
     def __init__(
         self, encode: EncodeFn, image_config: ImageConfig, buckets: Sequence[int], params: Any
@@ -74,61 +73,130 @@ class ImageEncoder:
         self._config = image_config
         self._buckets = buckets
         self._params = params
-        self._before: dict[Hashable, _CachedImage] = {}
 
-    def read(self, images: Sequence[Any], *, keep_errors: bool = False) -> list[Any]:
-        """A picture for each of `images`; the same one where they are the same.
-
-        Args:
-            keep_errors: give the error of an image that cannot be read in place of its picture.
+    def read(self, image: Any) -> CachedImage:
+        """One image, decoded and resized.
 
         Raises:
-            ImageError: an image cannot be read.
+            ImageError: it cannot be read.
             ValueError: it was encoded by another pipeline.
         """
-        found: dict[Hashable, _CachedImage | ValueError] = {}
-        for image in images:
-            key = image_key(image)
-            if key in found:
-                continue
-            try:
-                found[key] = self._known(image) or self._read(image, self._before.get(key))
-            except ValueError as error:  # an ImageError is one
-                if not keep_errors:
-                    raise
-                found[key] = error
-        self._before = {key: one for key, one in found.items() if isinstance(one, _CachedImage)}
-        return [found[image_key(image)] for image in images]
+        if isinstance(image, EncodedImage):
+            if image.params is not self._params:
+                raise ValueError(
+                    "the encoded image comes from a pipeline with other weights: encode it with "
+                    "this pipeline's encode()"
+                )
+            return CachedImage(image, image.size, np.empty(0, np.uint8), encoded=image)
+        if isinstance(image, DecodedImage):
+            return CachedImage(image, image.size, image.pixels)
+        picture = load_image(image)
+        height, width = self._config.size
+        resized = resize_picture(picture, (width, height), self._config.resample)
+        return CachedImage(image, picture.size, np.asarray(resized))
 
-    def encode(self, pictures: Sequence[_CachedImage]) -> list[EncodedImage]:
-        """What `read` returned, encoded; returns before the device has finished."""
-        new = list(dict.fromkeys(picture for picture in pictures if picture.encoded is None))
+    def read_or_error(self, image: Any) -> CachedImage | Exception:
+        """As `read`; the error of an image that cannot be read."""
+        try:
+            return self.read(image)
+        except Exception as error:
+            if not is_of_one_input(error):
+                raise
+            return error
+
+    def encode(self, images: Sequence[CachedImage]) -> list[EncodedImage]:
+        """The images encoded, in order; returns before the device has finished."""
+        new = list(dict.fromkeys(image for image in images if image.encoded is None))
         for piece in split_into_buckets(len(new), self._buckets):
-            pixels = np.stack([picture.pixels for picture in new[piece]])
+            pixels = np.stack([image.pixels for image in new[piece]])
             rows = padded_rows(len(pixels), self._buckets)
             features = self._encode(pixels if len(rows) == len(pixels) else pixels[rows])
-            for picture, own in zip(new[piece], features, strict=False):
-                picture.encoded = EncodedImage(
+            for image, own in zip(new[piece], features, strict=False):
+                image.encoded = EncodedImage(
                     features=own,
-                    size=picture.size,
+                    size=image.size,
                     pixel_size=self._config.size,
                     params=self._params,
                 )
-        return [picture.encoded for picture in pictures if picture.encoded is not None]
+        return [image.encoded for image in images if image.encoded is not None]
 
-    def _known(self, image: Any) -> _CachedImage | None:
-        if not isinstance(image, EncodedImage):
-            return None
-        if image.params is not self._params:
-            raise ValueError(
-                "the encoded image comes from a pipeline with other weights: encode it with this "
-                "pipeline's encode()"
-            )
-        return _CachedImage(image, image.size, np.empty(0, np.float32), encoded=image)
 
-    def _read(self, image: Any, before: _CachedImage | None) -> _CachedImage:
-        loaded = load_image(image)
-        pixels = preprocess_image(loaded, **dataclasses.asdict(self._config))
-        if before and before.size == loaded.size and np.array_equal(before.pixels, pixels):
-            return before
-        return _CachedImage(image, loaded.size, pixels)
+class ChunkReader:
+    """Reads the images of one chunk of a stream after the other.
+
+    An image that several requests of a chunk name is read once. One that the chunk before had too
+    is read again, because its file or array may have changed, and encoded again only if its pixels
+    have.
+    """
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        self._encoder = encoder
+        self._before: dict[Hashable, CachedImage] = {}
+
+    def read(self, requests: Sequence[Request]) -> list[CachedImage | Exception]:
+        """Each request's image, or why it cannot be read; the same object for the same image."""
+        found: dict[Hashable, CachedImage | Exception] = {}
+        for request in requests:
+            key = request.image_key
+            if key not in found:
+                found[key] = self._unchanged(key, self._encoder.read_or_error(request.image))
+        self._before = {key: one for key, one in found.items() if isinstance(one, CachedImage)}
+        return [found[request.image_key] for request in requests]
+
+    def _unchanged(self, key: Hashable, image: CachedImage | Exception) -> CachedImage | Exception:
+        before = self._before.get(key)
+        if before is None or isinstance(image, Exception) or before.size != image.size:
+            return image
+        return before if np.array_equal(before.pixels, image.pixels) else image
+
+
+class SharedReader:
+    """Reads images on any thread; requests that wait at the same time share theirs."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        self._encoder = encoder
+        self._lock = threading.Lock()
+        self._waiting: weakref.WeakValueDictionary[Hashable, CachedImage]
+        self._waiting = weakref.WeakValueDictionary()
+
+    def read(self, request: Request) -> CachedImage | Exception:
+        """The request's image, or why it cannot be read."""
+        key = request.image_key
+        with self._lock:
+            found = self._waiting.get(key)
+        if found is not None:
+            return found
+        read = self._encoder.read_or_error(request.image)
+        if isinstance(read, Exception):
+            return read
+        with self._lock:
+            return self._waiting.setdefault(key, read)
+
+
+class Normalizer:
+    """uint8[N, H, W, 3] on the host -> float32[N, H, W, 3] on the device, as `preprocess_image`.
+
+    A quarter of the bytes of normalized pixels cross to the device.
+    """
+
+    def __init__(self, config: ImageConfig) -> None:
+        self._tables = channel_tables(config)
+
+    def __call__(self, pixels: np.ndarray) -> jax.Array:
+        return _look_up(pixels, self._tables)
+
+
+@jax.jit
+def _look_up(pixels: jax.Array, tables: jax.Array) -> jax.Array:
+    """Looked up, not computed: devices divide and multiply in their own ways, the 256 values of
+    each channel are the reference's."""
+    index = pixels.astype(jnp.int32)
+    return jnp.stack(
+        [jnp.take(tables[channel], index[..., channel], mode="clip") for channel in range(3)], -1
+    )
+
+
+@jax.jit
+def stack_features(features: Sequence[jax.Array]) -> jax.Array:
+    """B arrays float[I, D] -> float[B, I, D]."""
+    return jnp.stack(features)

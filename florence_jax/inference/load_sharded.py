@@ -1,11 +1,10 @@
-"""Models whose parameters are divided among the devices of a mesh."""
+"""Load a checkpoint onto a mesh, or move parameters there."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -14,13 +13,8 @@ from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.config import Florence2Config
 from florence_jax.model import Model, Params
-from florence_jax.quantization import quantized_modules
 from florence_jax.sharding import ParamSharding, Rules, load_rules, make_layout, make_mesh
 
-if TYPE_CHECKING:
-    from florence_jax.inference.pipeline import Florence2Pipeline
-
-Pipeline = TypeVar("Pipeline", bound="Florence2Pipeline")
 MeshLike = Mesh | str
 RulesLike = Rules | str | Path
 
@@ -48,30 +42,17 @@ def load_on_mesh(
         RuleError, ValueError: a mesh or rules that do not fit; CheckpointError as loading does.
     """
     plan = plan_checkpoint(directory, verify=verify, progress=progress)
-    layout = _layout(plan.config, mesh, rules)
+    layout = make_param_sharding(plan.config, mesh, rules)
     params = read_params(plan, dtype, layout.stored_sharding, progress)
-    return Model(config=plan.config, dtype=dtype, layout=layout), _placed(params, layout)
+    return Model(config=plan.config, dtype=dtype, layout=layout), to_mesh(params, layout)
 
 
-def shard_pipeline(
-    pipeline: Pipeline, mesh: MeshLike, rules: RulesLike = DEFAULT_RULES
-) -> Pipeline:
-    """A pipeline with its parameters on a mesh.
+def make_param_sharding(config: Florence2Config, mesh: MeshLike, rules: RulesLike) -> ParamSharding:
+    """How a model's parameters are divided on a mesh.
 
     Raises:
-        RuleError, ValueError: a mesh or rules that do not fit, or weights that are quantised.
+        RuleError, ValueError: a mesh or rules that do not fit.
     """
-    if quantized_modules(pipeline.params):
-        raise ValueError("quantized weights are kept on one device: leave out the mesh")
-    layout = _layout(pipeline.model.config, mesh, rules)
-    return dataclasses.replace(
-        pipeline,
-        model=dataclasses.replace(pipeline.model, layout=layout),
-        params=_placed(pipeline.params, layout),
-    )
-
-
-def _layout(config: Florence2Config, mesh: MeshLike, rules: RulesLike) -> ParamSharding:
     return make_layout(
         rules if isinstance(rules, Rules) else load_rules(rules),
         param_shapes(config),
@@ -79,7 +60,8 @@ def _layout(config: Florence2Config, mesh: MeshLike, rules: RulesLike) -> ParamS
     )
 
 
-def _placed(params: Mapping[str, Any], layout: ParamSharding) -> Params:
+def to_mesh(params: Mapping[str, Any], layout: ParamSharding) -> Params:
+    """The parameters, padded to what divides evenly, on their devices."""
     tree: Params = {}
     for path, leaf in layout.to_padded(dict(flatten(params))).items():
         insert(tree, path, leaf)

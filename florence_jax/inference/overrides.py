@@ -1,14 +1,21 @@
-"""Keywords of a call: which there are, and what was probably meant by one that is not there."""
+"""Keywords of a call: which there are, what was probably meant by others, and their values."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
+
+import jax
+import numpy as np
 
 from florence_jax.generation import GenerationConfig
 
+OnError = Literal["raise", "return"]
+
+# jax keeps 32 bits: a larger seed would draw what a smaller one draws.
+_SEEDS = 1 << 32
 # Other programs' names for the same thing.
 _ALIASES = {
     "beams": "num_beams",
@@ -85,3 +92,33 @@ def check_keywords(
         hint = f" Did you mean {found!r}?" if found in known else ""
         more = f", and the decoding settings {', '.join(settings)}" if settings else ""
         raise TypeError(f"there is no keyword {name!r}.{hint} There are {', '.join(own)}{more}")
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse an `on_error` that is none.
+
+    Raises:
+        ValueError: neither "raise" nor "return".
+    """
+    if on_error not in ("raise", "return"):
+        raise ValueError(f'on_error must be "raise" or "return", got {on_error!r}')
+
+
+def sampling_key(settings: GenerationConfig, seed: int | None) -> jax.Array | None:
+    """The key of what sampling draws; None where nothing is drawn.
+
+    Raises:
+        ValueError: a seed that is no integer of 32 bits, or sampling without one.
+    """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
+        raise ValueError(f"seed must be an integer, got {seed!r}")
+    if seed is not None and not 0 <= seed < _SEEDS:
+        raise ValueError(f"seed is {seed}, expected an integer from 0 to {_SEEDS - 1}")
+    if not settings.do_sample:
+        return None
+    if seed is None:
+        raise ValueError(
+            "do_sample=True draws tokens at random and needs a seed: pass seed=0 (--seed 0), or "
+            "do_sample=False for the most likely answer"
+        )
+    return jax.random.key(int(seed))

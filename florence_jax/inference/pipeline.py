@@ -7,21 +7,24 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from florence_jax.adapters import merge, read_adapter, resolve_model
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, read_config, resolve
+from florence_jax.export.writer import export_pipeline
 from florence_jax.generation import Constraint, GenerationConfig
-from florence_jax.inference.base_pipeline import DEFAULT_BATCH_SIZE, BasePipeline, Result
-from florence_jax.inference.batching import batch_buckets
+from florence_jax.inference.base_pipeline import BasePipeline
+from florence_jax.inference.batching import DEFAULT_BATCH_SIZE, batch_buckets
 from florence_jax.inference.compiled import JitFns
 from florence_jax.inference.constraints import AnswerConstraints
 from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.inference.load_sharded import DEFAULT_RULES, MeshLike, RulesLike, load_on_mesh
 from florence_jax.inference.overrides import check_keywords, with_overrides
-from florence_jax.inference.requests import Request
+from florence_jax.inference.requests import Request, Result
+from florence_jax.inference.save_pretrained import SaveFormat, save_pipeline
 from florence_jax.inference.warmup import usual_prompts, warm_up
 from florence_jax.model import Model, Params
 from florence_jax.processing import (
@@ -40,9 +43,6 @@ from florence_jax.quantization import (
     quantized_modules,
 )
 from florence_jax.runtime.compilation_cache import use_compilation_cache
-
-if TYPE_CHECKING:
-    from florence_jax.inference.save_pretrained import SaveFormat
 
 __all__ = ["Florence2Pipeline", "Request", "Result", "load"]
 
@@ -150,12 +150,15 @@ class Florence2Pipeline(BasePipeline):
         source: directory of the checkpoint's configuration and processor files, which
             `save_pretrained` copies; None for a model that was made in code.
         tokenizer_source: the same for the tokenizer's files.
+        replicas: devices that each hold all parameters and answer a part of every batch, see
+            `replicate_over_local_devices`; None for one device, or for the model's own mesh.
     """
 
     model: Model
     params: Params
     source: Path | None = None
     tokenizer_source: Path | None = None
+    replicas: Mesh | None = None
 
     def __post_init__(self) -> None:
         use_compilation_cache()
@@ -238,7 +241,7 @@ class Florence2Pipeline(BasePipeline):
 
     @property
     def programs(self) -> JitFns:
-        return JitFns(model=self.model, params=self.params)
+        return JitFns(model=self.model, params=self.params, replicas=self.replicas)
 
     @functools.cached_property
     def constraints(self) -> AnswerConstraints:
@@ -277,6 +280,7 @@ class Florence2Pipeline(BasePipeline):
         """
         return warm_up(
             self.programs,
+            self.image_config,
             image_sizes=[self.image_config.size] if image_sizes is None else image_sizes,
             prompt_lengths=self._lengths(prompts),
             batch_sizes=batch_sizes,
@@ -318,8 +322,6 @@ class Florence2Pipeline(BasePipeline):
         Raises:
             ArtifactError, CheckpointError: what cannot be exported or written, and why.
         """
-        from florence_jax.export.writer import export_pipeline
-
         export_pipeline(
             self,
             Path(path),
@@ -356,8 +358,6 @@ class Florence2Pipeline(BasePipeline):
         Raises:
             CheckpointError, ValueError: what cannot be written, and why.
         """
-        from florence_jax.inference.save_pretrained import save_pipeline
-
         save_pipeline(self, Path(path).expanduser(), format, overwrite=overwrite)
 
     def _usual_constraints(self, constrained: bool) -> tuple[Constraint | None, ...]:

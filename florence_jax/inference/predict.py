@@ -13,12 +13,12 @@ from typing import NamedTuple
 from PIL import Image
 
 from florence_jax.generation import GenerationConfig
-from florence_jax.inference.base_pipeline import BasePipeline, Result
-from florence_jax.inference.requests import Query, Request
+from florence_jax.inference.base_pipeline import BasePipeline
+from florence_jax.inference.requests import Query, Request, Result
 from florence_jax.processing import ImageError
 from florence_jax.processing.image import count_pages, load_image_and_notes, page_id
 from florence_jax.runtime.atomic_file import file_name
-from florence_jax.runtime.error_text import is_of_one_input, row_error_text
+from florence_jax.runtime.error_text import row_error_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +91,17 @@ def predict(
         ValueError: a query or setting that suits no image.
         RuntimeError: the device fails.
     """
+    engine = pipeline.engine(
+        generation,
+        constrained=constrained,
+        batch_size=batch_size,
+        seed=seed,
+        free_prompt=free_prompt,
+    )
     for query in queries:
-        request = Request(image=None, **vars(query))
-        pipeline.check(request, free_prompt=free_prompt)
-        pipeline.constraint_of([request], constrained)
+        engine.check(Request(image=None, **vars(query)), labels=True)
     # What has been read but not answered yet, in order; failures wait here for their turn.
-    waiting: deque[tuple[Prediction, Request | None]] = deque()
+    waiting: deque[Prediction] = deque()
 
     def requests() -> Iterator[Request]:
         for place in paths:
@@ -106,67 +111,27 @@ def predict(
             except Exception as error:  # decoders raise almost anything
                 text = row_error_text(error)
                 waiting.extend(
-                    (Prediction(path=path, query=query, error=text, page=page), None)
-                    for query in queries
+                    Prediction(path=path, query=query, error=text, page=page) for query in queries
                 )
                 continue
             for query in queries:
-                asked = Prediction(path=path, query=query, image=image, page=page, notes=notes)
-                request = Request(image=image, **vars(query))
-                waiting.append((asked, request))
-                yield request
-
-    def answers(some: Iterable[Request]) -> Iterator[Result | Exception]:
-        return pipeline.answer(
-            some,
-            generation,
-            constrained=constrained,
-            batch_size=batch_size,
-            seed=seed,
-            free_prompt=free_prompt,
-            on_error="return",
-        )
-
-    def answered(asked: Prediction, result: Result | Exception) -> Prediction:
-        if isinstance(result, Exception):
-            return dataclasses.replace(asked, error=row_error_text(result))
-        return dataclasses.replace(asked, result=result)
+                waiting.append(
+                    Prediction(path=path, query=query, image=image, page=page, notes=notes)
+                )
+                yield Request(image=image, **vars(query))
 
     def failures() -> Iterator[Prediction]:
-        while waiting and waiting[0][1] is None:
-            yield waiting.popleft()[0]
+        while waiting and waiting[0].error is not None:
+            yield waiting.popleft()
 
-    def one_by_one() -> Iterator[Prediction]:
-        """Of a batch that failed: one of its requests is to blame, and the others are not."""
-        for asked, request in list(waiting):
-            waiting.popleft()
-            if request is None:
-                yield asked
-                continue
-            try:
-                (result,) = answers([request])
-            except Exception as error:
-                if not is_of_one_input(error):
-                    raise
-                result = error
-            yield answered(asked, result)
-
-    remaining = requests()
-    while True:
-        results = answers(remaining)
-        while True:
-            try:
-                result = next(results, None)
-            except Exception as error:
-                # Without a request under way, no input is to blame.
-                if not is_of_one_input(error) or not waiting:
-                    raise
-                yield from one_by_one()
-                break
-            yield from failures()
-            if result is None:
-                return
-            yield answered(waiting.popleft()[0], result)
+    for response in engine.run(requests()):
+        yield from failures()
+        asked = waiting.popleft()
+        if isinstance(response, Exception):
+            yield dataclasses.replace(asked, error=row_error_text(response))
+        else:
+            yield dataclasses.replace(asked, result=response.result)
+    yield from failures()
 
 
 class PictureNames:

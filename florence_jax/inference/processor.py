@@ -18,6 +18,7 @@ import numpy as np
 from florence_jax.adapters import resolve_model
 from florence_jax.checkpoint.files import read_json_object
 from florence_jax.checkpoint.pytorch.repo_config import PROCESSOR_FILES
+from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.processing import (
     FlorenceTokenizer,
     ImageConfig,
@@ -63,8 +64,6 @@ class Processor:
         Raises:
             CheckpointError, ValueError, FileNotFoundError: what is missing or wrong.
         """
-        from florence_jax.inference.declared_tasks import own_tasks
-
         check_compat(compat)
         directory = resolve_model(source, revision, weights=False)
         found = (read_json_object(directory, name) for name in PROCESSOR_FILES)

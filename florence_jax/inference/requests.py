@@ -1,4 +1,4 @@
-"""What a pipeline is asked: one image and one prompt each."""
+"""Requests, each one image and one prompt, and the responses to them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from florence_jax.processing import task_of
+
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,33 @@ class Request:
     region: str | Sequence[float] | None = None
     labels: Sequence[str] | None = None
 
+    @property
+    def task(self) -> str:
+        """The task that the prompt begins with."""
+        return task_of(self.prompt)
+
+    @property
+    def image_key(self) -> Hashable:
+        """Equal for what is certainly the same image: one path, or one object."""
+        if isinstance(self.image, DecodedImage):
+            return id(self.image.pixels)
+        is_path = isinstance(self.image, str | os.PathLike)
+        return os.fspath(self.image) if is_path else id(self.image)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecodedImage:
+    """An image for a `Request` that was decoded and resized elsewhere.
+
+    Attributes:
+        size: (width, height) of the upright image, the frame of regions and answers.
+        pixels: uint8[H, W, 3], resized to the pipeline's image size, not normalized. Images that
+            share one array are one image.
+    """
+
+    size: tuple[int, int]
+    pixels: np.ndarray
+
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
@@ -50,6 +81,21 @@ class Query:
         if self.labels is not None:
             row["labels"] = list(self.labels)
         return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """The answer to one request.
+
+    Attributes:
+        result: `{task: answer}`, see `florence_jax.parse`.
+        ids: generated token ids, from the decoder start token to `</s>`.
+        token_scores: the log-probability of each; 0 for the start token, which was given.
+    """
+
+    result: Result
+    ids: list[int]
+    token_scores: list[float]
 
 
 def broadcast_requests(
@@ -97,17 +143,12 @@ def broadcast_requests(
     return requests, any(several)
 
 
-def image_key(image: Any) -> Hashable:
-    """Equal for what is certainly the same picture: one path, or one object."""
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else id(image)
-
-
 def grouped_by_image(requests: Sequence[Request]) -> list[int]:
     """The requests' numbers in an order in which those about one image follow each other."""
     first: dict[Hashable, int] = {}
     for number, request in enumerate(requests):
-        first.setdefault(image_key(request.image), number)
-    return sorted(range(len(requests)), key=lambda number: first[image_key(requests[number].image)])
+        first.setdefault(request.image_key, number)
+    return sorted(range(len(requests)), key=lambda number: first[requests[number].image_key])
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Compiling ahead of the first request."""
+"""Ahead-of-time compilation of a pipeline's functions, before the first request."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import jax
+import numpy as np
 from tqdm import tqdm
 
 from florence_jax.generation import Constraint, GenerationConfig
-from florence_jax.inference.batching import prompt_buckets
+from florence_jax.generation.inputs import prompt_buckets
 from florence_jax.inference.compiled import JitFns
-from florence_jax.processing import TASKS, build_prompt
+from florence_jax.inference.image_encoder import Normalizer
+from florence_jax.processing import TASKS, ImageConfig, build_prompt
 
 T = TypeVar("T")
 
@@ -29,6 +32,7 @@ def usual_prompts() -> list[str]:
 
 def warm_up(
     programs: JitFns,
+    image_config: ImageConfig,
     *,
     image_sizes: Sequence[tuple[int, int]],
     prompt_lengths: Sequence[int],
@@ -40,10 +44,20 @@ def warm_up(
     """Compile every combination; see `Florence2Pipeline.warmup`.
 
     Args:
+        image_config: how pixels are normalized.
         constraints: what answers are confined to, with a start for one row; None for free answers.
     """
+    normalize = Normalizer(image_config)
+
+    def encode(batch: int, size: tuple[int, int]) -> jax.ShapeDtypeStruct:
+        normalize(np.zeros((batch, *size, 3), np.uint8))
+        return programs.compile_encode(batch, size)
+
+    config = programs.model.config
+    positions = config.text.max_position_embeddings
     buckets = {
-        size: prompt_buckets(prompt_lengths, size, programs.model.config) for size in image_sizes
+        size: prompt_buckets(prompt_lengths, config.num_image_tokens(*size), positions)
+        for size in image_sizes
     }
     seconds: dict[str, float] = {}
     total = sum(
@@ -61,9 +75,7 @@ def warm_up(
 
         for size, batch in itertools.product(buckets, batch_sizes):
             images = f"{size[0]}x{size[1]}, batch {batch}"
-            features = timed(
-                f"encode {images}", functools.partial(programs.compile_encode, batch, size)
-            )
+            features = timed(f"encode {images}", functools.partial(encode, batch, size))
             for length, constraint in itertools.product(buckets[size], constraints):
                 kind = "generate" if constraint is None else "generate constrained"
                 timed(

@@ -14,7 +14,7 @@ from florence_jax.processing.locations import (
 )
 from florence_jax.processing.pixels import ImageConfig, preprocess_image
 from florence_jax.processing.postprocess import parse, parse_tokens
-from florence_jax.processing.request_check import check_request, request_prompt
+from florence_jax.processing.request_check import check_request
 from florence_jax.processing.tasks import TASKS, Task, build_prompt, task_of
 from florence_jax.processing.tokenizer import FlorenceTokenizer, demo_tokenizer, load_tokenizer
 
@@ -35,7 +35,6 @@ __all__ = [
     "parse_tokens",
     "preprocess_image",
     "quantize",
-    "request_prompt",
     "task_of",
     "text_to_bins",
     "text_to_box",

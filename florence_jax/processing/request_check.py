@@ -1,8 +1,8 @@
 """Check what a model is asked before it runs: the prompt, and the text or region it needs.
 
-`request_prompt` is the one way from a request to a prompt for everything that answers requests. It
-refuses what `build_prompt`, which reproduces the reference, would turn into a prompt that the model
-was never trained on: misspelt tasks, missing inputs, and regions that are not in the picture.
+`check_request` refuses what `build_prompt`, which reproduces the reference, would turn into a
+prompt that the model was never trained on: misspelt tasks, missing inputs, and regions that are not
+in the picture.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from florence_jax.processing.locations import check_image_size, text_to_bins
-from florence_jax.processing.tasks import TASKS, Compat, Task, build_prompt, task_of
+from florence_jax.processing.tasks import TASKS, Task, build_prompt, task_of
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS
 
 # What people write for a task, in the form that `_key` gives words.
@@ -86,36 +86,6 @@ _ROUNDING_PIXELS = 0.5
 _ROUNDING_SHARES = 0.05
 # What web pages, shells and JSON make of angle brackets.
 _ESCAPED = re.compile(r"(?:%|\\u00|\\x)(3c|3e)", re.IGNORECASE)
-
-
-def request_prompt(
-    prompt: str,
-    *,
-    text: str | Sequence[str] | None = None,
-    region: Any = None,
-    image_size: Sequence[float],
-    compat: Compat = None,
-    declared: Collection[str] = (),
-    free_prompt: bool = False,
-) -> str:
-    """`build_prompt` for a request that passes `check_request`.
-
-    Args:
-      prompt, text, region, image_size, compat: as for `build_prompt`.
-      declared, free_prompt: as for `check_request`.
-
-    Raises:
-      ValueError: what is wrong with the request, and what to do.
-    """
-    check_request(
-        prompt,
-        text=text,
-        region=region,
-        image_size=image_size,
-        declared=declared,
-        free_prompt=free_prompt,
-    )
-    return build_prompt(prompt, text=text, region=region, image_size=image_size, compat=compat)
 
 
 def check_request(

@@ -53,6 +53,19 @@ def pad_rows(array: Any, rows: int, *, axis: int = 0, fill: Any = None) -> Any:
     return numpy.concatenate([array, first], axis=axis)
 
 
+def divide_batch(mesh: Mesh, array: Any) -> jax.Array:
+    """An array [B, ...] on the mesh, with copies of its first row up to what divides evenly.
+
+    In several processes each gives the whole batch.
+    """
+    array = pad_rows(array, padded_rows(mesh, len(array)))
+    sharding = batch_sharding(mesh)
+    if mesh.is_multi_process and getattr(array, "is_fully_addressable", True):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    return jax.device_put(array, sharding)
+
+
 def data_share(mesh: Mesh) -> tuple[int, int]:
     """(number, count): which share of a batch this process must bring, of how many equal ones.
 

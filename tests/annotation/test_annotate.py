@@ -60,9 +60,9 @@ def output(job, pictures, tmp_path_factory):
     programs = type(job._asker.pipeline.programs)
     real = programs.generate
 
-    def generate(self, features, input_ids, *rest):
-        asked.append((len(features), input_ids.shape))
-        return real(self, features, input_ids, *rest)
+    def generate(self, image_features, input_ids, *rest):
+        asked.append((len(image_features), input_ids.shape))
+        return real(self, image_features, input_ids, *rest)
 
     with counted_images() as encoded, pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "generate", generate)

@@ -1,12 +1,13 @@
 """What one picture is asked, with answers written by hand: who is asked again, and what wins."""
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from florence_jax.annotation.engine_adapter import Answer
 from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
 from florence_jax.annotation.stages import ImageAnnotator
+from florence_jax.inference.image_encoder import EncodedImage
 
 BOX, OTHER = (10.0, 10.0, 60.0, 60.0), (70.0, 20.0, 90.0, 40.0)
 FILTERS = FilterSettings(agreement=1.0, label_score=0.5, joined=0.5)
@@ -34,7 +35,9 @@ def annotated(script, **settings):
     picture = ImageAnnotator(
         id="a.png",
         image="a.png",
-        features=np.zeros((1, 1)),
+        encoded=EncodedImage(
+            features=jnp.zeros((1, 1)), size=(100, 100), pixel_size=(64, 64), params=None
+        ),
         size=(100, 100),
         settings=AnnotateSettings(levels=(), ocr=False, filters=FILTERS, **settings),
         analyser=ShallowAnalyser(),
@@ -42,7 +45,7 @@ def annotated(script, **settings):
     asked = []
     for stage in picture.stages():
         for question, read in stage():
-            task, box = question.query.prompt, question.query.region
+            task, box = question.prompt, question.region
             asked.append((task, box))
             read(script[task] if task in script else script[task, box])
     return picture.annotation(), asked

@@ -11,8 +11,10 @@ import numpy as np
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
-from florence_jax.inference import data_parallel
-from florence_jax.inference.data_parallel import replicate_over_local_devices
+from florence_jax.generation.generate import prepare_inputs
+from florence_jax.generation.shard_inputs import shard_inputs
+from florence_jax.inference import compiled
+from florence_jax.inference.multi_device import replicate_over_local_devices
 from florence_jax.inference.requests import Query
 from tests.random_pipeline import small_pipeline
 
@@ -45,15 +47,13 @@ def no_collectives() -> None:
     rows = programs.batch_buckets(2)[0]
     encoded = programs.encode(np.zeros((rows, 64, 64, 3), np.float32))
     assert {len(one.sharding.device_set) for one in encoded} == {len(jax.devices())}
-    prepared = data_parallel.prepare_inputs(
+    prepared = prepare_inputs(
         programs.model, programs.params,
         image_features=np.zeros((rows, *encoded[0].shape), np.float32),
         input_ids=np.ones((rows, 16), np.int32), config=pipeline.generation,
     )  # fmt: skip
-    lowered = data_parallel._generate.lower(
-        programs.mesh, programs.model, prepared.plan, programs.params, prepared.image,
-        prepared.input_ids, prepared.attention_mask, prepared.values,
-    )  # fmt: skip
+    divided = shard_inputs(prepared, programs.replicas)
+    lowered = compiled.generate_on_replicas.lower(programs.replicas, *divided[:-1])
     text = lowered.compile().as_text()
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert collective not in text, collective

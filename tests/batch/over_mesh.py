@@ -8,7 +8,7 @@ from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
 from florence_jax.cli import annotate as annotate_command
 from florence_jax.cli.main import main
-from florence_jax.inference.load_sharded import shard_pipeline
+from florence_jax.inference.multi_device import shard_pipeline
 from florence_jax.inference.requests import Query
 from tests.random_pipeline import small_pipeline
 

@@ -68,7 +68,7 @@ def test_tokens_and_scores_are_the_live_functions(pipe, exported, batch, prompt)
     ids, mask = pipe.tokenizer.encode_batch([prompt] * batch)
     settings = dataclasses.replace(pipe.generation, length_penalty=0.7, **SETTINGS)
     live, ours = (
-        programs.generate(programs.encode(pixels), ids, mask, settings).trimmed()
+        programs.generate(np.stack(programs.encode(pixels)), ids, mask, settings).trimmed()
         for programs in (pipe.programs, exported.programs)
     )
     assert live.lengths.max() > 8

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 
 from florence_jax.generation import GenerationConfig
-from florence_jax.inference.base_pipeline import _sampling_key
 from florence_jax.inference.batching import batch_buckets
-from florence_jax.inference.overrides import with_overrides
+from florence_jax.inference.overrides import sampling_key, with_overrides
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 32, 1 << 64])
 def test_a_seed_has_32_bits(seed):
     with pytest.raises(ValueError, match="expected an integer from 0 to 4294967295"):
-        _sampling_key(GenerationConfig(do_sample=True), seed)
+        sampling_key(GenerationConfig(do_sample=True), seed)
 
 
 def test_settings_are_a_generation_config():

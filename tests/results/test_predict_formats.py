@@ -11,6 +11,7 @@ from PIL import Image
 
 from florence_jax.cli import main
 from florence_jax.generation import GenerationConfig
+from florence_jax.inference.requests import Response
 from tests.random_pipeline import random_checkpoint
 
 ANSWERS = {
@@ -29,15 +30,17 @@ class Canned:
 
     generation = GenerationConfig()
 
-    def check(self, request, *, free_prompt):
+    def engine(self, generation, **options):
+        return self
+
+    def check(self, request, *, labels):
         pass
 
-    def constraint_of(self, requests, constrained):
-        pass
-
-    def answer(self, requests, generation, **options):
+    def run(self, requests):
         for request in requests:
-            yield {request.prompt: ANSWERS[request.prompt]}
+            yield Response(
+                result={request.prompt: ANSWERS[request.prompt]}, ids=[], token_scores=[]
+            )
 
 
 @pytest.fixture(autouse=True)
@@ -134,11 +137,10 @@ def test_low_scores_are_in_no_file_and_no_drawing(photos, tmp_path, capsys):
 def test_settings_that_no_request_can_have_end_the_command(photos, monkeypatch, capsys):
     """They are an error before a request is taken, and not one row's, tried again for ever."""
 
-    def refused(self, requests, generation, **options):
+    def refused(self, generation, **options):
         raise ValueError("num_return_sequences is 3")
-        yield
 
-    monkeypatch.setattr(Canned, "answer", refused)
+    monkeypatch.setattr(Canned, "engine", refused)
     assert predict(photos, "--task", "<CAPTION>") == 2
     assert "num_return_sequences is 3" in capsys.readouterr().err
 

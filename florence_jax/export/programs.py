@@ -1,9 +1,8 @@
-"""A pipeline whose programs were exported: needs jax, and none of the model's code."""
+"""Exported programs: reading them, and running them with jax and none of the model's code."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from florence_jax.config import Florence2Config
 from florence_jax.export.manifest import (
     CONFIG,
-    PROCESSOR,
     WEIGHTS,
     ArtifactError,
     Generator,
@@ -30,30 +28,19 @@ from florence_jax.export.manifest import (
 from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig, make_plan
 from florence_jax.generation.decode_config import DecodeStatic
 from florence_jax.generation.inputs import check_prompt, pad_prompt
-from florence_jax.inference.base_pipeline import BasePipeline
-from florence_jax.inference.constraints import AnswerConstraints
-from florence_jax.inference.image_encoder import stack_features
-from florence_jax.processing import load_tokenizer
 from florence_jax.quantization import quantized
-from florence_jax.runtime.compilation_cache import use_compilation_cache
 from florence_jax.runtime.text_file import TextFileError, check_regular
 
 
-def load_exported(
-    directory: str | Path, *, weights: str | Path | Mapping[str, Any] | None = None
-) -> ExportedPipeline:
-    """The pipeline that `Florence2Pipeline.export` wrote.
-
-    Args:
-        directory: what it wrote.
-        weights: where the directory holds none: the checkpoint, a directory or a hub id, or its
-            parameters. They must be the very ones that were exported, in the dtype that they had.
+def load_programs(
+    directory: Path, weights: str | Path | Mapping[str, Any] | None
+) -> ExportedPrograms:
+    """The programs of a directory with their weights; see `florence_jax.load_exported`.
 
     Raises:
         ArtifactError: the directory is damaged, is for another platform, or the weights are missing
             or others.
     """
-    directory = Path(directory)
     manifest, contents = read_artifact(directory)
     platform = jax.export.default_export_platform()
     if platform not in manifest.platforms:
@@ -62,56 +49,17 @@ def load_exported(
             f"{platform} here: export it with platforms that include {platform!r}, or choose "
             "another by JAX_PLATFORMS"
         )
-    programs = ExportedPrograms(
+    return ExportedPrograms(
         manifest=manifest,
         config=Florence2Config.from_hf(json.loads(contents[CONFIG])),
         params=_weights(directory, manifest, weights),
         contents=contents,
     )
-    return ExportedPipeline(
-        exported=programs,
-        tokenizer=load_tokenizer(directory),
-        image_config=manifest.image,
-        generation=manifest.generation,
-        compat=manifest.compat,
-        tasks=frozenset(json.loads(contents.get(PROCESSOR, b"{}")).get("tasks", ())),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportedPipeline(BasePipeline):
-    """Answers as the `Florence2Pipeline` that was exported, within the exported buckets.
-
-    Attributes:
-        exported: the programs and their weights.
-        tokenizer, image_config, generation, compat: see `BasePipeline`.
-    """
-
-    exported: ExportedPrograms
-
-    def __post_init__(self) -> None:
-        use_compilation_cache()
-
-    def __repr__(self) -> str:
-        return f"ExportedPipeline({self.exported!r}, compat={self.compat!r})"
-
-    @property
-    def programs(self) -> ExportedPrograms:
-        return self.exported
-
-    @functools.cached_property
-    def constraints(self) -> AnswerConstraints:
-        if all(generator.constraint is None for generator in self.exported.manifest.generators):
-            raise ArtifactError(
-                "no program was exported that constrains answers: export with constrained=True "
-                "(--constrained), or ask without"
-            )
-        return AnswerConstraints(self.tokenizer, self.exported.config.text.vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportedPrograms:
-    """`CompiledFns` from a directory."""
+    """The compiled functions of a directory, as `florence_jax.inference.engine` takes them."""
 
     manifest: Manifest
     config: Florence2Config
@@ -126,6 +74,10 @@ class ExportedPrograms:
             f"{', ' + made.quantize if made.quantize else ''}, for {', '.join(made.platforms)}: "
             f"{len(made.encoders)} encoders, {len(made.generators)} generators)"
         )
+
+    @property
+    def device_count(self) -> int:
+        return 1
 
     def batch_buckets(self, batch_size: int) -> tuple[int, ...]:
         sizes = sorted({encoder.batch for encoder in self.manifest.encoders})
@@ -144,7 +96,7 @@ class ExportedPrograms:
 
     def generate(
         self,
-        features: tuple[jax.Array, ...],
+        image_features: jax.Array,
         input_ids: np.ndarray,
         attention_mask: np.ndarray,
         settings: GenerationConfig,
@@ -161,11 +113,12 @@ class ExportedPrograms:
             input_ids, attention_mask, plan.pad_token_id, self.config.text.vocab_size
         )
         table = None if constraint is None else np.shape(constraint.next_state)
-        generator = self._generator(len(features), features[0].shape[0], ids.shape[1], plan, table)
+        batch, image_tokens, _ = image_features.shape
+        generator = self._generator(batch, image_tokens, ids.shape[1], plan, table)
         ids, mask = pad_prompt(ids, mask, generator.prompt_tokens, plan.pad_token_id)
         output = self._run(generator.file)(
             self.params,
-            stack_features(features),
+            image_features,
             ids,
             mask,
             plain_values(values.with_room(generator.plan.buffers)),

@@ -1,0 +1,431 @@
+"""The engine: a stream of requests in, results out in order, through compiled batches.
+
+A request is read, tokenized, put into a batch, answered by the device, trimmed and parsed; each of
+these steps exists here once, and knows no model. The pipeline, runs over many images, annotation
+and exported programs all answer through it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig
+from florence_jax.generation.inputs import prompt_bucket
+from florence_jax.inference.batching import DEFAULT_BATCH_SIZE, padded_rows
+from florence_jax.inference.compiled_fns import CompiledFns
+from florence_jax.inference.constraints import AnswerConstraints
+from florence_jax.inference.device_queue import DeviceQueue
+from florence_jax.inference.device_stats import DeviceStats
+from florence_jax.inference.image_encoder import (
+    CachedImage,
+    ChunkReader,
+    EncodedImage,
+    ImageEncoder,
+    Normalizer,
+    SharedReader,
+    stack_features,
+)
+from florence_jax.inference.overrides import OnError, check_on_error, sampling_key
+from florence_jax.inference.requests import Request, Response
+from florence_jax.inference.scheduler import Batcher, BatchScheduler, Clock
+from florence_jax.processing import (
+    FlorenceTokenizer,
+    ImageConfig,
+    build_prompt,
+    check_request,
+    parse,
+    parse_tokens,
+)
+from florence_jax.processing.tasks import Compat
+from florence_jax.runtime.error_text import is_of_one_input
+
+_NO_LIMIT = 1 << 30
+
+
+@dataclass(kw_only=True, eq=False)
+class _Pending:
+    """A request on its way: its image read, its prompt tokenized, then waiting for its batch.
+
+    Attributes:
+        image: None where the request has an error, and again when its batch is on its way.
+    """
+
+    request: Request
+    future: Future[Response]
+    image: CachedImage | None = None
+    size: tuple[int, int] = (0, 0)
+    input_ids: list[int] = dataclasses.field(default_factory=list)
+
+
+class Engine:
+    """Answers requests with one set of decoding settings.
+
+    `run` answers a stream. `submit` takes single requests as they come, from any thread, and puts
+    those that wait at the same time into one batch. Where one request of a batch is at fault, the
+    others are answered without it.
+    """
+
+    def __init__(
+        self,
+        programs: CompiledFns,
+        tokenizer: FlorenceTokenizer,
+        image_config: ImageConfig,
+        generation: GenerationConfig,
+        *,
+        constraints: AnswerConstraints | None = None,
+        compat: Compat = None,
+        declared_tasks: Collection[str] = (),
+        free_prompt: bool = False,
+        check_prompts: bool = True,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        reorder: bool = False,
+        max_wait: float = 0.01,
+        seed: int | None = None,
+        label_scores: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        """
+        Args:
+            programs: the compiled functions of the model.
+            tokenizer: prompts to ids, and ids to text.
+            image_config: how images become pixels.
+            generation: decoding settings, for all requests.
+            constraints: confine answers to what can be parsed whole; None: answers are free.
+            compat: as for `florence_jax.Florence2Pipeline`.
+            declared_tasks: tasks beside the 15.
+            free_prompt: allow prompts that look like a task and are none.
+            check_prompts: refuse requests that the model would answer with nonsense. False for
+                requests that a program makes.
+            batch_size: requests in one compiled call, on each device.
+            reorder: let a request of `run` wait until a batch of its prompt length and task is
+                full, and pad every batch to one size. Results keep their order, but come when all
+                requests were read. Otherwise consecutive requests make a batch.
+            max_wait: seconds after which a request of `submit` no longer waits for a full batch.
+            seed: for sampling.
+            label_scores: add the confidence of each shape's label to results.
+            clock: measures `max_wait`; tests bring their own.
+
+        Raises:
+            ValueError: settings that give several answers, or sampling without a seed.
+        """
+        if generation.num_return_sequences != 1:
+            raise ValueError(
+                f"num_return_sequences is {generation.num_return_sequences}, but a result holds "
+                "one answer: use florence_jax.generate for several"
+            )
+        self.programs, self.generation, self.image_config = programs, generation, image_config
+        self.stats = DeviceStats()
+        self._tokenizer, self._constraints = tokenizer, constraints
+        self._compat: Compat = compat
+        self._declared, self._free_prompt = frozenset(declared_tasks), free_prompt
+        self._check_prompts, self._label_scores = check_prompts, label_scores
+        self._key = sampling_key(generation, seed)
+        buckets = programs.batch_buckets(batch_size)
+        self.batch_rows = max(buckets)
+        self._reorder, self._buckets = reorder, (self.batch_rows,) if reorder else buckets
+        self._queue = DeviceQueue(self.stats)
+        self._normalize = Normalizer(image_config)
+        self._encoder = ImageEncoder(self._encode, image_config, self._buckets, programs.params)
+        self._max_wait, self._clock = max_wait, clock
+        self._scheduler: BatchScheduler[_Pending] | None = None
+        self._shared = SharedReader(self._encoder)
+        self._batches = itertools.count()
+
+    @property
+    def rows_of_a_device(self) -> int:
+        """The number of requests in a full batch that one device answers."""
+        return self.batch_rows // self.programs.device_count
+
+    def check(
+        self, request: Request, image_size: tuple[int, int] | None = None, *, labels: bool = False
+    ) -> None:
+        """Refuse a request that the model would answer with nonsense.
+
+        Args:
+            image_size: (width, height) of the image; None where it is not known yet.
+            labels: look at the labels that its answer is confined to, too.
+
+        Raises:
+            ValueError: see `florence_jax.processing.check_request`, or labels that an answer cannot
+                hold.
+        """
+        if isinstance(request.image, EncodedImage):
+            image_size = request.image.size
+        check_request(
+            request.prompt,
+            text=request.text,
+            region=request.region,
+            image_size=image_size,
+            declared=self._declared,
+            free_prompt=self._free_prompt,
+        )
+        if labels:
+            self._constraint([request])
+
+    def encode_images(self, images: Iterable[Any]) -> Iterator[EncodedImage]:
+        """The images encoded, in order, a batch at a time as they are taken.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        remaining = iter(images)
+        while chunk := list(itertools.islice(remaining, self.batch_rows)):
+            yield from self._encoder.encode([self._encoder.read(image) for image in chunk])
+
+    def run(self, requests: Iterable[Request], *, on_error: OnError = "return") -> Iterator[Any]:
+        """The `Response` to each request, in order.
+
+        Requests are taken as they are needed: the next batch is read while the device answers the
+        one before. How they are put into batches depends on the requests alone.
+
+        Args:
+            on_error: "return" puts the error of a request that cannot be answered in place of its
+                response; "raise" stops at the first.
+
+        Raises:
+            RuntimeError: the device fails.
+        """
+        check_on_error(on_error)
+        reader, batcher = ChunkReader(self._encoder), Batcher[_Pending](self.batch_rows)
+        numbers, unread = itertools.count(), deque[list[Future[Response]]]()
+        for chunk in self._chunks(requests):
+            read = zip(chunk, reader.read(chunk), strict=True)
+            pending = [self._prepare(*one) for one in read]
+            ready = [one for one in pending if one.image is not None]
+            if on_error == "raise" and len(ready) < len(pending):
+                unread.append([one.future for one in pending if one.image is None])
+                break
+            batches = [full for one in ready if (full := batcher.enqueue(one, *self._group(one)))]
+            if self._reorder:
+                # All images of the chunk in one call: a batch may hold requests about few of them.
+                self._encoder.encode([one.image for one in ready if one.image is not None])
+            else:
+                batches += batcher.flush()
+            for batch in batches:
+                self._dispatch(batch, next(numbers))
+            unread.append([one.future for one in pending])
+            if not self._reorder and len(unread) > 1:
+                yield from _results(unread.popleft(), on_error)
+        for batch in batcher.flush():
+            self._dispatch(batch, next(numbers))
+        yield from _results(itertools.chain.from_iterable(unread), on_error)
+
+    def submit(self, request: Request) -> Future[Response]:
+        """The response to one request, when it is there; within `with engine:`, from any thread.
+
+        The image is read on the calling thread. Requests that wait at the same time, with images of
+        one size and prompts of one padded length, make a batch. It leaves when it is full, or when
+        its oldest request has waited `max_wait`.
+
+        Raises:
+            RuntimeError: the engine was not entered, or was left.
+        """
+        if self._scheduler is None:
+            raise RuntimeError("requests are submitted within `with engine:`")
+        pending = self._prepare(request, self._shared.read(request))
+        if pending.image is not None:
+            self._scheduler.submit(pending, self._shape(pending))
+        return pending.future
+
+    def __enter__(self) -> Engine:
+        self._scheduler = BatchScheduler(
+            self._dispatch_submitted, self.batch_rows, self._max_wait, self._clock
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._scheduler is not None:
+            self._scheduler.close()
+            self._scheduler = None
+
+    def _chunks(self, requests: Iterable[Request]) -> Iterator[list[Request]]:
+        """Stretches of requests whose images are read together."""
+        if not self._reorder:
+            remaining = iter(requests)
+            while chunk := list(itertools.islice(remaining, self.batch_rows)):
+                yield chunk
+            return
+        chunk, images = [], set()
+        for request in requests:
+            if len(images) == self.batch_rows and request.image_key not in images:
+                yield chunk
+                chunk, images = [], set()
+            chunk.append(request)
+            images.add(request.image_key)
+        if chunk:
+            yield chunk
+
+    def _prepare(self, request: Request, image: CachedImage | Exception) -> _Pending:
+        """A request with its tokens; with an error instead of an image if it cannot be answered."""
+        pending = _Pending(request=request, future=Future())
+        try:
+            if isinstance(image, Exception):
+                raise image
+            if self._check_prompts:
+                self.check(request, image.size)
+            prompt = build_prompt(
+                request.prompt,
+                text=request.text,
+                region=request.region,
+                image_size=image.size,
+                compat=self._compat,
+            )
+            (pending.input_ids,) = self._tokenizer.encode([prompt])
+            pending.image, pending.size = image, image.size
+        except Exception as error:
+            if not is_of_one_input(error):
+                raise
+            pending.future.set_exception(error)
+        return pending
+
+    def _shape(self, pending: _Pending) -> tuple[tuple[int, int], int]:
+        """The image size and padded prompt length, which are equal throughout a batch."""
+        encoded = pending.image.encoded if pending.image else None
+        length = len(pending.input_ids)
+        # The original code attends to padding: only prompts of equal length need none.
+        padded = length if self._compat == "original" else prompt_bucket(length, _NO_LIMIT)
+        return self.image_config.size if encoded is None else encoded.pixel_size, padded
+
+    def _group(self, pending: _Pending) -> tuple[Any, str]:
+        """The key and kind of a request of `run`, see `Batcher`."""
+        image_size, padded = self._shape(pending)
+        if not self._reorder:
+            return image_size, ""
+        # Answers to one task are about equally long: none waits for a longer one.
+        return (image_size, padded), pending.request.task
+
+    def _dispatch_submitted(self, batch: list[_Pending]) -> None:
+        batch = [one for one in batch if one.future.set_running_or_notify_cancel()]
+        try:
+            if batch:
+                self._dispatch(batch, next(self._batches))
+        except Exception as error:
+            for one in batch:
+                if not one.future.done():
+                    one.future.set_exception(error)
+
+    def _dispatch(self, batch: Sequence[_Pending], number: int) -> None:
+        """Send a batch to the device; its futures are done when the answers are there.
+
+        Args:
+            number: of the batch, for what sampling draws.
+        """
+        rng = None if self._key is None else jax.random.fold_in(self._key, number)
+        try:
+            generate = self._generate(batch, rng)
+            _, done = self._queue.launch(generate, functools.partial(self._collect, batch))
+        except Exception as error:
+            if not is_of_one_input(error):
+                raise
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+                return
+            # One of them is at fault, such as a text too long for the model; the others are not.
+            for one in batch:
+                self._dispatch([one], number)
+            return
+        for one in batch:
+            one.image = None
+        done.add_done_callback(functools.partial(_fail, batch))
+
+    def _generate(
+        self, batch: Sequence[_Pending], rng: jax.Array | None
+    ) -> Callable[[], GenerateOutput]:
+        """The call that answers a batch, padded to one of the compiled sizes."""
+        rows = padded_rows(len(batch), self._buckets)
+        constraint = self._constraint([batch[row].request for row in rows])
+        encoded = self._encoder.encode([one.image for one in batch if one.image is not None])
+        features = tuple(encoded[row].features for row in rows)
+        longest = max(len(one.input_ids) for one in batch)
+        input_ids = np.full((len(rows), longest), self._tokenizer.pad_id, np.int32)
+        mask = np.full((len(rows), longest), self._compat == "original")
+        for place, row in enumerate(rows):
+            length = len(batch[row].input_ids)
+            input_ids[place, :length] = batch[row].input_ids
+            mask[place, :length] = True
+
+        def generate() -> GenerateOutput:
+            output = self.programs.generate(
+                stack_features(features), input_ids, mask, self.generation, constraint, rng
+            )
+            for array in output:
+                if isinstance(array, jax.Array):
+                    array.copy_to_host_async()
+            return output
+
+        return generate
+
+    def _encode(self, pixels: np.ndarray) -> Sequence[jax.Array]:
+        features, _ = self._queue.launch(
+            lambda: self.programs.encode(self._normalize(pixels)), lambda _: None
+        )
+        return features
+
+    def _constraint(self, requests: Sequence[Request]) -> Constraint | None:
+        """The constraint of a batch with a row for each of `requests`; None where there is none."""
+        if self._constraints is not None:
+            return self._constraints(requests)
+        labels = next((request.labels for request in requests if request.labels is not None), None)
+        if labels is not None:
+            raise ValueError(
+                f"labels={labels!r} confine only constrained answers: pass constrained=True "
+                "(--constrained) too"
+            )
+        return None
+
+    def _collect(self, batch: Sequence[_Pending], output: GenerateOutput) -> None:
+        """Fetch the tokens of a batch, and parse each row."""
+        host = output.trimmed()
+        self.stats.add_tokens(int(host.lengths[: len(batch)].sum()))
+        for row, one in enumerate(batch):
+            try:
+                response = self._postprocess(one, host, row)
+            except Exception as error:
+                one.future.set_exception(error)
+            else:
+                one.future.set_result(response)
+
+    def _postprocess(self, one: _Pending, output: GenerateOutput, row: int) -> Response:
+        # Trimmed to its own length, a row does not depend on its neighbours.
+        length = int(output.lengths[row])
+        ids = output.sequences[row, : length + 1].tolist()
+        # The first id is the decoder start token, which was not chosen and has no score.
+        scores = [0.0, *output.token_scores[row, :length].tolist()]
+        task, tokenizer = one.request.task, self._tokenizer
+        if self._compat is None:
+            result = parse_tokens(
+                ids, scores, tokenizer, task, one.size, label_scores=self._label_scores
+            )
+        else:
+            result = parse(tokenizer.decode(ids), task, one.size, compat=self._compat)
+        return Response(result=result, ids=ids, token_scores=scores)
+
+
+def _results(futures: Iterable[Future[Response]], on_error: OnError) -> Iterator[Any]:
+    for future in futures:
+        error = future.exception()
+        if error is None:
+            yield future.result()
+        elif on_error == "return" and isinstance(error, Exception) and is_of_one_input(error):
+            yield error
+        else:
+            raise error
+
+
+def _fail(batch: Sequence[_Pending], done: Future[None]) -> None:
+    """Hand the device's failure to all requests of a batch."""
+    error = done.exception()
+    if error is not None:
+        for one in batch:
+            if not one.future.done():
+                one.future.set_exception(error)
