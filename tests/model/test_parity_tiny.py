@@ -56,23 +56,26 @@ def test_original_implementation(name):
     model, params = original()
     values, pixels = case(name)
 
-    features = model.encode_image(params, pixels)
-    np.testing.assert_allclose(features, values["image_features"], rtol=0, atol=TOLERANCE)
-
     @jax.jit
     def run(params):
         module = model.bind(params)
-        maps = module.vision_tower(pixels)
+        features = module.encode_image(pixels)
         mask = jnp.ones(values["input_ids"].shape)
-        return maps, module.encode(features, values["input_ids"], mask)[0]
+        # XLA computes the maps once.
+        return (
+            module.vision_tower(pixels),
+            features,
+            *module.encode(features, values["input_ids"], mask),
+        )
 
-    maps, memory = run(params)
+    maps, features, encoder_hidden_states, _ = run(params)
+    np.testing.assert_allclose(features, values["image_features"], rtol=0, atol=TOLERANCE)
     if "vision_last" in values:
         flat = maps.reshape(values["vision_last"].shape)
         bound = MAP_TOLERANCE * np.abs(flat).max()
         np.testing.assert_allclose(flat, values["vision_last"], rtol=0, atol=bound)
     expected = values["encoder_last_hidden_state"]
-    np.testing.assert_allclose(memory, expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(encoder_hidden_states, expected, rtol=0, atol=TOLERANCE)
 
     logits = model.logits(
         params,
@@ -107,8 +110,8 @@ def assert_stages_agree(model, params, inputs, bound):
     assert sum(errors.values()) < 1.5 * sum(theirs.values()), (errors, theirs)
 
 
-# 768 divides into windows; 224 and 384 need window padding; the last is not square.
-@pytest.mark.parametrize("size", [(224, 224), (384, 384), (768, 768), (160, 352)])
+# 384 divides into windows, as 768 below; 224 needs window padding; the last is not square.
+@pytest.mark.parametrize("size", [(224, 224), (384, 384), (160, 352)])
 def test_native_class_every_stage(size):
     config = configs.tiny()
     model, params = Model(config=config), random_params_with_spread_logits(config, seed=sum(size))
@@ -132,35 +135,6 @@ def test_original_weights_in_native_class_every_stage(name):
         return MAP_TOLERANCE * largest if name.startswith("vision/") else TOLERANCE
 
     assert_stages_agree(model, params, inputs, bound)
-
-
-@pytest.mark.parametrize("row_major", [False, True])
-def test_cached_steps_equal_teacher_forcing(row_major):
-    config = configs.tiny()
-    model, params = Model(config=config), random_params_with_spread_logits(config, seed=3)
-    inputs = random_inputs(model, batch=2, size=(96, 96), text=6, target=9, seed=2)
-    beams = 3
-
-    @jax.jit
-    def run(params):
-        module = model.bind(params)
-        features = module.encode_image(inputs.pixel_values)
-        memory, mask = module.encode(features, inputs.input_ids, inputs.attention_mask)
-        full = module.decode(inputs.decoder_input_ids, memory, mask)
-        cross = module.cross_attention_cache(memory, row_major=row_major)
-        cache = module.init_cache(2, beams, 16, row_major=row_major)
-        steps = []
-        for index in range(inputs.decoder_input_ids.shape[1]):
-            tokens = jnp.repeat(inputs.decoder_input_ids[:, index, None], beams, axis=1)
-            logits, cache = module.decode_step(tokens, jnp.int32(index), cache, cross, mask)
-            steps.append(logits)
-        return full, jnp.stack(steps, axis=2)
-
-    full, steps = run(params)
-    assert steps.shape == (2, beams, *full.shape[1:])
-    np.testing.assert_allclose(
-        steps, np.broadcast_to(full[:, None], steps.shape), rtol=0, atol=TOLERANCE
-    )
 
 
 def test_untied_head_and_output_bias():
