@@ -104,10 +104,10 @@ def test_a_block_hands_its_weights_to_the_kernel():
 
 
 @pytest.mark.parametrize(
-    ("forms", "arguments"), [(DEPTHWISE, draw_depthwise(8, 8)), (MLP, draw_mlp(16))]
+    ("forms", "drawn"), [(DEPTHWISE, lambda: draw_depthwise(8, 8)), (MLP, lambda: draw_mlp(16))]
 )
-def test_gradients_and_maps_are_the_plain_forms(forms, arguments):
-    plain, _, operation = forms
+def test_gradients_and_maps_are_the_plain_forms(forms, drawn):
+    (plain, _, operation), arguments = forms, drawn()
 
     def gradients(form):
         def loss(*arguments):
