@@ -12,13 +12,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from florence_jax.runtime.program import run_program
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.config_loader import parse_program_flags
+from florence_jax.training.config_loader import RunSettings, parse_program_flags
 
 _EXAMPLE = """
 
@@ -43,7 +40,7 @@ class FeatureOptions:
         images_at_once: Images that the tower encodes at a time.
     """
 
-    run: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    run: RunSettings
     config: Path | None = None
     images_at_once: int = 16
 

@@ -8,14 +8,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
-
-import tyro
+from typing import NoReturn
 
 from florence_jax.runtime.program import TRACEBACK, run_program
 from florence_jax.runtime.signals import exit_now
-from florence_jax.training.config import TrainConfig
-from florence_jax.training.config_loader import parse_program_flags
+from florence_jax.training.config_loader import RunSettings, Switch, parse_program_flags
 from florence_jax.training.data.sources import KINDS, FileConfig, SourceConfig
 from florence_jax.training.data.storage import discard_copies
 
@@ -54,15 +51,15 @@ class TrainOptions:
         traceback: Show where an error came from.
     """
 
-    run: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    run: RunSettings
     config: Path | None = None
-    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    dry_run: Switch = False
     profile: int = 0
-    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
+    distributed: Switch = False
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
-    traceback: tyro.conf.FlagCreatePairsOff[bool] = False
+    traceback: Switch = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -25,6 +25,11 @@ from florence_jax.training.checked import collecting_problems, did_you_mean
 from florence_jax.training.config import TrainConfig
 
 Config = TypeVar("Config")
+
+# Types of a program's options: the settings of the run without a prefix, and a switch without
+# a --no- form.
+RunSettings = Annotated[TrainConfig, tyro.conf.arg(name="")]
+Switch = tyro.conf.FlagCreatePairsOff[bool]
 
 # A flag for one of them takes the place of a recipe's other.
 _ALTERNATIVES = {"--steps": "--epochs", "--epochs": "--steps"}
@@ -79,7 +84,7 @@ def parse_program_flags(
     """The options of a program that trains, the recipe that its flag --config names beneath them.
 
     Args:
-        kind: a dataclass with the fields `run`, a TrainConfig, and `config`, the recipe's path.
+        kind: a dataclass with the fields `run: RunSettings` and `config`, the recipe's path.
         prog, description: as for `parse_flags`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A run of several processes, each with its own devices, that take every step together."""
+"""Several processes, each with its own devices, that take every step of a run together."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _PATIENCE = 20
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Make this process one of several, before jax is used for anything else.
+    """Join the other processes of a run, before jax is used for anything else.
 
-    What is None is found in the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, or what TPU pods, SLURM and Open MPI say.
+    An argument that is None is read from the environment: from JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID, or from the variables of TPU pods, SLURM and Open MPI.
 
     Raises:
-        ValueError: it is not found there.
-        RuntimeError: the others do not come.
+        ValueError: the environment does not name it.
+        RuntimeError: the other processes do not answer.
     """
     import jax
 
@@ -33,14 +33,14 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
 
 
 def is_first() -> bool:
-    """Is this the process that writes what there is once for all of them?"""
+    """Whether this is the first process, which writes the files that all of them share."""
     import jax
 
     return jax.process_index() == 0
 
 
 def broadcast_bool(value: bool) -> bool:
-    """The first process's value, in all of them; each waits for the others."""
+    """The first process's value, in every process; each waits for the others."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -50,13 +50,13 @@ def broadcast_bool(value: bool) -> bool:
 
 
 def of_first_here(make: Callable[[], bytes]) -> bytes:
-    """`make()` of the first process of each machine, in every process.
+    """The bytes that the first process of each machine makes, in every process.
 
     Args:
-        make: gives 32 bytes, the same on every machine.
+        make: returns 32 bytes, the same on every machine.
 
     Raises:
-        RuntimeError: on some machine they are others; it is raised in every process.
+        RuntimeError: the bytes differ between machines; raised in every process.
     """
     import jax
     import numpy as np
@@ -79,7 +79,7 @@ def of_first_here(make: Callable[[], bytes]) -> bytes:
 
 
 def longest_of_first(make: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-    """Two numbers that the first process makes, in all of them; each waits for the others."""
+    """Two numbers that the first process computes, in every process; each waits for the others."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
@@ -92,7 +92,7 @@ def longest_of_first(make: Callable[[], tuple[int, int]]) -> tuple[int, int]:
 
 
 def wait_for_all(what: str) -> None:
-    """Until every process is here."""
+    """Wait until every process has called this."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -101,9 +101,9 @@ def wait_for_all(what: str) -> None:
 
 
 def is_of_another(error: Exception) -> bool:
-    """Does the error say that a step which several processes take together came to nothing?
+    """Whether the error means that another process failed in a step that all take together.
 
-    jax raises what gloo, the CPU's transport, says of a lost connection as a ValueError.
+    jax raises an error of gloo, the CPU's transport, for a lost connection as a ValueError.
     """
     import jax
 
@@ -113,8 +113,10 @@ def is_of_another(error: Exception) -> bool:
 
 
 class AnyProcess:
-    """Has any process raised a flag? Asked at every step, answered a step later, and never waited
-    for: the answer is the same everywhere, so all of them stop at the same step."""
+    """Whether any process has raised a flag, as all of them see it at the same step.
+
+    It is asked at every step and answered one step later, so that no process waits for it.
+    """
 
     def __init__(self) -> None:
         import jax

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would be, without its weights: settings, sizes, and one batch to see."""
+"""`--dry-run`: print the settings, sizes and first batch of a run, without loading weights."""
 
 import dataclasses
 import json
@@ -69,7 +69,7 @@ def _sizes(setup: TrainSetup) -> Iterator[str]:
 
 
 def _cached_features(setup: TrainSetup, batch: Batch, rows: int) -> Iterator[str]:
-    # Of no weights: only the shape and dtype are shown.
+    # Without weights: only the shape and dtype are shown.
     origin = origin_of(setup, {})
     yield (
         f"cached features: {origin.dtype}{list(origin.shape)} a picture, {origin.bytes / 1e6:,.2f} "
@@ -119,7 +119,7 @@ def _batch(batch: Batch, pretrained: PretrainedFiles, directory: Path) -> Iterat
 
 
 def _task(question: str) -> str:
-    """The task whose sentence a prompt is; a batch holds no task tokens any more."""
+    """The task of a prompt's sentence; a batch no longer holds task tokens."""
     text = re.sub("</?s>", "", question)
     for token, task in TASKS.items():
         before, _, after = task.prompt.partition("{input}")

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -181,7 +182,7 @@ def merged(params: Flat, training: TrainSetup, dtype: str | None = None) -> Flat
     return merge(base, factors, training.config.lora, dtype) if factors else base
 
 
-def nested(params: Flat) -> Params:
+def nested(params: Mapping[str, Any]) -> Params:
     """The flat parameters as the tree that the model takes."""
     tree: Params = {}
     for path, leaf in params.items():

@@ -1,10 +1,10 @@
-"""`python -m train.export RUN`: a run as a checkpoint that everything else reads.
+"""Export a run as a checkpoint; the program is `python -m train.export RUN`.
 
-What it writes is what `florence_jax.checkpoint.save_checkpoint` writes: `Florence2Pipeline` loads
-it, `python -m convert.to_torch` gives it to PyTorch, and `model.start` of another run takes it. The
-parameters are the moving average where the run keeps one, and adapters are added to their kernels.
-A run with LoRA also writes its adapter alone, in PEFT's format and in the naming of the model that
-it started from: to RUN/adapter, or beside --out DIRECTORY to DIRECTORY.adapter.
+`Florence2Pipeline` loads the checkpoint, `python -m convert.to_torch` converts it for PyTorch, and
+`--model.start` of another run starts from it. The parameters are the moving average where the run
+keeps one, and adapters are added to their kernels. A run with LoRA also writes its adapter alone,
+in PEFT's format and the naming of the model that it started from: to RUN/adapter, or beside --out
+DIRECTORY to DIRECTORY.adapter.
 """
 
 import argparse
@@ -50,11 +50,11 @@ def export_run(
     """Write the checkpoint, and the adapters where there are some; an older export is replaced.
 
     Args:
-        state: in its true shapes, wherever it lies.
-        directory: of the checkpoint; by default RUN/export.
+        state: the state in its true shapes, on any devices.
+        directory: the checkpoint's; by default RUN/export.
 
     Returns:
-        What was written.
+        The paths written.
     """
     # Exports beside each other keep their adapters apart.
     prefix = f"{directory.name}." if directory else ""
@@ -66,8 +66,8 @@ def export_run(
         if not is_first():
             return []
     directory.parent.mkdir(parents=True, exist_ok=True)
-    # Of two exports to one place, the adapters and the checkpoint must be one's: the second waits,
-    # since a run that ends must not lose its own.
+    # Adapters and checkpoint must come from one export: a second one to the same place waits, since
+    # a run that ends must not lose its own.
     with directory_lock(directory.parent, _LOCK, wait=True):
         adapter = directory.parent / f"{prefix}adapter"
         return _write(training, start, params, directory, adapter)
@@ -141,7 +141,7 @@ def _run(arguments: list[str] | None) -> int:
 def _export(config: TrainConfig, step: int | None, best: bool, out: Path | None) -> list[Path]:
     directory = Path(config.directory)
     start = read_start(directory / PROCESSOR)
-    # On the devices that are here, and not those that it was trained on.
+    # On the devices of this machine, not those that it was trained on.
     training = build_training(dataclasses.replace(config, mesh=""), start)
     abstract = training.abstract_state()
     settings = CheckpointConfig()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,7 @@ def build_optimizer(
 def _clip(limit: float) -> optax.GradientTransformation:
     # As optax.clip_by_global_norm, whose selection between the gradient and its quotient XLA
     # computes for each parameter by itself; this factor becomes part of the moments' update.
-    def update(updates: dict, params: dict | None = None) -> dict:
+    def update(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         del params
         scale = jnp.minimum(1.0, limit / optax.tree.norm(updates))
         return jax.tree.map(lambda gradient: gradient * scale, updates)
@@ -147,7 +147,7 @@ def _adafactor() -> optax.GradientTransformation:
 
 
 def _scale_each(rates: Mapping[str, float]) -> optax.GradientTransformation:
-    def update(updates: dict, params: dict | None = None) -> dict:
+    def update(updates: Any, params: optax.Params | None = None) -> optax.Updates:
         del params
         return {
             path: update if rates[path] == 1.0 else update * rates[path]
@@ -157,7 +157,7 @@ def _scale_each(rates: Mapping[str, float]) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def update_ema(average: dict, params: dict, decay: float, step: jax.Array) -> dict:
+def update_ema(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
     """The moving average after one more step, warmed up so that early steps are not forgotten last.
 
     The decay grows as (1 + step) / (10 + step) until it reaches `decay`, as in TensorFlow's

@@ -1,4 +1,4 @@
-"""What a run starts from: sizes, tokenizer, processor files, and later the parameters."""
+"""The model that a run starts from: its config, tokenizer, processor files and parameters."""
 
 import dataclasses
 import json
@@ -35,13 +35,13 @@ _SIZES = "florence2_config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedFiles:
-    """A model without its weights, and everything that a checkpoint of it needs beside them.
+    """A model without its weights, and the other files that a checkpoint of it needs.
 
     Attributes:
-        config: the sizes.
-        files: directory of the tokenizer's and the processor's files, those that are exported.
-        tokenizer: what they describe.
-        image: how pictures become pixels, at the size that the run trains with.
+        config: the model's sizes.
+        files: directory of the tokenizer's and the processor's files, which an export copies.
+        tokenizer: the tokenizer in `files`.
+        image: how images become pixels, at the size that the run trains with.
     """
 
     config: Florence2Config
@@ -51,10 +51,10 @@ class PretrainedFiles:
 
 
 def prepare_start(config: TrainConfig, files: Path) -> PretrainedFiles:
-    """Write into `files` what the run needs beside weights, and read it back.
+    """Write the files that the run needs beside weights into `files`, and read them back.
 
     Raises:
-        CheckpointError, ValueError: a checkpoint or processor that is not there, or texts longer
+        CheckpointError, ValueError: there is no such checkpoint or processor, or texts are longer
             than the model's position table.
     """
     shutil.rmtree(files, ignore_errors=True)
@@ -65,9 +65,10 @@ def prepare_start(config: TrainConfig, files: Path) -> PretrainedFiles:
         sizes = plan_checkpoint(source).config
         _copy(source, files)
     else:
-        assert model.architecture is not None
-        named = isinstance(model.architecture, str)
-        sizes = PRESETS[model.architecture]() if named else model.architecture
+        sizes = model.architecture
+        if isinstance(sizes, str):
+            sizes = PRESETS[sizes]()
+        assert sizes is not None
     sizes = _with_processor(config, sizes, files)
     (files / _SIZES).write_text(json.dumps(to_tree(sizes), indent=1))
     start = read_start(files)
@@ -76,7 +77,7 @@ def prepare_start(config: TrainConfig, files: Path) -> PretrainedFiles:
 
 
 def read_start(files: Path) -> PretrainedFiles:
-    """What `prepare_start` left in `files`."""
+    """The files that `prepare_start` wrote into `files`."""
     return PretrainedFiles(
         config=from_tree(Florence2Config, read_json(files / _SIZES, max_bytes=MAX_SETTINGS_BYTES)),
         files=files,
@@ -90,10 +91,10 @@ def read_start(files: Path) -> PretrainedFiles:
 def load_parameters(
     config: TrainConfig, start: PretrainedFiles, layout: ParamSharding | None = None
 ) -> dict[str, jax.Array]:
-    """The first parameters by path, float32: those of the checkpoint, or random ones.
+    """The first parameters by path, float32: the checkpoint's, or random ones.
 
-    With a layout each lies where that stores it from the beginning: no host and no device ever
-    holds the whole model.
+    With a layout, each parameter is created in its sharding: no host and no device ever holds the
+    whole model.
     """
     model = config.model
     sharding = None if layout is None else layout.stored_sharding
@@ -116,7 +117,7 @@ def load_parameters(
 
 
 def training_config(sizes: Florence2Config, model: ModelConfig) -> Florence2Config:
-    """The sizes with the run's own dropout."""
+    """The sizes with the run's dropout rates."""
     named = ("dropout", "attention_dropout", "activation_dropout")
     rates = {name: getattr(model, name) for name in named if getattr(model, name) is not None}
     vision = sizes.vision
@@ -126,7 +127,7 @@ def training_config(sizes: Florence2Config, model: ModelConfig) -> Florence2Conf
 
 
 def _with_processor(config: TrainConfig, sizes: Florence2Config, files: Path) -> Florence2Config:
-    """Put tokenizer and processor into `files`; the sizes, with a vocabulary made in code."""
+    """Write tokenizer and processor into `files`; returns the sizes with their vocabulary."""
     processor, size = config.model.processor, config.data.image_size
     if processor == "bytes" or _names_function(processor):
         if size is None:
@@ -161,7 +162,7 @@ def _names_function(processor: str) -> bool:
     return ":" in processor and not is_url(processor) and not Path(processor).exists()
 
 
-def _imported(name: str) -> Callable[..., None]:
+def _imported(name: str) -> Callable[..., object]:
     """The function "module:function".
 
     Raises:
@@ -183,7 +184,7 @@ def _copy(source: Path, files: Path, without: tuple[str, ...] = ()) -> None:
 
 
 def _decode_as_evaluated(config: TrainConfig, text: BartConfig, files: Path) -> None:
-    """Who loads a model trained from scratch decodes as the run's evaluation did."""
+    """Write the generation config of a model trained from scratch: that of its evaluation."""
     names = ("num_beams", "no_repeat_ngram_size", "max_new_tokens")
     content = {name: getattr(config.evaluation, name) for name in names}
     if config.evaluation.num_beams > 1:
@@ -199,7 +200,7 @@ def _decode_as_evaluated(config: TrainConfig, text: BartConfig, files: Path) -> 
 
 
 def _set_image_size(files: Path, sizes: Florence2Config, size: tuple[int, int] | None) -> None:
-    """The processor says the size that the model was trained at: it answers best there."""
+    """Write the image size of the run into the processor's files: the model answers best there."""
     content: dict[str, Any] = dict(read_preprocessor(files) or {})
     image = ImageConfig.from_hf(content)
     if size is not None:
@@ -232,7 +233,7 @@ def read_preprocessor(files: Path) -> dict[str, Any] | None:
 
 
 def longest_texts(data: DataConfig, start: PretrainedFiles) -> tuple[int, int]:
-    """(tokens of the longest prompt, of the longest labels) that a run takes.
+    """The lengths (prompt, labels) in tokens of the longest texts that a run accepts.
 
     What the settings leave out is the most that the model's position table has room for.
     """
@@ -242,7 +243,7 @@ def longest_texts(data: DataConfig, start: PretrainedFiles) -> tuple[int, int]:
 
 
 def _check_lengths(config: TrainConfig, start: PretrainedFiles) -> None:
-    """The picture's tokens and a text must fit the position table."""
+    """Raise where an image's tokens and a text do not fit the position table."""
     positions = start.config.text.max_position_embeddings
     image_tokens = start.config.num_image_tokens(*start.image.size)
     if image_tokens > positions - 2:

@@ -157,7 +157,7 @@ class StateSharding:
     def _parameter(self, path: tuple, shape: Shape) -> str | None:
         for entry in reversed(path):
             name = getattr(entry, "key", None)
-            if name in self.layout.shapes:
+            if name is not None and name in self.layout.shapes:
                 same = shape in (self.layout.shapes[name], self.layout.shape(name))
                 return name if same else None
         return None

@@ -23,7 +23,7 @@ class SourceConfig(Checked):
     """One data set of a mixture. Each layout is a subclass, and a program may bring its own.
 
     Attributes:
-        kind: the layout, by which YAML and JSON choose the class: jsonl, parquet and array_record
+        kind: the layout, by which JSON chooses the class: jsonl, parquet and array_record
             hold rows `image, prefix, suffix`; coco is a COCO JSON file; vqa and docvqa are
             questions about images; annotations are what `florence-jax annotate` wrote. Any other
             class is "module:Class", which is imported.
@@ -252,7 +252,7 @@ class AnnotationsConfig(FileConfig):
             yield f" {' '.join(group)}", source, len(group) / len(tasks)
 
 
-# The layouts by the name that settings in YAML and JSON give them.
+# The layouts by the name that settings in JSON give them.
 KINDS: dict[str, type[SourceConfig]] = {
     "jsonl": JsonlConfig,
     "parquet": ParquetConfig,
