@@ -88,7 +88,7 @@ class TrainSetup:
 
 
 def build_training(
-    config: TrainConfig, start: PretrainedFiles, mesh: Mesh | AbstractMesh | None = None
+    config: TrainConfig, pretrained: PretrainedFiles, mesh: Mesh | AbstractMesh | None = None
 ) -> TrainSetup:
     """Build everything that is a function of the settings alone.
 
@@ -98,7 +98,7 @@ def build_training(
     Raises:
         RuleError, ValueError: rules, adapters, schedules or a mesh that do not fit.
     """
-    shapes = param_shapes(start.config)
+    shapes = param_shapes(pretrained.config)
     factors = {}
     if config.lora.rank:
         key = jax.random.key(config.seed)
@@ -110,17 +110,17 @@ def build_training(
         shapes,
         {path: factor.shape for path, factor in factors.items()},
         mesh,
-        start.config.text.pad_token_id,
+        pretrained.config.text.pad_token_id,
     )
     model = Model(
-        config=training_config(start.config, config.model),
+        config=training_config(pretrained.config, config.model),
         dtype=config.model.dtype,
         # Equal models are equal programs; with a layout, a model is equal to itself alone.
         layout=placement.layout if mesh.size > 1 else None,
     )
     objective = LossFn(
         model=model,
-        image=start.image,
+        image=pretrained.image,
         loss=config.loss,
         lora=config.lora,
         remat=config.model.remat,
@@ -130,7 +130,7 @@ def build_training(
         # With adapters the base is frozen whatever the rules say: they are about these then.
         factors or shapes,
         optimizer_config.rules,
-        start.config,
+        pretrained.config,
         layer_decay=optimizer_config.layer_decay,
         no_decay=optimizer_config.no_decay,
     )
@@ -190,7 +190,7 @@ def make_loader(
 
 
 def make_preprocessor(
-    config: DataConfig, start: PretrainedFiles, *, training: bool, longest: bool = False
+    config: DataConfig, pretrained: PretrainedFiles, *, training: bool, longest: bool = False
 ) -> Preprocessor:
     """Examples to arrays, augmented only for training.
 
@@ -198,18 +198,18 @@ def make_preprocessor(
         longest: pad every batch to `max_prompt` and `max_labels`, and the questions of each
             picture to those of the source that asks most, instead of to the batch's own longest.
     """
-    max_prompt, max_labels = longest_texts(config, start)
+    max_prompt, max_labels = longest_texts(config, pretrained)
     return Preprocessor(
-        tokenizer=start.tokenizer,
-        image_size=start.image.size,
+        tokenizer=pretrained.tokenizer,
+        image_size=pretrained.image.size,
         max_prompt=max_prompt,
         max_labels=max_labels,
         min_prompt_bucket=max_prompt if longest else config.min_prompt_bucket,
         min_labels_bucket=max_labels if longest else config.min_labels_bucket,
         min_questions=max(source.questions for source in config.train) if longest else 1,
         augmentation=config.augment if training else AugmentConfig(),
-        resample=start.image.resample,
-        tasks=own_tasks(start.files),
+        resample=pretrained.image.resample,
+        tasks=own_tasks(pretrained.files),
     )
 
 

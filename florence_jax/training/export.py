@@ -34,7 +34,7 @@ from florence_jax.training.config_loader import from_tree
 from florence_jax.training.distributed import is_first
 from florence_jax.training.evaluation import merged, nested
 from florence_jax.training.lora import as_adapter, is_factor
-from florence_jax.training.pretrained import PretrainedFiles, read_start
+from florence_jax.training.pretrained import PretrainedFiles, read_pretrained
 from florence_jax.training.state import TrainState
 
 _LOCK = ".export.lock"
@@ -42,8 +42,8 @@ _MODEL_CONFIG = "config.json"
 
 
 def export_run(
-    training: TrainSetup,
-    start: PretrainedFiles,
+    setup: TrainSetup,
+    pretrained: PretrainedFiles,
     state: TrainState,
     directory: Path | None = None,
 ) -> list[Path]:
@@ -58,9 +58,9 @@ def export_run(
     """
     # Exports beside each other keep their adapters apart.
     prefix = f"{directory.name}." if directory else ""
-    directory = directory or Path(training.config.directory) / "export"
+    directory = directory or Path(setup.config.directory) / "export"
     params = eval_params(state)
-    mesh = training.placement.mesh
+    mesh = setup.placement.mesh
     if mesh.is_multi_process:
         params = all_gather_to_hosts(mesh, params)
         if not is_first():
@@ -70,19 +70,19 @@ def export_run(
     # a run that ends must not lose its own.
     with directory_lock(directory.parent, _LOCK, wait=True):
         adapter = directory.parent / f"{prefix}adapter"
-        return _write(training, start, params, directory, adapter)
+        return _write(setup, pretrained, params, directory, adapter)
 
 
 def _write(
-    training: TrainSetup, start: PretrainedFiles, params: Any, directory: Path, adapter: Path
+    setup: TrainSetup, pretrained: PretrainedFiles, params: Any, directory: Path, adapter: Path
 ) -> list[Path]:
-    config, written = training.config, []
+    config, written = setup.config, []
     factors = {path: np.asarray(leaf) for path, leaf in params.items() if is_factor(path)}
     if factors:
         write_adapter(
             adapter,
             as_adapter(factors, config.lora),
-            _naming(start.files, factors),
+            _naming(pretrained.files, factors),
             base_model=_base_model(config.model.start),
             revision=config.model.revision,
             overwrite=True,
@@ -90,9 +90,11 @@ def _write(
         written.append(adapter)
     base = {
         path: np.asarray(jax.device_get(leaf)).astype(jax.numpy.dtype(config.export.dtype))
-        for path, leaf in merged(params, training, config.export.dtype).items()
+        for path, leaf in merged(params, setup, config.export.dtype).items()
     }
-    save_checkpoint(directory, start.config, nested(base), files=start.files, overwrite=True)
+    save_checkpoint(
+        directory, pretrained.config, nested(base), files=pretrained.files, overwrite=True
+    )
     return [*written, directory]
 
 
@@ -140,10 +142,10 @@ def _run(arguments: list[str] | None) -> int:
 
 def _export(config: TrainConfig, step: int | None, best: bool, out: Path | None) -> list[Path]:
     directory = Path(config.directory)
-    start = read_start(directory / PROCESSOR)
+    pretrained = read_pretrained(directory / PROCESSOR)
     # On the devices of this machine, not those that it was trained on.
-    training = build_training(dataclasses.replace(config, mesh=""), start)
-    abstract = training.abstract_state()
+    setup = build_training(dataclasses.replace(config, mesh=""), pretrained)
+    abstract = setup.abstract_state()
     settings = CheckpointConfig()
     with (
         Checkpoints(directory / "checkpoints", settings, writes=False) as checkpoints,
@@ -164,4 +166,4 @@ def _export(config: TrainConfig, step: int | None, best: bool, out: Path | None)
                 f"are {checkpoints.steps()}"
             )
     state = dataclasses.replace(restored[0], frozen=frozen[0])
-    return export_run(training, start, state, out)
+    return export_run(setup, pretrained, state, out)

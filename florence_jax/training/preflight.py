@@ -32,8 +32,8 @@ from florence_jax.training.metrics.logger import say
 from florence_jax.training.pretrained import (
     PretrainedFiles,
     longest_texts,
-    prepare_start,
-    read_start,
+    prepare_pretrained,
+    read_pretrained,
 )
 
 
@@ -96,9 +96,9 @@ def prepare(config: TrainConfig, files: Path, *, run: Path | None = None) -> Pre
                 check_data(config, resumed, sources)
             check_same(config, resumed)
         if resumed is None:
-            pretrained = prepare_start(config, files)
+            pretrained = prepare_pretrained(config, files)
         else:
-            pretrained = read_start(resumed / PROCESSOR)
+            pretrained = read_pretrained(resumed / PROCESSOR)
     if pretrained is not None:
         with _noting(problems):
             # Rules, adapters and the mesh are checked even where the data cannot be read.

@@ -50,7 +50,7 @@ class PretrainedFiles:
     image: ImageConfig
 
 
-def prepare_start(config: TrainConfig, files: Path) -> PretrainedFiles:
+def prepare_pretrained(config: TrainConfig, files: Path) -> PretrainedFiles:
     """Write the files that the run needs beside weights into `files`, and read them back.
 
     Raises:
@@ -71,13 +71,13 @@ def prepare_start(config: TrainConfig, files: Path) -> PretrainedFiles:
         assert sizes is not None
     sizes = _with_processor(config, sizes, files)
     (files / _SIZES).write_text(json.dumps(to_tree(sizes), indent=1))
-    start = read_start(files)
-    _check_lengths(config, start)
-    return start
+    pretrained = read_pretrained(files)
+    _check_lengths(config, pretrained)
+    return pretrained
 
 
-def read_start(files: Path) -> PretrainedFiles:
-    """The files that `prepare_start` wrote into `files`."""
+def read_pretrained(files: Path) -> PretrainedFiles:
+    """The files that `prepare_pretrained` wrote into `files`."""
     return PretrainedFiles(
         config=from_tree(Florence2Config, read_json(files / _SIZES, max_bytes=MAX_SETTINGS_BYTES)),
         files=files,
@@ -89,7 +89,7 @@ def read_start(files: Path) -> PretrainedFiles:
 
 
 def load_parameters(
-    config: TrainConfig, start: PretrainedFiles, layout: ParamSharding | None = None
+    config: TrainConfig, pretrained: PretrainedFiles, layout: ParamSharding | None = None
 ) -> dict[str, jax.Array]:
     """The first parameters by path, float32: the checkpoint's, or random ones.
 
@@ -103,10 +103,10 @@ def load_parameters(
         return dict(flatten(load_checkpoint(source, "float32", sharding).params))
 
     def init() -> dict[str, jax.Array]:
-        params = dict(flatten(Model(config=start.config).init(jax.random.key(config.seed))))
+        params = dict(flatten(Model(config=pretrained.config).init(jax.random.key(config.seed))))
         if model.from_scratch:
-            ids = [start.tokenizer.loc_id(place) for place in range(1000)]
-            grid = start.config.vision.grid(*start.image.size)
+            ids = [pretrained.tokenizer.loc_id(place) for place in range(1000)]
+            grid = pretrained.config.vision.grid(*pretrained.image.size)
             key = jax.random.fold_in(jax.random.key(config.seed), 2)
             params = scratch_parameters(params, ids, grid, key)
         return params
@@ -232,22 +232,22 @@ def read_preprocessor(files: Path) -> dict[str, Any] | None:
     return None
 
 
-def longest_texts(data: DataConfig, start: PretrainedFiles) -> tuple[int, int]:
+def longest_texts(data: DataConfig, pretrained: PretrainedFiles) -> tuple[int, int]:
     """The lengths (prompt, labels) in tokens of the longest texts that a run accepts.
 
     What the settings leave out is the most that the model's position table has room for.
     """
-    positions = start.config.text.max_position_embeddings
-    image_tokens = start.config.num_image_tokens(*start.image.size)
+    positions = pretrained.config.text.max_position_embeddings
+    image_tokens = pretrained.config.num_image_tokens(*pretrained.image.size)
     return data.max_prompt or positions - image_tokens, data.max_labels or positions
 
 
-def _check_lengths(config: TrainConfig, start: PretrainedFiles) -> None:
+def _check_lengths(config: TrainConfig, pretrained: PretrainedFiles) -> None:
     """Raise where an image's tokens and a text do not fit the position table."""
-    positions = start.config.text.max_position_embeddings
-    image_tokens = start.config.num_image_tokens(*start.image.size)
+    positions = pretrained.config.text.max_position_embeddings
+    image_tokens = pretrained.config.num_image_tokens(*pretrained.image.size)
     if image_tokens > positions - 2:
-        height, width = start.image.size
+        height, width = pretrained.image.size
         raise ValueError(
             f"a picture of {height} x {width} pixels is {image_tokens} tokens, which leaves no "
             f"room for a prompt in the model's {positions} positions: lower data.image_size"

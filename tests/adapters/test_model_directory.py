@@ -72,11 +72,11 @@ def test_shapes_is_the_bundled_model_everywhere(tmp_path, monkeypatch):
 
 def test_the_trainer_starts_from_shapes(tmp_path):
     from florence_jax.training.config import ModelConfig
-    from florence_jax.training.pretrained import load_parameters, prepare_start
+    from florence_jax.training.pretrained import load_parameters, prepare_pretrained
     from tests.training.runs import a_config
 
     config = a_config(tmp_path / "run", model=ModelConfig(start="shapes"))
-    start = prepare_start(config, tmp_path / "files")
+    start = prepare_pretrained(config, tmp_path / "files")
     assert start.config.text.vocab_size == 1630
     assert len(load_parameters(config, start)) == len(dict(flatten(fj.load("shapes")[1])))
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from florence_jax.checkpoint import save_checkpoint
 from florence_jax.model import random_params_with_spread_logits
-from florence_jax.training.pretrained import prepare_start
+from florence_jax.training.pretrained import prepare_pretrained
 from tests.training.runs import ARCHITECTURE, a_config
 
 _RUN = a_config("runs/tiny")
@@ -34,7 +34,7 @@ config = dataclasses.replace(
 
 def save_random(directory):
     """A checkpoint of the recipe's sizes with random weights."""
-    start = prepare_start(config, directory.with_name(f"{directory.name}-files"))
+    start = prepare_pretrained(config, directory.with_name(f"{directory.name}-files"))
     save_checkpoint(
         directory,
         start.config,

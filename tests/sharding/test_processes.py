@@ -15,7 +15,7 @@ import pytest
 
 from florence_jax.training.build import build_training, drop_frozen
 from florence_jax.training.checkpointing.manager import Checkpoints, named_leaves
-from florence_jax.training.pretrained import read_start
+from florence_jax.training.pretrained import read_pretrained
 from tests.sharding.equality import distance
 from tests.sharding.process import config_of
 from tests.sharding.subprocesses import ROOT, environment
@@ -87,7 +87,9 @@ def rows(directory, processes):
 
 def final_state(directory):
     """The newest checkpoint, on this process's one device."""
-    training = build_training(config_of(directory, "", STEPS), read_start(directory / "processor"))
+    training = build_training(
+        config_of(directory, "", STEPS), read_pretrained(directory / "processor")
+    )
     abstract = drop_frozen(training.abstract_state())
     with Checkpoints(directory / "checkpoints", training.config.checkpoint, writes=False) as kept:
         state, _ = kept.restore(abstract)

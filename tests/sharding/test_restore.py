@@ -8,7 +8,7 @@ import pytest
 
 from florence_jax.training.build import make_loader
 from florence_jax.training.data.registry import training_sources
-from florence_jax.training.pretrained import prepare_start
+from florence_jax.training.pretrained import prepare_pretrained
 from tests.sharding.process import config_of
 from tests.sharding.restoring import PLACES
 from tests.sharding.subprocesses import run_lines
@@ -25,7 +25,7 @@ def test_arrays_are_exact_across_meshes(tmp_path, compiled_on_disk):
 @pytest.mark.parametrize("step", [0, 7])
 def test_any_number_of_processes_brings_the_same_rows_in_one_shape(step, tmp_path):
     config = dataclasses.replace(config_of(tmp_path, "", 9), batch_size=8)
-    start = prepare_start(config, tmp_path / "processor")
+    start = prepare_pretrained(config, tmp_path / "processor")
 
     def batch(shares):
         sources = training_sources(config.data, config.seed)

@@ -18,7 +18,7 @@ from florence_jax.training.config import (
 )
 from florence_jax.training.config_loader import from_tree
 from florence_jax.training.optimizer import OptimizerConfig
-from florence_jax.training.pretrained import read_start
+from florence_jax.training.pretrained import read_pretrained
 from tests.training.small import CONFIG
 from train.shapes import SceneConfig
 from train.shapes.source import ShapesConfig
@@ -71,7 +71,7 @@ def stored_config(directory) -> TrainConfig:
 def final_state(directory):
     """Every leaf of the newest checkpoint as bytes, by name."""
     config = stored_config(directory)
-    training = build_training(config, read_start(Path(directory) / "processor"))
+    training = build_training(config, read_pretrained(Path(directory) / "processor"))
     with Checkpoints(Path(directory) / "checkpoints", config.checkpoint, writes=False) as kept:
         state, _ = kept.restore(drop_frozen(training.abstract_state()))
     return {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(state).items()}

@@ -16,7 +16,7 @@ from florence_jax.training.build import build_training, make_loader
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.data.registry import training_sources
 from florence_jax.training.losses import IGNORE
-from florence_jax.training.pretrained import prepare_start
+from florence_jax.training.pretrained import prepare_pretrained
 from florence_jax.training.step import Batch, build_evaluation
 
 # Changes of the loss, in nats a token, large enough for float32 and small enough for a straight
@@ -31,7 +31,7 @@ def slopes(config: TrainConfig, files: Path) -> dict[str, tuple[float, float]]:
     spread weights; the slope is that of the run's own evaluation. Both programs are those of the
     run, so that a run before this has left them in the compilation cache.
     """
-    start = prepare_start(config, files)
+    start = prepare_pretrained(config, files)
     training = build_training(config, start)
     placement = training.placement
     whole = NamedSharding(placement.mesh, PartitionSpec())

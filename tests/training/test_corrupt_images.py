@@ -20,7 +20,7 @@ from florence_jax.training.config import EvaluationConfig, ExportConfig, Logging
 from florence_jax.training.data.registry import training_sources
 from florence_jax.training.data.sources import JsonlConfig
 from florence_jax.training.loop import Outcome, train
-from florence_jax.training.pretrained import prepare_start
+from florence_jax.training.pretrained import prepare_pretrained
 from tests.training.runs import a_config, lines
 
 pytestmark = [
@@ -68,7 +68,7 @@ def test_the_quarantine_holds_exactly_what_cannot_be_read(tmp_path):
     whole = a_run(tmp_path / "other", clean)
     undisturbed = make_loader(
         whole,
-        prepare_start(whole, tmp_path / "processor"),
+        prepare_pretrained(whole, tmp_path / "processor"),
         training_sources(whole.data, whole.seed),
     )
     seen = []

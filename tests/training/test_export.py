@@ -16,13 +16,13 @@ from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkp
 from florence_jax.training.config import ExportConfig
 from florence_jax.training.export import export_run, main
 from florence_jax.training.lora import LoraConfig, is_factor
-from florence_jax.training.pretrained import load_parameters, prepare_start
+from florence_jax.training.pretrained import load_parameters, prepare_pretrained
 from tests.training.runs import a_config
 
 
 def prepared(directory, **changes):
     config = a_config(directory, **changes)
-    start = prepare_start(config, directory / "processor")
+    start = prepare_pretrained(config, directory / "processor")
     training = build_training(config, start)
     return training, start, training.first_state(load_parameters(config, start))
 
@@ -128,7 +128,7 @@ def test_an_export_starts_another_run(tmp_path):
     )
     data = dataclasses.replace(config.data, image_size=(48, 48))
     config = dataclasses.replace(config, model=model, data=data)
-    again = prepare_start(config, tmp_path / "next" / "processor")
+    again = prepare_pretrained(config, tmp_path / "next" / "processor")
     assert again.config == start.config
     assert again.image.size == (48, 48)
     assert build_training(config, again).objective.model.config.text.dropout == 0.3

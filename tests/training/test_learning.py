@@ -13,7 +13,7 @@ from florence_jax.checkpoint import load_checkpoint
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.model import Model
 from florence_jax.training.loop import Outcome, train
-from florence_jax.training.pretrained import read_start
+from florence_jax.training.pretrained import read_pretrained
 from tests.exported_tokens import tokens_of, tokens_of_torch
 from tests.training.faults import GRADIENTS, LABELS
 from tests.training.runs import lines
@@ -38,7 +38,7 @@ def test_a_small_model_learns_what_and_where(learnt):
 def test_every_part_of_it_has_learnt(learnt):
     # On features at random a decoder learns this task as well: what gets no gradient shows here.
     run, _ = learnt
-    first = flatten(Model(config=read_start(run / "processor").config).init(jax.random.key(0)))
+    first = flatten(Model(config=read_pretrained(run / "processor").config).init(jax.random.key(0)))
     last = dict(flatten(load_checkpoint(run / "export").params))
     still = {path for path, leaf in first if np.array_equal(leaf, last[path])}
     assert still == {"projector/temporal_positions"}

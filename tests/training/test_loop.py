@@ -24,7 +24,7 @@ from florence_jax.training.data.bad_rows import TooManyProblems
 from florence_jax.training.data.sources import JsonlConfig
 from florence_jax.training.loop import Outcome, train
 from florence_jax.training.metrics.logger import RunLog, say
-from florence_jax.training.pretrained import read_start
+from florence_jax.training.pretrained import read_pretrained
 from tests.training.runs import a_config, final_state, lines, steps, stored_config, world
 from tests.training.storm import Program
 
@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(whole, stoppe
     # Poison what is not in the checkpoints: then curing it must give the uninterrupted run again.
     good = stopped / "frozen"
     shutil.copytree(good, stopped / "good")
-    training = build_training(a_config(stopped), read_start(stopped / "processor"))
+    training = build_training(a_config(stopped), read_pretrained(stopped / "processor"))
     abstract = training.abstract_state().frozen
     shutil.rmtree(good)
     with Checkpoints(good, CheckpointConfig()) as kept:

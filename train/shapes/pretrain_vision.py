@@ -36,7 +36,7 @@ from florence_jax.training.build import build_training
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import load_config
 from florence_jax.training.evaluation import nested
-from florence_jax.training.pretrained import load_parameters, prepare_start, read_start
+from florence_jax.training.pretrained import load_parameters, prepare_pretrained, read_pretrained
 from florence_jax.training.state import Flat
 from florence_jax.training.step import LossFn
 from train.shapes.dense_labels import CLASSES, points_of
@@ -131,7 +131,7 @@ def pretrained(
     """
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
-    start = prepare_start(config, files)
+    start = prepare_pretrained(config, files)
     rows, columns = start.config.vision.grid(*start.image.size)
     if rows != columns:
         raise ValueError(f"the scenes are square and the map is not: {rows} x {columns}")
@@ -228,7 +228,7 @@ def _run(arguments: list[str] | None) -> int:
 def _save(directory: Path, params: Mapping[str, jax.Array], files: Path) -> None:
     arrays = {path: np.asarray(leaf) for path, leaf in params.items()}
     save_checkpoint(
-        directory, read_start(files).config, nested(arrays), files=files, overwrite=True
+        directory, read_pretrained(files).config, nested(arrays), files=files, overwrite=True
     )
 
 

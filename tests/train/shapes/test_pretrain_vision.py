@@ -9,7 +9,7 @@ from florence_jax.checkpoint import load_checkpoint
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
 from florence_jax.training.loop import train
-from florence_jax.training.pretrained import load_parameters, prepare_start
+from florence_jax.training.pretrained import load_parameters, prepare_pretrained
 from tests.training.small import CONFIG
 from train.shapes import SceneConfig, pretrain_vision
 from train.shapes.dense_labels import CLASSES
@@ -47,7 +47,7 @@ def recipe(directory="unused"):
 def learnt(tmp_path_factory, compiled_on_disk):
     """Parameters before and after, and the figures of the first and of the last step."""
     config, files = recipe(), tmp_path_factory.mktemp("tower") / "processor"
-    before = load_parameters(config, prepare_start(config, files))
+    before = load_parameters(config, prepare_pretrained(config, files))
     _, first = pretrained(config, files, steps=1, learning_rate=3e-3, points=1)
     after, last = pretrained(config, files, steps=200, learning_rate=5e-3, points=1)
     return before, after, first, last
@@ -78,7 +78,7 @@ def test_a_run_starts_from_what_the_command_wrote(tmp_path, monkeypatch, capsys,
     model = ModelConfig(start=str(directory), processor="train.shapes.tokenizer:processor")
     config = dataclasses.replace(recipe(directory=str(tmp_path / "run")), model=model)
     files = tmp_path / "processor"
-    started = load_parameters(config, prepare_start(config, files))
+    started = load_parameters(config, prepare_pretrained(config, files))
     for path, leaf in written.items():
         np.testing.assert_array_equal(leaf, started[path])
     train(config)

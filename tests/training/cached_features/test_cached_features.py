@@ -29,7 +29,7 @@ from florence_jax.training.loop import Outcome, train
 from florence_jax.training.lora import LoraConfig, is_factor
 from florence_jax.training.metrics.flops import update_flops
 from florence_jax.training.param_groups import assign_param_groups
-from florence_jax.training.pretrained import load_parameters, prepare_start
+from florence_jax.training.pretrained import load_parameters, prepare_pretrained
 from florence_jax.training.step import LossFn
 from tests.training.cached_features.data import DAMAGED, PICTURES, frozen_config, write_pictures
 from tests.training.runs import final_state, lines, steps
@@ -239,7 +239,7 @@ def test_a_tower_that_learns_is_refused(source, tmp_path, change, message):
 
 def test_frozen_adapters_of_the_tower_make_no_other_features(source, tmp_path):
     config = frozen_config(tmp_path, source, tmp_path / "features", lora=LoraConfig(rank=2))
-    start = prepare_start(config, tmp_path / "processor")
+    start = prepare_pretrained(config, tmp_path / "processor")
     training = build_training(config, start)
     params = load_parameters(config, start)
     frozen = training.first_state(params).frozen
