@@ -10,7 +10,7 @@ from PIL import Image
 from florence_jax.processing import TASKS, task_of
 from florence_jax.training.checked import counted
 from florence_jax.training.data.example import DataError, Example, ObjectOrder, Source
-from florence_jax.training.data.sources import Named, SourceConfig, source_problems
+from florence_jax.training.data.sources import Named, SourceConfig
 from florence_jax.training.metrics.judge import Answered
 from florence_jax.training.metrics.tasks import named_figures
 from train.shapes.config import SceneConfig, Split
@@ -41,8 +41,12 @@ class ShapesConfig(SourceConfig):
     tasks: tuple[str, ...] = ()
     order: ObjectOrder = "as_annotated"
 
+    @property
+    def max_questions(self) -> int:
+        return len(self.tasks or TASKS)
+
     def problems(self) -> Iterator[str]:
-        yield from source_problems(self, "shapes", len(self.tasks or TASKS))
+        yield from super().problems()
         yield from counted("scenes", self.scenes, 1, 10**12)
 
     def open(self, seed: int) -> Iterator[Named]:

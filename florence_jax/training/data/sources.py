@@ -1,7 +1,7 @@
 """Settings of data sets: one dataclass for each layout, which opens the files that it names."""
 
 import pkgutil
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, is_dataclass
 from typing import ClassVar, get_args
@@ -19,14 +19,14 @@ Named = tuple[str, Source, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig(Checked):
+class SourceConfig(Checked, ABC):
     """One data set of a mixture. Each layout is a subclass, and a program may bring its own.
 
     Attributes:
-        kind: the layout, by which JSON chooses the class: jsonl, parquet and array_record
-            hold rows `image, prefix, suffix`; coco is a COCO JSON file; vqa and docvqa are
-            questions about images; annotations are what `florence-jax annotate` wrote. Any other
-            class is "module:Class", which is imported.
+        kind: The layout, by which JSON chooses the class: jsonl, parquet and array_record hold rows
+            `image, prefix, suffix`; coco is a COCO JSON file; vqa and docvqa are questions about
+            images; annotations are what `florence-jax annotate` wrote. Any other class is
+            "module:Class", which is imported.
         weight: its share of the mixture, relative to the others'.
         questions: prompts about one image that an example holds, at most: the image encoder runs
             once for all of them. Only annotations and synthetic data have more than one.
@@ -34,15 +34,25 @@ class SourceConfig(Checked):
 
     # Figures that `Source.scores` adds to those of every task.
     metrics: ClassVar[tuple[str, ...]] = ()
-    # The most that `questions` may be.
-    max_questions: ClassVar[int] = 1
 
     kind: str = field(init=False, default="")
     weight: float = 1.0
     questions: int = 1
 
+    @property
+    def max_questions(self) -> int:
+        """The most that `questions` may be."""
+        return 1
+
     def problems(self) -> Iterator[str]:
-        yield from source_problems(self, self.kind, SourceConfig.max_questions)
+        if not 1 <= self.questions <= self.max_questions:
+            yield (
+                f"a {self.kind} source asks 1 to {self.max_questions} questions of an image, got "
+                f"questions={self.questions}"
+            )
+        if not 0.0 < self.weight <= 1e30:
+            name = getattr(self, "path", "") or self.kind
+            yield f"the weight of {name} must be positive and finite, got {self.weight}"
 
     @abstractmethod
     def open(self, seed: int) -> Iterator[Named]:
@@ -54,7 +64,6 @@ class SourceConfig(Checked):
         Raises:
             DataError: it cannot be read; names the file and the remedy.
         """
-        raise NotImplementedError
 
     def files(self) -> list[tuple[str, Place]]:
         """(name, file) of the files with the rows; a resumed run compares their hashes."""
@@ -85,17 +94,6 @@ class SourceConfig(Checked):
         return found
 
 
-def source_problems(config: SourceConfig, name: str, most: int) -> Iterator[str]:
-    """A sentence for each common field that does not fit a source of this name."""
-    if config.questions is not None and not 1 <= config.questions <= most:
-        yield (
-            f"a {config.kind} source asks 1 to {most} questions of an image, got questions="
-            f"{config.questions}"
-        )
-    if config.weight is not None and not 0.0 < config.weight <= 1e30:
-        yield f"the weight of {name} must be positive and finite, got {config.weight}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class FileConfig(SourceConfig):
     """A data set in files.
@@ -117,10 +115,9 @@ class FileConfig(SourceConfig):
     order: ObjectOrder = "as_annotated"
 
     def problems(self) -> Iterator[str]:
-        if self.path == "":
+        if not self.path:
             yield f"a {self.kind} source needs a path"
-        most = KINDS[self.kind].max_questions
-        yield from source_problems(self, self.path or self.kind, most)
+        yield from super().problems()
 
     def open(self, seed: int) -> Iterator[Named]:
         del seed
@@ -138,7 +135,6 @@ class FileConfig(SourceConfig):
     @abstractmethod
     def _open(self, path: Place, image_root: str | None) -> Iterator[tuple[str, Source, float]]:
         """(what follows the file's name, source, share of the weight) of each source."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,11 +228,13 @@ class AnnotationsConfig(FileConfig):
             part of the weight. With several `questions` an image, its tasks take turns.
     """
 
-    max_questions: ClassVar[int] = 64
-
     kind: str = field(init=False, default="annotations")
     order: ObjectOrder = "random"
     tasks: tuple[str, ...] = ()
+
+    @property
+    def max_questions(self) -> int:
+        return 64
 
     def files(self) -> list[tuple[str, Place]]:
         path = as_path(self.path)
@@ -252,7 +250,7 @@ class AnnotationsConfig(FileConfig):
             yield f" {' '.join(group)}", source, len(group) / len(tasks)
 
 
-# The layouts by the name that settings in JSON give them.
+# The layouts by the `kind` that JSON gives them.
 KINDS: dict[str, type[SourceConfig]] = {
     "jsonl": JsonlConfig,
     "parquet": ParquetConfig,

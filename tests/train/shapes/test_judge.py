@@ -6,8 +6,10 @@ import pytest
 
 from florence_jax.processing import TASKS, parse
 from florence_jax.training.metrics.judge import Answered
+from florence_jax.training.metrics.tasks import metric_problems
 from train.shapes import ShapesWorld
 from train.shapes.judge import judge
+from train.shapes.source import ShapesConfig
 
 SIZE = (224, 224)
 METRICS = {
@@ -202,3 +204,19 @@ def test_exact_answers_are_equal_to_the_letter():
 def test_a_task_of_ones_own_is_refused():
     with pytest.raises(ValueError, match="'<VQA>How many\\?' asks for none of"):
         answered("<VQA>How many?", "two", "two")
+
+
+def test_a_run_measures_the_facts_of_the_world_s_captions():
+    text = "A red circle and a blue square."
+    rows = [
+        Answered(prefix=prefix, labels=text, answer=text, image_size=SIZE)
+        for prefix in ("<CAPTION>", "<OD>")
+    ]
+    config = ShapesConfig(scenes=1)
+    ((_, source, _),) = config.open(seed=0)
+    expected = {f"<CAPTION> {metric}": 1.0 for metric in config.metrics}
+    assert source.scores(rows) == expected
+    # Each of them may decide which checkpoint is the best.
+    for name in expected:
+        assert list(metric_problems(name, 1, config.metrics)) == []
+        assert list(metric_problems(name, 1)) != []

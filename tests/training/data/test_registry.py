@@ -16,10 +16,11 @@ from florence_jax.training.data.coco import Coco
 from florence_jax.training.data.example import DataError
 from florence_jax.training.data.preprocess import Preprocessor
 from florence_jax.training.data.registry import valid_sources
-from florence_jax.training.data.sources import JsonlConfig
+from florence_jax.training.data.sources import JsonlConfig, SourceConfig
 from florence_jax.training.data.tabular import ArrayRecord, Jsonl, Parquet
 from florence_jax.training.data.vqa import DocVqa, Vqa
 from tests.shared_data import needs_shared, shared_path
+from train.shapes.source import ShapesConfig
 
 ROW = Preprocessor(tokenizer=demo_tokenizer(), image_size=(32, 32), augmentation=AugmentConfig())
 
@@ -464,3 +465,18 @@ def test_a_pattern_that_does_not_fit_is_named(tmp_path):
     source = Vqa(tmp_path / "q.json", image_pattern="{id}.jpg")
     with pytest.raises(DataError, match=r"image_pattern '\{id\}.jpg' .* has question, image_id"):
         source[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("jsnl", r"must be one of jsonl.*got 'jsnl' \(did you mean jsonl\?\)"),
+        (None, "must be one of jsonl"),
+        ("absent_module:Source", "cannot be imported"),
+        ("os:path", "is no dataclass that extends SourceConfig"),
+    ],
+)
+def test_a_kind_names_a_layout_or_a_source_config(kind, message):
+    with pytest.raises(ValueError, match=message):
+        SourceConfig.of_kind(kind)
+    assert SourceConfig.of_kind("train.shapes.source:ShapesConfig") is ShapesConfig
