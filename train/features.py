@@ -119,7 +119,7 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
         print(f"unusable: {row}: {reason}", file=sys.stderr)
     print(
         f"{directory}: {len(writer)} pictures, {len(writer) - before} of them new, "
-        f"{len(writer) * origin.bytes / 1e6:,.1f} MB; {len(problems)} rows without a usable "
+        f"{len(writer) * origin.nbytes / 1e6:,.1f} MB; {len(problems)} rows without a usable "
         f"picture; {time.perf_counter() - began:.1f} s"
     )
     return 0

@@ -1,4 +1,4 @@
-"""A function compiled ahead of time for each shape of batch, while signals are still heard."""
+"""Compile a function ahead of time for each batch shape, with signals still handled."""
 
 import time
 from collections.abc import Callable

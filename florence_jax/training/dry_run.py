@@ -72,8 +72,9 @@ def _cached_features(setup: TrainSetup, batch: Batch, rows: int) -> Iterator[str
     # Without weights: only the shape and dtype are shown.
     origin = origin_of(setup, {})
     yield (
-        f"cached features: {origin.dtype}{list(origin.shape)} a picture, {origin.bytes / 1e6:,.2f} "
-        f"MB; {rows * origin.bytes / 1e9:,.2f} GB for {rows:,} rows, less where rows share one"
+        f"cached features: {origin.dtype}{list(origin.shape)} an image, "
+        f"{origin.nbytes / 1e6:,.2f} MB; {rows * origin.nbytes / 1e9:,.2f} GB for {rows:,} rows, "
+        "less where rows share one"
     )
     images, prompts, labels = batch.images, batch.input_ids, batch.labels
     cached, computed = (

@@ -1,4 +1,4 @@
-"""What a run measures on its valid split: the loss, and generated answers by task."""
+"""Evaluation of a run on its valid split: the loss, and metrics of generated answers by task."""
 
 import contextlib
 import itertools
@@ -32,7 +32,7 @@ from florence_jax.training.step import build_evaluation
 
 
 class Evaluation:
-    """Callable at any time with the parameters of the moment.
+    """Evaluates the current parameters whenever it is called.
 
     Attributes:
         sources: the valid split's, by name.

@@ -1,4 +1,4 @@
-"""Token losses, summed: who divides, divides once, by the tokens of the whole global batch.
+"""Token losses as sums; the step divides them once, by the tokens of the global batch.
 
 Shapes: B batch, L label tokens, D model, V vocabulary.
 """
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from florence_jax.training.checked import Checked, counted, not_finite, within
 
-# torch's CrossEntropyLoss(ignore_index), transformers' label for "no token here".
+# The label of padding, as ignore_index of torch's CrossEntropyLoss and of transformers.
 IGNORE = -100
 
 
@@ -59,7 +59,7 @@ class TokenSums(NamedTuple):
 
 
 def shift_right(labels: jax.Array, *, start_id: int, pad_id: int) -> jax.Array:
-    """Decoder inputs for int[B, L] labels: each token sees those before it, the first the start.
+    """Decoder inputs for int[B, L] labels: the start token, then all labels but the last.
 
     Source: transformers' `shift_tokens_right`, applied once.
     """
@@ -73,7 +73,7 @@ def summed_loss(
     unembed: Callable[[jax.Array], jax.Array],
     config: LossConfig,
 ) -> TokenSums:
-    """The loss of each label token, summed.
+    """Sums of the losses of all label tokens.
 
     Args:
         hidden: decoder states float[B, L, D].
@@ -92,7 +92,7 @@ def summed_loss(
     def in_chunks(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
 
-    # Saving nothing is the point: the backward pass makes a chunk's logits again.
+    # The backward pass recomputes a chunk's logits: keeping them would save no memory.
     @jax.checkpoint
     def chunk_sums(hidden: jax.Array, labels: jax.Array) -> TokenSums:
         return _token_sums(unembed(hidden), labels, config)

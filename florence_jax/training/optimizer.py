@@ -1,4 +1,4 @@
-"""From a config to an optax transformation, and the schedule of its learning rate."""
+"""The optimizer as an optax transformation, and its learning rate schedule."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class OptimizerConfig(Checked):
 
 
 def warmup_problem(config: OptimizerConfig, steps: int) -> str | None:
-    """Why the warm-up does not fit into a run of so many steps, or None."""
+    """Why the warm-up does not fit into a run of `steps` steps, or None."""
     if not config.warmup_steps or config.warmup_steps < steps:
         return None
     return (

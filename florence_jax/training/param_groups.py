@@ -1,4 +1,4 @@
-"""Which parameters learn, and how fast: ordered rules over the paths of the parameter tree.
+"""Parameter groups: learning rate and weight decay by ordered rules over parameter paths.
 
 Paths read like "encoder/layers/0/fc1/kernel". `python -m train.main --dry-run` lists them.
 """
@@ -12,7 +12,7 @@ from florence_jax.config import Florence2Config
 
 Rules = Sequence[tuple[str, float]]
 
-# A table that the reference computes and registers as a buffer: no parameter, whatever a rule says.
+# The reference computes this table and registers it as a buffer: it never trains.
 CONSTANTS = r"projector/temporal_positions"
 # Norms, biases and positions are not decayed, as in the transformers trainer and most papers.
 NO_DECAY = r".*/bias|.*norm[^/]*/scale|.*positions.*"
@@ -24,7 +24,7 @@ class RuleError(ValueError):
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """What happens to one parameter.
+    """How one parameter trains.
 
     Attributes:
         rate: its learning rate as a multiple of the schedule's; 0 freezes it.
@@ -47,7 +47,7 @@ def assign_param_groups(
     layer_decay: float = 1.0,
     no_decay: str = NO_DECAY,
 ) -> dict[str, ParamGroup]:
-    """What each rule means for each path; the first rule whose pattern matches a path whole wins.
+    """The group of each path, by the first rule whose pattern matches the whole path.
 
     Args:
         paths: every parameter's path.
@@ -92,7 +92,7 @@ def assign_param_groups(
 
 
 def split(params: Mapping[str, Any], param_groups: Mapping[str, ParamGroup]) -> tuple[dict, dict]:
-    """(what trains, what is frozen) of a flat dict of parameters."""
+    """(trainable, frozen) of a flat dict of parameters."""
     trains = {path: leaf for path, leaf in params.items() if param_groups[path].trains}
     frozen = {path: leaf for path, leaf in params.items() if not param_groups[path].trains}
     return trains, frozen

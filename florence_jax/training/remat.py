@@ -1,4 +1,4 @@
-"""What the backward pass computes again instead of keeping, block by block."""
+"""Rematerialisation: what the backward pass recomputes instead of keeping, block by block."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _POLICIES = {
 
 
 def rematerialise(module: Florence2, remat: Remat) -> None:
-    """Set what the blocks of a module keep; it is freshly bound and lives as long as the trace."""
+    """Set the checkpoint policy of the blocks of a freshly bound module that is being traced."""
     stacks = [module.encoder.layers, module.decoder.layers]
     stacks += [stage.blocks for stage in module.vision_tower.stages]
     for stack in stacks:

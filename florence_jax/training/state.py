@@ -1,4 +1,4 @@
-"""What a run carries from step to step, as one pytree."""
+"""The state of a training run, as one pytree."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ class TrainState:
 
     Attributes:
         step: int32[], updates done.
-        trainable: float32 masters of what learns, LoRA factors included.
-        frozen: the other parameters, in the dtype that they are kept in.
+        trainable: float32 parameters that train, LoRA factors included.
+        frozen: the other parameters, in `model.frozen_dtype`.
         opt_state: optax's, for `trainable` alone.
         ema: float32 moving average of `trainable`, or None.
         failed_at: int32[], the step whose loss, gradient or update was not finite, or -1. From

@@ -46,11 +46,11 @@ class Batch(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What one step, or several in a row, saw: float32[] each, on the device until somebody asks.
+    """Metrics of one step, or of several in a row: float32[] each, on the device until fetched.
 
     Attributes:
-        loss: mean over the global batch's label tokens of what is minimised.
-        nll: the same of the plain negative log-likelihood, nats a token.
+        loss: the minimised loss, mean over the label tokens of the global batch.
+        nll: the plain negative log-likelihood, mean over the same tokens, in nats.
         accuracy: share of label tokens that were the most likely one, under teacher forcing.
         tokens: label tokens.
         examples: rows with at least one label token.
@@ -68,8 +68,10 @@ class Metrics(NamedTuple):
 
 
 def merge_metrics(before: Metrics, step: Metrics) -> Metrics:
-    """Of several steps and one more. A mixture's batches are so unlike each other that the loss of
-    every tenth, say, may be that of one source alone.
+    """The metrics of several steps and one more.
+
+    Means over all steps between two log lines are logged, because the batches of a mixture differ
+    so much that every tenth one's loss, say, may be that of a single source.
     """
     tokens = before.tokens + step.tokens
     share = step.tokens / jnp.maximum(tokens, 1.0)
@@ -90,13 +92,13 @@ def merge_metrics(before: Metrics, step: Metrics) -> Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class LossFn:
-    """From parameters and a micro-batch to summed losses.
+    """The loss function: parameters and a micro-batch to summed losses.
 
     Attributes:
-        model: says the sizes and the compute dtype.
+        model: has the sizes and the compute dtype.
         image: how uint8 pixels are normalised.
         loss, lora: their configs.
-        remat: what the backward pass computes again.
+        remat: what the backward pass recomputes.
     """
 
     model: Model
@@ -110,15 +112,19 @@ class LossFn:
         module = self.bind(params, key)
         text = self.model.config.text
         features = self.image_features(module, batch.images, fold_in(key, 0))
-        asked = batch.input_ids.shape[0] // features.shape[0]
-        if asked > 1:
-            features = jnp.repeat(features, asked, axis=0)
+        prompts_per_image = batch.input_ids.shape[0] // features.shape[0]
+        if prompts_per_image > 1:
+            features = jnp.repeat(features, prompts_per_image, axis=0)
         prompt_mask = batch.input_ids != text.pad_token_id
-        memory, mask = module.encode(features, batch.input_ids, prompt_mask, key=fold_in(key, 1))
+        encoder_hidden_states, mask = module.encode(
+            features, batch.input_ids, prompt_mask, key=fold_in(key, 1)
+        )
         inputs = shift_right(
             batch.labels, start_id=text.decoder_start_token_id, pad_id=text.pad_token_id
         )
-        hidden = module.decoder(module.embed(inputs), memory, mask, key=fold_in(key, 2))
+        hidden = module.decoder(
+            module.embed(inputs), encoder_hidden_states, mask, key=fold_in(key, 2)
+        )
         return summed_loss(hidden, batch.labels, module.unembed, self.loss)
 
     def bind(self, params: Flat, key: jax.Array | None = None) -> Florence2:

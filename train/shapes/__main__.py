@@ -109,7 +109,9 @@ def _setting(text: str) -> tuple[str, Any]:
     try:
         if len(parts) != len(numbers):
             raise ValueError
-        values = tuple(number(part) for number, part in zip(numbers, parts, strict=True))
+        values: tuple[Any, ...] = tuple(
+            number(part) for number, part in zip(numbers, parts, strict=True)
+        )
     except ValueError:
         expected = ",".join(number.__name__ for number in numbers)
         raise ValueError(f"{text!r}: expected {name}={expected}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -29,7 +31,8 @@ def polygons(mask: np.ndarray, tolerance: float) -> list[np.ndarray]:
 
 def without_crumbs(mask: np.ndarray, share: float) -> np.ndarray:
     """The mask without its 4-connected parts that are smaller than `share` of it."""
-    parts, count = ndimage.label(mask)
+    labelled: Any = ndimage.label(mask)
+    parts, count = labelled
     if count < 2:
         return mask
     sizes = np.bincount(parts.ravel())

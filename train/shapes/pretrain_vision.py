@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -56,11 +56,11 @@ _EPSILON = 1e-5
 
 
 class PointBatch(NamedTuple):
-    """uint8[B, H, W, 3] pictures, and the labels of their points: `points_of` with a batch axis."""
+    """uint8[B, H, W, 3] images, and the labels of their points: `points_of` with a batch axis."""
 
-    images: np.ndarray
-    classes: np.ndarray
-    edges: np.ndarray
+    images: Any
+    classes: Any
+    edges: Any
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From data sets to a directory of features: every image that it lacks, once."""
+"""Fill a directory of cached features with those of every image that it lacks."""
 
 import itertools
 from collections import deque
@@ -68,7 +68,7 @@ def fill(
     problems: list[tuple[str, str]] = []
     seen: set[bytes] = set()
 
-    def new_pictures(bar: Any) -> Iterator[Picture]:
+    def new_pictures(bar: Any) -> Iterator[tuple[Picture, np.ndarray]]:
         for picture in _prepared(sources, preprocessor, writer, threads):
             interruption.check()
             bar.update()
@@ -76,9 +76,9 @@ def fill(
                 problems.append((picture.row, picture.problem))
             elif picture.pixels is not None and picture.key not in seen:
                 seen.add(picture.key)
-                yield picture
+                yield picture, picture.pixels
 
-    def collect(pictures: list[Picture], maps: jax.Array | None) -> None:
+    def collect(pictures: Sequence[Picture], maps: jax.Array | None) -> None:
         if maps is not None:
             # Rows behind the images only fill the batch.
             for picture, features in zip(pictures, np.asarray(maps), strict=False):
@@ -86,12 +86,13 @@ def fill(
 
     with tqdm(total=sum(len(source) for _, source in sources), unit="row") as bar:
         pictures = new_pictures(bar)
-        before: tuple[list[Picture], jax.Array | None] = ([], None)
+        before: tuple[Sequence[Picture], jax.Array | None] = ((), None)
         try:
             while batch := list(itertools.islice(pictures, batch_size)):
-                maps = tower(pad_rows(np.stack([picture.pixels for picture in batch]), batch_size))
+                images = np.stack([pixels for _, pixels in batch])
+                maps = tower(pad_rows(images, batch_size))
                 # While the device computes these, those before them are hashed and written.
-                done, before = before, (batch, maps)
+                done, before = before, ([picture for picture, _ in batch], maps)
                 collect(*done)
         finally:
             collect(*before)

@@ -36,12 +36,12 @@ class Origin:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of an image's features: rows and columns of the last feature map, and its channels."""
+        """(rows, columns, channels) of an image's features, the last feature map."""
         return (*self.vision.grid(*self.image.size), self.vision.embed_dims[-1])
 
     @property
-    def bytes(self) -> int:
-        """Of an image's features."""
+    def nbytes(self) -> int:
+        """The size of an image's features in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""Filling a directory of features: each file is there whole or not at all."""
+"""Write cached features; each file is there whole or not at all."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ class FeatureWriter:
 
     def __init__(self, finished: FeatureStore, file_bytes: int):
         self._finished = finished
-        self._rows_of_a_file = max(file_bytes // finished.origin.bytes, 1)
+        self._rows_of_a_file = max(file_bytes // finished.origin.nbytes, 1)
         self._waiting: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
         self._written: set[bytes] = set()
 

@@ -45,9 +45,12 @@ class CheckpointPolicy:
         self._forget_a_best_that_failed(step)
         self.last_eval_step = step
         value, sign = scores[metric], -1.0 if metric in LOSSES else 1.0
-        # Of another metric, before the run went on with this one, it says nothing.
-        known = self.best is not None and self.best["metric"] == metric
-        if math.isnan(value) or (known and not sign * value > sign * self.best["value"]):
+        before = self.best
+        # A value of another metric, from before the run went on with this one, says nothing.
+        comparable = before is not None and before["metric"] == metric
+        if math.isnan(value):
+            return False
+        if before is not None and comparable and not sign * value > sign * before["value"]:
             return False
         self._best_before = self.best
         self.best = {"step": step, "metric": metric, "value": value}

@@ -13,7 +13,7 @@ from florence_jax.processing.targets import target_text
 from florence_jax.training.checked import Checked, not_finite, within
 from florence_jax.training.data.example import Example
 
-# An image's text reads backwards in a mirror, and so do the words for its sides.
+# A mirrored image's text reads backwards, and words for its sides become wrong.
 _READS = {"<OCR>", "<OCR_WITH_REGION>", "<REGION_TO_OCR>"}
 _SIDES = re.compile(r"\b(left|right|clockwise|counterclockwise|west|east)\b", re.IGNORECASE)
 _LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
@@ -53,7 +53,7 @@ def augment(
     Coordinates in texts ("<loc_N>") move too. What cannot be moved exactly, because the labels are
     not in a task's grammar, keeps its geometry; colour may change all the same.
     """
-    # Drawn whether used or not, so that one setting does not change another's dice.
+    # Drawn whether used or not, so that one setting does not change another's random numbers.
     flips, dice = rng.random() < config.flip, rng.random(4)
     shades = 1.0 + config.colour * (2.0 * rng.random(3) - 1.0)
     if config.colour:
@@ -63,7 +63,7 @@ def augment(
     located = _located(example, image.size)
     if located is None:
         return image, example
-    # Of an image that words alone describe, any window might cut off what they speak of.
+    # A window might cut off what a description without coordinates speaks of.
     if config.scale_jitter and len(located.points()):
         window = _window(located, image.size, config.scale_jitter, dice)
         image, located = _crop(image, located, window)

@@ -1,4 +1,4 @@
-"""Rows that could not be used: written down once each, and the end of the run if they are many."""
+"""Log of unusable rows (RUN/quarantine.jsonl), which ends the run when there are too many."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,12 +19,12 @@ class BadRowLog:
     def __init__(self, path: Path, *, share: float, total: int):
         """
         Args:
-            share: of rows that may be unusable.
-            total: rows that there are.
+            share: the share of rows that may be unusable.
+            total: the number of rows in the data.
         """
         self.path, self._share, self._total = path, share, total
         self._training: dict[str, str] = {}
-        # Since now: steps are taken again after a kill, and data may have been mended.
+        # Only rows met since the start count: after a kill, data may have been mended.
         self._met: dict[str, str] = {}
         self._known: set[tuple[str, str]] = set()
         self._unwritten: list[dict[str, str]] = []
@@ -32,7 +32,7 @@ class BadRowLog:
             self._note(row["split"], row["id"], row["reason"])
 
     def __len__(self) -> int:
-        """Unusable rows of the training data so far."""
+        """The number of unusable rows of the training data so far."""
         return len(self._training)
 
     def add(self, problems: Iterable[tuple[str, str]], *, split: str = "train") -> None:
@@ -54,7 +54,7 @@ class BadRowLog:
     def check(self, seen: int) -> None:
         """
         Args:
-            seen: rows that were drawn since this was made, by whoever adds to it.
+            seen: rows that this process has drawn since the log was opened.
 
         Raises:
             TooManyProblems: the share is exceeded.

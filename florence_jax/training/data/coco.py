@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from florence_jax.datasets.coco_file import read_coco
 from florence_jax.datasets.coco_parts import CocoFile, CocoImage, CocoObject, Size
@@ -50,8 +50,10 @@ class Coco(Source):
         DataError: the file is not COCO's layout, or has nothing for the task.
     """
 
-    def __init__(self, path: str | Place, task: CocoTask, image_root: str | Place | None = None):
+    def __init__(self, path: str | Place, task: str, image_root: str | Place | None = None):
         self.path, self.task = as_path(path), task
+        if task not in get_args(CocoTask):
+            raise DataError(f"{path}: a COCO file has no {task}, only {get_args(CocoTask)}")
         self.image_root = as_path(image_root) if image_root else self.path.parent
         content = read_value(self.path)
         self._names = PictureNames(_file_names(content))

@@ -49,7 +49,7 @@ class Example:
     task: str
     prompt: str
     labels: str | Mapping[str, Any]
-    size: tuple[int, int] | None = None
+    size: tuple[float, float] | None = None
     same_image: tuple[Example, ...] = ()
     order: ObjectOrder = "as_annotated"
 

@@ -56,7 +56,9 @@ class DataLoader:
 
     def batch(self, step: int) -> Batch:
         """This host's share of the batch of one step."""
-        return self._batches()[step * self.hosts + self.host]
+        batch = self._batches()[step * self.hosts + self.host]
+        assert batch is not None  # Grain's type for a filtered element; nothing is filtered here
+        return batch
 
     def batches(self, start: int, *, threads: int = 4, workers: int = 0) -> Iterator[Batch]:
         """The shares of step `start` and all later ones, made ahead of time.
@@ -95,7 +97,12 @@ class DataLoader:
         ]
         # Drawn for a step, so that every host takes its share of the same source.
         steps = grain.MapDataset.mix(
-            [_refs(str(number), range(_ROWS // self.batch_size)) for number in range(len(batched))],
+            [
+                grain.MapDataset.range(_ROWS // self.batch_size).map(
+                    functools.partial(_numbered, number)
+                )
+                for number in range(len(batched))
+            ],
             weights,
         )
         shares = grain.MapDataset.range(_ROWS // self.batch_size)
@@ -143,8 +150,16 @@ def _share_of(
     batched: Sequence[grain.MapDataset], steps: grain.MapDataset, hosts: int, index: int
 ) -> Batch:
     step, host = divmod(index, hosts)
-    drawn: ExampleRef = steps[step]
-    return batched[int(drawn.name)][drawn.index * hosts + host]
+    drawn = steps[step]
+    assert drawn is not None
+    number, of_source = drawn
+    batch = batched[number][of_source * hosts + host]
+    assert batch is not None
+    return batch
+
+
+def _numbered(number: int, index: int) -> tuple[int, int]:
+    return number, int(index)
 
 
 class _Refs:

@@ -1,9 +1,9 @@
-"""What the files of a run's training rows hold, so that a resumed run notices other content.
+"""Hashes of the files of a run's training rows, by which a resumed run notices changed data.
 
-Files of rows are pinned by the sha256 of their bytes: `.jsonl`, `.json`, `.parquet`,
-`.array_record`. Of a Parquet file behind a URL it is that of its footer, which has the size and the
-statistics of every column, since reading all of a bucket would take longer than many runs. Images
-that rows name are pinned by these names alone; images within rows are part of them.
+Files of rows (`.jsonl`, `.json`, `.parquet`, `.array_record`) are hashed by sha256. For a Parquet
+file behind a URL only its footer is hashed, which has the size and the statistics of every column:
+reading all of a bucket would take longer than many runs. Image files that rows name are not hashed;
+images within rows are part of them.
 """
 
 import hashlib

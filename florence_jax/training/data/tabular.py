@@ -136,7 +136,7 @@ class Parquet(Source):
 class ArrayRecord(Source):
     """ArrayRecord files whose records are JSON rows with the image's bytes in base64."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Place):
         import grain
 
         found = as_path(path)
@@ -150,7 +150,7 @@ class ArrayRecord(Source):
         if not files:
             raise DataError(f"{self.path} holds no .array_record files")
         try:
-            self._records = grain.sources.ArrayRecordDataSource([str(file) for file in files])
+            self._records: Any = grain.sources.ArrayRecordDataSource([str(file) for file in files])
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"{self.path} cannot be read as ArrayRecord: {error}") from None
 

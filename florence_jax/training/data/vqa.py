@@ -37,15 +37,16 @@ class Vqa(Source):
         self.image_pattern = image_pattern
         content = read_value(self.path)
         # VizWiz's file is the list itself.
-        self._questions = content
+        found = content
         if isinstance(content, dict):
-            self._questions = content.get("questions") or content.get("data")
-        if not isinstance(self._questions, list) or not self._questions:
+            found = content.get("questions") or content.get("data")
+        if not isinstance(found, list) or not found:
             has = ", ".join(list(content)[:8]) if isinstance(content, dict) else repr(content)[:80]
             raise DataError(
                 f"{self.path} has no list of `questions` (VQAv2, TextVQA) or `data` (DocVQA), and "
                 f"is none (VizWiz); it has {has or 'nothing'}"
             )
+        self._questions: list[Any] = found
         self._answers: dict[Any, str] = {}
         if annotations is not None:
             path = as_path(annotations)

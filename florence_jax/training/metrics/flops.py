@@ -1,7 +1,7 @@
-"""How many FLOPs an update needs by arithmetic, and how many a device can do: the MFU.
+"""FLOPs of an update and peak FLOP/s of devices, for the model FLOPs utilization (MFU).
 
-Counted are the matrix products, convolutions and attention of `florence_jax.model.flops`; what
-is computed twice to save memory counts once.
+Matrix products, convolutions and attention count, as in `florence_jax.model.flops`. Rematerialised
+operations count once.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ PEAKS = {
 
 
 def peak_flops(device_kind: str) -> float:
-    """Of a device as jax names it; 0 where it is not a known one."""
+    """The peak FLOP/s of a device by its `device_kind` in JAX; 0 for an unknown one."""
     return next((peak for name, peak in PEAKS.items() if device_kind.startswith(name)), 0.0)
 
 
@@ -43,10 +43,11 @@ def update_flops(
 ) -> float:
     """FLOPs of one update over `rows` rows of padded lengths `prompt` and `labels`.
 
-    So many `questions` of them in a row share a picture.
+    A part that trains costs three times its forward pass; a part of which only adapters train,
+    twice; a frozen vision tower, once, or nothing where its features are cached.
 
-    A part that trains costs three times its forward pass, one whose adapters alone train twice, and
-    a vision tower in which nothing trains once, or never where its features are cached.
+    Args:
+        questions: consecutive rows that share an image.
     """
     training = [path for path, group in param_groups.items() if group.trains]
     weights = 3.0 if any(not path.endswith(("/a", "/b")) for path in training) else 2.0

@@ -1,4 +1,4 @@
-"""A trace of some steps, as `jax.profiler` writes it."""
+"""Trace some steps of a run with `jax.profiler`."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import jax
 
 
 class Profile:
-    """A trace of `steps` steps, from the third on: the first two compile and warm up."""
+    """Traces `steps` steps from the third on, because the first two compile and warm up."""
 
     def __init__(self, directory: Path, first: int, steps: int):
         self._directory, self._first, self._steps = directory, first + 2, steps
         self._running = False
 
     def at(self, step: int) -> None:
-        """`step` is about to begin."""
+        """Start or stop the trace before `step`."""
         if self._steps and step == self._first:
             jax.profiler.start_trace(str(self._directory))
             self._running = True

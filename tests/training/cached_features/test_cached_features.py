@@ -271,7 +271,7 @@ def test_what_is_cached_costs_no_flops():
 def test_a_dry_run_says_what_the_features_take_and_save(source, tmp_path):
     config = frozen_config(tmp_path / "run", source, tmp_path / "features")
     printed = "\n".join(dry_run(config, tmp_path))
-    assert "cached features: float32[16, 16, 8] a picture, 0.01 MB" in printed
+    assert "cached features: float32[16, 16, 8] an image, 0.01 MB" in printed
     assert "for 8 rows" in printed
     assert "with the tower" in printed
     assert "images uint8[2, 2, 64, 64, 3]" in printed

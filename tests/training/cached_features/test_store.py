@@ -30,14 +30,14 @@ def record(number):
 
 
 def write(directory, numbers=range(5), *, origin=ORIGIN, rows_of_a_file=2):
-    with filling(directory, origin, file_bytes=rows_of_a_file * origin.bytes) as writer:
+    with filling(directory, origin, file_bytes=rows_of_a_file * origin.nbytes) as writer:
         for number in numbers:
             writer.add(key_of(PICTURES[number]), (20, 30), record(number))
 
 
 def test_what_was_written_is_read_to_the_bit(tmp_path):
     assert ORIGIN.shape == (4, 6, 8)
-    assert ORIGIN.bytes == 4 * 6 * 8 * 2
+    assert ORIGIN.nbytes == 4 * 6 * 8 * 2
     write(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
     store = FeatureStore(tmp_path, ORIGIN)
