@@ -46,7 +46,6 @@ ROOMS = {
 # Arrows that run back up and are being removed; none may be added.
 TO_UNTANGLE = {
     ("results", "inference"),
-    ("batch", "cli"),
 }
 # The only file of the library that reads torch's own format.
 TORCH_READER = "florence_jax/checkpoint/pytorch/bin_reader.py"

@@ -1,4 +1,4 @@
-"""Boxes (x0, y0, x1, y1) in pixels: how much they share, and which of many are one."""
+"""Boxes (x0, y0, x1, y1) in pixels: intersection over union, areas, non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 def overlaps(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Intersection over union of each pair: float64[N, 4], float64[M, 4] -> float64[N, M].
 
-    0 where either box has no area.
+    The value is 0 where either box has no area.
     """
     first = np.asarray(a, np.float64).reshape(-1, 1, 4)
     second = np.asarray(b, np.float64).reshape(1, -1, 4)
@@ -33,11 +33,11 @@ def suppress(boxes: ArrayLike, scores: Sequence[float], most: float) -> list[int
 
     Args:
         boxes: float[N, 4].
-        scores: of each; of two equal ones the earlier goes first.
-        most: a box is left out that shares at least this much with a better one that stays.
+        scores: score of each box; of two equal ones the earlier goes first.
+        most: a box is suppressed if its overlap with a better one is at least this much.
 
     Returns:
-        The numbers of the boxes that stay, in the order in which they were given.
+        The indices of the remaining boxes, in ascending order.
     """
     array = np.asarray(boxes, np.float64).reshape(-1, 4)
     shared = overlaps(array, array)
@@ -54,6 +54,6 @@ def bounds(points: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def enclosed_area(points: Sequence[float]) -> float:
-    """Of the polygon through points with x and y alternating."""
+    """The area of the polygon through points with x and y alternating."""
     x, y = np.asarray(points, np.float64).reshape(-1, 2).T
     return float(abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2)

@@ -1,4 +1,4 @@
-"""What is taken out of a model's answers, and why: every rejection has a reason that is counted."""
+"""Filters of a model's annotations; every rejection is counted by its reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Size = tuple[int, int]
 
 
 def text_rejection_reason(text: Text, analysis: Analysis, settings: FilterSettings) -> str | None:
-    """Why a caption goes: "empty", "score", "too many objects" or "too simple"; None: it stays."""
+    """Why a caption is rejected: "empty", "score", "too many objects", "too simple", or None."""
     if not text.text.strip():
         return "empty"
     level = LEVELS.index(text.level)
@@ -39,7 +39,7 @@ def text_rejection_reason(text: Text, analysis: Analysis, settings: FilterSettin
 def box_rejection_reason(
     box: Sequence[float], score: float, size: Size, settings: FilterSettings
 ) -> str | None:
-    """Why a box goes: "degenerate", "tiny" or "score"; None: it stays."""
+    """Why a box is rejected: "degenerate", "tiny", "score", or None."""
     if float(areas(box)) == 0.0:
         return "degenerate"
     least = settings.least_side
@@ -51,7 +51,7 @@ def box_rejection_reason(
 def filter_regions(
     regions: Sequence[Region], size: Size, settings: FilterSettings, rejected: Counter[str]
 ) -> list[Region]:
-    """Regions of one question without those of faulty boxes, doubtful labels and doubles.
+    """The regions of one answer without bad boxes, doubtful labels and duplicates.
 
     Args:
         rejected: counts "regions: degenerate", "regions: tiny", "regions: score", "regions: label",
@@ -77,7 +77,7 @@ def filter_regions(
 def filter_proposals(
     regions: Sequence[Region], size: Size, settings: FilterSettings, rejected: Counter[str]
 ) -> list[Region]:
-    """Boxes without a name, less the faulty ones and doubles; reasons as of regions."""
+    """Region proposals without bad boxes and duplicates; reasons as in `filter_regions`."""
     kept = _without_faults(
         "regions",
         regions,
@@ -98,7 +98,7 @@ def contradicts(region: Region, settings: FilterSettings) -> bool:
 def unmatched_boxes(
     found: Sequence[Sequence[float]], kept: Sequence[Sequence[float]], least: float
 ) -> int:
-    """How many of the boxes share less than `least` with every box that was kept; doubles once."""
+    """How many boxes overlap every kept box by less than `least`; duplicates count once."""
     lost: list[Sequence[float]] = []
     for box in found:
         if not (overlaps([box], [*kept, *lost]) >= least).any():
@@ -113,7 +113,7 @@ def filter_lines(
     settings: FilterSettings,
     rejected: Counter[str],
 ) -> list[OCRLine]:
-    """Lines of written text; reasons as of regions, with "ocr: text score" and "ocr: empty"."""
+    """Filter lines of text; reasons as in `filter_regions`, and "text score" and "empty"."""
     doubtful = {
         id(line)
         for line, score in zip(lines, wording_scores, strict=True)
@@ -135,7 +135,7 @@ def filter_lines(
 def filter_phrases(
     phrases: Sequence[Phrase], size: Size, settings: FilterSettings, rejected: Counter[str]
 ) -> list[Phrase]:
-    """Grounded phrases of one text; reasons as of regions, and "phrases: duplicate".
+    """Filter the grounded phrases of one text; reasons as of regions, and "phrases: duplicate".
 
     A phrase that was grounded at another place of the text with the same boxes is a duplicate:
     "a dog" and, later on, "the dog".
@@ -155,10 +155,10 @@ def filter_phrases(
 def valid_polygons(
     polygons: Iterable[Sequence[float]], box: Sequence[float], rejected: Counter[str], kind: str
 ) -> tuple[Coordinates, ...]:
-    """Polygons that enclose something, all together about the box that they were asked for.
+    """The polygons with an area, if together they match the box that they were asked for.
 
     Counts "KIND: degenerate polygon", and "KIND: polygon off its box" where the box around all
-    of them shares less than half with `box`: then none is kept.
+    of them overlaps `box` by less than half: then none is kept.
     """
     sound = [tuple(map(float, polygon)) for polygon in polygons]
     kept = [one for one in sound if len(one) >= 6 and enclosed_area(one) > 0.0]
@@ -175,10 +175,10 @@ def valid_polygons(
 def join_descriptions(
     labelled: Sequence[Region], described: Sequence[Region], settings: FilterSettings
 ) -> list[Region]:
-    """Regions with a label and regions with a description as one list, the same box once.
+    """Merge regions with a label and regions with a description; each box occurs once.
 
-    Pairs are made from the largest overlap down, each region in one pair at most; the labelled
-    one's box stays. What has no partner keeps what it has.
+    Pairs are formed from the largest overlap down, each region in at most one pair; the labelled
+    region's box is kept. Regions without a partner stay as they are.
     """
     shared = overlaps([one.box for one in labelled], [one.box for one in described])
     joined, free = list(labelled), set(range(len(described)))
@@ -203,14 +203,14 @@ def join_descriptions(
 def join_proposals(
     regions: Sequence[Region], proposed: Sequence[Region], settings: FilterSettings
 ) -> list[Region]:
-    """The regions, and the proposals that are none of them."""
+    """The regions, and the proposals that match none of them."""
     shared = overlaps([one.box for one in proposed], [one.box for one in regions])
     known = shared >= settings.joined
     return [*regions, *(one for number, one in enumerate(proposed) if not known[number].any())]
 
 
 def named(region: Region) -> tuple[str | None, float]:
-    """The region's label, or else its description, with the words' confidence."""
+    """The region's label, or else its description, with its confidence."""
     if region.label is not None:
         return region.label, 1.0 if region.label_score is None else region.label_score
     score = 1.0 if region.description_score is None else region.description_score
@@ -220,7 +220,7 @@ def named(region: Region) -> tuple[str | None, float]:
 def without_overlaps(
     reason: str, parts: Sequence[Part], most: float, rejected: Counter[str]
 ) -> list[Part]:
-    """Those that non-maximum suppression leaves, in their order."""
+    """The parts that non-maximum suppression keeps, in their order."""
     kept = suppress([_box(part) for part in parts], [part.score for part in parts], most)
     rejected[reason] += len(parts) - len(kept)
     return [parts[number] for number in kept]
@@ -249,7 +249,7 @@ def _without_doubles(
     settings: FilterSettings,
     rejected: Counter[str],
 ) -> list[Part]:
-    """Non-maximum suppression within each group; the order stays."""
+    """Non-maximum suppression within each group; the order is kept."""
     groups: dict[object, list[Part]] = {}
     for part in parts:
         groups.setdefault(group(part), []).append(part)

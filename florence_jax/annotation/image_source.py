@@ -1,4 +1,4 @@
-"""The pictures to annotate, named by their path below one directory."""
+"""The images to annotate, named by their paths below one directory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from florence_jax.inference.image_files import Say, find_images
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageFolder:
     """A `Source` of the files `names` below `root`.
 
-    The directory is not part of what identifies them: moved elsewhere, a run goes on.
+    The directory is not part of the fingerprint: a run goes on after the images were moved.
     """
 
     root: Path
@@ -26,7 +26,7 @@ class Pictures:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "pictures"}
+        return {"kind": "images"}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -35,11 +35,11 @@ class Pictures:
         return iter(self.names)
 
     def pins(self) -> Iterator[str]:
-        """As `Files.pins`."""
+        """Size and modification time of each file."""
         return (file_pin(self.root / name) for name in self.names)
 
     def row_files(self) -> dict[str, Any]:
-        """None: every input is a picture."""
+        """Empty: every input is an image."""
         return {}
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
@@ -47,9 +47,9 @@ class Pictures:
             yield Item(id=name, image=FileBelow(str(self.root), name, follow_links=True))
 
 
-def find_pictures(
+def find_image_folder(
     sources: Iterable[str | Path], root: Path | None = None, say: Say | None = None
-) -> Pictures:
+) -> ImageFolder:
     """The images that `sources` name, as `florence-jax predict` reads them.
 
     Args:
@@ -71,4 +71,4 @@ def find_pictures(
             f"{outside[0]} lies outside of {root}: name a directory above all images "
             "(--image-root), or leave it out"
         )
-    return Pictures(root, [path.relative_to(root).as_posix() for path in found])
+    return ImageFolder(root, [path.relative_to(root).as_posix() for path in found])

@@ -1,4 +1,4 @@
-"""The job of `florence-jax annotate`: a block of pictures becomes a block of annotations."""
+"""The job of `florence-jax annotate`: annotate the images of a block."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from florence_jax.annotation.noun_phrases import NounPhraseExtractor
 from florence_jax.annotation.schema import SCHEMA, to_row
 from florence_jax.annotation.settings import AnnotateSettings
 from florence_jax.annotation.stages import ImageAnnotator
-from florence_jax.batch.fingerprint import pipeline_fingerprint
 from florence_jax.batch.job import DecodedItem, Row
+from florence_jax.batch.manifest import pipeline_fingerprint
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.base_pipeline import BasePipeline
 from florence_jax.inference.device_stats import DeviceStats
@@ -21,17 +21,17 @@ from florence_jax.runtime.error_text import row_error_text
 
 
 class AnnotateJob:
-    """Rows of `florence_jax.annotation.schema`.
+    """Makes rows as described in `florence_jax.annotation.schema`.
 
-    Each picture of a block is encoded once. Each stage of the cascade asks about all pictures of
-    the block together, so that the device has full batches.
+    Each image of a block is encoded once. Each stage asks about all images of the block together,
+    so that the device has full batches.
     """
 
     def __init__(
         self,
         pipeline: BasePipeline,
         settings: AnnotateSettings,
-        analyser: NounPhraseExtractor,
+        extractor: NounPhraseExtractor,
         *,
         generation: GenerationConfig | None = None,
         constrained: bool = True,
@@ -39,18 +39,18 @@ class AnnotateJob:
     ) -> None:
         """
         Args:
-            settings: what is asked and what stays.
-            analyser: finds the noun phrases of captions.
+            settings: the tasks, and the thresholds of the filters.
+            extractor: finds the noun phrases of captions.
             generation: decoding settings; by default the checkpoint's.
-            constrained: allow only answers that can be read whole. By default they are: a box that
-                a token limit cuts in half would be lost.
+            constrained: allow only answers that parse completely; else a box that a token limit
+                cuts in half would be lost.
             batch_size: rows in one compiled call.
 
         Raises:
             ValueError: decoding settings or a pipeline that give no single answer or no scores.
         """
-        self._settings, self._analyser = settings, analyser
-        self._asker = AnnotationEngine(
+        self._settings, self._extractor = settings, extractor
+        self._engine = AnnotationEngine(
             pipeline,
             generation or pipeline.generation,
             constrained=constrained,
@@ -63,37 +63,37 @@ class AnnotateJob:
             "kind": "annotate",
             "schema": SCHEMA,
             "settings": self._settings.record(),
-            "analyser": self._analyser.name,
-            "decoding": dataclasses.asdict(self._asker.engine.generation),
-            "constrained": self._asker.constrained,
-            "batch_rows": self._asker.engine.rows_of_a_device,
+            "analyser": self._extractor.name,
+            "decoding": dataclasses.asdict(self._engine.engine.generation),
+            "constrained": self._engine.constrained,
+            "batch_rows": self._engine.engine.rows_of_a_device,
         }
-        return own | pipeline_fingerprint(self._asker.pipeline)
+        return own | pipeline_fingerprint(self._engine.pipeline)
 
     @property
     def image_config(self) -> ImageConfig:
-        return self._asker.pipeline.image_config
+        return self._engine.pipeline.image_config
 
     @property
     def activity(self) -> DeviceStats:
-        return self._asker.engine.stats
+        return self._engine.engine.stats
 
     def __call__(self, loaded: Iterable[DecodedItem]) -> Sequence[Row]:
-        pictures = [
+        images = [
             ImageAnnotator(
                 id=item.item.id,
                 image=getattr(item.item.image, "name", item.item.id),
                 encoded=encoded,
                 size=item.size,
                 settings=self._settings,
-                analyser=self._analyser,
+                extractor=self._extractor,
             )
-            for item, encoded in self._asker.encode(loaded)
+            for item, encoded in self._engine.encode(loaded)
         ]
         problems: dict[int, Row] = {}
 
         def attempt(number: int, action: Callable[..., Any], *arguments: Any) -> Any:
-            """What the action gives; None once the picture has failed: the others go on."""
+            """The result of the action; None once the image has failed, while the others go on."""
             if number not in problems:
                 try:
                     return action(*arguments)
@@ -101,17 +101,17 @@ class AnnotateJob:
                     problems[number] = {"error": row_error_text(error)}
             return None
 
-        for stage in zip(*(picture.stages() for picture in pictures), strict=True):
+        for stage in zip(*(image.stages() for image in images), strict=True):
             asked = [
                 (number, *one)
                 for number, questions in enumerate(stage)
                 for one in attempt(number, questions) or ()
             ]
-            answers = self._asker.ask([question for _, question, _ in asked])
+            answers = self._engine.ask([question for _, question, _ in asked])
             for (number, _, read), answer in zip(asked, answers, strict=True):
                 attempt(number, read, answer)
         rows = [
-            attempt(number, lambda picture=picture: to_row(picture.annotation()))
-            for number, picture in enumerate(pictures)
+            attempt(number, lambda image=image: to_row(image.annotation()))
+            for number, image in enumerate(images)
         ]
         return [problems.get(number) or row or {} for number, row in enumerate(rows)]

@@ -1,4 +1,4 @@
-"""Annotations of several models or rounds as one.
+"""Merge annotations of several models or rounds into one.
 
 Boxes: those of one label (case aside; lines of one wording; one phrase of one text) are fused
 where they share enough. "nms", the default, keeps the most certain box as it is, with its outline;
@@ -48,10 +48,10 @@ def merge_sets(
     captions: Captions = "best",
     overlap: float = 0.7,
 ) -> list[Annotation]:
-    """One annotation of every image of any set, ordered by id.
+    """One annotation for every image of any set, ordered by id.
 
     Raises:
-        AnnotationError: an image has different sizes, or stands twice in one set.
+        AnnotationError: an image has different sizes, or occurs twice in one set.
     """
     by_id: dict[str, list[Annotation]] = {}
     for one_set in sets:
@@ -75,13 +75,13 @@ def merge(
     overlap: float = 0.7,
     of: int | None = None,
 ) -> Annotation:
-    """One annotation of several of the same image.
+    """Merge several annotations of one image.
 
     Args:
         annotations: one or more.
         fusion, captions: see the module.
         overlap: boxes of one label are one thing where they share at least this much.
-        of: annotators there were, for the share that found a box; by default one for each
+        of: number of annotators, for the share that found a box; by default one for each
             annotation.
 
     Raises:
@@ -92,7 +92,7 @@ def merge(
         first, second = sorted(frames)[:2]
         raise AnnotationError(
             f"{first!s:.200} and {second!s:.200} (id, image, width, height) are not one image: "
-            "annotate the same pictures, from the same directory (--image-root)"
+            "annotate the same images, from the same directory (--image-root)"
         )
     annotators = of or len(annotations)
 
@@ -186,7 +186,7 @@ def _kept(ranked: Sequence[Part], overlap: float) -> list[Part]:
 
 
 def _completed(part: Part, others: Sequence[Part]) -> Part:
-    """With the best description of the same thing, where it has none of its own."""
+    """The part with the best description of the same thing, if it has none of its own."""
     if not isinstance(part, Region) or part.description is not None:
         return part
     told = [one for one in others if isinstance(one, Region) and one.description is not None]
@@ -199,7 +199,7 @@ def _completed(part: Part, others: Sequence[Part]) -> Part:
 
 
 def _averaged(members: Sequence[tuple[int, Part]], overlap: float, annotators: int) -> list[Part]:
-    """Weighted boxes fusion, again and again until no two of its results are one thing."""
+    """Weighted boxes fusion, repeated until no two results overlap enough to be one thing."""
     clusters: list[list[tuple[int, Part]]] = []
     for member in members:
         boxes = [_box(_mean(cluster)) for cluster in clusters]
@@ -230,7 +230,7 @@ def _one_thing(
 
 
 def _mean(cluster: Sequence[tuple[int, Part]]) -> Part:
-    """The best member, at the mean place and with the mean score of all."""
+    """The best member, with the mean coordinates and the mean score of all."""
     parts = [part for _, part in cluster]
     best = min(parts, key=_rank)
     if len(parts) == 1:
@@ -250,7 +250,7 @@ def _box(part: Region | OCRLine | Phrase) -> Sequence[float]:
 
 
 def _rank(part: Region | OCRLine | Phrase) -> tuple:
-    """Equal for equal parts alone; the most certain first."""
+    """A sort key, the most certain first; equal only for equal parts."""
     return -part.score, repr(part)
 
 

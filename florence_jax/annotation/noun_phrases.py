@@ -1,4 +1,4 @@
-"""What a text speaks of: its noun phrases, and how much it says about them."""
+"""Noun phrases of captions: their types, and which of them can be grounded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NounPhrase:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """A text, taken apart.
+    """The noun phrases of a text, and how much it says about them.
 
     Attributes:
         phrases: noun phrases in order, pronouns among them.
@@ -38,39 +38,40 @@ class Analysis:
 
     @property
     def objects(self) -> int:
-        """Different phrases, determiners aside, that name something one can point at."""
+        """Number of different phrases, determiners aside, that name a visible thing."""
         named = (phrase for phrase in self.phrases if reason_against(phrase) is None)
         return len({_without_determiner(phrase.text) for phrase in named})
 
 
 class NounPhraseExtractor(Protocol):
-    """Takes texts apart; safe to call from several threads."""
+    """Finds the noun phrases of a text; safe to call from several threads."""
 
     @property
     def name(self) -> str:
-        """Names the method and its version: results depend on it."""
+        """The method and its version, on which the results depend."""
         ...
 
     def __call__(self, text: str) -> Analysis: ...
 
 
 def reason_against(phrase: NounPhrase) -> str | None:
-    """Why a phrase is not grounded: "pronoun" or "abstract"; None where it may be."""
+    """Why a phrase cannot be grounded: "pronoun", "abstract", or None if it can."""
     if phrase.text.casefold() in PRONOUNS or phrase.head in PRONOUNS:
         return "pronoun"
     return "abstract" if phrase.head in ABSTRACT_HEADS else None
 
 
 def find_phrase(wording: str, text: str, phrases: Sequence[NounPhrase]) -> tuple[int, int] | str:
-    """Where a model's wording of a phrase stands in the text that it was asked about.
+    """The place of a phrase, as a model wrote it, in the text that it was asked about.
 
     Args:
-        wording: as the model wrote it; case does not matter.
-        phrases: of the text.
+        wording: the phrase as the model wrote it; case does not matter.
+        text: the text.
+        phrases: the noun phrases of the text.
 
     Returns:
-        (start, end) in `text`, the first of several places; or why the wording is no phrase to be
-        grounded: "not in the text", "no noun phrase", "pronoun" or "abstract".
+        (start, end) in `text`, the first of several places; or why the phrase cannot be grounded:
+        "not in the text", "no noun phrase", "pronoun" or "abstract".
     """
     if wording.casefold() in PRONOUNS:
         return "pronoun"
@@ -91,9 +92,9 @@ def _without_determiner(wording: str) -> str:
 
 
 def _place(wording: str, text: str) -> tuple[int, int] | None:
-    """The wording's first place between word boundaries."""
+    """The first place of the wording between word boundaries."""
     lowered, sought = text.lower(), wording.strip().lower()
-    # Lower case may be longer than what it is of; then only an exact match can be trusted.
+    # Lower case may be longer than the original; then only an exact match can be trusted.
     if len(lowered) != len(text):
         lowered, sought = text, wording.strip()
     start = lowered.find(sought) if sought else -1

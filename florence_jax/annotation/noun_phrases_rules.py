@@ -1,10 +1,10 @@
-"""Noun phrases without a parser: closed classes of words, and what participles end in.
+"""Noun phrases by rules, without a parser: closed word classes and the endings of participles.
 
-The fallback where no spaCy model is installed. It is made for the plain English of captions: in the
-sentences of `tests/annotation/test_noun_phrases.py` it finds the phrases a reader would, but it
-knows no grammar, and rare verbs stay in the phrase before them. Degrees in the dependency tree are
-estimated by what stands beside a phrase: its modifiers, and one each for a preposition or verb that
-precedes and that follows it.
+The fallback if no spaCy model is installed. It is made for the plain English of captions: in the
+sentences of `tests/annotation/test_noun_phrases.py` it finds the phrases that a reader would, but
+it knows no grammar, and rare verbs stay in the phrase before them. The degree in the dependency
+tree is estimated as the number of modifiers, plus one each for a preposition or verb directly
+before and after the phrase.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class _Token:
         return self.text.lower()
 
 
-class ShallowAnalyser:
-    """Texts taken apart by the rules of this module."""
+class RuleBasedExtractor:
+    """Finds noun phrases by the rules of this module."""
 
     name = "rules 1"
 
@@ -75,7 +75,7 @@ class ShallowAnalyser:
 
 
 def _tags(tokens: list[_Token]) -> Iterator[Tag]:
-    """The class of each token, which participles take from what precedes them."""
+    """The class of each token; that of a participle depends on the token before it."""
     before: Tag = "stop"
     auxiliary = False  # whether an auxiliary came last: "is painted" is no attribute
     for token in tokens:

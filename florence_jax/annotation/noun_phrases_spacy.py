@@ -1,4 +1,4 @@
-"""Noun phrases and degrees of the dependency tree, as a spaCy model parses them."""
+"""Noun phrases by a spaCy model, and the choice between it and the rules."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 from typing import Any
 
 from florence_jax.annotation.noun_phrases import Analysis, NounPhrase, NounPhraseExtractor
-from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
+from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
 
-# Looked for where no model is named; the small one is fast, and captions are simple sentences.
+# The models that "auto" looks for; the small one is fast, and captions are simple sentences.
 USUAL_MODELS = ("en_core_web_sm", "en_core_web_md", "en_core_web_lg")
 
 _NOUNS, _VERBS = {"NOUN", "PROPN"}, {"VERB"}
@@ -17,8 +17,8 @@ _ATTRIBUTES = {"amod", "compound", "nummod"}
 _NOT_COUNTED = {"det", "punct", "aux", "auxpass", "case"}
 
 
-def find_analyser(name: str = "auto") -> NounPhraseExtractor:
-    """The analyser of that name.
+def find_extractor(name: str = "auto") -> NounPhraseExtractor:
+    """The noun phrase extractor of a name.
 
     Args:
         name: "rules"; a spaCy model's name or directory; or "auto", the first of `USUAL_MODELS`
@@ -29,11 +29,11 @@ def find_analyser(name: str = "auto") -> NounPhraseExtractor:
     """
     if name == "auto":
         name = next((one for one in USUAL_MODELS if _is_installed(one)), "rules")
-    return ShallowAnalyser() if name == "rules" else SpacyAnalyser(name)
+    return RuleBasedExtractor() if name == "rules" else SpacyExtractor(name)
 
 
-class SpacyAnalyser:
-    """Texts taken apart by a spaCy model with a parser."""
+class SpacyExtractor:
+    """Finds noun phrases by a spaCy model with a parser."""
 
     def __init__(self, model: str) -> None:
         """
@@ -44,7 +44,7 @@ class SpacyAnalyser:
             import spacy  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError(
-                f"the analyser {model!r} needs spaCy: pip install spacy, or choose the rules "
+                f"noun phrases by {model!r} need spaCy: pip install spacy, or choose the rules "
                 "(--analyser rules)"
             ) from None
         try:
@@ -67,7 +67,7 @@ class SpacyAnalyser:
 
 
 def analysis_of(document: Any) -> Analysis:
-    """A `spacy.tokens.Doc` with parts of speech and a dependency tree, as an analysis."""
+    """The analysis of a `spacy.tokens.Doc` with parts of speech and a dependency tree."""
     phrases = tuple(
         NounPhrase(
             start=chunk.start_char,
@@ -87,7 +87,7 @@ def analysis_of(document: Any) -> Analysis:
 
 
 def _degree(token: Any) -> int:
-    """Edges of the tree at the token, but those to words that say nothing by themselves."""
+    """The degree of the token in the tree, determiners, auxiliaries and punctuation aside."""
     children = sum(child.dep_ not in _NOT_COUNTED for child in token.children)
     return children + (token.head.i != token.i)
 

@@ -1,4 +1,4 @@
-"""The loop of the data engine: annotate and filter, fine-tune on what stayed, annotate again.
+"""The loop of the data engine: annotate and filter, fine-tune on the result, annotate again.
 
     OUT/refine.json            the loop's settings, what is done, and the figures of each round
     OUT/round-0/annotations    by the model that was given
@@ -38,12 +38,12 @@ AnnotateArguments = Callable[[str, Path], Sequence[str]]
 
 
 class RefineError(ValueError):
-    """A loop that cannot begin or go on; the message says why and what to do."""
+    """A loop cannot begin or go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refine:
-    """What a loop is made of.
+    """A loop of annotations and fine-tunes.
 
     Attributes:
         directory: OUT.
@@ -79,7 +79,7 @@ class Refine:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a loop that goes on must have in common with the one that began."""
+        """The settings that a loop must share with the one that began in its directory."""
         arguments = self.annotate("MODEL", Path("DIRECTORY"))
         return {
             "model": self.model,
@@ -91,7 +91,7 @@ class Refine:
         }
 
     def phases(self) -> Iterator[Phase]:
-        """Every phase in order."""
+        """Every phase, in order."""
         model = self.model
         for number in range(self.rounds + 1):
             place = self.directory / f"round-{number}"
@@ -100,7 +100,7 @@ class Refine:
                 name=f"round-{number}/annotations",
                 command=[sys.executable, "-m", "florence_jax", *self.annotate(model, annotations)],
                 result=annotations / STATISTICS,
-                # 1: some pictures could not be read, and have a row that says so.
+                # 1: some images could not be read, and have a row that says so.
                 success=(0, 1),
             )
             if number < self.rounds:
@@ -142,8 +142,8 @@ class Phase:
     Attributes:
         name: round-0/annotations and so on.
         command: what runs.
-        result: exists when it has succeeded.
-        success: its exit statuses that say so.
+        result: a file or directory that exists once the phase has succeeded.
+        success: its exit statuses of success.
     """
 
     name: str
@@ -153,13 +153,14 @@ class Phase:
 
 
 def refine(loop: Refine, say: Callable[[str], None]) -> bool:
-    """Run what is not done yet.
+    """Run the phases that are not done yet.
 
     Args:
-        say: told of every phase.
+        loop: the loop.
+        say: called with a line about each phase.
 
     Returns:
-        Whether the loop is complete; if not, somebody interrupted it.
+        Whether the loop is complete; False if it was interrupted.
 
     Raises:
         DirectoryInUseError: another process works on the directory.
@@ -192,7 +193,7 @@ def refine(loop: Refine, say: Callable[[str], None]) -> bool:
 
 
 def describe(figures: Mapping[str, Any]) -> str:
-    """A round's figures as a line."""
+    """The figures of a round as one line."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in figures["annotations"].items() if count)
     return (
         f"{figures['round']}: {figures['images']} images; {kinds}; {figures['rejected']} rejected"
@@ -210,7 +211,7 @@ def _figures(phase: Phase) -> dict[str, Any]:
 
 
 def _adopted(loop: Refine) -> dict[str, Any]:
-    """The state of the directory, or a new one."""
+    """The state of the directory, or a new state."""
     path = loop.directory / STATE
     if not path.exists():
         state = {"version": _VERSION, "settings": loop.settings, "done": [], "rounds": []}
@@ -236,7 +237,7 @@ def _save(directory: Path, state: Mapping[str, Any]) -> None:
 
 
 def _run(command: Sequence[str], checkout: Path, lock: int) -> int | None:
-    """The exit status; None where somebody asked for the end, which the process was told."""
+    """The exit status of the command; None if it was interrupted, which it was told."""
     notice = "asking the phase at work to save and end; the same command goes on from there"
     # In a session of its own: signals come from here, once. It keeps the lock while it lives, also
     # where this process is killed.

@@ -1,4 +1,4 @@
-"""The annotation of one image, and its row: JSON lines, version 1.
+"""The annotation of one image, and its row in JSON Lines (schema version 1).
 
     {"schema": 1, "id": "a/001.jpg", "image": "a/001.jpg", "width": 640, "height": 480,
      "texts": [{"level": "brief", "text": "A dog on grass.", "score": 0.81}],
@@ -34,7 +34,7 @@ SCHEMA = 1
 Level = Literal["brief", "detailed", "more_detailed"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
-# Pixels from a picture's corner; areas of larger boxes would overflow.
+# Pixels from an image's corner; areas of larger boxes would overflow.
 _FARTHEST = 1e7
 
 # In a directory: the blocks of a run, or the one file that a merge wrote.
@@ -47,7 +47,7 @@ Kind = TypeVar("Kind")
 
 
 class AnnotationError(ValueError):
-    """Annotations that are not what they are said to be; the message names the file and the row."""
+    """Annotations that cannot be read; the message names the file and the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A box with what it is called.
+    """A box with its label and description.
 
     Attributes:
         box: (x0, y0, x1, y1).
@@ -116,15 +116,15 @@ class Phrase:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """All that is known about one image.
+    """The annotation of one image.
 
     Attributes:
-        id: names the image among the others.
+        id: name of the image among the others.
         image: its path below the directory of the images.
         width, height: of the upright image, in pixels.
-        rejected: what the filters took out, by "kind: reason".
-        lost: "regions" and "ocr" whose boxes were sure, that the filters took out for their words,
-            and that nothing kept covers: with them, the rest is not all that the image shows.
+        rejected: how many annotations the filters took out, by "kind: reason".
+        lost: how many "regions" and "ocr" had certain boxes but were taken out for their words, and
+            are covered by nothing that was kept: the annotation is then not complete.
     """
 
     id: str
@@ -144,7 +144,7 @@ class Annotation:
 
 
 def to_row(annotation: Annotation) -> dict[str, Any]:
-    """The annotation as JSON has it, coordinates and scores rounded."""
+    """The annotation as a JSON row, coordinates and scores rounded."""
     return {
         "schema": SCHEMA,
         "id": annotation.id,
@@ -251,12 +251,12 @@ def annotation_files(path: str | Path) -> list[Path]:
 
 
 def write_annotations(annotations: Iterable[Annotation], path: Path) -> int:
-    """Write a JSON-lines file, there as a whole or not at all; returns how many."""
+    """Write a JSON Lines file atomically; returns how many annotations."""
     return write_jsonl(path, map(to_row, annotations))
 
 
 def _record(part: Text | Region | OCRLine | Phrase) -> dict[str, Any]:
-    """The part's fields as JSON, those that are absent left out."""
+    """The part's fields as JSON, without absent ones."""
     record: dict[str, Any] = {}
     for name, value in vars(part).items():
         if value is None or (name == "polygons" and not value):
@@ -270,7 +270,7 @@ def _record(part: Text | Region | OCRLine | Phrase) -> dict[str, Any]:
     return record
 
 
-# What each field of a part holds. None stands for a field that may be absent.
+# Which fields hold text, and which of a phrase hold numbers of the text.
 _TEXT_FIELDS = frozenset({"level", "text", "label", "description", "phrase"})
 _NUMBERS_OF_TEXTS = frozenset({"text", "start", "end"})
 
@@ -353,5 +353,5 @@ def _numbers(values: Any, name: str, count: int | None = None) -> Coordinates:
     if not all(map(math.isfinite, found)):
         raise ValueError(f"{name} {numbers!r:.80} are not finite numbers")
     if max(map(abs, found)) > _FARTHEST:
-        raise ValueError(f"{name} {numbers!r:.80} lies beyond any picture")
+        raise ValueError(f"{name} {numbers!r:.80} lies beyond any image")
     return found

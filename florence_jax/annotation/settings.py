@@ -1,4 +1,4 @@
-"""What is asked of each image, and what the filters let through: every number with its reason."""
+"""Settings of annotation: the tasks, and the thresholds of the filters with their reasons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Polygons = Literal["none", "phrases", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSettings:
-    """What stays.
+    """Thresholds of the filters.
 
     The paper's engine (arXiv 2311.06242, sections 4.2 and 4.3) filters texts by their objects and
     by the complexity of objects and actions, boxes by confidence and non-maximum suppression, and
@@ -81,19 +81,19 @@ class FilterSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateSettings:
-    """What is asked.
+    """The tasks of an annotation.
 
     Attributes:
-        levels: of captions; each is grounded too.
+        levels: levels of captions.
         regions: find objects, with a label and a description each.
-        proposals: of boxes too, whose names are asked for where neither list has them: a model
-            leaves things out of one list that it has in another.
+        proposals: ask for region proposals too, and for the names of those that neither list of
+            objects has: a model leaves objects out of one list that it has in another.
         ocr: read written text.
         ground: find the regions that the noun phrases of the captions speak of.
         complete: ask for the label or the description of each box that lacks one, and for a second
             label where the two contradict.
-        polygons: outline the boxes of "phrases", "all" boxes, or "none": one question a box.
-        filters: what stays.
+        polygons: outline the boxes of "phrases", "all" boxes, or "none": one prompt a box.
+        filters: thresholds of the filters.
     """
 
     levels: tuple[Level, ...] = LEVELS
@@ -118,7 +118,7 @@ class AnnotateSettings:
             )
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The settings as JSON."""
         return dataclasses.asdict(self)
 
 

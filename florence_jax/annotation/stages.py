@@ -1,4 +1,4 @@
-"""What is asked of a picture: first on its own, then about what the answers before were.
+"""What is asked of an image: first on its own, then about what the answers before were.
 
     captions, boxes, descriptions, proposals, written text  ->  grounding of each caption, the label
     or description that a box lacks, and a second label where the two contradict  ->  polygons of
@@ -48,11 +48,11 @@ Step = list[tuple[Request, Read]]
 
 @dataclass(kw_only=True, eq=False)
 class ImageAnnotator:
-    """A picture on its way through the stages.
+    """An image on its way through the stages.
 
     Attributes:
-        encoded: the picture, on the device.
-        size: (width, height) of the upright picture.
+        encoded: the image, on the device.
+        size: (width, height) of the upright image.
     """
 
     id: str
@@ -60,7 +60,7 @@ class ImageAnnotator:
     encoded: EncodedImage
     size: tuple[int, int]
     settings: AnnotateSettings
-    analyser: NounPhraseExtractor
+    extractor: NounPhraseExtractor
     texts: list[Text] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
     lines: list[OCRLine] = field(default_factory=list)
@@ -178,7 +178,7 @@ class ImageAnnotator:
     def _reader(self, level: Level) -> Read:
         def read(answer: Answer) -> None:
             text = Text(level=level, text=answer.value, score=answer.score)
-            analysis = self.analyser(text.text)
+            analysis = self.extractor(text.text)
             fault = text_rejection_reason(text, analysis, self.settings.filters)
             if fault is not None:
                 self.rejected[f"texts: {fault}"] += 1

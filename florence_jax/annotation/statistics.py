@@ -1,4 +1,6 @@
-"""How much was annotated, in the manner of FLD-5B's tables (arXiv 2311.06242, tables 2 and 3).
+"""Statistics of a set of annotations, as in FLD-5B's tables, and the throughput of making it.
+
+The tables are 2 and 3 of arXiv 2311.06242.
 
 Averages are over images that have annotations of the kind, or over its regions. Three things are
 not counted as there. A token is a word, a number or a punctuation mark, so that the figures of
@@ -10,10 +12,15 @@ objects and that of actions.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import secrets
+import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,21 +28,25 @@ import numpy as np
 from florence_jax.annotation.boxes import bounds
 from florence_jax.annotation.noun_phrases import Analysis, NounPhraseExtractor
 from florence_jax.annotation.schema import LEVELS, Annotation, Phrase, Region, Text
+from florence_jax.runtime.atomic_file import write_once
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _DESCRIBED = ("objects", "attributes", "actions", "complexity")
+# The directory, in that of the annotations, with one file for each call of a run.
+THROUGHPUT = "throughput"
+_KINDS = ("texts", "regions", "ocr", "phrases")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of the table; None where a column means nothing for the kind.
+    """One row of the table; None where a column does not apply to the kind.
 
     Attributes:
         kind: text, region-text, ocr or text-phrase-region, with the level where there are three.
-        images: that have such an annotation.
+        images: images that have such an annotation.
         annotations: texts, regions, lines, or pairs of a phrase and a region.
         tokens: of a text, on average.
-        regions: all told, and `regions_per_image` on average.
+        regions: number of regions, and `regions_per_image` on average.
         regional_tokens: of a region's label and description, a line, or a phrase, on average.
         objects, attributes, actions, complexity: of a text, on average.
     """
@@ -55,7 +66,7 @@ class Row:
 
 @dataclass(kw_only=True)
 class Distributions:
-    """What the plots show: one number for each region, phrase's box or line; or for each image."""
+    """The values behind the plots: one for each region, phrase and line, or for each image."""
 
     boxes_per_image: list[int] = field(default_factory=list)
     area: list[float] = field(default_factory=list)  # of the image, 0..1
@@ -68,11 +79,12 @@ class Distributions:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Of a set of annotations.
+    """Statistics of a set of annotations.
 
     Attributes:
-        images: all told, and `annotations` of all kinds on them.
-        rejected: what the filters took out, by "kind: reason".
+        images: number of images.
+        annotations: number of annotations of all kinds.
+        rejected: how many annotations the filters took out, by "kind: reason".
         labels: how often each label of a region occurs, the most frequent first.
     """
 
@@ -84,7 +96,7 @@ class Statistics:
     distributions: Distributions
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it, without the single numbers behind the plots."""
+        """The statistics as JSON, without the values behind the plots."""
         rows = [
             {name: value for name, value in dataclasses.asdict(row).items() if value is not None}
             for row in self.rows
@@ -98,7 +110,7 @@ class Statistics:
         }
 
     def table(self) -> str:
-        """The same for people, columns aligned."""
+        """The statistics as text, columns aligned."""
         heads = ("kind", "images", "annotations", "tokens", "regions", "per image",
                  "regional tokens", "objects", "attributes", "actions", "complexity")  # fmt: skip
         names = [one.name for one in dataclasses.fields(Row)]
@@ -122,8 +134,8 @@ class Statistics:
         return "\n".join(lines)
 
 
-def statistics(annotations: Iterable[Annotation], analyser: NounPhraseExtractor) -> Statistics:
-    """Counts of `annotations`, read once; `analyser` counts the objects of texts."""
+def statistics(annotations: Iterable[Annotation], extractor: NounPhraseExtractor) -> Statistics:
+    """Statistics of `annotations`, read once; `extractor` finds the objects of texts."""
     counts = {kind: _Count() for kind in _kinds()}
     rejected: Counter[str] = Counter()
     labels: Counter[str] = Counter()
@@ -135,7 +147,7 @@ def statistics(annotations: Iterable[Annotation], analyser: NounPhraseExtractor)
         labels.update(region.label for region in annotation.regions if region.label)
         for level in LEVELS:
             texts = [text for text in annotation.texts if text.level == level]
-            counts[f"text, {level}"].add_texts(texts, analyser)
+            counts[f"text, {level}"].add_texts(texts, extractor)
             grounded = [
                 one for one in annotation.phrases if annotation.texts[one.text].level == level
             ]
@@ -155,7 +167,7 @@ def statistics(annotations: Iterable[Annotation], analyser: NounPhraseExtractor)
 
 
 def count_tokens(text: str) -> int:
-    """Words, numbers and punctuation marks."""
+    """Number of words, numbers and punctuation marks."""
     return len(_TOKEN.findall(text))
 
 
@@ -169,11 +181,11 @@ class _Count:
     regional_tokens: int = 0
     analyses: list[Analysis] = field(default_factory=list)
 
-    def add_texts(self, texts: Sequence[Text], analyser: NounPhraseExtractor) -> None:
+    def add_texts(self, texts: Sequence[Text], extractor: NounPhraseExtractor) -> None:
         self.images += bool(texts)
         self.texts += len(texts)
         self.tokens += sum(count_tokens(text.text) for text in texts)
-        self.analyses += [analyser(text.text) for text in texts]
+        self.analyses += [extractor(text.text) for text in texts]
 
     def add_phrases(self, annotation: Annotation, phrases: Sequence[Phrase]) -> None:
         numbers = {phrase.text for phrase in phrases}
@@ -244,3 +256,78 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """The speed of one call of `florence-jax annotate`.
+
+    Attributes:
+        images: rows written, those with errors included.
+        annotations: annotations of all kinds in them.
+        tokens: generated tokens, without padding.
+        seconds: from the first block to the last, compilation included.
+        device_busy: share of the time, 0..1, in which the device had work, counted from the first
+            answer on (`florence_jax.inference.device_stats`).
+        device: kind of device.
+        devices: number of devices.
+        ended: time of the end, UTC.
+    """
+
+    images: int
+    annotations: int
+    tokens: int
+    seconds: float
+    device_busy: float
+    device: str
+    devices: int
+    ended: str = dataclasses.field(
+        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
+    )
+
+    def record(self) -> dict[str, Any]:
+        """The throughput as JSON."""
+        rates = {
+            f"{name}_per_second": round(getattr(self, name) / self.seconds, 3)
+            for name in ("images", "annotations", "tokens")
+        }
+        seconds, busy = round(self.seconds, 3), round(self.device_busy, 4)
+        return dataclasses.asdict(self) | {"seconds": seconds, "device_busy": busy} | rates
+
+    def describe(self) -> str:
+        """The throughput as one line."""
+        return (
+            f"{self.images} images in {self.seconds:.1f} s: {self.annotations} annotations "
+            f"({self.annotations / self.seconds:.2f} annotations/s, "
+            f"{self.images / self.seconds:.2f} images/s, {self.tokens / self.seconds:.0f} "
+            f"tokens/s, compilation included); {self.devices} x {self.device} had work for "
+            f"{self.device_busy:.1%} of the time"
+        )
+
+
+class AnnotationCount:
+    """Counts the annotations in rows; the `after_block` of a run."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, items: object, rows: Sequence[Mapping[str, Any]], pool: object) -> None:
+        del items, pool
+        count = sum(len(row.get(kind, ())) for row in rows for kind in _KINDS)
+        with self._lock:
+            self.total += count
+
+
+def save_throughput(measured: Throughput, directory: Path) -> None:
+    """Add a call's throughput to an output directory."""
+    folder = directory / THROUGHPUT
+    folder.mkdir(exist_ok=True)
+    name = f"{measured.ended.replace(':', '')}-{secrets.token_hex(4)}.json"
+    write_once(folder / name, json.dumps(measured.record(), indent=1).encode() + b"\n")
+
+
+def saved_throughput(directory: Path) -> Iterator[dict[str, Any]]:
+    """Every call's record, the earliest first; none if nothing was annotated."""
+    for path in sorted((directory / THROUGHPUT).glob("*.json")):
+        yield json.loads(path.read_bytes())

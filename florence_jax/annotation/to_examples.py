@@ -1,4 +1,4 @@
-"""What an annotation teaches: the questions of the 15 tasks that it answers."""
+"""Training examples of the 15 tasks from an annotation."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ _UNREADABLE = re.compile(r"[<\n]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """A task's question about an image with its answer.
+class TaskExample:
+    """A prompt about an image, and its labels.
 
     Attributes:
         task: "<OD>" and so on.
-        prompt: what follows the task's token: a text, or a region's <loc_N>.
-        answer: text, or what `florence_jax.parse` gives for the task, in pixels.
+        prompt: the text behind the task's token: words, or a region's <loc_N>.
+        labels: text, or what `florence_jax.parse` returns for the task, in pixels.
     """
 
     task: str
     prompt: str
-    answer: str | dict[str, Any]
+    labels: str | dict[str, Any]
 
-    def suffix(self, size: tuple[int, int]) -> str:
-        """The answer as the model is to write it."""
-        return target_text(self.task, self.answer, size, order="given")
+    def labels_text(self, size: tuple[int, int]) -> str:
+        """The labels as the text that the model learns to generate."""
+        return target_text(self.task, self.labels, size, order="given")
 
 
-def questions(annotation: Annotation, tasks: Sequence[str] = tuple(TASKS)) -> list[Question]:
-    """Every question of `tasks` that the annotation answers, in the order of `tasks`.
+def to_examples(annotation: Annotation, tasks: Sequence[str] = tuple(TASKS)) -> list[TaskExample]:
+    """Every example of `tasks` that the annotation has labels for, in the order of `tasks`.
 
-    Boxes come by their upper, then their left edge, as the reading order of the published answers;
-    a phrase's in the order of the text. What a task cannot write (a label with markup) is left out,
-    and an image that lost a thing to a doubtful name is not asked for all its things: an answer
-    with holes teaches to leave out.
+    Boxes are ordered by their upper, then their left edge, as in the published model's answers; the
+    boxes of phrases are in the order of the text. Labels that a task cannot write (with markup) are
+    left out. An image that lost an object to a doubtful name gives no example of all its objects,
+    as labels with holes would teach the model to leave objects out.
 
     Raises:
         ValueError: an unknown task.
@@ -55,34 +55,34 @@ def questions(annotation: Annotation, tasks: Sequence[str] = tuple(TASKS)) -> li
     if unknown:
         raise ValueError(f"no such task: {unknown}; there are {', '.join(TASKS)}")
     return [
-        Question(task=task, prompt=prompt, answer=answer)
+        TaskExample(task=task, prompt=prompt, labels=labels)
         for task in tasks
-        for prompt, answer in _ASK[task](annotation)
+        for prompt, labels in _EXAMPLES[task](annotation)
     ]
 
 
-_Asked = Iterator[tuple[str, str | dict[str, Any]]]
+_Pairs = Iterator[tuple[str, str | dict[str, Any]]]
 
 
-def _captions(level: Level) -> Callable[[Annotation], _Asked]:
-    def ask(annotation: Annotation) -> _Asked:
+def _captions(level: Level) -> Callable[[Annotation], _Pairs]:
+    def captions(annotation: Annotation) -> _Pairs:
         for text in annotation.texts:
             if text.level == level and "<" not in text.text:
                 yield "", text.text.strip()
 
-    return ask
+    return captions
 
 
-def _detection(annotation: Annotation) -> _Asked:
+def _detection(annotation: Annotation) -> _Pairs:
     yield from _all_boxes([(one, one.label) for one in _all_regions(annotation)])
 
 
-def _dense_captions(annotation: Annotation) -> _Asked:
+def _dense_captions(annotation: Annotation) -> _Pairs:
     yield from _all_boxes([(one, one.description) for one in _all_regions(annotation)])
 
 
-def _all_boxes(named: Sequence[tuple[Region, str | None]]) -> _Asked:
-    """Only where every region has a name: an answer that leaves some out would be wrong."""
+def _all_boxes(named: Sequence[tuple[Region, str | None]]) -> _Pairs:
+    """Only if every region has a name: labels that leave some out would be wrong."""
     if named and all(_is_label(name) for _, name in named):
         yield (
             "",
@@ -93,13 +93,13 @@ def _all_boxes(named: Sequence[tuple[Region, str | None]]) -> _Asked:
         )
 
 
-def _proposals(annotation: Annotation) -> _Asked:
+def _proposals(annotation: Annotation) -> _Pairs:
     found = _all_regions(annotation)
     if found:
         yield "", {"bboxes": [list(region.box) for region in found]}
 
 
-def _open_vocabulary(annotation: Annotation) -> _Asked:
+def _open_vocabulary(annotation: Annotation) -> _Pairs:
     by_label: dict[str, list[Region]] = {}
     for region in _all_regions(annotation):
         if _is_label(region.label):
@@ -109,7 +109,7 @@ def _open_vocabulary(annotation: Annotation) -> _Asked:
         yield label, {"bboxes": boxes, "bboxes_labels": [label] * len(boxes)}
 
 
-def _grounding(annotation: Annotation) -> _Asked:
+def _grounding(annotation: Annotation) -> _Pairs:
     for number, text in enumerate(annotation.texts):
         found = [phrase for phrase in annotation.phrases if phrase.text == number]
         found = [one for one in found if _is_label(one.phrase) and not _is_ungrounded(one.phrase)]
@@ -124,13 +124,13 @@ def _grounding(annotation: Annotation) -> _Asked:
             )
 
 
-def _category(annotation: Annotation) -> _Asked:
+def _category(annotation: Annotation) -> _Pairs:
     for region in _regions(annotation):
         if _is_label(region.label):
             yield _told(annotation, region.box, str(region.label))
 
 
-def _description(annotation: Annotation) -> _Asked:
+def _description(annotation: Annotation) -> _Pairs:
     for region in _regions(annotation):
         if _is_label(region.description):
             yield _told(annotation, region.box, str(region.description))
@@ -141,27 +141,27 @@ def _told(annotation: Annotation, box: Sequence[float], text: str) -> tuple[str,
     return region, region_text(text, region, annotation.size)
 
 
-def _segmentation(annotation: Annotation) -> _Asked:
-    asked = set()
+def _segmentation(annotation: Annotation) -> _Pairs:
+    used = set()
     for part in (*_regions(annotation), *annotation.phrases):
         region = box_to_text(part.box, annotation.size)
-        if region not in asked and _are_writable(part.polygons, annotation.size):
-            asked.add(region)
+        if region not in used and _are_writable(part.polygons, annotation.size):
+            used.add(region)
             yield region, _polygons([part.polygons])
 
 
-def _referring(annotation: Annotation) -> _Asked:
-    """Phrases of one region, as a referring expression is."""
+def _referring(annotation: Annotation) -> _Pairs:
+    """Phrases with one region, as referring expressions have."""
     groups: dict[tuple[int, int, int], list[Phrase]] = {}
     for phrase in annotation.phrases:
         groups.setdefault((phrase.text, phrase.start, phrase.end), []).append(phrase)
-    asked = set()
+    used = set()
     for group in groups.values():
         phrase = group[0]
-        if len(group) > 1 or phrase.phrase in asked or not _is_label(phrase.phrase):
+        if len(group) > 1 or phrase.phrase in used or not _is_label(phrase.phrase):
             continue
         if _are_writable(phrase.polygons, annotation.size):
-            asked.add(phrase.phrase)
+            used.add(phrase.phrase)
             yield phrase.phrase, _polygons([phrase.polygons])
 
 
@@ -170,13 +170,13 @@ def _polygons(shapes: Sequence[Sequence[Coordinates]]) -> dict[str, Any]:
     return {"polygons": polygons, "labels": [""] * len(polygons)}
 
 
-def _read_text(annotation: Annotation) -> _Asked:
+def _read_text(annotation: Annotation) -> _Pairs:
     lines = _all_lines(annotation)
     if lines:
         yield "", "\n".join(line.text for line in lines)
 
 
-def _read_lines(annotation: Annotation) -> _Asked:
+def _read_lines(annotation: Annotation) -> _Pairs:
     lines = _all_lines(annotation)
     if lines:
         yield (
@@ -188,12 +188,12 @@ def _read_lines(annotation: Annotation) -> _Asked:
         )
 
 
-def _read_region(annotation: Annotation) -> _Asked:
+def _read_region(annotation: Annotation) -> _Pairs:
     for line in _lines(annotation):
         yield _told(annotation, bounds(line.quad), line.text)
 
 
-_ASK: dict[str, Callable[[Annotation], _Asked]] = {
+_EXAMPLES: dict[str, Callable[[Annotation], _Pairs]] = {
     **{task: _captions(level) for level, task in CAPTION_TASKS.items()},
     "<OCR>": _read_text,
     "<OCR_WITH_REGION>": _read_lines,
@@ -215,17 +215,17 @@ def _regions(annotation: Annotation) -> list[Region]:
 
 
 def _all_regions(annotation: Annotation) -> list[Region]:
-    """None where one is lost."""
+    """Empty if one was lost."""
     return [] if annotation.lost.get("regions") else _regions(annotation)
 
 
 def _all_lines(annotation: Annotation) -> list[Any]:
-    """None where one is lost."""
+    """Empty if one was lost."""
     return [] if annotation.lost.get("ocr") else _lines(annotation)
 
 
 def _lines(annotation: Annotation) -> list[Any]:
-    """Of one line each, as an answer can hold them, in the order in which the model read them."""
+    """Written text that labels can hold (no line breaks), in the order in which it was read."""
     return [line for line in annotation.ocr if _is_label(line.text)]
 
 
@@ -234,7 +234,7 @@ def _reading(box: Sequence[float]) -> tuple[float, float]:
 
 
 def _is_label(label: str | None) -> bool:
-    """Whether an answer can hold it."""
+    """Whether labels can hold the text."""
     readable = label is not None and label.strip() and not _UNREADABLE.search(label)
     return bool(readable) and label == str(label).strip()
 
@@ -244,7 +244,7 @@ def _is_ungrounded(phrase: str) -> bool:
 
 
 def _are_writable(polygons: Sequence[Coordinates], size: tuple[int, int]) -> bool:
-    """Whether each polygon is one in bins too."""
+    """Whether each polygon still has three corners when quantized to bins."""
 
     def corners(polygon: Coordinates) -> int:
         points = [polygon[at : at + 2] for at in range(0, len(polygon), 2)]

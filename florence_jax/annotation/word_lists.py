@@ -1,4 +1,4 @@
-"""Words that phrases are told by: which are no things, and which end a noun phrase."""
+"""Word lists for noun phrases: abstract nouns, determiners, adjectives, links and verbs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Heads that no box can be drawn around: abstract things, the picture itself, and its parts.
+# Heads that no box can be drawn around: abstract things, the image itself, and its parts.
 ABSTRACT_HEADS = _words(
     """
     joy beauty love happiness sadness anger fear excitement calm calmness peace tranquility serenity

@@ -1,4 +1,4 @@
-"""One block: its items read, their pictures loaded, the job's rows put together."""
+"""Run a job over one block: read its items, load their images, put the rows together."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from florence_jax.batch.job import DecodedItem, Item, Job, Row, Source
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
-# Pictures that are read ahead of the job, for each block in hand.
+# Images that are read ahead of the job, for each block in hand.
 LOOKAHEAD = 64
 
 
 class JobError(RuntimeError):
-    """A job did not keep to its contract."""
+    """A job broke its contract."""
 
 
 def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
-    """One row for each item, in order: the job's, or the error that kept the job from having one.
+    """One row for each item, in order: the job's, or the error of an item that has none.
 
     Raises:
-        JobError: the job gave another number of rows than it was given items.
+        JobError: the job returned fewer or more rows than it was given items.
     """
     rows: list[Row] = []
-    waiting: list[int] = []  # the numbers of the rows that are the job's to complete
+    waiting: list[int] = []  # the rows that the job completes
 
     def loaded() -> Iterator[DecodedItem]:
         for item, future in _read_ahead(items, job, pool):
@@ -39,7 +39,7 @@ def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
             try:
                 size, pixels, notes = future.result()
             except Exception as error:
-                # No worker starts, or the pool is closed: no picture is to blame.
+                # No worker starts, or the pool is closed: no image is to blame.
                 if not is_of_one_input(error) or isinstance(error, EOFError):
                     raise
                 rows[-1]["error"] = row_error_text(error)
@@ -61,7 +61,7 @@ def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
 
 
 def read_items(source: Source, span: range) -> Iterator[Item]:
-    """The items `span` of a source; one that it cannot read is an item with an error."""
+    """The items of a source in `span`; an item that cannot be read has an error."""
     done = span.start
     while done < span.stop:
         try:
@@ -80,7 +80,7 @@ def read_items(source: Source, span: range) -> Iterator[Item]:
 def _read_ahead(
     items: Iterable[Item], job: Job, pool: WorkerPool
 ) -> Iterator[tuple[Item, Future[Any] | None]]:
-    """Each item with its picture under way, None for one that names no picture."""
+    """Each item with the future of its image; None for an item with an error."""
     ahead: deque[tuple[Item, Future[Any] | None]] = deque()
     config = job.image_config
     before: Item | None = None
@@ -89,7 +89,7 @@ def _read_ahead(
         if item.error is not None:
             ahead.append((item, None))
         else:
-            # Neighbours that ask about one picture share it.
+            # Neighbours with one image share it.
             if future is None or before is None or before.image != item.image:
                 future = pool.submit(resized_pixels, item.image, config.size, config.resample)
             before = item
@@ -100,7 +100,7 @@ def _read_ahead(
 
 
 def _frame(item: Item) -> Row:
-    """What a row has whatever the job says."""
+    """The columns that a row has whatever the job answers."""
     row: Row = {"id": item.id}
     name = image_name(item.image)
     if name is not None and name != item.id:

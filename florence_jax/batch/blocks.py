@@ -1,32 +1,43 @@
-"""Contiguous blocks of items, and the files that their rows are in."""
+"""Blocks of items, and the files that hold their rows: JSON lines or Parquet, with sha256."""
 
 from __future__ import annotations
 
 import bisect
 import functools
+import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from florence_jax.batch.job import Item, Row
+from florence_jax.batch.run_options import RowFormat
+from florence_jax.results.instances import result_to_json
+from florence_jax.results.parquet import load_pyarrow, table_bytes, table_rows
+from florence_jax.runtime.atomic_file import write_once
+from florence_jax.runtime.error_text import is_of_one_input, row_error_text
+from florence_jax.runtime.jsonl import json_text
 
 _NAME = re.compile(r"block-(\d+)-of-(\d+)\.(\w+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """How `total` items are cut into blocks of `size`; the last one may be smaller.
+    """`total` items in contiguous blocks of `size`; the last block may be smaller.
 
-    Items that were added to a run are in blocks of their own behind those that it began with, which
-    keep their names.
+    Items that were added to a run are in blocks of their own behind the first ones, which keep
+    their names.
 
     Attributes:
-        total, size: as above.
-        ends: the numbers of items at the run's beginning and after each addition; the last is
-            `total`. Empty where nothing was added.
+        total: number of items.
+        size: items in a block.
+        ends: numbers of items at the run's beginning and after each addition; the last is `total`.
+            Empty if nothing was added.
 
     Raises:
-        ValueError: a block of no items.
+        ValueError: `size` is below 1.
     """
 
     total: int
@@ -47,7 +58,7 @@ class Blocks:
         return range(start, min(start + self.size, end))
 
     def name(self, number: int, extension: str) -> str:
-        """block-00003-of-00120.jsonl: a function of the block's number and how many there are."""
+        """The file of block `number`, such as block-00003-of-00120.jsonl."""
         return f"block-{number:05d}-of-{self._stretch_of_block(number)[1]:05d}.{extension}"
 
     def names(self, extension: str) -> Iterator[str]:
@@ -62,13 +73,13 @@ class Blocks:
 
     def finished(self, directory: Path, extension: str) -> list[int]:
         """The blocks whose files are in `directory`, in order."""
-        # One listing: a question for each block takes minutes where the directory is far away.
+        # One listing: a look-up for each block takes minutes on a remote file system.
         there = set(os.listdir(directory)) if directory.exists() else set()
         return [number for number, name in enumerate(self.names(extension)) if name in there]
 
     @functools.cached_property
     def _stretches(self) -> list[tuple[int, int, int, int]]:
-        """(first item, blocks up to its end, first block, end) of what came at one time."""
+        """(first item, blocks up to its end, first block, end item) of each addition."""
         found, item, block = [], 0, 0
         for end in self.ends or (self.total,):
             after = block - (-(end - item) // self.size)
@@ -81,5 +92,114 @@ class Blocks:
 
 
 def is_block_name(name: str) -> bool:
-    """Could this be the file of a block, of this run or of another?"""
+    """Whether a file of this name may be a block, of this run or another."""
     return _NAME.fullmatch(name) is not None
+
+
+def encode_rows(rows: Sequence[Row], kind: RowFormat) -> bytes:
+    """The content of a file of `rows`; equal rows give equal bytes.
+
+    Raises:
+        TypeError, ValueError: a row holds a value that JSON cannot, or pyarrow is missing.
+    """
+    plain = [result_to_json(row) for row in rows]
+    if kind == "jsonl":
+        return b"".join(f"{json_text(row)}\n".encode() for row in plain)
+    return table_bytes(plain)
+
+
+def encode_block(rows: list[Row], kind: RowFormat) -> bytes:
+    """`encode_rows`, where a row that cannot be encoded becomes its id and an error.
+
+    The row is replaced in `rows` too, so that the caller counts it as an error.
+    """
+    try:
+        return encode_rows(rows, kind)
+    except Exception as error:
+        if not is_of_one_input(error):
+            raise
+    kept = list(rows)
+    for number, row in enumerate(kept):
+        try:
+            encode_rows([row], kind)
+        except Exception as error:
+            kept[number] = {
+                "id": row["id"],
+                "error": f"its row cannot be written: {row_error_text(error)}",
+            }
+    rows[:] = kept
+    return encode_rows(kept, kind)
+
+
+def writable(item: Item) -> Item:
+    """The item, or one with an error if its row could not be written.
+
+    This is found before the model is asked, and no block is lost for it.
+    """
+    try:
+        result_to_json(item.extra)
+        result_to_json([query.to_dict() for query in item.queries])
+    except Exception as error:
+        text = row_error_text(error)
+        return Item(id=item.id, error=f"its row cannot be written: {text}; leave that out")
+    return item
+
+
+def check_format(kind: RowFormat) -> None:
+    """Check that the format can be written here, before the first block is to be.
+
+    Raises:
+        ValueError: the format is Parquet and pyarrow is missing.
+    """
+    if kind == "parquet":
+        load_pyarrow()
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file that `encode_rows` made; its suffix tells the format.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)
+        return
+    yield from table_rows(path)
+
+
+def commit_block(path: Path, content: bytes) -> bool:
+    """Write a block's file unless it exists, and its sha256 beside it (`digest_path`).
+
+    Returns:
+        Whether this call made the file.
+    """
+    made = write_once(path, content)
+    if made:
+        # The digest of an earlier file of this name, which somebody removed to have it made again.
+        digest_path(path).unlink(missing_ok=True)
+        _write_digest(path, hashlib.sha256(content).hexdigest())
+    return made
+
+
+def ensure_digests(directory: Path, names: Iterable[str]) -> None:
+    """Write the digests that killed processes had no time for."""
+    there = set(os.listdir(directory))
+    for path in (directory / name for name in names):
+        if digest_path(path).name not in there:
+            with path.open("rb") as file:
+                _write_digest(path, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def digest_path(path: Path) -> Path:
+    """The file with the sha256 of `path`, which `sha256sum -c` reads.
+
+    Readers of a directory of Parquet files skip names that begin with an underscore.
+    """
+    hidden = "_" if path.suffix == ".parquet" else ""
+    return path.with_name(f"{hidden}{path.name}.sha256")
+
+
+def _write_digest(path: Path, digest: str) -> None:
+    write_once(digest_path(path), f"{digest}  {path.name}\n".encode())

@@ -1,4 +1,4 @@
-"""Answers drawn on their pictures, by worker processes."""
+"""Draw answers on their images, in worker processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from florence_jax.batch.image_reader import ImageSource, open_picture
+from florence_jax.batch.image_reader import ImageSource, open_image
 from florence_jax.batch.job import Item, Row
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.results.drawn_file import save_drawn
@@ -17,12 +17,11 @@ from florence_jax.runtime.atomic_file import check_writable, file_name, remove_l
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
 
-class DrawnAnswers:
-    """Draws a block's answers into a folder, before the block's file is there.
+class DrawAnswers:
+    """Draws the answers of a block into a folder, before the block's file is written.
 
-    A picture is `<name>-<digest of the id>.<task>.png`: a function of the row alone, so that a
-    block that is done again draws the same files. What cannot be drawn keeps its answer, which says
-    why as its `drawing_error`.
+    A file is `<name>-<digest of the id>.<task>.png`: a function of the row alone, so that a block
+    that is done again draws the same files. An answer that cannot be drawn gets a `drawing_error`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,8 +54,8 @@ class DrawnAnswers:
 
 
 def draw_answer(source: ImageSource, result: dict[str, Any], path: str) -> None:
-    """Write the picture with one result drawn on it; it is at `path` as a whole or not at all."""
-    save_drawn(open_picture(source), result, path)
+    """Write the image with one result drawn on it to `path`, atomically."""
+    save_drawn(open_image(source), result, path)
 
 
 def _named(row: Row) -> list[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Where pictures come from, and reading them in whichever process: no jax, nothing heavy."""
+"""Image sources (paths, bytes, slices, pages), and reading them in any process, without jax."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from florence_jax.processing.pixels import resize_picture
 
 @dataclass(frozen=True)
 class FileBelow:
-    """A file that a row of data names: it must lie below `root`.
+    """A file that a row of data names; it must be below `root`.
 
     Attributes:
-        follow_links: take links out of the root, as for files found in a directory that the user
-            named; rows, which may be anybody's, do not have it.
+        root: the directory.
+        name: path below it.
+        follow_links: follow links out of the root. Set it for files found in a directory that the
+            user named, but not for rows, whose author may be anybody.
     """
 
     root: str
@@ -30,7 +32,7 @@ class FileBelow:
 
 @dataclass(frozen=True)
 class FileSlice:
-    """`size` bytes of a file from `offset` on, such as a member of a tar."""
+    """`size` bytes of a file from `offset` on, for example a member of a tar."""
 
     path: str
     offset: int
@@ -39,37 +41,37 @@ class FileSlice:
 
 @dataclass(frozen=True)
 class ImagePage:
-    """One page, counted from 1, of a file with several."""
+    """One page, counted from 1, of a file with several pages."""
 
     file: str | bytes | FileBelow | FileSlice
     page: int
 
 
-# A path is trusted: the user named it, or it was found in a directory that the user named.
+# Paths are trusted: the user named them, or the directory in which they were found.
 ImageSource = str | bytes | FileBelow | FileSlice | ImagePage
 
 
-def open_picture(source: ImageSource) -> Image.Image:
-    """The picture, upright, in RGB.
+def open_image(source: ImageSource) -> Image.Image:
+    """Read an image, upright, in RGB.
 
     Raises:
-        ImageError: it cannot be read, or lies out of its root.
+        ImageError: the image cannot be read, or is outside of its root.
     """
     return open_with_notes(source)[0]
 
 
 def open_with_notes(source: ImageSource) -> tuple[Image.Image, tuple[str, ...]]:
-    """As `open_picture`, and the assumptions that the picture was read on."""
+    """Read an image, and notes about the assumptions that were made for it."""
     if isinstance(source, ImagePage):
         return load_image_and_notes(_file(source.file), page=source.page)
     return load_image_and_notes(_file(source))
 
 
 def page_count(source: ImageSource) -> int:
-    """How many pages or frames a picture has; 1 where that cannot be told.
+    """Number of pages or frames of an image; 1 if that cannot be told.
 
     Raises:
-        ImageError: too many, or the picture lies out of its root.
+        ImageError: there are too many, or the image is outside of its root.
     """
     return 1 if isinstance(source, ImagePage) else count_pages(_file(source))
 
@@ -77,19 +79,19 @@ def page_count(source: ImageSource) -> int:
 def resized_pixels(
     source: ImageSource, image_size: tuple[int, int], resample: int
 ) -> tuple[tuple[int, int], np.ndarray, tuple[str, ...]]:
-    """The upright picture's (width, height), uint8[H, W, 3] at `image_size` = (H, W), and notes.
+    """Read and resize an image: its (width, height), uint8[H, W, 3] at `image_size`, and notes.
 
     Raises:
-        ImageError: as `open_picture`.
+        ImageError: as `open_image`.
     """
-    picture, notes = open_with_notes(source)
+    image, notes = open_with_notes(source)
     height, width = image_size
-    pixels = np.asarray(resize_picture(picture, (width, height), resample))
-    return picture.size, pixels, notes
+    pixels = np.asarray(resize_picture(image, (width, height), resample))
+    return image.size, pixels, notes
 
 
 def image_name(source: ImageSource) -> str | None:
-    """What a person knows the picture by; None where it came without a name."""
+    """The name of the image for people; None if it came without one."""
     match source:
         case FileBelow(name=name):
             return name
@@ -101,7 +103,7 @@ def image_name(source: ImageSource) -> str | None:
 
 
 def _file(source: str | bytes | FileBelow | FileSlice) -> str | bytes | Path:
-    """What `load_image` takes."""
+    """The source as `load_image` takes it."""
     if isinstance(source, FileBelow):
         return _contained(source)
     return _slice(source) if isinstance(source, FileSlice) else source

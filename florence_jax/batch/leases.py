@@ -1,9 +1,9 @@
-"""Who is at work on which block: hints between processes that share nothing but a directory.
+"""Leases on blocks: hints between processes that share nothing but a directory.
 
-A claim is a file that its writer touches again and again. Another process leaves the block alone
-for as long as it sees the claim change, by its own clock, and takes it over once it does not, or at
-once where the writer was a process of the same host and is gone. Two processes that do the same
-block all the same lose time and nothing else: the first result stays.
+A lease is a file that its owner touches again and again. Other processes leave the block alone for
+as long as they see the file change, by their own clock. They take the block over once it stops
+changing, or at once if the owner was a process of the same host and is gone. Two processes that do
+the same block all the same only lose time: the first result stays.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ import threading
 import time
 from pathlib import Path
 
-FOLDER = ".claims"
+FOLDER = ".leases"
+_BEATS_IN_LEASE = 6
 
 
-class Claims:
-    """The claims of this process on blocks of one output directory."""
+class Leases:
+    """The leases of this process on blocks of one output directory."""
 
-    def __init__(self, directory: Path, *, patience: float = 60.0) -> None:
+    def __init__(self, directory: Path, *, seconds: float = 60.0) -> None:
         """
         Args:
-            patience: seconds without a sign of life after which a claim is void.
+            directory: the output directory of the run.
+            seconds: a lease ends after this time without a sign of life.
         """
-        self._folder, self._patience = directory / FOLDER, patience
+        self._folder, self._seconds = directory / FOLDER, seconds
         self._mine: set[int] = set()
         self._lock = threading.Lock()
-        # Of others' claims: the content and time of change last seen, and when it was first seen.
+        # Others' leases: content and modification time last seen, and when they were first seen.
         self._seen: dict[int, tuple[tuple[str, int], float]] = {}
-        self._ended = threading.Event()
-        threading.Thread(target=self._beat, name="claims", daemon=True).start()
+        self._closed = threading.Event()
+        threading.Thread(target=self._renew, name="leases", daemon=True).start()
 
     def is_held(self, number: int) -> bool:
-        """Is another process, as far as can be seen, at work on this block?"""
+        """Whether another process, as far as can be seen, works on this block."""
         path = self._path(number)
         try:
             state = path.read_text(), path.stat().st_mtime_ns
@@ -47,44 +49,44 @@ class Claims:
         if seen is None or seen[0] != state:
             self._seen[number] = (state, time.monotonic())
             return True
-        return time.monotonic() - seen[1] < self._patience
+        return time.monotonic() - seen[1] < self._seconds
 
-    def take(self, number: int) -> None:
-        """Say that this process works on the block."""
-        claim = f"{socket.gethostname()} {os.getpid()}"
+    def acquire(self, number: int) -> None:
+        """Announce that this process works on the block."""
+        owner = f"{socket.gethostname()} {os.getpid()}"
         written = False
         while not written:
-            # A process that sees every block there removes the folder under us, before we write
-            # into it or while `mkdir` looks whether what exists is a folder.
+            # A process that finds every block finished removes the folder, before the file is
+            # written or while `mkdir` checks that what exists is a folder.
             with contextlib.suppress(FileNotFoundError, FileExistsError):
                 self._folder.mkdir(exist_ok=True)
-                written = bool(self._path(number).write_text(claim))
+                written = bool(self._path(number).write_text(owner))
         with self._lock:
             self._mine.add(number)
 
     def release(self, number: int) -> None:
-        """Say that it does no longer."""
+        """Announce that this process no longer works on the block."""
         with self._lock:
             self._mine.discard(number)
         self._path(number).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Release what is still held."""
-        self._ended.set()
+        self._closed.set()
         for number in list(self._mine):
             self.release(number)
 
     def clear(self) -> None:
-        """Remove the folder, when every block is there and no claim means anything."""
+        """Remove the folder, once every block is finished and no lease means anything."""
         for path in self._folder.glob("*"):
             path.unlink(missing_ok=True)
         try:
             self._folder.rmdir()
-        except OSError:  # it never was, or a late process has just claimed
+        except OSError:  # it never existed, or a late process has just acquired a lease
             return
 
-    def _beat(self) -> None:
-        while not self._ended.wait(self._patience / 6):
+    def _renew(self) -> None:
+        while not self._closed.wait(self._seconds / _BEATS_IN_LEASE):
             with self._lock:
                 mine = list(self._mine)
             for number in mine:
@@ -98,7 +100,7 @@ class Claims:
 
 
 def _is_gone(owner: str) -> bool:
-    """Was the claim made by an earlier process of this host, or by an earlier one with our id?"""
+    """Whether an earlier process of this host, or an earlier one with our id, wrote the lease."""
     host, _, number = owner.rpartition(" ")
     if host != socket.gethostname() or not number.isdecimal():
         return False

@@ -1,27 +1,32 @@
-"""`run.json`, or `_run.json` beside Parquet: what an output directory is the output of.
+"""The manifest of a run: `run.json`, or `_run.json` beside Parquet.
 
-The first process of a run writes it; every later one, on this host or another, must be about to do
-the very same, or it is refused by the names of what differs.
+It pins the inputs, the job and the blocks. The first process of a run writes it; every later one,
+on this host or another, must be about to do the very same, or it is refused by the names of the
+fields that differ.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from florence_jax.batch.blocks import is_block_name
+from florence_jax.batch.blocks import Blocks, is_block_name
 from florence_jax.batch.job import Source
 from florence_jax.runtime.atomic_file import write_once
 from florence_jax.runtime.jsonl import json_text
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_bytes
 
+if TYPE_CHECKING:
+    from florence_jax.inference.base_pipeline import BasePipeline
+
 MANIFEST = "run.json"
-# Readers of a directory of Parquet files pass over names with an underscore alone.
+# Readers of a directory of Parquet files skip names that begin with an underscore.
 PARQUET_MANIFEST = "_run.json"
 FORMAT = "florence-jax run"
 VERSION = 2
@@ -29,21 +34,49 @@ _SHOWN = 200
 
 
 class RunError(ValueError):
-    """A run that cannot begin or go on; the message says why and what to do."""
+    """A run cannot begin or go on; the message says why and what to do."""
+
+
+def pipeline_fingerprint(pipeline: BasePipeline) -> dict[str, Any]:
+    """Everything of a pipeline that its answers depend on, as JSON.
+
+    These are the weights, tokenizer, image settings, compatibility mode and mesh, and the software
+    and device: another jax, another kind of device or another division of the weights rounds
+    otherwise, so that answers would still be right, but not the same.
+    """
+    import jax
+
+    import florence_jax
+    from florence_jax.export.manifest import weights_sha256
+
+    params = pipeline.programs.params
+    mesh = getattr(getattr(pipeline, "model", None), "mesh", None)
+    return ({} if mesh is None else {"mesh": dict(mesh.shape)}) | {
+        "weights": {
+            "sha256": weights_sha256(params),
+            "dtypes": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)}),
+        },
+        "tokenizer": pipeline.tokenizer.sha256(),
+        "image": dataclasses.asdict(pipeline.image_config),
+        "compat": pipeline.compat or "florence_jax",
+        "software": {"florence_jax": florence_jax.__version__, "jax": jax.__version__},
+        "device": jax.local_devices()[0].device_kind,
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore[reportAttributeAccessIssue]
+    }
 
 
 def listing(source: Source) -> tuple[dict[str, Any], np.ndarray]:
-    """The inputs as the manifest has them: how many, a sha256 over all ids, and the source's own.
+    """The manifest's record of the inputs: count, sha256 of all ids, and the source's fingerprint.
 
     Returns:
-        They, and the `id_key` of every input in order.
+        The record, and the `id_key` of every input in order.
 
     Raises:
         RunError: two inputs have one id, or there are none.
     """
     digest, keys = hashlib.sha256(), np.empty(len(source), np.uint64)
     for number, name in enumerate(source.ids()):
-        # As Parquet has them, which holds no file name that is not UTF-8.
+        # As Parquet holds ids, which has no file name that is not UTF-8.
         encoded = name.encode("utf-8", "backslashreplace")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
         keys[number] = id_key(name)
@@ -65,36 +98,47 @@ def id_key(name: str) -> int:
 
 
 def record_name(number: int) -> str:
-    """The file of the addition `number`, from 1."""
+    """The file of addition `number`, counted from 1."""
     return f"_added-{number:05d}.json"
 
 
 def make_manifest(
-    inputs: Mapping[str, Any],
-    job: Mapping[str, Any],
-    *,
-    block_size: int,
-    kind: str,
-    ends: Sequence[int],
+    inputs: Mapping[str, Any], job: Mapping[str, Any], blocks: Blocks, kind: str
 ) -> dict[str, Any]:
-    """The manifest of a run, as it comes back from JSON."""
+    """The manifest of a run, as JSON returns it.
+
+    Args:
+        inputs: the record that `listing` made.
+        job: the job's fingerprint.
+        blocks: how the inputs are cut.
+        kind: format of the blocks' files.
+    """
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "inputs": inputs,
         "job": job,
-        "blocks": {"size": block_size, "format": kind, "ends": ends},
+        "blocks": {"size": blocks.size, "format": kind, "ends": blocks.ends},
     }
     return json.loads(json.dumps(manifest))
 
 
-def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of `directory`, with what was added to the run; None where none has begun.
+def blocks_of_manifest(manifest: Mapping[str, Any]) -> Blocks:
+    """The blocks that a manifest describes."""
+    return Blocks(
+        total=manifest["inputs"]["count"],
+        size=manifest["blocks"]["size"],
+        ends=tuple(manifest["blocks"]["ends"]),
+    )
 
-    `records` is how many additions there are.
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of `directory` with all additions; None if no run has begun there.
+
+    Its field `records` counts the additions.
 
     Raises:
-        RunError: there is one that this release cannot read, or there are blocks without one.
+        RunError: this release cannot read the manifest, or there are blocks without one.
     """
     path = directory / MANIFEST
     if not path.exists() and (directory / PARQUET_MANIFEST).exists():
@@ -142,33 +186,43 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def claim_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest into `directory`, or compare it with the one that is there.
+    """Write the manifest into `directory`, or compare it with the existing one.
 
     Raises:
-        RunError: the directory is of another run; the message has the fields that differ.
+        RunError: the directory is of another run; the message names the fields that differ.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    if read_manifest(directory) is None:
+    begun = read_manifest(directory)
+    if begun is None:
         content = f"{json_text(manifest, indent=1)}\n".encode()
         name = PARQUET_MANIFEST if manifest["blocks"]["format"] == "parquet" else MANIFEST
         if write_once(directory / name, content):
             return
-    check_manifest(directory, manifest)  # another host may have been first
+        begun = read_manifest(directory)  # another process was first
+    check_manifest(directory, begun, manifest)
 
 
-def check_manifest(directory: Path, manifest: Mapping[str, Any], *, of_inputs: bool = True) -> None:
-    """Refuse a run that is not the one of `directory`, if one has begun there.
+def check_manifest(
+    directory: Path,
+    begun: Mapping[str, Any] | None,
+    manifest: Mapping[str, Any],
+    *,
+    of_inputs: bool = True,
+) -> None:
+    """Refuse a run that is not the one that has begun in `directory`.
 
     Args:
-        of_inputs: compare the inputs too, to which some may be about to be added.
+        directory: for the message.
+        begun: its manifest; None accepts any run.
+        manifest: the run that is about to go on.
+        of_inputs: compare the inputs too; False if some are about to be added.
 
     Raises:
-        RunError: the message has the fields that differ.
+        RunError: the message names the fields that differ.
     """
-    there = read_manifest(directory)
-    if there is None:
+    if begun is None:
         return
-    differing = list(manifest_differences(there, manifest, of_inputs=of_inputs))
+    differing = list(manifest_differences(begun, manifest, of_inputs=of_inputs))
     if differing:
         raise RunError(
             f"{directory} is of another run; different are:\n"
@@ -180,12 +234,12 @@ def check_manifest(directory: Path, manifest: Mapping[str, Any], *, of_inputs: b
 def manifest_differences(
     there: Mapping[str, Any], here: Mapping[str, Any], *, of_inputs: bool
 ) -> Iterator[str]:
-    """The fields in which two manifests say different runs; see `check_manifest`."""
-    return differences(_compared(there, of_inputs), _compared(here, of_inputs))
+    """The fields in which two manifests describe different runs; see `check_manifest`."""
+    return _differences(_compared(there, of_inputs), _compared(here, of_inputs))
 
 
 def _compared(manifest: Mapping[str, Any], of_inputs: bool) -> dict[str, Any]:
-    """What two manifests of one run have in common."""
+    """The fields that all manifests of one run share."""
     kept = {name: value for name, value in manifest.items() if name != "records"}
     if not of_inputs:
         kept["inputs"] = {"source": kept["inputs"]["source"]}
@@ -209,11 +263,11 @@ def _check_unique(source: Source, keys: np.ndarray) -> None:
             seen.add(name)
 
 
-def differences(there: Any, here: Any, place: str = "") -> Iterator[str]:
-    """The fields in which two manifests, or parts of them, differ, with both values."""
+def _differences(there: Any, here: Any, place: str = "") -> Iterator[str]:
+    """The fields in which two JSON values differ, with both values."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for name in dict.fromkeys([*there, *here]):
-            yield from differences(
+            yield from _differences(
                 there.get(name, "nothing"), here.get(name, "nothing"), f"{place}.{name}"
             )
     elif there != here:

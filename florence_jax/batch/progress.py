@@ -1,4 +1,4 @@
-"""What a person sees of a run: images and tokens a second, the device, errors, time left."""
+"""Progress of a run: images and tokens per second, device utilization, errors, time left."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ _LOG_SECONDS = 60.0
 
 
 class Progress:
-    """A bar on stderr, or a line a minute where that is a log, and this process's counts."""
+    """A bar on stderr, or a line a minute if that is a log, and this process's counts."""
 
     def __init__(self, activity: DeviceStats, *, total: int, done: int, shown: bool) -> None:
         """
         Args:
+            activity: counts of the job.
             total: items of the whole run.
-            done: those whose rows are there already.
+            done: items whose rows are there already.
+            shown: show the bar or the lines.
         """
         self._activity = activity
         self._lock = threading.Lock()
@@ -50,18 +52,18 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the run began, until it ended."""
+        """Seconds from the beginning of the run to its end, or until now."""
         return (self._ended or time.monotonic()) - self._started
 
     def add(self, rows: int, errors: int) -> None:
-        """One more block is there."""
+        """Count a block of this process."""
         with self._lock:
             self.rows += rows
             self.errors += errors
         self.add_others(rows)
 
     def add_others(self, rows: int) -> None:
-        """Other processes finished so many more."""
+        """Count rows that other processes finished."""
         with self._lock:
             self._done += rows
             self._bar.update(rows)

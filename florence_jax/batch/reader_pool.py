@@ -1,13 +1,15 @@
-"""Worker processes that read pictures, and may die while they do.
+"""A pool of worker processes that read images and may die while they do.
 
-Each is a Python that knows no jax, fed over a pipe; nothing is shared with it but the pipe, so one
-that is killed, hangs or runs out of memory takes nothing with it.
+Each worker is a Python process without jax that is fed over a pipe. Nothing but the pipe is shared,
+so a worker that is killed, hangs or runs out of memory does no other harm.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -16,16 +18,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from florence_jax.batch.reader_process import READY
 from florence_jax.processing.errors import ImageError
+from florence_jax.runtime.error_text import row_error_text
 
 ATTEMPTS = 3
+READY = b"ready"
 
 # Where this package is imported from, for a checkout that is not installed.
 _ROOT = str(Path(__file__).resolve().parents[2])
 _PROGRAM = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.insert(0, root); "
-    "from florence_jax.batch.reader_process import main; main()"
+    "from florence_jax.batch.reader_pool import serve; serve()"
 )
 
 
@@ -34,7 +37,7 @@ class WorkerDied(ImageError):
 
 
 class NoWorkers(RuntimeError):
-    """Worker processes do not start, whatever they are to do."""
+    """Worker processes do not start at all."""
 
 
 class WorkerPool:
@@ -51,7 +54,7 @@ class WorkerPool:
             time_limit: seconds after which a task counts as hanging and its worker is killed.
 
         Raises:
-            ValueError: fewer than no workers.
+            ValueError: `count` is negative.
         """
         if count < 0:
             raise ValueError(f"{count} worker processes: expected 0, for none, or more")
@@ -64,22 +67,22 @@ class WorkerPool:
         self._threads = ThreadPoolExecutor(max(count, 1), thread_name_prefix="worker")
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """`function(*arguments)`, in a worker, soon.
+        """Run `function(*arguments)` in a worker.
 
-        The future raises what the function did, or `WorkerDied` where three workers in turn died
-        of it or ran into the time limit, and `NoWorkers` where none starts.
+        The future raises the function's exception, `WorkerDied` if three workers in turn died of it
+        or ran into the time limit, or `NoWorkers` if none starts.
         """
         if self._count == 0:
             return self._threads.submit(function, *arguments)
         return self._threads.submit(self._run, function, arguments)
 
     def process_ids(self) -> list[int]:
-        """Of the workers that are running."""
+        """The process ids of the running workers."""
         with self._lock:
             return [worker.pid for worker in self._alive]
 
     def close(self) -> None:
-        """Kill the workers; what was submitted and has not begun never will."""
+        """Kill the workers; tasks that have not begun never will."""
         with self._lock:
             self._closed = True
             alive = list(self._alive)
@@ -131,7 +134,7 @@ class WorkerPool:
         if worker.stdout.read(len(READY)) != READY and not self._closed:
             raise NoWorkers(
                 f"a worker process {self._bury(worker)} before it had anything to do: what it "
-                "said is above. --workers 0 reads pictures without any"
+                "said is above. --workers 0 reads images without any"
             )
         return worker
 
@@ -146,7 +149,7 @@ class WorkerPool:
         return pickle.load(worker.stdout)
 
     def _bury(self, worker: subprocess.Popen[bytes]) -> str:
-        """Kill it if it lives; how it ended."""
+        """Kill the worker if it lives; returns how it ended."""
         worker.kill()
         status = worker.wait()
         for pipe in (worker.stdin, worker.stdout):
@@ -158,3 +161,51 @@ class WorkerPool:
         with self._lock:
             self._alive.discard(worker)
         return f"died (signal {-status})" if status < 0 else f"died (status {status})"
+
+
+def serve() -> None:
+    """The program of one worker process: serve tasks from standard input until it ends.
+
+    It writes `READY`; then pickled (function, arguments) come in on standard input and pickled
+    (succeeded, value) go out on standard output, one after the other.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A scheduler signals every process; the parent knows what to finish first.
+        signal.signal(number, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    # Text that a decoder prints must not get between the answers.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    tasks = sys.stdin.buffer
+    try:
+        answers.write(READY)
+        answers.flush()
+    except BrokenPipeError:  # the other end was killed meanwhile
+        return
+    while True:
+        try:
+            function, arguments = pickle.load(tasks)
+        except EOFError:
+            return
+        try:
+            reply = _pickled((True, function(*arguments)))
+        except Exception as error:
+            reply = _refusal(error)
+        try:
+            answers.write(reply)
+            answers.flush()
+        except BrokenPipeError:
+            return
+
+
+def _pickled(reply: tuple[bool, Any]) -> bytes:
+    return pickle.dumps(reply, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _refusal(error: Exception) -> bytes:
+    """The error, or its text if it cannot be unpickled elsewhere."""
+    try:
+        reply = _pickled((False, error))
+        pickle.loads(reply)
+    except Exception:
+        return _pickled((False, ImageError(row_error_text(error))))
+    return reply

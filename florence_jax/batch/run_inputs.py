@@ -1,10 +1,10 @@
-"""What a run's inputs were when it began, and what may have become of them since.
+"""The inputs of a run: pinned when it begins, compared when it goes on, and added to.
 
-A source that can say so pins each input: a picture by its size and time of change, a row by the
-digest of its file. The pins lie beside `run.json` in `_inputs-DIGEST.txt`, one `[id, pin]` a line.
-Other content under the same name is refused. Inputs that were added are done in blocks of their own
-behind the others, where the caller wants that (`--extend`): each addition is a record
-`_added-00001.json`, `_added-00002.json`, ...; of several processes the first one counts.
+A `PinnedSource` pins each input: an image by its size and modification time, a row by the digest of
+its file. The pins are beside `run.json` in `_inputs-DIGEST.txt`, one `[id, pin]` a line. Changed
+content under the same name is refused. With `--extend`, inputs that were added are done in blocks
+of their own behind the others: each addition is a record `_added-00001.json`, `_added-00002.json`,
+...; of several processes the first one counts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from florence_jax.batch.blocks import Blocks
 from florence_jax.batch.job import Item, Source
-from florence_jax.batch.manifest import RunError, id_key, listing, read_manifest, record_name
+from florence_jax.batch.manifest import (
+    RunError,
+    blocks_of_manifest,
+    id_key,
+    listing,
+    read_manifest,
+    record_name,
+)
 from florence_jax.runtime.atomic_file import write_once
 from florence_jax.runtime.jsonl import json_text, write_jsonl
 from florence_jax.runtime.text_file import parse_json
@@ -32,14 +38,14 @@ _SHOWN = 3
 
 @runtime_checkable
 class PinnedSource(Source, Protocol):
-    """A source that can tell whether an input is still the same."""
+    """A source that can tell whether an input has changed."""
 
     def pins(self) -> Iterator[str]:
-        """For each input in order, a text that changes with its content."""
+        """A text for each input, in order, that changes with the input's content."""
         ...
 
     def row_files(self) -> Mapping[str, Any]:
-        """The files of rows among the inputs by name, each with its fingerprint."""
+        """The fingerprint of each file of rows among the inputs, by name."""
         ...
 
 
@@ -49,18 +55,20 @@ class RunInputs:
 
     Attributes:
         source: every input, in the order of the run's blocks.
-        record: of the manifest.
-        ends: the numbers of inputs after the first start and each addition; the last is all.
-        number: of the record that is to be written, 0 for `run.json`; None where none is.
+        record: the manifest's record of them.
+        ends: numbers of inputs at the run's beginning and after each addition; the last is all.
+        begun: the manifest of the directory; None if no run has begun there.
+        number: which record is to be written, 0 for `run.json`; None if none is.
     """
 
     source: Source
     record: Mapping[str, Any]
     ends: tuple[int, ...]
+    begun: Mapping[str, Any] | None
     number: int | None
 
     def save(self, directory: Path) -> bool:
-        """Write an addition; False where another process was first and all is to be read again."""
+        """Write an addition; False if another process was first and all must be read again."""
         if self.number is None:
             return True
         self.save_listing(directory)
@@ -70,7 +78,7 @@ class RunInputs:
         return write_once(directory / record_name(self.number), f"{content}\n".encode())
 
     def save_listing(self, directory: Path) -> None:
-        """Write the ids and pins beside the manifest that will name them."""
+        """Write the ids and pins, which the manifest names."""
         if not isinstance(self.source, PinnedSource):
             return
         listed = zip(self.source.ids(), self.source.pins(), strict=True)
@@ -78,14 +86,15 @@ class RunInputs:
 
 
 def settle_inputs(directory: Path, source: Source, *, extend: bool = False) -> RunInputs:
-    """The inputs to work on: those that the run has begun with, and those that were added.
+    """The inputs that the run began with, and those that were added; nothing is written.
 
     Args:
-        directory: of the run; nothing is written.
-        extend: whether inputs that the run does not know are added.
+        directory: the output directory of the run.
+        source: today's inputs.
+        extend: add inputs that the run does not know.
 
     Raises:
-        RunError: an input is gone, replaced or new; the message names it and the way out.
+        RunError: an input is gone, replaced or new; the message names it and the remedy.
     """
     begun = read_manifest(directory)
     record, keys = listing(source)
@@ -93,14 +102,16 @@ def settle_inputs(directory: Path, source: Source, *, extend: bool = False) -> R
         if extend:
             raise RunError("these inputs cannot be extended: name another directory for new ones")
         ends = (record["count"],) if begun is None else tuple(begun["blocks"]["ends"])
-        return RunInputs(source=source, record=record, ends=ends, number=0 if not begun else None)
+        number = 0 if begun is None else None
+        return RunInputs(source=source, record=record, ends=ends, begun=begun, number=number)
     pins = list(source.pins())
     record = _pinned(record, source, pins)
     if begun is None:
-        return RunInputs(source=source, record=record, ends=(record["count"],), number=0)
+        ends = (record["count"],)
+        return RunInputs(source=source, record=record, ends=ends, begun=None, number=0)
     before, ends = begun["inputs"], tuple(begun["blocks"]["ends"])
     if before == record:
-        return RunInputs(source=source, record=record, ends=ends, number=None)
+        return RunInputs(source=source, record=record, ends=ends, begun=begun, number=None)
     if "listing" not in before:
         raise RunError(f"{directory} is of another run: its inputs are of another kind; {_ANOTHER}")
     _check_row_files(directory, before["row_files"], record["row_files"])
@@ -121,29 +132,21 @@ def settle_inputs(directory: Path, source: Source, *, extend: bool = False) -> R
         source=ordered,
         record=ordered_record,
         ends=ends,
+        begun=begun,
         number=begun["records"] + 1 if is_new else None,
-    )
-
-
-def blocks_of_manifest(manifest: Mapping[str, Any]) -> Blocks:
-    """The blocks that a manifest describes."""
-    return Blocks(
-        total=manifest["inputs"]["count"],
-        size=manifest["blocks"]["size"],
-        ends=tuple(manifest["blocks"]["ends"]),
     )
 
 
 def _pinned(record: Mapping[str, Any], source: PinnedSource, pins: Sequence[str]) -> dict[str, Any]:
     digest = hashlib.sha256("\n".join(pins).encode("utf-8", "surrogatepass")).hexdigest()
     name = hashlib.sha256(f"{record['ids_sha256']} {digest}".encode()).hexdigest()[:16]
-    # Files of rows may come along, and are compared one by one.
+    # Files of rows may be added, and are compared one by one.
     same = {name: value for name, value in record["source"].items() if name != "row_files"}
     whole = {
         **record,
         "source": same,
         "pins_sha256": digest,
-        # Neither `*.jsonl` nor a reader of a directory of Parquet files takes it for rows.
+        # Neither `*.jsonl` nor a reader of a directory of Parquet files matches this name.
         "listing": f"_inputs-{name}.txt",
         "row_files": source.row_files(),
     }
@@ -167,10 +170,10 @@ def _check_row_files(directory: Path, before: Mapping[str, Any], now: Mapping[st
 def _matched(
     directory: Path, begun: Mapping[str, Any], keys: np.ndarray, pins: Sequence[str]
 ) -> tuple[np.ndarray, bool]:
-    """Where each input of the run is among those of now, and whether one was replaced.
+    """The place of each of the run's inputs among today's, and whether one was replaced.
 
     Raises:
-        RunError: one is gone, or was replaced after its row was written.
+        RunError: an input is gone, or was replaced after its row was written.
     """
     path = directory / begun["inputs"]["listing"]
     sorted_by = np.argsort(keys)
@@ -243,7 +246,7 @@ class _Ordered:
         return self._source.row_files()
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
-        # Stretches that follow each other in the source are read together.
+        # Items that follow each other in the source are read together.
         numbers = enumerate(self._order[start:stop].tolist())
         for _, stretch in itertools.groupby(numbers, key=lambda pair: pair[1] - pair[0]):
             own = [number for _, number in stretch]

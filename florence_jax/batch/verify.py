@@ -1,4 +1,4 @@
-"""Is an output directory what its manifest says, to the last row?"""
+"""Verify an output directory against its manifest, to the last row."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from florence_jax.batch.blocks import is_block_name
+from florence_jax.batch.blocks import digest_path, is_block_name, read_rows
 from florence_jax.batch.manifest import MANIFEST, RunError, read_manifest
-from florence_jax.batch.output_files import digest_path, read_rows
 from florence_jax.batch.run_inputs import blocks_of_manifest
 
-# Problems that are told one by one.
+# Problems that are listed one by one.
 _SHOWN = 20
 
 
 @dataclass
 class Report:
-    """What `verify_output` found.
+    """The result of `verify_output`.
 
     Attributes:
-        rows, errors: rows there are, and those of them with an "error".
+        rows: number of rows.
+        errors: number of rows with an "error".
         missing: blocks that are not there yet.
-        problems: what is wrong with those that are; empty if nothing is.
+        problems: faults of the blocks that are there.
         lost: places in damaged inputs where more rows may have been.
     """
 
@@ -39,11 +39,11 @@ class Report:
 
     @property
     def is_complete(self) -> bool:
-        """Is every row there, once, and as it was written, and was every input sound?"""
+        """Whether every row is there once, as it was written, and every input was sound."""
         return not self.missing and not self.problems and not self.lost
 
     def describe(self) -> str:
-        """All of it, for a person."""
+        """The report as text."""
         lines = [f"{self.rows} rows, {self.errors} of them errors"]
         kinds = (self.missing, "missing"), (self.problems, "wrong"), (self.lost, "lost")
         for found, what in kinds:
@@ -119,7 +119,7 @@ def _count(path: Path, report: Report) -> list[str]:
     ids, errors = [], 0
     for row in read_rows(path):
         if not isinstance(row["id"], str):
-            raise ValueError(f"the id {row['id']!r} is no text")
+            raise ValueError(f"the id {row['id']!r} is not text")
         ids.append(row["id"])
         errors += "error" in row
     report.rows += len(ids)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence_jax.annotation.schema import FILE
-from florence_jax.annotation.settings import AnnotateSettings
-from florence_jax.annotation.throughput import AnnotationCount, Throughput, save_throughput
+from florence_jax.annotation.statistics import AnnotationCount, Throughput, save_throughput
 from florence_jax.cli.annotate_options import (
+    AnnotateOptions,
     add_options,
     annotate_arguments,
-    annotate_settings,
+    annotate_options,
     thresholds,
 )
-from florence_jax.cli.options import decoding_settings, load_answering, say_on_stderr
+from florence_jax.cli.options import decoding_settings, load_pipeline, say_on_stderr
 from florence_jax.runtime.atomic_file import check_writable
 from florence_jax.runtime.directory_lock import LOCK, directory_lock
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from florence_jax.batch.job import Source
     from florence_jax.batch.run import Summary
     from florence_jax.inference.base_pipeline import BasePipeline
-
-# Features of a block's pictures stay on the device: 1.2 MB each for base in bfloat16.
-_MOST_IN_BLOCK = 128
 
 _EPILOG = """\
 examples:
@@ -64,7 +62,7 @@ thresholds (--threshold NAME=VALUE), with their defaults:
 
 
 def add_annotate(commands: Any) -> None:
-    """The command, added to the parser's."""
+    """Add the command to the parser's."""
     annotate = commands.add_parser(
         "annotate",
         help="annotate images: captions, boxes, written text, grounded phrases",
@@ -75,68 +73,65 @@ def add_annotate(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(annotate)
-    annotate.set_defaults(run=run_annotate, weights=None)
+    annotate.set_defaults(run=run_annotate)
 
 
-def run_annotate(options: argparse.Namespace) -> int:
+def run_annotate(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    several = options.process_index is not None or options.process_count is not None
-    if options.extend and (options.merge or options.refine):
+    _check_mode(arguments)
+    options = annotate_options(arguments)
+    if options.merge is not None:
+        return _merge(options)
+    return _annotate(options) if arguments.refine is None else _refine(options, arguments)
+
+
+def _check_mode(arguments: argparse.Namespace) -> None:
+    several = arguments.process_index is not None or arguments.process_count is not None
+    if arguments.extend and (arguments.merge or arguments.refine):
         raise ValueError("--extend belongs to annotating images: leave --merge and --refine out")
-    if several and (options.merge or options.refine):
+    if several and (arguments.merge or arguments.refine):
         raise ValueError(
             "--merge and --refine are the work of one process: leave --process-index and "
             "--process-count out"
         )
-    if options.merge is not None:
-        return _merge(options)
-    if not options.images:
+    if arguments.merge is not None and arguments.images:
+        raise ValueError("--merge takes annotations, not images: leave the images out")
+    if arguments.merge is None and not arguments.images:
         raise ValueError("name the images to annotate, or annotations to --merge")
-    return _refine(options) if options.refine is not None else _annotate(options)
 
 
-def _annotate(options: argparse.Namespace) -> int:
-    from florence_jax.annotation.image_source import find_pictures
+def _annotate(options: AnnotateOptions) -> int:
+    from florence_jax.annotation.image_source import find_image_folder
     from florence_jax.annotation.job import AnnotateJob
-    from florence_jax.annotation.noun_phrases_spacy import find_analyser
-    from florence_jax.batch.process_share import find_share
+    from florence_jax.annotation.noun_phrases_spacy import find_extractor
     from florence_jax.batch.run import run_blocks
     from florence_jax.inference.multi_device import replicate_over_local_devices
 
-    settings = annotate_settings(options)
     say = None if options.quiet else say_on_stderr
-    pictures = find_pictures(options.images, options.image_root, say)
-    analyser = find_analyser(options.analyser)
-    share = find_share(options.process_index, options.process_count)
-    blocks: dict[str, Any] = {
-        "block_size": options.block_size,
-        "default_size": functools.partial(_default_block_size, options.batch_size),
-        "row_format": "jsonl",
-        "workers": options.workers,
-        "share": share,
-        "extend": options.extend,
-    }
+    images = find_image_folder(options.images, options.image_root, say)
+    extractor = find_extractor(options.noun_phrases)
     if options.dry_run:
-        print(_plan(pictures, pictures.root, settings, analyser, options, blocks))
+        print(_plan(images, images.root, extractor, options))
         return 0
     options.output.mkdir(parents=True, exist_ok=True)
     check_writable(options.output)
-    pipeline = replicate_over_local_devices(load_answering(options, progress=not options.quiet))
+    pipeline = load_pipeline(options.model, progress=not options.quiet)
+    pipeline = replicate_over_local_devices(pipeline)
     job = AnnotateJob(
         pipeline,
-        settings,
-        analyser,
-        generation=decoding_settings(pipeline, options),
-        constrained=not options.unconstrained,
-        batch_size=options.batch_size,
+        options.settings,
+        extractor,
+        generation=decoding_settings(pipeline, options.decoding),
+        constrained=options.constrained,
+        batch_size=options.run.batch_size,
     )
     count = AnnotationCount()
     with exit_on_interrupt(f"the same command goes on in {options.output}/"):
         summary = run_blocks(
-            pictures,
+            images,
             job,
             options.output,
-            **blocks,
+            options.run,
             after_block=count,
             progress=not options.quiet,
         )
@@ -147,35 +142,34 @@ def _annotate(options: argparse.Namespace) -> int:
         print(f"{told}\n{_state(summary, options.output)}", file=sys.stderr)
     if summary.missing:
         return INTERRUPTED
-    if share.index == 0:
-        # Another command of the same run may have come to its end too.
+    if options.run.share.index == 0:
+        # Another process of the same run may have finished too.
         with directory_lock(options.output, wait=True):
-            _finish(options, pictures.root, analyser)
+            _finish(options, images.root, extractor)
     return 1 if summary.errors else 0
 
 
-def _merge(options: argparse.Namespace) -> int:
+def _merge(options: AnnotateOptions) -> int:
     from florence_jax.annotation.merge import merge_sets
-    from florence_jax.annotation.noun_phrases_spacy import find_analyser
+    from florence_jax.annotation.noun_phrases_spacy import find_extractor
     from florence_jax.annotation.schema import read_annotations, write_annotations
 
-    if options.images:
-        raise ValueError("--merge takes annotations, not images: leave the images out")
+    inputs = options.merge or ()
     if not options.dry_run:
         _check_merge_output(options.output)
-    analyser = find_analyser(options.analyser)
+    extractor = find_extractor(options.noun_phrases)
     merged = merge_sets(
-        [read_annotations(path) for path in options.merge],
+        [read_annotations(path) for path in inputs],
         fusion=options.fusion,
         captions=options.captions,
-        overlap=annotate_settings(options).filters.overlap,
+        overlap=options.settings.filters.overlap,
     )
     if options.dry_run:
-        print(f"{len(merged)} images of {len(options.merge)} inputs would go into {options.output}")
+        print(f"{len(merged)} images of {len(inputs)} inputs would go into {options.output}")
         return 0
     with directory_lock(options.output):
         write_annotations(merged, options.output / FILE)
-        _finish(options, options.image_root or Path(), analyser)
+        _finish(options, options.image_root or Path(), extractor)
     return 0
 
 
@@ -189,34 +183,32 @@ def _check_merge_output(directory: Path) -> None:
         raise ValueError(f"{directory} holds something else: name another --output")
 
 
-def _refine(options: argparse.Namespace) -> int:
-    from florence_jax.annotation.image_source import find_pictures
+def _refine(options: AnnotateOptions, arguments: argparse.Namespace) -> int:
+    from florence_jax.annotation.image_source import find_image_folder
     from florence_jax.annotation.refine import Refine, refine
     from florence_jax.cli.options import model_from_anywhere
 
-    if options.revision is not None or options.processor is not None:
+    if options.model.revision is not None or options.model.processor is not None:
         raise ValueError(
             "--refine names models by their directory alone: download that revision, or put the "
             "tokenizer into the directory, and leave --revision and --processor out"
         )
-    pictures = find_pictures(options.images, options.image_root)
-    _check_lists(options)
+    images = find_image_folder(options.images, options.image_root)
+    _check_lists(options.images, arguments.checkout)
     loop = Refine(
         directory=Path(os.path.abspath(options.output)),
         # A directory is found from the checkout too.
-        model=model_from_anywhere(options.model),
-        rounds=options.rounds,
-        recipe=Path(os.path.abspath(options.refine)),
-        checkout=Path(os.path.abspath(options.checkout)),
-        image_root=pictures.root,
-        annotate=lambda chosen, output: annotate_arguments(options, chosen, output),
-        also=options.also,
-        questions=options.questions,
-        words=options.words,
+        model=model_from_anywhere(options.model.model),
+        rounds=arguments.rounds,
+        recipe=Path(os.path.abspath(arguments.refine)),
+        checkout=Path(os.path.abspath(arguments.checkout)),
+        image_root=images.root,
+        annotate=lambda chosen, output: annotate_arguments(arguments, chosen, output),
+        also=arguments.also,
+        questions=arguments.questions,
+        words=arguments.words,
     )
     if options.dry_run:
-        import shlex
-
         for phase in loop.phases():
             print(f"# {phase.name}\n{shlex.join(phase.command)}")
         return 0
@@ -228,50 +220,46 @@ def _refine(options: argparse.Namespace) -> int:
     return 0 if refine(loop, say) else INTERRUPTED
 
 
-def _check_lists(options: argparse.Namespace) -> None:
+def _check_lists(images: Sequence[str], checkout: Path) -> None:
     """Refuse lists that name other files in the checkout, where the loop's processes run."""
     from florence_jax.inference.image_files import images_listed
 
-    if options.checkout.resolve() == Path.cwd():
+    if checkout.resolve() == Path.cwd():
         return
-    for source in map(Path, options.images):
+    for source in map(Path, images):
         if source.suffix.lower() != ".txt":
             continue
         relative = next((name for name in images_listed(source) if not os.path.isabs(name)), None)
         if relative is not None:
             raise ValueError(
-                f"{source} names {relative}, which is another file in {options.checkout}, where "
-                "the loop runs: write absolute paths, or run this in the checkout"
+                f"{source} names {relative}, which is another file in {checkout}, where the loop "
+                "runs: write absolute paths, or run this in the checkout"
             )
 
 
-def _finish(options: argparse.Namespace, root: Path, analyser: NounPhraseExtractor) -> None:
-    from florence_jax.annotation.outputs import Products, make_products
+def _finish(options: AnnotateOptions, root: Path, extractor: NounPhraseExtractor) -> None:
+    from florence_jax.annotation.outputs import AnnotationOutputs, write_outputs
 
-    products = Products(exports=tuple(options.export), gallery=options.gallery)
-    counted = make_products(options.output, options.output, root, analyser, products)
+    products = AnnotationOutputs(exports=options.export, gallery=options.gallery)
+    counted = write_outputs(options.output, options.output, root, extractor, products)
     if not options.quiet:
         print(counted.table())
 
 
 def _plan(
-    source: Source,
-    root: Path,
-    settings: AnnotateSettings,
-    analyser: NounPhraseExtractor,
-    options: argparse.Namespace,
-    blocks: dict[str, Any],
+    source: Source, root: Path, extractor: NounPhraseExtractor, options: AnnotateOptions
 ) -> str:
-    from florence_jax.batch.dry_run import describe_plan
+    from florence_jax.batch.run import describe_run
 
+    settings = options.settings
     asked = [*settings.levels, *(name for name in ("regions", "ocr") if getattr(settings, name))]
     return "\n".join(
         [
-            f"{len(source)} images below {root}, by {options.model}",
+            f"{len(source)} images below {root}, by {options.model.model}",
             f"asked: {', '.join(asked)}; grounding: {settings.ground}; completion: "
             f"{settings.complete}; proposals: {settings.proposals}; polygons: {settings.polygons}",
-            f"noun phrases by: {analyser.name}",
-            describe_plan(source, options.output, **blocks),
+            f"noun phrases by: {extractor.name}",
+            describe_run(source, options.output, options.run),
         ]
     )
 
@@ -287,7 +275,7 @@ def _measured(summary: Summary, annotations: int, pipeline: BasePipeline, direct
         annotations=annotations,
         tokens=summary.tokens,
         seconds=summary.seconds,
-        device_busy=summary.busy,
+        device_busy=summary.utilization,
         device=devices[0].device_kind,
         devices=len(devices),
     )
@@ -298,12 +286,3 @@ def _measured(summary: Summary, annotations: int, pipeline: BasePipeline, direct
 def _state(summary: Summary, directory: Path) -> str:
     where = f"{summary.blocks - summary.missing} of {summary.blocks} blocks are in {directory}/"
     return f"{where}; the same command goes on with the rest" if summary.missing else where
-
-
-def _default_block_size(batch_size: int) -> int:
-    import jax
-
-    from florence_jax.batch.run import default_block_size
-
-    most = max(_MOST_IN_BLOCK, batch_size * jax.local_device_count())
-    return min(most, default_block_size(batch_size))

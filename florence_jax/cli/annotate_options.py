@@ -1,4 +1,4 @@
-"""What `florence-jax annotate` takes, and what that means to the engine."""
+"""The options of `florence-jax annotate`: the parser, and what it gives the command."""
 
 from __future__ import annotations
 
@@ -7,17 +7,97 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from florence_jax.annotation.schema import LEVELS
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
-from florence_jax.cli.options import add_decoding_options, add_model_options
-from florence_jax.cli.predict_dir import add_extend, add_process_options
+from florence_jax.batch.run_options import RunOptions
+from florence_jax.cli.options import (
+    DecodingOptions,
+    ModelOptions,
+    add_decoding_options,
+    add_model_options,
+    decoding_from,
+    options_from,
+)
+from florence_jax.cli.run_options import (
+    add_block_options,
+    add_extend_option,
+    add_process_options,
+    add_worker_option,
+    run_options,
+)
+
+if TYPE_CHECKING:
+    from florence_jax.annotation.merge import Captions, Fusion
+    from florence_jax.annotation.outputs import Export
+
+# The features of a block's images stay on the device: 1.2 MB each for base in bfloat16.
+_MAX_BLOCK_SIZE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateOptions:
+    """Everything that `florence-jax annotate` was asked for, checked.
+
+    Attributes:
+        images: files, directories and lists.
+        output: the directory to write to.
+        image_root: the directory that image names start from; None for the deepest one.
+        model: the model, and how it is loaded.
+        decoding: decoding settings.
+        settings: what is asked of an image, and what the filters keep.
+        noun_phrases: a spaCy model, "rules" or "auto".
+        run: how the run is divided.
+        constrained: allow only answers that parse completely.
+        export, gallery: what is written beside the statistics.
+        merge: annotations to fuse instead; see `fusion` and `captions`.
+        dry_run: print what would run.
+        quiet: no progress bar and no table.
+    """
+
+    images: tuple[str, ...]
+    output: Path
+    image_root: Path | None
+    model: ModelOptions
+    decoding: DecodingOptions
+    settings: AnnotateSettings
+    noun_phrases: str
+    run: RunOptions
+    constrained: bool
+    export: tuple[Export, ...]
+    gallery: int
+    merge: Sequence[Path] | None
+    fusion: Fusion
+    captions: Captions
+    dry_run: bool
+    quiet: bool
+
+
+def annotate_options(arguments: argparse.Namespace) -> AnnotateOptions:
+    """The options of parsed arguments.
+
+    Raises:
+        ValueError: names options that do not go together, and the remedy.
+    """
+    return options_from(
+        AnnotateOptions,
+        arguments,
+        images=tuple(arguments.images),
+        model=options_from(ModelOptions, arguments),
+        decoding=decoding_from(arguments),
+        settings=annotate_settings(arguments),
+        noun_phrases=arguments.analyser,
+        run=run_options(arguments, row_format="jsonl", max_block_size=_MAX_BLOCK_SIZE),
+        constrained=not arguments.unconstrained,
+        export=tuple(arguments.export),
+    )
 
 
 def add_options(annotate: argparse.ArgumentParser) -> None:
-    """Every option of the command."""
+    """Add every option of the command to its parser."""
     annotate.add_argument(
         "images", nargs="*", metavar="IMAGE", help="image file, directory, or .txt list of paths"
     )
@@ -75,15 +155,13 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
     annotate.add_argument(
         "--unconstrained",
         action="store_true",
-        help="also allow answers that cannot be read whole (faster to start)",
+        help="also allow answers that do not parse completely (faster to start)",
     )
     annotate.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
-    annotate.add_argument("--block-size", type=int, metavar="N", help="images in a block")
-    annotate.add_argument(
-        "--workers", type=int, metavar="N", help="processes that read pictures, 0 for none"
-    )
+    add_block_options(annotate)
+    add_worker_option(annotate)
     add_process_options(annotate)
-    add_extend(annotate)
+    add_extend_option(annotate)
     annotate.add_argument(
         "--export",
         action="append",
@@ -152,10 +230,10 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
 
 
 def annotate_settings(options: argparse.Namespace) -> AnnotateSettings:
-    """What the options ask for.
+    """The settings that the options ask for.
 
     Raises:
-        ValueError: a threshold that there is not, or out of range.
+        ValueError: a threshold is unknown or out of range.
     """
     wanted = set(options.only or (*LEVELS, "regions", "ocr"))
     filters = dict(map(_threshold, options.threshold))
@@ -172,10 +250,10 @@ def annotate_settings(options: argparse.Namespace) -> AnnotateSettings:
 
 
 def annotate_arguments(options: argparse.Namespace, model: str, output: Path) -> list[str]:
-    """The command line that annotates likewise, with another model into another directory."""
+    """A command line with the same options, another model and another directory."""
     arguments = ["annotate", *(os.path.abspath(image) for image in options.images)]
     arguments += ["--model", model, "--output", str(output)]
-    # Alone, whatever a launcher's environment says of the loop.
+    # One process, whatever a launcher's environment says about the loop.
     arguments += ["--process-index", "0", "--process-count", "1"]
     for name in (
         *("analyser", "polygons", "batch_size", "block_size", "workers", "gallery", "image_root"),
@@ -206,7 +284,7 @@ def _threshold(text: str) -> tuple[str, Any]:
     try:
         if isinstance(default, tuple):
             parts = [type(default[0])(part) for part in value.split(",")]
-            # One number is of every level.
+            # One number stands for every level.
             return name, tuple(parts * len(default) if len(parts) == 1 else parts)
         return name, type(default)(value)
     except ValueError:

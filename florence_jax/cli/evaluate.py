@@ -1,22 +1,28 @@
-"""`florence-jax evaluate`: recompute the published tables, and judge one's own data."""
+"""`florence-jax evaluate`: recompute the published tables, and score custom data."""
 
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence_jax.cli.options import (
+    DecodingOptions,
+    ModelOptions,
     add_decoding_options,
     add_free_prompt_option,
     add_model_options,
+    add_weights_option,
+    decoding_from,
     decoding_settings,
-    load_answering,
+    load_pipeline,
+    options_from,
 )
-from florence_jax.cli.predict_dir import add_process_options
+from florence_jax.cli.run_options import add_process_options, add_worker_option, run_options
 from florence_jax.runtime.atomic_file import atomic_write, check_writable, remove_leftovers
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
@@ -24,7 +30,7 @@ from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 if TYPE_CHECKING:
     from florence_jax.batch.image_reader import FileBelow
     from florence_jax.batch.run import Summary
-    from florence_jax.evaluation.registry import Benchmark
+    from florence_jax.batch.run_options import RunOptions
     from florence_jax.evaluation.report import Report
     from florence_jax.evaluation.run import Plan
 
@@ -54,7 +60,7 @@ data sets, their splits, most new tokens, and what --data holds:
 
 
 def add_evaluate(commands: Any) -> None:
-    """The command and its options."""
+    """Add the command to the parser's."""
     evaluate = commands.add_parser(
         "evaluate",
         help="recompute the published tables, or judge your own data",
@@ -77,7 +83,7 @@ def add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("--split", help="default: the first of the data set's")
     evaluate.add_argument(
-        "--image-root", type=Path, metavar="DIR", help="of own: where its pictures are"
+        "--image-root", type=Path, metavar="DIR", help="of own: where its images are"
     )
     evaluate.add_argument(
         "--output",
@@ -103,27 +109,54 @@ def add_evaluate(commands: Any) -> None:
         "--score-only", action="store_true", help="score the rows that are there, load no model"
     )
     add_model_options(evaluate)
-    evaluate.add_argument(
-        "--weights", metavar="MODEL", help="the checkpoint of exported programs without weights"
-    )
+    add_weights_option(evaluate)
     add_decoding_options(evaluate)
     add_free_prompt_option(evaluate)
-    evaluate.add_argument("--constrained", action="store_true", help="only answers read whole")
+    evaluate.add_argument(
+        "--constrained", action="store_true", help="allow only answers that parse completely"
+    )
     evaluate.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
-    evaluate.add_argument("--workers", type=int, metavar="N", help="processes that read pictures")
+    add_worker_option(evaluate)
     add_process_options(evaluate)
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     evaluate.set_defaults(run=run_evaluate)
 
 
-def run_evaluate(options: argparse.Namespace) -> int:
-    """The command; 1 where an example has no answer, 130 where it was interrupted."""
-    if options.published:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """How `florence-jax evaluate` answers a plan and what it writes, checked.
+
+    Attributes:
+        model: the model, and how it is loaded.
+        decoding: decoding settings.
+        run: how the run is divided.
+        output: the directory to write to.
+        data: what --data named, for the report.
+        constrained: allow only answers that parse completely.
+        free_prompt: allow prompts that look like a task and are none.
+        worst: cases on the page of the worst answers.
+        quiet: no progress bar.
+    """
+
+    model: ModelOptions
+    decoding: DecodingOptions
+    run: RunOptions
+    output: Path
+    data: Path
+    constrained: bool
+    free_prompt: bool
+    worst: int
+    quiet: bool
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Run the command; the exit status is 1 if an example has no answer, 130 if interrupted."""
+    if arguments.published:
         from florence_jax.evaluation.paper_results import format_tables
 
         print(format_tables())
         return 0
-    if options.benchmark is None or options.data is None:
+    if arguments.benchmark is None or arguments.data is None:
         raise ValueError(
             "name a data set and where it is: florence-jax evaluate coco-captions --data coco/ "
             "(florence-jax evaluate --help lists them)"
@@ -131,21 +164,22 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from florence_jax.evaluation.run import ROWS, check_scoring, plan_evaluation
 
     plan = plan_evaluation(
-        options.benchmark,
-        options.data,
-        split=options.split,
-        limit=options.limit,
-        prompt=options.prompt,
-        image_root=options.image_root,
+        arguments.benchmark,
+        arguments.data,
+        split=arguments.split,
+        limit=arguments.limit,
+        prompt=arguments.prompt,
+        image_root=arguments.image_root,
     )
-    directory = options.output or _default_output(options.model, plan)
+    options = _options(arguments, plan)
+    directory = options.output
     for note in (*plan.dataset.notes, *check_scoring(plan)):
         print(f"note: {note}", file=sys.stderr)
-    if options.dry_run:
-        print(_describe(plan, options, directory))
+    if arguments.dry_run:
+        print(_describe(plan, options))
         return 0
-    if not options.score_only:
-        _check_pictures(plan)
+    if not arguments.score_only:
+        _check_images(plan)
         directory.mkdir(parents=True, exist_ok=True)
         check_writable(directory)
         with exit_on_interrupt(_how_to_go_on(directory)):
@@ -157,28 +191,40 @@ def run_evaluate(options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return INTERRUPTED
-    report = _report(plan, options, directory)
+    report = _report(plan, options)
     print(report.describe())
     print(f"report.json, examples.jsonl and worst.html are in {directory}/", file=sys.stderr)
     return 1 if report.failed else 0
 
 
-def _answer(plan: Plan, options: argparse.Namespace, directory: Path) -> Summary:
+def _options(arguments: argparse.Namespace, plan: Plan) -> EvaluateOptions:
+    decoding = decoding_from(arguments)
+    if decoding.max_new_tokens is None and plan.known is not None:
+        decoding = dataclasses.replace(decoding, max_new_tokens=plan.known.max_new_tokens)
+    return options_from(
+        EvaluateOptions,
+        arguments,
+        model=options_from(ModelOptions, arguments),
+        decoding=decoding,
+        run=run_options(arguments),
+        output=arguments.output or _default_output(arguments.model, plan),
+    )
+
+
+def _answer(plan: Plan, options: EvaluateOptions, directory: Path) -> Summary:
     from florence_jax.batch.predict_job import PredictJob
-    from florence_jax.batch.process_share import find_share
-    from florence_jax.batch.run import default_block_size, run_blocks
+    from florence_jax.batch.run import run_blocks
     from florence_jax.inference.multi_device import replicate_over_local_devices
     from florence_jax.processing.request_check import check_task
 
-    if options.max_new_tokens is None and plan.known is not None:
-        options.max_new_tokens = plan.known.max_new_tokens
     source = plan.source()
-    pipeline = replicate_over_local_devices(load_answering(options, progress=not options.quiet))
+    pipeline = load_pipeline(options.model, progress=not options.quiet)
+    pipeline = replicate_over_local_devices(pipeline)
     job = PredictJob(
         pipeline,
-        decoding_settings(pipeline, options),
+        decoding_settings(pipeline, options.decoding),
         constrained=options.constrained,
-        batch_size=options.batch_size,
+        batch_size=options.run.batch_size,
         free_prompt=options.free_prompt,
         declared=plan.own_tasks,
     )
@@ -186,29 +232,22 @@ def _answer(plan: Plan, options: argparse.Namespace, directory: Path) -> Summary
     declared = pipeline.declared_tasks | plan.own_tasks
     for item in plan.items:
         check_task(item.queries[0].prompt, declared=declared, free_prompt=options.free_prompt)
-    return run_blocks(
-        source,
-        job,
-        directory,
-        default_size=functools.partial(default_block_size, options.batch_size),
-        workers=options.workers,
-        share=find_share(options.process_index, options.process_count),
-        progress=not options.quiet,
-    )
+    return run_blocks(source, job, directory, options.run, progress=not options.quiet)
 
 
-def _report(plan: Plan, options: argparse.Namespace, directory: Path) -> Report:
+def _report(plan: Plan, options: EvaluateOptions) -> Report:
     from florence_jax.batch.manifest import read_manifest
     from florence_jax.evaluation.html_report import worst_page
     from florence_jax.evaluation.report import WORST, save_report, worst
     from florence_jax.evaluation.run import ROWS, read_all_rows, score_rows
 
+    directory = options.output
     rows = read_all_rows(plan, directory / ROWS)
     manifest = read_manifest(directory / ROWS) or {}
     report = score_rows(
         plan,
         rows,
-        model=str(options.model),
+        model=options.model.model,
         settings={
             "prompt": plan.prompt,
             "run": manifest.get("job"),
@@ -216,42 +255,42 @@ def _report(plan: Plan, options: argparse.Namespace, directory: Path) -> Report:
             "notes": list(plan.dataset.notes),
         },
     )
-    pictures = {item.id: item.image for item in plan.items}
-    # Several processes of one evaluation come here: their files must not be mixed.
+    images = {item.id: item.image for item in plan.items}
+    # Several processes of one evaluation may write here at the same time.
     with directory_lock(directory, wait=True):
         remove_leftovers(directory)
         save_report(report, directory)
-        page = worst_page(report, worst(report, options.worst), pictures)
+        page = worst_page(report, worst(report, options.worst), images)
         atomic_write(directory / WORST, page)
     return report
 
 
-def _describe(plan: Plan, options: argparse.Namespace, directory: Path) -> str:
-    """What would run, after a look at every picture's name."""
+def _describe(plan: Plan, options: EvaluateOptions) -> str:
+    """What would run, as text."""
     from florence_jax.batch.image_reader import image_name
-    from florence_jax.evaluation.paper_results import published_figure
+    from florence_jax.evaluation.paper_results import published_score
 
-    known = plan.known
+    known, model = plan.known, options.model.model
     absent = _absent(plan)
     found = f"{len(plan.items)} of {len(plan.dataset.items)} examples"
     lines = [
         f"{plan.benchmark} {plan.split}: {found} of {', '.join(map(str, plan.dataset.files))}",
         f"asked: {plan.prompt}" + (f" ({known.prompt_source})" if known else ""),
         f"first: {plan.items[0].queries[0].prompt}, {image_name(plan.items[0].image)}",
-        f"decoding: {_decoding(options, known)}",
-        f"{len(absent)} pictures are missing"
+        f"decoding: {_decoding(options.decoding)}",
+        f"{len(absent)} images are missing"
         + (f", such as {image_name(absent[0])}: those examples count as wrong" if absent else ""),
-        f"model: {options.model}, output: {directory}/",
+        f"model: {model}, output: {options.output}/",
     ]
     column = known.columns.get(plan.split) if known else None
-    figure = published_figure(options.model, column) if column else None
+    figure = published_score(model, column) if column else None
     if figure is not None:
         lines.append(f"published: {figure.column} {figure.value} ({figure.source})")
     return "\n".join(lines)
 
 
 def _absent(plan: Plan) -> list[FileBelow]:
-    """The pictures that are not there."""
+    """The images that are missing."""
     from florence_jax.batch.image_reader import FileBelow
 
     return [
@@ -268,29 +307,29 @@ def _is_file(image: FileBelow) -> bool:
         return False
 
 
-def _check_pictures(plan: Plan) -> None:
-    """A wrong folder is said before a model is loaded; single pictures have rows with errors."""
+def _check_images(plan: Plan) -> None:
+    """Refuse a wrong folder before a model is loaded; a single missing image gets a row."""
     from florence_jax.batch.image_reader import image_name
 
     absent = _absent(plan)
     if len(absent) == len(plan.items):
         raise ValueError(
-            f"none of the {len(absent)} pictures is there, such as {image_name(absent[0])!r:.80} "
+            f"none of the {len(absent)} images is there, such as {image_name(absent[0])!r:.80} "
             f"below {absent[0].root}: name the folder that they are in"
             + (" by --image-root" if plan.known is None else "")
         )
     if absent:
         print(
-            f"note: {len(absent)} pictures are missing, such as {image_name(absent[0])}: those "
+            f"note: {len(absent)} images are missing, such as {image_name(absent[0])}: those "
             "examples count as wrong",
             file=sys.stderr,
         )
 
 
-def _decoding(options: argparse.Namespace, known: Benchmark | None) -> str:
-    limit = options.max_new_tokens or (known and known.max_new_tokens)
+def _decoding(options: DecodingOptions) -> str:
     beams = "the checkpoint's" if options.beams is None else f"{options.beams} beams"
-    return f"{beams}, at most {limit or 'what the model can hold'} new tokens"
+    limit = options.max_new_tokens or "what the model can hold"
+    return f"{beams}, at most {limit} new tokens"
 
 
 def _default_output(model: str, plan: Plan) -> Path:

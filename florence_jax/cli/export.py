@@ -1,4 +1,4 @@
-"""`florence-jax export`: a checkpoint's programs as StableHLO."""
+"""`florence-jax export`: write the programs of a checkpoint as StableHLO."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.cli.options import (
+    ModelOptions,
     add_decoding_options,
     add_model_options,
+    decoding_from,
     decoding_settings,
-    load_pipeline,
+    load_checkpoint_pipeline,
+    options_from,
 )
 
 _EXAMPLES = """\
@@ -23,7 +26,7 @@ examples:
 
 
 def add_export(commands: Any) -> None:
-    """Add the subcommand to an argparse `add_subparsers` object."""
+    """Add the command to the parser's."""
     export = commands.add_parser(
         "export",
         help="write compiled programs that need no model code (StableHLO)",
@@ -71,26 +74,28 @@ def add_export(commands: Any) -> None:
     export.set_defaults(run=_export)
 
 
-def _export(options: argparse.Namespace) -> int:
-    pipeline = load_pipeline(options, progress=not options.quiet)
+def _export(arguments: argparse.Namespace) -> int:
+    pipeline = load_checkpoint_pipeline(
+        options_from(ModelOptions, arguments), progress=not arguments.quiet
+    )
     given = {
-        "platforms": options.platform,
-        "batch_sizes": options.batch_size,
-        "image_sizes": options.image_size,
-        "prompts": options.prompt,
+        "platforms": arguments.platform,
+        "batch_sizes": arguments.batch_size,
+        "image_sizes": arguments.image_size,
+        "prompts": arguments.prompt,
     }
     pipeline.export(
-        options.output,
+        arguments.output,
         **{name: value for name, value in given.items() if value is not None},
-        generation=decoding_settings(pipeline, options),
-        constrained=options.constrained,
-        include_weights=options.include_weights,
-        overwrite=options.overwrite,
-        progress=not options.quiet,
+        generation=decoding_settings(pipeline, decoding_from(arguments)),
+        constrained=arguments.constrained,
+        include_weights=arguments.include_weights,
+        overwrite=arguments.overwrite,
+        progress=not arguments.quiet,
     )
-    if not options.quiet:
-        size = sum(file.stat().st_size for file in options.output.iterdir())
-        print(f"{options.output}: {size / 1e6:.1f} MB", file=sys.stderr)
+    if not arguments.quiet:
+        size = sum(file.stat().st_size for file in arguments.output.iterdir())
+        print(f"{arguments.output}: {size / 1e6:.1f} MB", file=sys.stderr)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What `florence-jax` says of itself: its help, its version, and what a mistyped word may mean."""
+"""Help and version of `florence-jax`, and a parser that suggests corrections of mistyped words."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ models (--model):
 `florence-jax COMMAND --help` says what a command takes; `florence-jax predict --help` lists the
 tasks and formats."""
 
-# What runs beside the CPU, by the distribution that brings it.
+# Backends beside the CPU, by the distribution that brings them.
 _BACKENDS = {
     "libtpu": "tpu",
     "jax-cuda13-plugin": "cuda (13)",
@@ -41,7 +41,7 @@ class CommandParser(argparse.ArgumentParser):
     """An argparse parser that asks "did you mean" about commands, options and choices."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: object = None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As argparse does, but unknown options are named with those that they may be."""
+        """Parse as argparse does, but suggest an option for one that is unknown."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser = self._parser_of(sys.argv[1:] if args is None else args)
@@ -78,7 +78,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class VersionAction(argparse.Action):
-    """`--version`: print and leave."""
+    """`--version`: print the versions and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         print(version_text())
@@ -93,9 +93,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def version_text() -> str:
-    """The versions at work, and the kinds of device that JAX is installed for.
+    """The versions of the library and of JAX, and the kinds of device that JAX is installed for.
 
-    Nothing is imported or started: a device is only found when a model runs.
+    Nothing is imported or started: devices are looked for only when a model runs.
     """
     import florence_jax
 

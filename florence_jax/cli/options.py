@@ -1,4 +1,4 @@
-"""What the commands share: which model, how it decodes, and how it is loaded."""
+"""Options that several commands share: the model, decoding, and loading a pipeline from them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,78 @@ import argparse
 import dataclasses
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from florence_jax.generation import GenerationConfig
     from florence_jax.inference.base_pipeline import BasePipeline
     from florence_jax.inference.pipeline import Florence2Pipeline
 
 _DEFAULT_MODEL = "microsoft/Florence-2-base-ft"
 
+Options = TypeVar("Options", bound="DataclassInstance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model, and how it is loaded; see the options' help.
+
+    Raises:
+        ValueError: --rules without --mesh.
+    """
+
+    model: str = _DEFAULT_MODEL
+    revision: str | None = None
+    adapter: str | None = None
+    processor: str | None = None
+    weights: str | None = None
+    compat: Literal["original", "native"] | None = None
+    dtype: str | None = None
+    quantize: Literal["int8"] | None = None
+    mesh: str | None = None
+    rules: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rules is not None and self.mesh is None:
+            raise ValueError(
+                "--rules belongs to --mesh: name the mesh too, for example --mesh data=-1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Sampling instead of the best answer; None leaves a setting as the checkpoint has it."""
+
+    sample: bool = False
+    seed: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingOptions:
+    """Decoding; None leaves a setting as the checkpoint has it.
+
+    Attributes:
+        beams: width of the beam search.
+        max_new_tokens: the longest answer.
+        sampling: None for a command that does not sample.
+    """
+
+    beams: int | None = None
+    max_new_tokens: int | None = None
+    sampling: SamplingOptions | None = None
+
 
 def add_model_options(
     parser: argparse.ArgumentParser, *, compat: bool = True, mesh: bool = True
 ) -> None:
-    """--model and what belongs to it; without `compat`, results are this library's alone, and
-    without `mesh`, on one device."""
+    """Add --model and the options of loading it; without `compat` or `mesh`, not those two."""
     parser.add_argument(
         "--model",
         default=_DEFAULT_MODEL,
@@ -31,19 +87,24 @@ def add_model_options(
     parser.add_argument("--revision", help="branch, tag or commit of the hub id")
     if mesh:
         _add_mesh_options(parser)
-    else:
-        parser.set_defaults(mesh=None, rules=None)
     parser.add_argument(
         "--processor", help="directory or hub id of the tokenizer, where the model has none"
     )
-    parser.set_defaults(adapter=None)
-    if not compat:
-        parser.set_defaults(compat=None)
-        return
+    if compat:
+        parser.add_argument(
+            "--compat",
+            choices=("original", "native"),
+            help="reproduce the original code's or transformers' results exactly",
+        )
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    """Add --weights, for commands that take exported programs as --model."""
     parser.add_argument(
-        "--compat",
-        choices=("original", "native"),
-        help="reproduce the original code's or transformers' results exactly",
+        "--weights",
+        metavar="MODEL",
+        help="if --model is a directory of exported programs without weights: the checkpoint that "
+        "it was exported from",
     )
 
 
@@ -62,7 +123,7 @@ def _add_mesh_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_adapter_option(parser: argparse.ArgumentParser) -> None:
-    """--adapter."""
+    """Add --adapter."""
     parser.add_argument(
         "--adapter",
         metavar="DIR",
@@ -72,7 +133,7 @@ def add_adapter_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    """--dtype, --quantize, --beams and --max-new-tokens."""
+    """Add --dtype, --quantize, --beams and --max-new-tokens."""
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -91,7 +152,7 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """--sample, what it draws from, and --seed."""
+    """Add --sample, --seed and the settings of sampling."""
     parser.add_argument(
         "--sample", action="store_true", help="draw each token at random instead of the best"
     )
@@ -104,7 +165,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_free_prompt_option(parser: argparse.ArgumentParser) -> None:
-    """--free-prompt."""
+    """Add --free-prompt."""
     parser.add_argument(
         "--free-prompt",
         action="store_true",
@@ -114,28 +175,44 @@ def add_free_prompt_option(parser: argparse.ArgumentParser) -> None:
 
 
 def model_from_anywhere(model: str) -> str:
-    """--model as a process in another working directory has to name it."""
+    """--model, as a process in another working directory has to name it."""
     from florence_jax.checkpoint.model_directory import BUNDLED
 
     is_path = model not in BUNDLED and Path(model).expanduser().exists()
     return os.path.abspath(Path(model).expanduser()) if is_path else model
 
 
-def load_pipeline(options: argparse.Namespace, *, progress: bool) -> Florence2Pipeline:
-    """The pipeline that the model options name."""
+def options_from(cls: type[Options], /, arguments: argparse.Namespace, **given: Any) -> Options:
+    """A dataclass of options from the parsed arguments of the same names.
+
+    Args:
+        cls: the dataclass; a field that the command does not offer keeps its default.
+        arguments: of the command line.
+        given: fields that are not taken from the arguments.
+    """
+    names = {field.name for field in dataclasses.fields(cls)} & vars(arguments).keys()
+    parsed = {name: getattr(arguments, name) for name in names - given.keys()}
+    return cls(**parsed, **given)
+
+
+def decoding_from(arguments: argparse.Namespace) -> DecodingOptions:
+    """The decoding options of a command, with those of sampling where it has them."""
+    has_sampling = hasattr(arguments, "seed")
+    sampling = options_from(SamplingOptions, arguments) if has_sampling else None
+    return options_from(DecodingOptions, arguments, sampling=sampling)
+
+
+def load_checkpoint_pipeline(options: ModelOptions, *, progress: bool) -> Florence2Pipeline:
+    """The pipeline of a checkpoint."""
     from florence_jax.inference.load_sharded import DEFAULT_RULES
     from florence_jax.inference.pipeline import Florence2Pipeline
 
-    dtype = options.dtype or "float32"
-    if options.rules is not None and options.mesh is None:
-        raise ValueError("--rules belongs to --mesh: name the mesh too, for example --mesh data=-1")
-    rules = options.rules or DEFAULT_RULES
     return Florence2Pipeline.from_pretrained(
         options.model,
-        dtype=dtype,
+        dtype=options.dtype or "float32",
         quantize=options.quantize,
         mesh=options.mesh,
-        rules=rules,
+        rules=options.rules or DEFAULT_RULES,
         revision=options.revision,
         adapter=options.adapter,
         processor=options.processor,
@@ -144,13 +221,8 @@ def load_pipeline(options: argparse.Namespace, *, progress: bool) -> Florence2Pi
     )
 
 
-def say_on_stderr(sentence: str) -> None:
-    """Tell the user something that is no error and no answer."""
-    print(f"florence-jax: {sentence}", file=sys.stderr)
-
-
-def load_answering(options: argparse.Namespace, *, progress: bool) -> BasePipeline:
-    """`load_pipeline`, or exported programs where --model is a directory of them."""
+def load_pipeline(options: ModelOptions, *, progress: bool) -> BasePipeline:
+    """The pipeline of a checkpoint, or of exported programs if --model is a directory of them."""
     from florence_jax.export.manifest import is_artifact
 
     directory = Path(options.model)
@@ -160,7 +232,7 @@ def load_answering(options: argparse.Namespace, *, progress: bool) -> BasePipeli
                 f"--weights belongs to exported programs, and {options.model} is no directory of "
                 "them: leave it out"
             )
-        return load_pipeline(options, progress=progress)
+        return load_checkpoint_pipeline(options, progress=progress)
     from florence_jax.inference.exported_pipeline import load_exported
 
     for name in ("dtype", "quantize", "revision", "adapter", "processor", "mesh", "rules"):
@@ -170,24 +242,44 @@ def load_answering(options: argparse.Namespace, *, progress: bool) -> BasePipeli
     return pipeline if not options.compat else dataclasses.replace(pipeline, compat=options.compat)
 
 
-def decoding_settings(pipeline: BasePipeline, options: argparse.Namespace) -> GenerationConfig:
-    """The pipeline's settings with what the options change."""
+def decoding_settings(pipeline: BasePipeline, options: DecodingOptions) -> GenerationConfig:
+    """The pipeline's decoding settings, changed as the options say.
+
+    Raises:
+        ValueError: sampling without a seed, or options of sampling without it.
+    """
     given: dict[str, Any] = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
-    drawn = {name: getattr(options, name, None) for name in ("temperature", "top_k", "top_p")}
-    given |= drawn | {"do_sample": getattr(options, "sample", False) or None}
+    sampling = options.sampling
+    if sampling is not None:
+        given |= {
+            "do_sample": sampling.sample or None,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        }
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = dataclasses.replace(pipeline.generation, **chosen)
-    idle = [name for name in ("seed", *drawn) if getattr(options, name, None) is not None]
-    seed = getattr(options, "seed", None)
-    seeded = seed is not None and 0 <= seed < 1 << 32
-    if settings.do_sample and hasattr(options, "seed") and not seeded:
-        # Here, and not as the error of every picture.
+    if sampling is not None:
+        _check_sampling(sampling, settings)
+    return settings
+
+
+def _check_sampling(sampling: SamplingOptions, settings: GenerationConfig) -> None:
+    seed = sampling.seed
+    if settings.do_sample and not (seed is not None and 0 <= seed < 1 << 32):
+        # Reported here, and not as the error of every image.
         raise ValueError(
             "sampling (--sample, or do_sample of the checkpoint) needs --seed N, from 0 to "
             "4294967295" + ("" if seed is None else f"; got {seed}")
         )
+    names = ("seed", "temperature", "top_k", "top_p")
+    idle = [name for name in names if getattr(sampling, name) is not None]
     if idle and not settings.do_sample:
         raise ValueError(
             f"--{idle[0].replace('_', '-')} belongs to --sample: the best answer is not drawn"
         )
-    return settings
+
+
+def say_on_stderr(sentence: str) -> None:
+    """Tell the user something that is neither an error nor an answer."""
+    print(f"florence-jax: {sentence}", file=sys.stderr)

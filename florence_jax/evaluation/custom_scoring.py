@@ -1,4 +1,4 @@
-"""One's own rows, whose truths are in Florence-2's own text: judged by what each task answers."""
+"""Scores of custom rows, whose truths are Florence-2's own text, by the task of each row."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from florence_jax.processing.locations import text_to_bins
 _CAPTIONS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 
 
-def score_own(rows: Sequence[Row]) -> dict[str, tuple[list[Row], Outcome]]:
-    """The rows of every task, and their figures.
+def score_custom(rows: Sequence[Row]) -> dict[str, tuple[list[Row], Outcome]]:
+    """The rows of every task, and their scores.
 
     | task | metric |
     | --- | --- |
@@ -36,8 +36,8 @@ def score_own(rows: Sequence[Row]) -> dict[str, tuple[list[Row], Outcome]]:
     | `<OCR_WITH_REGION>` | F1 of quads with the exact text at half overlap |
     | answers in text, prompts of a fine-tune | exact match, ANLS, edit distance |
 
-    Rows whose picture could not be read have no size, which their truth's coordinates are shares
-    of: where the task answers with coordinates they are left out.
+    Rows whose image could not be read have no size, to which the truth's coordinates are relative:
+    they are left out where the task answers with coordinates.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -49,7 +49,7 @@ def score_own(rows: Sequence[Row]) -> dict[str, tuple[list[Row], Outcome]]:
 
 
 def scorings_of(prefixes: Iterable[str]) -> set[Scoring]:
-    """What the rows of these prefixes are scored by."""
+    """The scoring functions of rows with these prefixes."""
     return {_COUNTED[_SCORINGS[_kind(task_of(prefix))]] for prefix in prefixes}
 
 
@@ -68,7 +68,7 @@ def _captions(task: str, rows: list[Row]) -> tuple[list[Row], Outcome]:
 
 
 def _text(task: str, rows: list[Row]) -> tuple[list[Row], Outcome]:
-    """Without the region that region tasks repeat."""
+    """Score text without the region that region tasks repeat."""
     plain: list[Row] = []
     for row in rows:
         answer = answer_value(row)

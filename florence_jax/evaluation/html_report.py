@@ -1,4 +1,4 @@
-"""The worst answers as one page: the truth and the answer side by side, on their pictures."""
+"""HTML page of the worst answers: truth and answer side by side, drawn on their images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from florence_jax.batch.image_reader import ImageSource, open_picture
+from florence_jax.batch.image_reader import ImageSource, open_image
 from florence_jax.evaluation.report import Report, Worst
 from florence_jax.evaluation.scoring import Row, answer_value
 from florence_jax.results.draw import draw_result
@@ -25,20 +25,20 @@ figcaption { color: #71717a } img { max-width: 100% } pre { white-space: pre-wra
 """
 
 
-def worst_page(report: Report, cases: Sequence[Worst], pictures: Mapping[str, ImageSource]) -> str:
-    """One HTML file with everything in it.
+def worst_page(report: Report, cases: Sequence[Worst], images: Mapping[str, ImageSource]) -> str:
+    """The page as one HTML file, images included.
 
     Args:
         report: what was evaluated.
         cases: the rows to show, worst first.
-        pictures: where each row's picture is, by its id.
+        images: the image of each row, by the row's id.
     """
     title = f"{report.benchmark} {report.split}: the {len(cases)} worst of {report.examples}"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
         f"<pre>{html.escape(report.describe())}</pre>",
-        *(_case(case, pictures[case.row["id"]]) for case in cases),
+        *(_case(case, images[case.row["id"]]) for case in cases),
     ]
     return "\n".join(parts) + "\n"
 
@@ -48,27 +48,27 @@ def _case(case: Worst, source: ImageSource) -> str:
     head = f"{case.score:.3f} · {row.get('image', row['id'])} · {row['id']}"
     asked = f"<pre>{html.escape(str(row['input']))}</pre>" if "input" in row else ""
     try:
-        picture = open_picture(source)
+        image = open_image(source)
         truth, answer = _drawable_truth(row), answer_value(row)
-        figures = _figure("truth", picture, truth)
-        figures += _figure("answer", picture, _drawable(answer, row))
+        figures = _figure("truth", image, truth)
+        figures += _figure("answer", image, _drawable(answer, row))
     except Exception as error:  # the page has the other cases
         text = html.escape(row_error_text(error))
         return f"<section><h3>{html.escape(head)}</h3>{asked}{text}</section>"
     return f"<section><h3>{html.escape(head)}</h3>{asked}{figures}</section>"
 
 
-def _figure(name: str, picture: Image.Image, value: Any) -> str:
-    """Shapes on the picture, or text below it."""
+def _figure(name: str, image: Image.Image, value: Any) -> str:
+    """Shapes drawn on the image, or text below it."""
     if isinstance(value, Mapping):
-        picture, text = draw_result(picture, {name: value}), ""
+        image, text = draw_result(image, {name: value}), ""
         if not any(value.values()):
             text = "nothing"
     else:
         text = str(value)
     caption = html.escape(text)
     return (
-        f'<figure><figcaption>{name}</figcaption><img src="{_embedded(picture)}" alt="{name}">'
+        f'<figure><figcaption>{name}</figcaption><img src="{_embedded(image)}" alt="{name}">'
         f"<pre>{caption}</pre></figure>"
     )
 
@@ -81,7 +81,7 @@ def _drawable(answer: Any, row: Row) -> Any:
 
 
 def _drawable_truth(row: Row) -> Any:
-    """The truth in the form of an answer: what each reader of a data set writes down."""
+    """The truth in the form of an answer."""
     truth = row["truth"]
     if isinstance(truth, Mapping) and "bboxes" in truth:
         return truth
@@ -100,8 +100,8 @@ def _object(truth: Mapping[str, Any]) -> dict[str, Any]:
     return {"bboxes": [truth["box"]], "labels": [""]}
 
 
-def _embedded(picture: Image.Image) -> str:
-    small = picture.copy()
+def _embedded(image: Image.Image) -> str:
+    small = image.copy()
     small.thumbnail((_SIDE, 2 * _SIDE))
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=80)

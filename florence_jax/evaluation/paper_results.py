@@ -1,8 +1,8 @@
-"""Every figure of Florence-2 in the tables of its paper, and one of a model card, as data.
+"""Published scores of Florence-2: every number of its paper's tables, and one of a model card.
 
 Source: "Florence-2: Advancing a Unified Representation for a Variety of Vision Tasks"
 (https://arxiv.org/abs/2311.06242), by table; the model cards on the hub repeat tables 4, 5 and 6.
-Figures stand as printed. The paper is at odds with itself where section 6.3 gives the large model
+Numbers are as printed. The paper contradicts itself: section 6.3 gives the large model
 TextVQA 81.5 and COCO captions 140.0, for table 5 has 73.5 and 143.3 (140.0 is the base model's);
 and RefCOCOg test of the fine-tuned base model, 82.2, is the number of RefCOCO+ testB in the same
 row and far from its neighbours.
@@ -36,11 +36,11 @@ class PublishedScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of the paper, Florence-2's own rows alone.
+    """The rows of Florence-2 in a table of the paper.
 
     Attributes:
-        title: what it shows.
-        source: where it stands.
+        title: content of the table.
+        source: number of the table.
         columns: data set, split and metric of each number.
         rows: (model, numbers); None where nothing is printed.
     """
@@ -200,8 +200,8 @@ def figures() -> list[PublishedScore]:
     ]
 
 
-def published_figure(model: str, column: str) -> PublishedScore | None:
-    """The number that is published of a model in a column; None where there is none.
+def published_score(model: str, column: str) -> PublishedScore | None:
+    """The published score of a model in a column; None if there is none.
 
     Args:
         model: hub id or path, of which the last part decides: "microsoft/Florence-2-base-ft".
@@ -214,9 +214,11 @@ def published_figure(model: str, column: str) -> PublishedScore | None:
     return None
 
 
-def figures_of_variants(model: str, column: str) -> list[PublishedScore]:
-    """Numbers of other weights that go by the model's name, such as what a checkpoint on the hub
-    was replaced by after the paper; arguments as of `published_figure`."""
+def published_variants(model: str, column: str) -> list[PublishedScore]:
+    """Published scores of other weights under the model's name; arguments as `published_score`.
+
+    The weights of a checkpoint on the hub, for example, were replaced after the paper.
+    """
     return [
         figure
         for figure in figures()

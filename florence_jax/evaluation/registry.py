@@ -1,4 +1,4 @@
-"""The data sets of the published tables: where each is, what it is asked and how it is judged."""
+"""Registry of the published data sets: reader, prompt, score and published columns of each."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from florence_jax.evaluation.datasets import captions, detection, flickr30k, ref
 from florence_jax.evaluation.datasets.dataset import Dataset
 from florence_jax.evaluation.metrics import textvqa_accuracy, vizwiz_accuracy
 
-# The prompts of questions and of expressions' boxes are in no publication. Questions are asked as
-# this project's own training writes them, boxes of an expression as of a phrase.
+# The prompts of VQA and of expressions' boxes are not published. VQA uses the prompt of this
+# project's training, expressions that of phrase grounding.
 _UNPUBLISHED = "not published; --prompt changes it"
 _CARD = "a task of the model card"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """One data set as it is evaluated.
+    """A published data set, and how it is evaluated.
 
-    The paper does not say how the answers of its tables were decoded. Used is what is published
-    with the checkpoints (3 beams, no run of three tokens twice), but for `max_new_tokens`.
+    The paper does not say how the answers of its tables were decoded. Decoding is as published with
+    the checkpoints (3 beams, no run of three tokens twice), except for `max_new_tokens`.
 
     Attributes:
-        title: for people.
-        read: (folder, split) -> the items.
-        score: rows -> figures.
-        splits: the first is the default; of those in `columns` there is a published figure.
-        columns: split -> column of `published.TABLES`.
-        prompt: what is asked of each picture, `{input}` standing for the question, the sentence or
-            the expression; `prompt_source`: who says so.
-        files: what the folder holds.
+        title: name for people.
+        read: function of (folder, split) that returns the items.
+        score: function of the rows that returns the scores.
+        splits: the first is the default; those in `columns` have a published score.
+        columns: split -> column of `paper_results.TABLES`.
+        prompt: prompt of each image; `{input}` stands for the question, sentence or expression.
+        prompt_source: where the prompt is published.
+        files: content of the folder.
         max_new_tokens: limit of an answer's length, this project's choice: the model card has 1024
             for everything. Answers that end before it are the same under any limit.
     """

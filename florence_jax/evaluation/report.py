@@ -1,4 +1,4 @@
-"""What an evaluation came to: beside the published figure, as text, JSON and rows."""
+"""Report of an evaluation: scores beside the published ones, as text, JSON and rows."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ REPORT, EXAMPLES, WORST, SUBMISSION = (
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One task's rows and figures; a published data set has one part.
+    """The rows and scores of one task; a published data set has one part.
 
     Attributes:
-        name: the data set's title, or of one's own rows the task.
-        rows: in the order of the data set.
-        outcome: None where the split has no truth.
+        name: the data set's title, or the task of custom rows.
+        rows: rows in the order of the data set.
+        outcome: scores; None if the truth of the split is not public.
     """
 
     name: str
@@ -37,16 +37,17 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """An evaluation.
+    """The result of an evaluation.
 
     Attributes:
-        benchmark, split, model: of what.
+        benchmark, split, model: what was evaluated.
         settings: prompt, decoding and files, as JSON.
-        parts: the figures.
-        examples, total: rows that were scored, and examples that the split has.
+        parts: rows and scores of each task.
+        examples: rows that were scored.
+        total: examples of the split.
         failed: rows without an answer; they count as wrong.
-        figure: what is published of this model and column, and `variants` what is published of
-            other weights under its name.
+        figure: the published score of this model and column.
+        variants: published scores of other weights under the model's name.
     """
 
     benchmark: str
@@ -61,7 +62,7 @@ class Report:
     variants: Sequence[PublishedScore] = ()
 
     def describe(self) -> str:
-        """The figures for a person."""
+        """The scores as text."""
         lines = [
             f"{self.benchmark} {self.split}: {self.examples} of {self.total} examples, {self.model}"
         ]
@@ -91,7 +92,7 @@ class Report:
         return [main, *variants, *others]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the rows."""
+        """The report as JSON, without the rows."""
         content: dict[str, Any] = {
             "benchmark": self.benchmark,
             "split": self.split,
@@ -120,7 +121,7 @@ class Report:
         return content
 
     def examples_as_json(self) -> list[dict[str, Any]]:
-        """Each row with its `score`, 0..1."""
+        """Every row with its `score`, 0..1."""
         return [
             dict(row) | ({"score": score} if score is not None else {})
             for part in self.parts
@@ -130,7 +131,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Worst:
-    """A row and how it went."""
+    """A row and its score."""
 
     part: str
     row: Row
@@ -149,8 +150,7 @@ def worst(report: Report, count: int) -> list[Worst]:
 
 
 def save_report(report: Report, directory: Path) -> None:
-    """Write `report.json`, `examples.jsonl` and, where the truth is not public, the answers in the
-    form that the challenges take."""
+    """Write `report.json`, `examples.jsonl`, and a submission if the truth is not public."""
     atomic_write(directory / REPORT, json_text(report.as_json(), indent=1) + "\n")
     write_jsonl(directory / EXAMPLES, report.examples_as_json())
     if any(part.outcome is None for part in report.parts):
@@ -161,7 +161,7 @@ def _submission(report: Report) -> list[dict[str, Any]]:
     from florence_jax.evaluation.scoring import answer_value
 
     rows = [row for part in report.parts for row in part.rows]
-    # DocVQA's server has its own name for a question's number, and VizWiz's goes by the picture.
+    # DocVQA's server has its own name for a question's number, and VizWiz's goes by the image.
     key = {"docvqa": "questionId", "vizwiz": "image"}.get(report.benchmark, "question_id")
     return [{key: row["question_id"], "answer": answer_value(row) or ""} for row in rows]
 

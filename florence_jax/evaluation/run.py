@@ -1,4 +1,4 @@
-"""An evaluation on the batch runner: the data set's questions in, rows and figures out."""
+"""Evaluation on the batch runner: plan the prompts of a data set, read its rows, score them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from florence_jax.batch.blocks import is_block_name
+from florence_jax.batch.blocks import is_block_name, read_rows
 from florence_jax.batch.job import Item, ListSource, Row
-from florence_jax.batch.output_files import read_rows
-from florence_jax.evaluation.custom_scoring import score_own, scorings_of
-from florence_jax.evaluation.datasets.custom import own_file
+from florence_jax.evaluation.custom_scoring import score_custom, scorings_of
+from florence_jax.evaluation.datasets.custom import read_custom
 from florence_jax.evaluation.datasets.dataset import Dataset, LayoutError
-from florence_jax.evaluation.paper_results import figures_of_variants, published_figure
+from florence_jax.evaluation.paper_results import published_score, published_variants
 from florence_jax.evaluation.registry import Benchmark, benchmark_named
 from florence_jax.evaluation.report import Part, Report
 from florence_jax.evaluation.scoring import check_programs, score_detection
@@ -28,20 +27,20 @@ ROWS = "rows"
 
 
 class EvaluationError(ValueError):
-    """An evaluation that cannot be finished; the message says why and what to do."""
+    """An evaluation cannot be finished; the message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will be asked.
+    """A data set with its prompts.
 
     Attributes:
         benchmark: a name of `BENCHMARKS`, or "own".
-        split: of it; "all" of one's own data.
+        split: split of the data set; "all" for custom data.
         dataset: every item of the split, with its query.
-        limit: how many of them are asked, from the first; None for all.
+        limit: number of items that are asked, from the first; None for all.
         prompt: as in `Benchmark.prompt`.
-        own_tasks: the tasks beside the 15 that the data set itself asks.
+        own_tasks: tasks beside the 15 that the data set itself asks.
     """
 
     benchmark: str
@@ -53,16 +52,16 @@ class Plan:
 
     @property
     def items(self) -> Sequence[Item]:
-        """What is asked."""
+        """The items that are asked."""
         return self.dataset.items[: self.limit]
 
     @property
     def known(self) -> Benchmark | None:
-        """The published data set; None for one's own."""
+        """The published data set; None for custom data."""
         return None if self.benchmark == OWN else benchmark_named(self.benchmark)
 
     def source(self) -> ListSource:
-        """For the batch runner, which refuses to go on with other annotations or prompts."""
+        """The source for the batch runner, which refuses to go on with other files or prompts."""
         digests = {path.name: _sha256(path) for path in self.dataset.files}
         asked = {"benchmark": self.benchmark, "prompt": self.prompt, "files": digests}
         return ListSource(self.items, asked)
@@ -77,15 +76,15 @@ def plan_evaluation(
     prompt: str | None = None,
     image_root: str | Path | None = None,
 ) -> Plan:
-    """Read a data set and say what will be asked of it.
+    """Read a data set and make its prompts.
 
     Args:
         benchmark: a name of `BENCHMARKS`, or "own".
-        data: the folder of the published layout, or one's own file.
+        data: the folder of the published layout, or a custom file.
         split: by default the data set's first.
-        limit: only so many examples.
-        prompt: instead of the data set's, `{input}` standing for what it asks about.
-        image_root: folder of the pictures, of one's own file alone.
+        limit: number of examples; None for all.
+        prompt: replaces the data set's prompt; `{input}` stands for its question or expression.
+        image_root: folder of the images of a custom file.
 
     Raises:
         LayoutError: a file is missing or not as expected.
@@ -97,7 +96,7 @@ def plan_evaluation(
         if split is not None:
             raise ValueError(f"own data has no split {split!r}: name the file itself by --data")
         root = Path(image_root) if image_root else None
-        dataset = _read(benchmark, lambda: own_file(Path(data), root))
+        dataset = _read(benchmark, lambda: read_custom(Path(data), root))
         split = "all"
         usual = "<OD>" if "coco" in dataset.truth else "{input}"
     else:
@@ -120,7 +119,7 @@ def plan_evaluation(
             f"{dataset.files[-1]} has {len(repeated)} ids more than once, such as "
             f"{repeated[0]!r:.80}: give each example an id of its own"
         )
-    # What the data asks; a prompt of the command line is no part of it.
+    # The data's own tasks; a prompt of the command line adds none.
     own = [_asked(item, form).queries[0].prompt for form in (usual, "{input}") for item in asked]
     return Plan(
         benchmark=benchmark,
@@ -133,13 +132,13 @@ def plan_evaluation(
 
 
 def check_scoring(plan: Plan) -> list[str]:
-    """Whether the plan's figures can be taken here, to be asked before a model answers.
+    """Check, before a model answers, that the scores can be computed here.
 
     Returns:
-        Sentences about figures that will be missing.
+        Sentences about scores that will be missing.
 
     Raises:
-        ModuleNotFoundError: a package that the figures need is missing or broken.
+        ModuleNotFoundError: a package that the scores need is missing or broken.
     """
     if plan.known is None and "coco" not in plan.dataset.truth:
         return check_programs(scorings_of(str(item.extra["input"]) for item in plan.items))
@@ -167,22 +166,22 @@ def read_all_rows(plan: Plan, directory: Path) -> list[Row]:
 def score_rows(
     plan: Plan, rows: Sequence[Row], *, model: str | Path, settings: Mapping[str, Any]
 ) -> Report:
-    """The figures of a finished run.
+    """Score the rows of a finished run.
 
     Args:
-        plan: what was asked.
-        rows: every one of its rows, in order.
-        model: hub id or path; its last part finds the published figure.
-        settings: of the run, for the report.
+        plan: the data set and its prompts.
+        rows: all its rows, in order.
+        model: hub id or path; its last part finds the published score.
+        settings: settings of the run, for the report.
 
     Raises:
-        EvaluationError: the truth of a row is nothing that can be compared with.
+        EvaluationError: the truth of a row cannot be compared with.
     """
     known, name = plan.known, str(model)
     figure, variants = None, []
     if known is not None and plan.split in known.columns:
         column = known.columns[plan.split]
-        figure, variants = published_figure(name, column), figures_of_variants(name, column)
+        figure, variants = published_score(name, column), published_variants(name, column)
     return Report(
         benchmark=plan.benchmark,
         split=plan.split,
@@ -200,7 +199,7 @@ def score_rows(
 def _parts(plan: Plan, known: Benchmark | None, rows: Sequence[Row]) -> list[Part]:
     truth = plan.dataset.truth
     if known is None and "coco" not in truth:
-        scored = score_own(rows).items()
+        scored = score_custom(rows).items()
         return [Part(name=task, rows=own, outcome=outcome) for task, (own, outcome) in scored]
     title = known.title if known else "<OD>"
     if any(row["truth"] is None for row in rows):
@@ -222,7 +221,7 @@ def _read(benchmark: str, read: Callable[[], Dataset]) -> Dataset:
     except LayoutError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # Somewhere a number stands for a list, or the like: more ways than there are messages for.
+        # For example a number in place of a list: there are more ways than messages.
         raise LayoutError(
             f"the files of {benchmark} are not what its authors publish "
             f"({type(error).__name__}: {error}): download them again"

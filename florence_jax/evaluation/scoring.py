@@ -1,8 +1,8 @@
-"""Rows of answers -> the figures of a data set, and how well each row did.
+"""Scoring functions: from rows with answers and truths to the scores of a data set.
 
-Every scoring takes the rows of a finished run, as the batch runner writes them, with the truth that
-the reader of the data set put beside each. An answer that is missing (a picture that cannot be
-read) counts as an empty one. Figures are in the unit of the published tables: times 100.
+Every function takes the rows of a finished run, as the batch runner writes them, with the truth
+that the reader of the data set added to each. A missing answer (of an image that cannot be read)
+counts as an empty one. Scores are in the unit of the published tables: times 100.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 from florence_jax.evaluation.metrics import (
     anls,
-    areas_of,
     bleu,
     box_iou,
     cider,
@@ -22,6 +21,7 @@ from florence_jax.evaluation.metrics import (
     coco_average_precision,
     edit_distance,
     exact_match,
+    mask_overlap,
     mean_and_overall_iou,
     meteor,
     recall_at_1,
@@ -40,13 +40,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run came to.
+    """The scores of a task.
 
     Attributes:
-        metric: the figure that tables print.
-        value: it, times 100.
-        each: of every row 0..1, 1 for a right answer: what the error analysis sorts by.
-        others: further figures by name, times 100 but for edit distances, which are characters.
+        metric: name of the score that tables print.
+        value: that score, times 100.
+        each: score of every row, 0..1, 1 for a right answer; the error analysis sorts by it.
+        others: further scores by name, times 100; edit distances are in characters.
     """
 
     metric: str
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def score_captions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
-    """CIDEr-D, CIDEr, BLEU, ROUGE-L, and METEOR where its program is installed."""
+    """CIDEr-D, CIDEr, BLEU, ROUGE-L, and METEOR if its program is installed."""
     del truth
     flat = tokenize([reference for row in rows for reference in row["truth"]])
     stretches = iter(flat)
@@ -80,10 +80,10 @@ def score_captions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
 
 
 def score_detection(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
-    """COCO's AP with every box equally sure, as for a model without confidences, and with ours.
+    """COCO's AP with equal scores for all boxes, as of a model without confidences, and with ours.
 
-    Labels that are no category of the data set name nothing there and are left out, as they must
-    be: a category is found by its name, case and underscores aside.
+    A category is found by its name, case and underscores aside; labels that are no category of the
+    data set are left out.
     """
     content = truth["coco"]
     categories = {label_key(category["name"]): category["id"] for category in content["categories"]}
@@ -115,7 +115,7 @@ def score_detection(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
 
 
 def score_phrases(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
-    """R@1 of every phrase: its first box, or else its surest one, against any of the true ones."""
+    """R@1 of every phrase: its first box, or its most certain one, against any true box."""
     del truth
     first, surest, merged, each = [], [], [], []
     for row in rows:
@@ -170,7 +170,7 @@ def score_masks(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
         instances = _value(row).get("polygons", [])
         parts = [part for instance in instances for part in instance]
         areas.append(
-            areas_of(coco_mask(row["truth"]["segmentation"], size), coco_mask(parts, size))
+            mask_overlap(coco_mask(row["truth"]["segmentation"], size), coco_mask(parts, size))
         )
     mean, overall = mean_and_overall_iou(areas)
     figures = {
@@ -191,7 +191,7 @@ def score_vqa(
     *,
     accuracy: Callable[[Sequence[str], str], float] = vqa_accuracy,
 ) -> Outcome:
-    """The VQA challenge's accuracy, or another data set's."""
+    """Accuracy as in the VQA challenge, or of another data set."""
     del truth
     each = [accuracy(row["truth"], _text(row)) for row in rows]
     exact = _mean(exact_match(row["truth"], _text(row)) for row in rows)
@@ -238,10 +238,10 @@ Scoring = Callable[[Sequence[Row], Mapping[str, Any]], Outcome]
 
 
 def check_programs(scorings: Collection[Scoring]) -> list[str]:
-    """Whether what the figures are counted by is here, to be asked before a model answers.
+    """Check, before a model answers, that the programs of the scores are installed.
 
     Returns:
-        Sentences about figures that will be missing.
+        Sentences about scores that will be missing.
 
     Raises:
         ModuleNotFoundError: pycocotools is needed, and missing or broken.
@@ -254,12 +254,12 @@ def check_programs(scorings: Collection[Scoring]) -> list[str]:
 
 
 def label_key(label: str) -> str:
-    """What two spellings of a label have in common: case, spaces and underscores set aside."""
+    """A label without differences of case, spaces and underscores."""
     return " ".join(label.replace("_", " ").lower().split())
 
 
 def answer_value(row: Row) -> Any:
-    """What stands under the task in the row's answer: a text or a mapping; None without one."""
+    """The value of the row's answer, text or a mapping; None if there is none."""
     for answer in row.get("answers", ()):
         if "result" in answer:
             return next(iter(answer["result"].values()))
@@ -277,7 +277,7 @@ def _value(row: Row) -> Mapping[str, Any]:
 
 
 def _found(row: Row) -> list[Detection]:
-    """The answer's boxes; one without confidence is as sure as can be."""
+    """The boxes of the answer; the score of a box without confidence is 1."""
     value = _value(row)
     prefix = "bboxes_" if "bboxes_labels" in value else ""
     shapes = value.get("bboxes", [])
@@ -290,7 +290,7 @@ def _found(row: Row) -> list[Detection]:
 
 
 def _f1(truth: Mapping[str, Any], found: Sequence[Detection]) -> float:
-    """How one picture went: F1 of its boxes at half overlap, 1 where there was nothing to find."""
+    """F1 of one image's boxes at an overlap of 0.5; 1 if there was nothing to find."""
     true = [
         Detection(label=label_key(label), shape=box)
         for box, label in zip(truth["bboxes"], truth["labels"], strict=True)

@@ -1,1 +1,1 @@
-"""Signals, files, locks and error messages that every program shares; no jax."""
+"""Files, locks, signals and error messages that all programs share; no jax."""

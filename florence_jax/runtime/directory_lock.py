@@ -1,4 +1,4 @@
-"""Lock a directory that a program writes to, so that a second one is refused and not mixed in."""
+"""Lock a directory that a program writes to, so that a second program is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 LOCK = ".lock"
 
-# What file systems without locks say: some network and FUSE mounts.
+# Errors of file systems without locks: some network and FUSE mounts.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
@@ -26,14 +26,14 @@ def directory_lock(
     """Hold the lock of an existing directory; it ends with the block or with the process.
 
     The lock belongs to the open file `directory/name`: a child that is given the descriptor
-    (`pass_fds`) keeps it after its parent dies. The file is removed at the end; whoever locked a
-    file that is no longer the one of that name tries again. On a file system that has no locks, the
-    block runs without one, and a warning on stderr says so.
+    (`pass_fds`) keeps it after its parent dies. The file is removed at the end; a process that
+    locked a file which is no longer the one of that name tries again. On a file system that has no
+    locks, the block runs without one, with a warning on stderr.
 
     Args:
         directory: the directory that this program writes to.
         name: the lock's file.
-        wait: until the other process is done, for work that is short and must not be lost.
+        wait: wait until the other process is done, for work that is short and must not be lost.
 
     Yields:
         The descriptor that holds the lock.

@@ -1,4 +1,4 @@
-"""Turn an exception into the one sentence that a user sees: what failed, on what, what to do."""
+"""Turn exceptions into one sentence for users: what failed, on which input, and the remedy."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def error_text(error: BaseException) -> str:
 def row_error_text(error: BaseException) -> str:
     """`error_text` for the row of the input that failed.
 
-    The exception's type is kept where the message does not speak of the input, so that a mistake
-    in our own code is seen as one.
+    The exception's type is added where the message is not about the input, so that a mistake in our
+    own code is recognised as one.
     """
     text = error_text(error)
     name = type(error).__name__
@@ -37,7 +37,7 @@ def row_error_text(error: BaseException) -> str:
 
 
 def is_of_one_input(error: Exception) -> bool:
-    """May the input that was worked on be to blame, and not the device, the disk or the process?
+    """Whether the current input may be to blame, and not the device, the disk or the process.
 
     jax raises a RuntimeError for what fails on a device; RecursionError is one of its subclasses.
     """

@@ -1,4 +1,4 @@
-"""What a missing file may be called instead: backslashes, and letters composed differently."""
+"""Suggest an existing file for a missing one: backslashes, and other Unicode forms of letters."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ from florence_jax.runtime.standard_streams import (
 
 TRACEBACK = "FLORENCE_JAX_TRACEBACK"
 INTERRUPTED = 130
-# What a shell reports of a program that SIGPIPE ended.
+# The exit status that a shell reports for a program that SIGPIPE ended.
 NO_READER = 141
 
-# What only a mistake in our code raises where nothing checked the input before.
+# Exceptions that only a mistake in our code raises, as the input was checked before.
 _BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
 
 
@@ -34,10 +34,10 @@ def run_program(
     """Call `action` and turn whatever ends it into an exit status.
 
     Args:
-        name: what begins the message, such as the program's name or "error".
+        name: the beginning of the message, such as the program's name or "error".
         action: parses the arguments and does the work; returns the exit status.
         failed: the exit status of an error.
-        interrupted: said after Ctrl-C.
+        interrupted: the message after Ctrl-C.
 
     Returns:
         `action`'s status, `failed`, 130 after Ctrl-C, or 141 where the reader of standard output

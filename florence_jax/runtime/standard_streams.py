@@ -1,4 +1,4 @@
-"""Standard input, output and error: open whatever the shell did, and what to do when they break."""
+"""Standard input, output and error: replace closed ones, and detect and survive broken ones."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def flush_standard_output() -> None:
 
 
 def is_standard_output_gone() -> bool:
-    """Has the reader of standard output ended, as `| head` does?"""
+    """Whether the reader of standard output has ended, as `| head` does."""
     with contextlib.suppress(OSError, ValueError):
         poll = select.poll()
         poll.register(sys.stdout.fileno(), select.POLLOUT)

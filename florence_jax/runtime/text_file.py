@@ -1,4 +1,4 @@
-"""Read text, JSON and JSON Lines files that people hand in: one decoder, one idea of a line.
+"""Read text, JSON and JSON Lines files that users hand in, with one decoder and one line rule.
 
 A line ends at a newline (with or without a carriage return) and nowhere else: `str.splitlines`
 would also split at U+2028, U+0085 and form feeds, which are ordinary characters inside JSON
@@ -19,7 +19,7 @@ MAX_SETTINGS_BYTES = 64 << 20
 
 
 class TextFileError(ValueError):
-    """A text or JSON file that cannot be read; the message names the file and the remedy."""
+    """A text or JSON file cannot be read; the message names the file and the remedy."""
 
 
 def read_bytes(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> bytes:
@@ -59,7 +59,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def special_kind(mode: int) -> str | None:
-    """What a file of this `st_mode` is in words, None for a regular file."""
+    """The kind of a file of this `st_mode` in words; None for a regular file."""
     if stat.S_ISREG(mode):
         return None
     kinds = (

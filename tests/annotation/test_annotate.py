@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence_jax.annotation.image_source import find_pictures
+from florence_jax.annotation.image_source import find_image_folder
 from florence_jax.annotation.job import AnnotateJob
-from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
+from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
 from florence_jax.annotation.schema import from_row, read_annotations
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
-from florence_jax.annotation.to_examples import questions
+from florence_jax.annotation.to_examples import to_examples
 from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run_options import RunOptions
 from florence_jax.batch.verify import verify_output
 from florence_jax.cli import annotate
 from florence_jax.cli.annotate_options import annotate_arguments
@@ -49,7 +50,9 @@ def pipeline():
 def job(pipeline):
     settings = AnnotateSettings(levels=("brief",), polygons="all", filters=OPEN)
     decoding = dataclasses.replace(pipeline.generation, num_beams=1, max_new_tokens=24)
-    return AnnotateJob(pipeline, settings, ShallowAnalyser(), generation=decoding, batch_size=ROWS)
+    return AnnotateJob(
+        pipeline, settings, RuleBasedExtractor(), generation=decoding, batch_size=ROWS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def output(job, pictures, tmp_path_factory):
     """A run of one block, and how the device was asked."""
     directory = tmp_path_factory.mktemp("output")
     asked = []
-    programs = type(job._asker.pipeline.programs)
+    programs = type(job._engine.pipeline.programs)
     real = programs.generate
 
     def generate(self, image_features, input_ids, *rest):
@@ -66,7 +69,9 @@ def output(job, pictures, tmp_path_factory):
 
     with counted_images() as encoded, pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "generate", generate)
-        run_blocks(find_pictures([pictures]), job, directory, workers=0, progress=False)
+        run_blocks(
+            find_image_folder([pictures]), job, directory, RunOptions(workers=0), progress=False
+        )
     return directory, encoded, asked
 
 
@@ -99,7 +104,7 @@ def test_answers_are_whole_and_within_the_picture(output, pictures):
     # Random weights leave boxes without a name, which no list may pass over.
     assert any(one.lost for one in found.values())
     named = [dataclasses.replace(one, lost={}) for one in found.values()]
-    asked = [question for one in named for question in questions(one)]
+    asked = [question for one in named for question in to_examples(one)]
     assert {"<CAPTION>", "<OD>", "<OCR_WITH_REGION>"} <= {question.task for question in asked}
 
 
@@ -107,13 +112,13 @@ def test_the_run_is_verified_and_goes_on_where_it_was_stopped(output, job, pictu
     directory = output[0]
     assert verify_output(directory, progress=False).is_complete
     # Blocks of one picture give, after a stop, what they give at once.
-    source = find_pictures([pictures])
-    run_blocks(source, job, tmp_path, block_size=1, workers=0, progress=False)
+    source = find_image_folder([pictures])
+    run_blocks(source, job, tmp_path, RunOptions(block_size=1, workers=0), progress=False)
     blocks = sorted(tmp_path.glob("block-*.jsonl"))
     before = [file.read_bytes() for file in blocks]
     for file in (blocks[1], *tmp_path.glob(f"*{blocks[1].name}*")):
         file.unlink(missing_ok=True)
-    summary = run_blocks(source, job, tmp_path, workers=0, progress=False)
+    summary = run_blocks(source, job, tmp_path, RunOptions(workers=0), progress=False)
     assert summary.rows == 1
     assert [file.read_bytes() for file in blocks] == before
 
@@ -123,10 +128,12 @@ def test_filters_work_between_the_stages(pipeline, pictures):
     strict = dataclasses.replace(OPEN, box_score=1.0)
     settings = AnnotateSettings(levels=(), ocr=False, polygons="all", filters=strict)
     decoding = dataclasses.replace(pipeline.generation, num_beams=1, max_new_tokens=24)
-    job = AnnotateJob(pipeline, settings, ShallowAnalyser(), generation=decoding, batch_size=ROWS)
+    job = AnnotateJob(
+        pipeline, settings, RuleBasedExtractor(), generation=decoding, batch_size=ROWS
+    )
     from florence_jax.batch.job import DecodedItem
 
-    items = find_pictures([pictures]).read(0, 1)
+    items = find_image_folder([pictures]).read(0, 1)
     pixels = np.zeros((64, 64, 3), np.uint8)
     (row,) = job([DecodedItem(item=item, size=(80, 60), pixels=pixels) for item in items])
     one = from_row(row)
@@ -138,7 +145,7 @@ def test_filters_work_between_the_stages(pipeline, pictures):
 class TestCommand:
     def test_from_pictures_to_everything(self, pipeline, pictures, tmp_path, capsys, monkeypatch):
         # The model and the sizes whose programs are compiled already.
-        monkeypatch.setattr(annotate, "load_answering", lambda options, progress: pipeline)
+        monkeypatch.setattr(annotate, "load_pipeline", lambda options, progress: pipeline)
         out = tmp_path / "out"
         words = ["annotate", str(pictures), "--output", str(out), "--model", "random",
                    "--only", "regions", "--no-completion", "--max-new-tokens", "24", "--beams", "1",
@@ -205,7 +212,7 @@ class TestCommand:
     def test_processes_share_the_blocks_and_one_counts(
         self, pipeline, pictures, tmp_path, capsys, monkeypatch
     ):
-        monkeypatch.setattr(annotate, "load_answering", lambda options, progress: pipeline)
+        monkeypatch.setattr(annotate, "load_pipeline", lambda options, progress: pipeline)
         out = tmp_path / "out"
         words = ["annotate", str(pictures), "--output", str(out), "--model", "random",
                  "--only", "regions", "--no-completion", "--max-new-tokens", "24", "--beams", "1",

@@ -20,14 +20,14 @@ from florence_jax.annotation.filters import (
     unmatched_boxes,
     valid_polygons,
 )
-from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
+from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
 from florence_jax.annotation.schema import LEVELS, OCRLine, Phrase, Region, Text
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
 from florence_jax.cli.annotate_options import add_options, annotate_settings
 from tests.annotation.generated import SIZE, lines, regions
 
 SETTINGS = FilterSettings()
-analyse = ShallowAnalyser()
+extract = RuleBasedExtractor()
 
 
 def region(box, score=0.9, label="dog", label_score=0.9, **more):
@@ -49,7 +49,7 @@ def region(box, score=0.9, label="dog", label_score=0.9, **more):
 )  # fmt: skip
 def test_a_text_goes_for_one_reason(text, score, level, fault):
     found = text_rejection_reason(
-        Text(level=level, text=text, score=score), analyse(text), SETTINGS
+        Text(level=level, text=text, score=score), extract(text), SETTINGS
     )
     assert found == fault
 
@@ -84,7 +84,7 @@ def test_each_level_of_texts_has_its_own_least_score():
     for level, least in zip(LEVELS, chosen.text_score, strict=True):
         for score, fault in ((least, None), (least - 0.01, "score")):
             text = Text(level=level, text="A brown dog.", score=score)
-            assert text_rejection_reason(text, analyse(text.text), chosen) == fault
+            assert text_rejection_reason(text, extract(text.text), chosen) == fault
 
 
 def test_one_number_on_the_command_line_is_of_every_level():

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florence_jax.annotation.noun_phrases import NounPhrase, find_phrase, reason_against
-from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
-from florence_jax.annotation.noun_phrases_spacy import analysis_of, find_analyser
+from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
+from florence_jax.annotation.noun_phrases_spacy import analysis_of, find_extractor
 
-analyse = ShallowAnalyser()
+extract = RuleBasedExtractor()
 PHRASES = {
     "A green car parked in front of a yellow building.": [
         "A green car",
@@ -47,7 +47,7 @@ PHRASES = {
 
 @pytest.mark.parametrize("text", PHRASES)
 def test_the_phrases_of_a_caption(text):
-    found = analyse(text).phrases
+    found = extract(text).phrases
     assert [phrase.text for phrase in found] == PHRASES[text]
 
 
@@ -56,7 +56,7 @@ def test_the_phrases_of_a_caption(text):
     ("the", "red", "dog", "riding", ",", ".", "a", "is", "quickly", "it", "two", '"X Y"', "çà")
 ), max_size=12).map(" ".join))  # fmt: skip
 def test_phrases_stand_where_they_say_and_apart(text):
-    found = analyse(text).phrases
+    found = extract(text).phrases
     assert all(text[phrase.start : phrase.end] == phrase.text for phrase in found)
     assert all(a.end <= b.start for a, b in itertools.pairwise(found))
     assert all(phrase.text.lower().endswith(phrase.head) for phrase in found)
@@ -75,7 +75,7 @@ def test_phrases_stand_where_they_say_and_apart(text):
     ],
 )
 def test_how_much_a_text_says(text, objects, actions, complexity):
-    found = analyse(text)
+    found = extract(text)
     assert (found.objects, found.actions, found.complexity) == (objects, actions, complexity)
 
 
@@ -116,7 +116,7 @@ class TestFindPhrase:
         ],
     )
     def test_where_or_why_not(self, wording, found):
-        assert find_phrase(wording, self.TEXT, analyse(self.TEXT).phrases) == found
+        assert find_phrase(wording, self.TEXT, extract(self.TEXT).phrases) == found
 
 
 def test_a_dependency_tree_gives_phrases_and_degrees():
@@ -141,7 +141,7 @@ def test_a_dependency_tree_gives_phrases_and_degrees():
     assert (found.attributes, found.actions, found.complexity) == (1, 1, 2)
 
 
-def test_an_analyser_that_is_not_there_is_named_with_the_remedy():
-    assert find_analyser("rules").name == "rules 1"
+def test_a_model_that_is_not_there_is_named_with_the_remedy():
+    assert find_extractor("rules").name == "rules 1"
     with pytest.raises(ValueError, match=r"en_core_web_none.*--analyser rules"):
-        find_analyser("en_core_web_none")
+        find_extractor("en_core_web_none")

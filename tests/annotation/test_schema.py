@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from PIL import Image
 
-from florence_jax.annotation.exports import write_coco, write_rows
+from florence_jax.annotation.outputs import write_coco, write_rows
 from florence_jax.annotation.schema import (
     AnnotationError,
     Text,
@@ -18,7 +18,7 @@ from florence_jax.annotation.schema import (
     to_row,
     write_annotations,
 )
-from florence_jax.annotation.to_examples import questions
+from florence_jax.annotation.to_examples import to_examples
 from florence_jax.processing import TASKS, dequantize, parse, quantize
 from florence_jax.processing.targets import target_text
 from tests.annotation.generated import SIZE, annotations
@@ -39,21 +39,21 @@ def test_rows_are_read_back(annotation):
 @given(annotations())
 def test_every_question_can_be_written_and_is_read_back(annotation):
     """The suffix is what the trainer learns; reading it gives the answer at its bins' centres."""
-    for question in questions(annotation):
-        suffix = question.suffix(SIZE)
-        found = parse(suffix, question.task, SIZE)[question.task]
-        assert target_text(question.task, found, SIZE) == suffix
-        if "bboxes" not in question.answer or isinstance(question.answer, str):
+    for example in to_examples(annotation):
+        suffix = example.labels_text(SIZE)
+        found = parse(suffix, example.task, SIZE)[example.task]
+        assert target_text(example.task, found, SIZE) == suffix
+        if "bboxes" not in example.labels or isinstance(example.labels, str):
             continue
-        shown = dequantize(quantize(question.answer["bboxes"], SIZE), SIZE)
+        shown = dequantize(quantize(example.labels["bboxes"], SIZE), SIZE)
         # In the order of the labels, which may be another.
         np.testing.assert_allclose(sorted(found["bboxes"]), sorted(shown.tolist()), rtol=1e-12)
 
 
 def test_the_questions_of_an_annotation():
     asked = {}
-    for question in questions(EXAMPLE):
-        asked.setdefault(question.task, []).append((question.prompt, question.suffix(SIZE)))
+    for example in to_examples(EXAMPLE):
+        asked.setdefault(example.task, []).append((example.prompt, example.labels_text(SIZE)))
     dog, ball = "<loc_100><loc_100><loc_500><loc_700>", "<loc_600><loc_600><loc_700><loc_733>"
     outline = "<loc_100><loc_100><loc_500><loc_100><loc_500><loc_700>"
     assert asked == {
@@ -82,8 +82,8 @@ def test_labels_that_no_answer_holds_teach_nothing():
     """One region without a writable name, and detection would learn to leave it out."""
     odd = dataclasses.replace(EXAMPLE.regions[0], label="a<b")
     broken = dataclasses.replace(EXAMPLE, regions=(odd, EXAMPLE.regions[1]))
-    assert questions(broken, ("<OD>",)) == []
-    assert [one.prompt for one in questions(broken, ("<OPEN_VOCABULARY_DETECTION>",))] == ["ball"]
+    assert to_examples(broken, ("<OD>",)) == []
+    assert [one.prompt for one in to_examples(broken, ("<OPEN_VOCABULARY_DETECTION>",))] == ["ball"]
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ def test_labels_that_no_answer_holds_teach_nothing():
 def test_an_image_that_lost_a_thing_is_not_asked_for_all(kind, unasked):
     holed = dataclasses.replace(EXAMPLE, lost={kind: 1})
     assert from_row(to_row(holed)) == holed
-    whole = {question.task for question in questions(EXAMPLE)}
-    assert whole - {question.task for question in questions(holed)} == unasked
+    whole = {example.task for example in to_examples(EXAMPLE)}
+    assert whole - {example.task for example in to_examples(holed)} == unasked
     named = ("<REGION_TO_CATEGORY>", "<REGION_TO_OCR>", "<CAPTION>")
-    assert questions(holed, named) == questions(EXAMPLE, named)
+    assert to_examples(holed, named) == to_examples(EXAMPLE, named)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from florence_jax.annotation.engine_adapter import Answer
-from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
+from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
 from florence_jax.annotation.stages import ImageAnnotator
 from florence_jax.inference.image_encoder import EncodedImage
@@ -40,7 +40,7 @@ def annotated(script, **settings):
         ),
         size=(100, 100),
         settings=AnnotateSettings(levels=(), ocr=False, filters=FILTERS, **settings),
-        analyser=ShallowAnalyser(),
+        extractor=RuleBasedExtractor(),
     )
     asked = []
     for stage in picture.stages():

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from florence_jax.annotation.gallery import write_gallery
-from florence_jax.annotation.noun_phrases_rules import ShallowAnalyser
-from florence_jax.annotation.outputs import Products, make_products
+from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
+from florence_jax.annotation.outputs import AnnotationOutputs, write_outputs
 from florence_jax.annotation.schema import Annotation, write_annotations
 from florence_jax.annotation.statistics import count_tokens, statistics
 from tests.annotation.written import EXAMPLE
@@ -24,7 +24,7 @@ def test_tokens(text, count):
 
 
 def test_the_table_of_two_images():
-    found = statistics([EXAMPLE, NOTHING], ShallowAnalyser())
+    found = statistics([EXAMPLE, NOTHING], RuleBasedExtractor())
     rows = {row.kind: row for row in found.rows}
     assert (found.images, found.annotations) == (2, 2 + 2 + 1 + 2)
     brief = rows["text, brief"]
@@ -62,8 +62,8 @@ def test_everything_that_is_made_of_annotations(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     write_annotations([EXAMPLE, NOTHING, hostile], out / "annotations.jsonl")
-    products = Products(exports=("coco", "rows"), gallery=2)
-    make_products(out, out, tmp_path, ShallowAnalyser(), products)
+    products = AnnotationOutputs(exports=("coco", "rows"), gallery=2)
+    write_outputs(out, out, tmp_path, RuleBasedExtractor(), products)
     assert json.loads((out / "statistics.json").read_text())["images"] == 3
     plots = {file.stem for file in (out / "plots").iterdir()}
     assert plots == {"boxes_per_image", "area", "aspect", "centres", "box_score", "text_score"}
@@ -76,18 +76,20 @@ def test_everything_that_is_made_of_annotations(tmp_path):
             assert picture.width == 640
     assert (out / "rows.jsonl").exists()
     assert (out / "instances.coco.json").exists()
-    make_products(out, out, tmp_path, ShallowAnalyser(), dataclasses.replace(products, gallery=3))
+    write_outputs(
+        out, out, tmp_path, RuleBasedExtractor(), dataclasses.replace(products, gallery=3)
+    )
     page = (out / "gallery" / "index.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;alert()" in page
 
 
 def test_nothing_to_count(tmp_path):
-    found = statistics([], ShallowAnalyser())
+    found = statistics([], RuleBasedExtractor())
     assert (found.images, found.annotations) == (0, 0)
     assert "0 annotations of 0 images" in found.table()
     (tmp_path / "annotations.jsonl").touch()
-    make_products(tmp_path, tmp_path, tmp_path, ShallowAnalyser(), Products())
+    write_outputs(tmp_path, tmp_path, tmp_path, RuleBasedExtractor(), AnnotationOutputs())
     assert list((tmp_path / "plots").iterdir()) == []
 
 

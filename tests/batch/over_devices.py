@@ -11,6 +11,7 @@ import numpy as np
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run_options import RunOptions
 from florence_jax.generation.generate import prepare_inputs
 from florence_jax.generation.shard_inputs import shard_inputs
 from florence_jax.inference import compiled
@@ -35,7 +36,7 @@ def main(folder: Path, constrained: bool) -> None:
         job = PredictJob(pipeline, settings, batch_size=2, constrained=constrained)
         output = folder / str(count)
         summary = run_blocks(
-            ListSource(items), job, output, block_size=7, workers=0, progress=False
+            ListSource(items), job, output, RunOptions(block_size=7, workers=0), progress=False
         )
         assert summary.missing == 0
 

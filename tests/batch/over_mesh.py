@@ -6,6 +6,7 @@ from pathlib import Path
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run_options import RunOptions
 from florence_jax.cli import annotate as annotate_command
 from florence_jax.cli.main import main
 from florence_jax.inference.multi_device import shard_pipeline
@@ -20,7 +21,9 @@ def predict(pictures: Path, output: Path, pipeline) -> None:
         Item(id=path.name, image=str(path), queries=QUERIES) for path in sorted(pictures.iterdir())
     ]
     job = PredictJob(pipeline, batch_size=4)
-    summary = run_blocks(ListSource(items), job, output, block_size=5, workers=0, progress=False)
+    summary = run_blocks(
+        ListSource(items), job, output, RunOptions(block_size=5, workers=0), progress=False
+    )
     assert summary.missing == 0
 
 
@@ -37,7 +40,7 @@ if __name__ == "__main__":
     mesh = "data=2,tensor=2"
     predict(folder / "pictures", folder / "one", small_pipeline())
     predict(folder / "pictures", folder / "mesh", shard_pipeline(small_pipeline(), mesh))
-    annotate_command.load_answering = lambda options, progress: (
+    annotate_command.load_pipeline = lambda options, progress: (
         small_pipeline() if options.mesh is None else shard_pipeline(small_pipeline(), options.mesh)
     )
     annotate(folder / "pictures", folder / "annotated-one")  # the four divide batches alone

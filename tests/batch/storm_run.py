@@ -5,6 +5,7 @@ from pathlib import Path
 
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run_options import RunOptions
 from florence_jax.batch.sources.open import open_source
 from tests.random_pipeline import random_pipeline
 
@@ -24,6 +25,6 @@ def tiny_job() -> PredictJob:
 def main(folder: Path, output: Path, workers: int) -> None:
     source = open_source([folder / "rows.jsonl"])
     summary = run_blocks(
-        source, tiny_job(), output, block_size=BLOCK, workers=workers, progress=False
+        source, tiny_job(), output, RunOptions(block_size=BLOCK, workers=workers), progress=False
     )
     assert summary.missing == 0

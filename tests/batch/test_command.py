@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence_jax.batch.draw import DrawnAnswers
+from florence_jax.batch.draw import DrawAnswers
 from florence_jax.batch.job import Item
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.cli.main import main
@@ -147,7 +147,7 @@ def test_a_process_that_is_interrupted_says_how_to_go_on(tmp_path, signals):
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert main(["verify-output", "--quiet", str(tmp_path / "out")]) == 0
-    assert not os.path.exists(tmp_path / "out/.claims")
+    assert not os.path.exists(tmp_path / "out/.leases")
 
 
 def test_a_picture_that_is_gone_is_not_drawn_and_stops_nothing(pictures, tmp_path, capsys):
@@ -156,7 +156,7 @@ def test_a_picture_that_is_gone_is_not_drawn_and_stops_nothing(pictures, tmp_pat
     items = [Item(id=name, image=str(pictures / name)) for name in names]
     rows = [{"id": name, "answers": [answer, answer]} for name in names]
     pool = WorkerPool(0)
-    DrawnAnswers(tmp_path / "drawn")(items, rows, pool)
+    DrawAnswers(tmp_path / "drawn")(items, rows, pool)
     pool.close()
     drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
     assert [(name[:4], name.partition(".")[2]) for name in drawn] == [

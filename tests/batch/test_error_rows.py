@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from florence_jax.batch import block_runner
-from florence_jax.batch.draw import DrawnAnswers
+from florence_jax.batch.blocks import encode_block
+from florence_jax.batch.draw import DrawAnswers
 from florence_jax.batch.job import Item, ListSource
-from florence_jax.batch.output_files import encode_block
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run_options import RunOptions
 from florence_jax.batch.verify import verify_output
 from tests.batch.fakes import SumOfPixels, items_of, write_pictures
 
@@ -30,7 +31,7 @@ def rows_in(directory):
 
 
 def run(source, directory):
-    return run_blocks(source, SumOfPixels(), directory, workers=0, progress=False)
+    return run_blocks(source, SumOfPixels(), directory, RunOptions(workers=0), progress=False)
 
 
 def stumbling(source, size, resample):
@@ -103,7 +104,7 @@ def test_an_answer_that_cannot_be_drawn_is_kept_and_says_so(tmp_path, capsys):
         for item in items
     ]
     pool = WorkerPool(0)
-    DrawnAnswers(tmp_path / "drawn")(items, rows, pool)
+    DrawAnswers(tmp_path / "drawn")(items, rows, pool)
     pool.close()
     assert len(list((tmp_path / "drawn").iterdir())) == 1, "a long name is cut"
     assert "drawing_error" not in rows[0]["answers"][0]

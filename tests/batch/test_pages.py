@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from florence_jax.batch.block_runner import block_rows
-from florence_jax.batch.image_reader import ImagePage, open_picture
+from florence_jax.batch.image_reader import ImagePage, open_image
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.sources.open import open_source
 from florence_jax.cli.main import main
@@ -48,7 +48,7 @@ def names(folder):
 
 
 def widths(items):
-    return [open_picture(item.image).width for item in items]
+    return [open_image(item.image).width for item in items]
 
 
 def test_directories_and_lists(folder, tmp_path):
@@ -156,5 +156,5 @@ def test_an_animation_in_memory():
     frames = [Image.new("RGB", (6, 5), color) for color in ("red", "blue")]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    page = open_picture(ImagePage(buffer.getvalue(), 2))
+    page = open_image(ImagePage(buffer.getvalue(), 2))
     assert page.getpixel((0, 0)) == (0, 0, 255)

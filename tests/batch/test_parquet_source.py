@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from florence_jax.batch.image_reader import FileBelow, open_picture
+from florence_jax.batch.image_reader import FileBelow, open_image
 from florence_jax.batch.sources.open import open_source
 from florence_jax.inference.requests import Query
 from tests.shared_data import needs_shared, shared_path
@@ -53,7 +53,7 @@ def test_columns_of_bytes(tmp_path, column):
     path = tmp_path / "rows.parquet"
     parquet.write_table(pyarrow.table({"image": column}), path, row_group_size=2)
     items = items_of(path)
-    assert [open_picture(item.image).width for item in items] == [1, 2, 3, 4, 5]
+    assert [open_image(item.image).width for item in items] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), STRUCT])

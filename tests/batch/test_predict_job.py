@@ -10,6 +10,7 @@ import pytest
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run_options import RunOptions
 from florence_jax.inference.requests import Query
 from florence_jax.results.instances import result_to_json
 from tests.batch.fakes import write_pictures
@@ -49,7 +50,13 @@ def rows(pipeline, items, tmp_path_factory):
 def run(pipeline, items, directory, *, block_size=9, **options):
     """The rows as text, by id."""
     job = PredictJob(pipeline, batch_size=BATCH, **options)
-    run_blocks(ListSource(items), job, directory, block_size=block_size, workers=0, progress=False)
+    run_blocks(
+        ListSource(items),
+        job,
+        directory,
+        RunOptions(block_size=block_size, workers=0),
+        progress=False,
+    )
     lines = [
         line
         for file in sorted(directory.glob("block-*.jsonl"))
@@ -168,7 +175,9 @@ def test_settings_without_one_answer_are_refused(pipeline):
 
 def test_the_device_is_busy_and_tokens_are_counted(pipeline, items, tmp_path):
     job = PredictJob(pipeline, batch_size=BATCH)
-    summary = run_blocks(ListSource(items), job, tmp_path, block_size=7, workers=0, progress=False)
+    summary = run_blocks(
+        ListSource(items), job, tmp_path, RunOptions(block_size=7, workers=0), progress=False
+    )
     answers = sum(len(item.queries) for item in items if item.id != "005.png")
     assert answers <= summary.tokens <= answers * 10
-    assert 0 < summary.busy <= 1
+    assert 0 < summary.utilization <= 1

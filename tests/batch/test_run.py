@@ -17,10 +17,10 @@ from florence_jax.batch import progress
 from florence_jax.batch import run as run_module
 from florence_jax.batch.block_runner import JobError
 from florence_jax.batch.job import Item, ListSource
-from florence_jax.batch.leases import FOLDER, Claims
+from florence_jax.batch.leases import FOLDER, Leases
 from florence_jax.batch.manifest import RunError
-from florence_jax.batch.process_share import Share
-from florence_jax.batch.run import default_block_size, run_blocks
+from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run_options import ProcessShare, RunOptions
 from florence_jax.batch.verify import verify_output
 from florence_jax.inference.requests import Query
 from tests.batch.fakes import SumOfPixels, items_of, write_pictures
@@ -34,9 +34,9 @@ def source(tmp_path_factory):
     return ListSource(items_of(paths))
 
 
-def run(source, directory, job=None, **options):
-    options = {"block_size": 5, "workers": 0, "progress": False} | options
-    return run_blocks(source, job or SumOfPixels(), directory, **options)
+def run(source, directory, job=None, *, progress=False, **options):
+    run_options = RunOptions(**({"block_size": 5, "workers": 0} | options))
+    return run_blocks(source, job or SumOfPixels(), directory, run_options, progress=progress)
 
 
 def rows_in(directory):
@@ -239,12 +239,12 @@ def test_a_signal_finishes_the_blocks_in_hand(source, tmp_path, capsys, number):
 
 def test_processes_share_the_blocks_and_take_over_what_is_left(source, tmp_path):
     alone = SumOfPixels()
-    assert run(source, tmp_path / "one", alone, share=Share(2, 3)).missing == 0
+    assert run(source, tmp_path / "one", alone, share=ProcessShare(2, 3)).missing == 0
     assert len(alone.seen) == COUNT - 2
     jobs, threads = [SumOfPixels() for _ in range(3)], []
     for index, job in enumerate(jobs):
         arguments = (source, tmp_path / "three", job)
-        options = {"share": Share(index, 3)}
+        options = {"share": ProcessShare(index, 3)}
         threads.append(threading.Thread(target=run, args=arguments, kwargs=options))
     for thread in threads:
         thread.start()
@@ -258,19 +258,19 @@ def test_a_block_is_taken_over_when_its_process_gives_no_sign_of_life(source, tm
     run(source, tmp_path)
     (tmp_path / "block-00002-of-00005.jsonl").unlink()
     (tmp_path / FOLDER).mkdir()
-    claim = tmp_path / FOLDER / "00002"
-    claim.write_text("another-host 17")
+    lease = tmp_path / FOLDER / "00002"
+    lease.write_text("another-host 17")
     ended = time.monotonic() + 1.5
 
     def live():
         while time.monotonic() < ended:
-            os.utime(claim)
+            os.utime(lease)
             time.sleep(0.05)
 
     thread = threading.Thread(target=live)
     thread.start()
     job = SumOfPixels()
-    assert run(source, tmp_path, job, patience=0.4).missing == 0
+    assert run(source, tmp_path, job, lease_seconds=0.4).missing == 0
     thread.join()
     assert time.monotonic() > ended, "taken while its process lived"
     assert len(job.seen) == 5
@@ -298,8 +298,8 @@ def test_a_log_has_what_others_finished_too(source, tmp_path, capsys, monkeypatc
 
 
 def test_a_new_directory_has_blocks_of_several_batches():
-    assert default_block_size() == 32
-    assert default_block_size(100) == 400
+    assert RunOptions().default_block_size() == 32
+    assert RunOptions(batch_size=100).default_block_size() == 400
 
 
 def test_what_cannot_be_done_is_said_before_anything_is(source, tmp_path, monkeypatch):
@@ -311,25 +311,25 @@ def test_what_cannot_be_done_is_said_before_anything_is(source, tmp_path, monkey
         run(source, tmp_path / "out", workers=-1)
 
 
-def test_a_claim_of_a_dead_process_of_this_host_is_void_at_once(tmp_path):
+def test_a_lease_of_a_dead_process_of_this_host_is_void_at_once(tmp_path):
     import socket
     import subprocess
 
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
                           capture_output=True, text=True, check=True)  # fmt: skip
-    claims = Claims(tmp_path, patience=60)
-    claims.take(7)
-    assert not claims.is_held(7), "its own"
-    claim = tmp_path / FOLDER / "00007"
-    claim.write_text(f"{socket.gethostname()} {dead.stdout.strip()}")
-    assert not claims.is_held(7)
-    claim.write_text(f"{socket.gethostname()} {os.getppid()}")
-    assert claims.is_held(7)
-    claims.close()
+    leases = Leases(tmp_path, seconds=60)
+    leases.acquire(7)
+    assert not leases.is_held(7), "its own"
+    lease = tmp_path / FOLDER / "00007"
+    lease.write_text(f"{socket.gethostname()} {dead.stdout.strip()}")
+    assert not leases.is_held(7)
+    lease.write_text(f"{socket.gethostname()} {os.getppid()}")
+    assert leases.is_held(7)
+    leases.close()
 
 
-def test_a_claim_is_made_though_another_process_ends_the_run_meanwhile(tmp_path, monkeypatch):
-    ours, others = Claims(tmp_path), Claims(tmp_path)
+def test_a_lease_is_made_though_another_process_ends_the_run_meanwhile(tmp_path, monkeypatch):
+    ours, others = Leases(tmp_path), Leases(tmp_path)
     mkdir = Path.mkdir
 
     def too_late(path, **options):
@@ -338,7 +338,7 @@ def test_a_claim_is_made_though_another_process_ends_the_run_meanwhile(tmp_path,
         others.clear()
 
     monkeypatch.setattr(Path, "mkdir", too_late)
-    ours.take(3)
+    ours.acquire(3)
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["00003"]
     ours.close()
     others.close()

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from florence_jax.batch.manifest import RunError
-from florence_jax.batch.process_share import Share
 from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run_options import ProcessShare, RunOptions
 from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.verify import verify_output
 from florence_jax.inference.requests import Query
@@ -20,8 +20,9 @@ OD = [Query(prompt="<OD>")]
 
 
 def run(*places, into, job=None, **options):
-    options = {"block_size": 3, "workers": 0, "progress": False} | options
-    return run_blocks(open_source(places, OD), job or SumOfPixels(), into, **options)
+    run_options = RunOptions(**({"block_size": 3, "workers": 0} | options))
+    source = open_source(places, OD)
+    return run_blocks(source, job or SumOfPixels(), into, run_options, progress=False)
 
 
 def ids_in(directory):
@@ -84,7 +85,7 @@ def test_several_processes_extend_one_run(folder, tmp_path):
 
     def work(index):
         try:
-            run(folder, into=out, extend=True, share=Share(index, 3))
+            run(folder, into=out, extend=True, share=ProcessShare(index, 3))
         except Exception as error:
             failures.append(error)
 

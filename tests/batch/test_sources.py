@@ -9,9 +9,9 @@ import tarfile
 import pytest
 from PIL import Image
 
-from florence_jax.batch.image_reader import FileBelow, open_picture
+from florence_jax.batch.image_reader import FileBelow, open_image
+from florence_jax.batch.sources.files import FileChangedError
 from florence_jax.batch.sources.open import open_source
-from florence_jax.batch.sources.unchanged import FileChangedError
 from florence_jax.inference.requests import Query
 from florence_jax.processing import ImageError
 
@@ -64,7 +64,7 @@ def check_stretches(source):
 def check_rows(items):
     assert [item.error for item in items] == [None] * 5
     assert [item.queries for item in items] == QUERIES
-    assert [open_picture(item.image).width for item in items] == [10, 11, 12, 13, 14]
+    assert [open_image(item.image).width for item in items] == [10, 11, 12, 13, 14]
     assert items[0].extra == {"truth": 7}
     assert items[1].extra == {"split": "test"}
     assert items[2].extra == {}
@@ -155,7 +155,7 @@ def test_a_row_without_such_a_file_is_an_image_error(folder, name):
     path.write_text(json.dumps({"image": name, "task": "<OD>"}))
     (item,) = open_source([path]).read(0, 1)
     with pytest.raises(ImageError):
-        open_picture(item.image)
+        open_image(item.image)
 
 
 LINES = [
@@ -254,7 +254,7 @@ def test_base64_pictures(folder):
     row = {"image_base64": base64.b64encode(png(2)).decode(), "task": "<OD>"}
     path.write_text(json.dumps(row))
     (item,) = open_source([path]).read(0, 1)
-    assert open_picture(item.image).width == 12
+    assert open_image(item.image).width == 12
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])

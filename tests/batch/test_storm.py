@@ -123,7 +123,7 @@ def test_a_hundred_kills_lose_no_row_and_double_none(starts, tmp_path):
     assert [row["id"] for row in rows] == [f"input-{number}" for number in range(INPUTS)]
     assert {number for number, row in enumerate(rows) if "error" in row} == corrupt
     assert all(len(row["answers"]) == 1 for row in rows if "error" not in row)
-    assert not list(output.glob(".claims"))
+    assert not list(output.glob(".leases"))
     print(
         f"\nseed {SEED}: {KILLS} SIGKILLs and {workers_killed} of workers over {INPUTS} inputs, "
         f"{len(corrupt)} corrupt, in {time.monotonic() - began:.0f} s; blocks finished at the "

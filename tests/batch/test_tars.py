@@ -8,7 +8,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from florence_jax.batch.image_reader import open_picture
+from florence_jax.batch.image_reader import open_image
 from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.sources.tar_members import Damage, Member, NextArchive, read_members
 from florence_jax.inference.requests import Query
@@ -71,7 +71,7 @@ def outcome(item):
     if item.error is not None:
         return item.error
     try:
-        return open_picture(item.image).width
+        return open_image(item.image).width
     except ImageError as error:
         return str(error)
 

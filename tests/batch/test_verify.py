@@ -5,10 +5,11 @@ import tarfile
 
 import pytest
 
+from florence_jax.batch.blocks import commit_block, digest_path, encode_rows, read_rows
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.manifest import RunError
-from florence_jax.batch.output_files import commit_block, digest_path, encode_rows, read_rows
 from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run_options import RunOptions
 from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.verify import verify_output
 from florence_jax.inference.requests import Query
@@ -22,8 +23,13 @@ def source(tmp_path_factory):
 
 @pytest.fixture(params=["jsonl", "parquet"])
 def output(request, source, tmp_path):
-    run_blocks(source, SumOfPixels(), tmp_path, block_size=3, row_format=request.param, workers=0,
-               progress=False)  # fmt: skip
+    run_blocks(
+        source,
+        SumOfPixels(),
+        tmp_path,
+        RunOptions(block_size=3, row_format=request.param, workers=0),
+        progress=False,
+    )
     return tmp_path
 
 
@@ -42,8 +48,13 @@ def test_a_complete_run(output):
 def test_both_formats_hold_the_same(source, tmp_path):
     rows = {}
     for kind in ("jsonl", "parquet"):
-        run_blocks(source, SumOfPixels(), tmp_path / kind, block_size=10, row_format=kind,
-                   workers=0, progress=False)  # fmt: skip
+        run_blocks(
+            source,
+            SumOfPixels(),
+            tmp_path / kind,
+            RunOptions(block_size=10, row_format=kind, workers=0),
+            progress=False,
+        )
         rows[kind] = list(read_rows(block(tmp_path / kind, 0)))
     assert rows["jsonl"] == rows["parquet"]
     assert len(rows["jsonl"]) == 7
@@ -136,7 +147,13 @@ def test_names_that_are_no_utf8_are_written_and_verified(tmp_path, kind):
     names = ["caf\udce9.png", "caf\udce8.png"]
     items = [Item(id=name, image=str(path), extra={"note": name}) for name in names]
     out = tmp_path / "out"
-    run_blocks(ListSource(items), SumOfPixels(), out, row_format=kind, workers=0, progress=False)
+    run_blocks(
+        ListSource(items),
+        SumOfPixels(),
+        out,
+        RunOptions(row_format=kind, workers=0),
+        progress=False,
+    )
     rows = list(read_rows(block(out, 0)))
     assert [row["id"] for row in rows] == names
     assert [row["note"] for row in rows] == names
@@ -155,7 +172,7 @@ def test_a_run_over_a_damaged_tar_is_not_complete(tmp_path):
     content[start + 5] ^= 1
     path.write_bytes(content)
     source = open_source([path], [Query(prompt="<OD>")])
-    run_blocks(source, SumOfPixels(), out, workers=0, progress=False)
+    run_blocks(source, SumOfPixels(), out, RunOptions(workers=0), progress=False)
     rows = list(read_rows(block(out, 0)))
     assert [row["id"].removeprefix(f"{path}/") for row in rows] == [
         "000", f"bytes {start} to {start + 1024}", "002"

@@ -43,7 +43,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     from florence_jax.cli.main import main as florence_jax
 
     pipeline = _pipeline(options)
-    annotate.load_answering = lambda options, progress: pipeline
+    annotate.load_pipeline = lambda options, progress: pipeline
     pictures = options.pictures or _random_pictures(folder / "pictures", options.images)
     words = ["annotate", str(pictures), "--model", options.model or options.preset,
              "--batch-size", str(options.batch), "--block-size", str(options.block_size),

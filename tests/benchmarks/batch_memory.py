@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from florence_jax.batch.run import run_blocks
+from florence_jax.batch.run_options import RunOptions
 from florence_jax.batch.sources.open import open_source
 from tests.batch.fakes import write_pictures
 from tests.batch.storm_run import tiny_job
@@ -46,8 +47,7 @@ def measure(inputs: int, *, workers: int = 1, samples: int = 50) -> list[tuple[i
             open_source([root / "rows.jsonl"]),
             tiny_job(),
             root / "out",
-            block_size=_BLOCK,
-            workers=workers,
+            RunOptions(block_size=_BLOCK, workers=workers),
             after_block=sample,
         )
     return sampled

@@ -53,10 +53,10 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         assert summary.errors == summary.missing == 0
         assert summary.tokens == summary.rows * options.new_tokens
         seconds += calls
-        turns.append((bench, runner, runner / bench, summary.busy))
+        turns.append((bench, runner, runner / bench, summary.utilization))
         print(
             f"turn {turn + 1}: bench {bench:.3f} images/s, runner {runner:.3f} images/s, "
-            f"{runner / bench:.1%} of it; device busy {summary.busy:.1%}",
+            f"{runner / bench:.1%} of it; device busy {summary.utilization:.1%}",
             flush=True,
         )
     bench, runner, share, busy = (statistics.median(column) for column in zip(*turns, strict=True))
@@ -131,6 +131,7 @@ def _run(pipeline, paths, directory, options):
     from florence_jax.batch.job import Item, ListSource
     from florence_jax.batch.predict_job import PredictJob
     from florence_jax.batch.run import run_blocks
+    from florence_jax.batch.run_options import RunOptions
     from florence_jax.inference.multi_device import replicate_over_local_devices
     from florence_jax.inference.requests import Query
 
@@ -138,9 +139,12 @@ def _run(pipeline, paths, directory, options):
     items = [Item(id=path.name, image=str(path), queries=(query,)) for path in paths]
     job = PredictJob(replicate_over_local_devices(pipeline), batch_size=options.batch)
     return run_blocks(
-        ListSource(items), job, directory, block_size=options.batch * BLOCK_BATCHES,
-        workers=options.workers, progress=False,
-    )  # fmt: skip
+        ListSource(items),
+        job,
+        directory,
+        RunOptions(block_size=options.batch * BLOCK_BATCHES, workers=options.workers),
+        progress=False,
+    )
 
 
 if __name__ == "__main__":

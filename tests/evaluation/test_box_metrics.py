@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from florence_jax.evaluation.metrics import (
-    areas_of,
     coco_average_precision,
     coco_mask,
+    mask_overlap,
     mean_and_overall_iou,
     recall_at_1,
 )
@@ -107,11 +107,15 @@ def test_mean_and_overall_overlap():
     other[:, :5] = True
     small = np.zeros((10, 10), bool)
     small[0, 0] = True
-    pairs = [areas_of(one, other), areas_of(small, small), areas_of(small, one & ~small)]
+    pairs = [
+        mask_overlap(one, other),
+        mask_overlap(small, small),
+        mask_overlap(small, one & ~small),
+    ]
     # 25 of 75, 1 of 1, 0 of 50.
     mean, overall = mean_and_overall_iou(pairs)
     assert mean == pytest.approx((25 / 75 + 1 + 0) / 3)
     assert overall == pytest.approx(26 / 126)
-    assert areas_of(one & False, one & False).iou == 0.0
+    assert mask_overlap(one & False, one & False).iou == 0.0
     with pytest.raises(ValueError, match="no pair of masks"):
         mean_and_overall_iou([])

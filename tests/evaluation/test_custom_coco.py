@@ -216,7 +216,7 @@ def test_a_wrong_folder_of_pictures_is_said_before_the_model(tmp_path, capsys):
     path.write_text(json.dumps(base()))
     arguments = ["evaluate", "own", "--data", str(path), "--model", "no/model"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
-    assert "none of the 3 pictures is there" in capsys.readouterr().err
+    assert "none of the 3 images is there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["just words", "", "car<loc_1><loc_2><loc_3>"])

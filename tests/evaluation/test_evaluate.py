@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from florence_jax.batch import predict_job, run
+from florence_jax.batch import predict_job
+from florence_jax.batch.run_options import RunOptions
 from florence_jax.cli import evaluate as evaluate_command
 from florence_jax.cli.main import main
 from florence_jax.evaluation import scoring
@@ -25,9 +26,9 @@ def pipeline():
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setattr(evaluate_command, "load_answering", lambda options, progress: pipeline())
+    monkeypatch.setattr(evaluate_command, "load_pipeline", lambda options, progress: pipeline())
     monkeypatch.setattr(scoring, "meteor_is_installed", lambda: False)
-    monkeypatch.setattr(run, "default_block_size", lambda *_: 2)
+    monkeypatch.setattr(RunOptions, "default_block_size", lambda self: 2)
 
 
 def evaluate(name, data, output, *options):
@@ -101,7 +102,7 @@ def test_a_run_that_broke_goes_on_and_comes_to_the_same(tmp_path, monkeypatch):
         return rows
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "BLOCKS_IN_HAND", 1)
+        patched.setattr("florence_jax.batch.run.BLOCKS_IN_HAND", 1)
         patched.setattr(predict_job.PredictJob, "__call__", fails_later)
         assert evaluate("refcoco", tmp_path, tmp_path / "broken") == 2
     rows = tmp_path / "broken" / "rows"
@@ -133,7 +134,7 @@ def test_pictures_that_are_missing_count_as_wrong(tmp_path, capsys):
     (tmp_path / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
     assert evaluate("coco-captions", tmp_path, tmp_path / "out", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "1 pictures are missing, such as val2014/COCO_val2014_000000000002.jpg" in said
+    assert "1 images are missing, such as val2014/COCO_val2014_000000000002.jpg" in said
     assert not (tmp_path / "out").exists()
     assert evaluate("coco-captions", tmp_path, tmp_path / "out") == 1
     assert "1 examples have no answer" in capsys.readouterr().out
@@ -197,7 +198,7 @@ def test_pycocotools_is_asked_for_before_the_model(tmp_path, capsys, monkeypatch
     def loaded(*_, **__):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(evaluate_command, "load_answering", loaded)
+    monkeypatch.setattr(evaluate_command, "load_pipeline", loaded)
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
     miniature.DATA_SETS[name][1](tmp_path)
     assert evaluate(name, tmp_path, tmp_path / "out") == 2

@@ -5,9 +5,9 @@ import pytest
 from florence_jax.evaluation.paper_results import (
     TABLES,
     figures,
-    figures_of_variants,
     format_tables,
-    published_figure,
+    published_score,
+    published_variants,
 )
 from florence_jax.evaluation.registry import BENCHMARKS, benchmark_named
 
@@ -24,22 +24,22 @@ from florence_jax.evaluation.registry import BENCHMARKS, benchmark_named
     ],
 )
 def test_figures_are_found_by_checkpoint(model, column, value):
-    figure = published_figure(model, column)
+    figure = published_score(model, column)
     assert figure.value == value
     assert "2311.06242, table" in figure.source
 
 
 def test_models_and_columns_without_a_figure():
-    assert published_figure("my-fine-tune", "Flickr30k test R@1") is None
-    assert published_figure("microsoft/Florence-2-base", "VQAv2 test-dev accuracy") is None
+    assert published_score("my-fine-tune", "Flickr30k test R@1") is None
+    assert published_score("microsoft/Florence-2-base", "VQAv2 test-dev accuracy") is None
 
 
 def test_weights_that_took_a_name_over():
     column = "COCO detection val2017 mAP"
-    (variant,) = figures_of_variants("microsoft/Florence-2-large", column)
+    (variant,) = published_variants("microsoft/Florence-2-large", column)
     assert (variant.value, variant.source) == (39.8, "model card of microsoft/Florence-2-large")
-    assert published_figure("microsoft/Florence-2-large", column).value == 37.5
-    assert figures_of_variants("microsoft/Florence-2-base", column) == []
+    assert published_score("microsoft/Florence-2-large", column).value == 37.5
+    assert published_variants("microsoft/Florence-2-base", column) == []
 
 
 def test_every_column_of_a_data_set_is_published():

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from florence_jax.batch.blocks import is_block_name
-from florence_jax.batch.output_files import read_rows
+from florence_jax.batch.blocks import is_block_name, read_rows
 from tests.batch.fakes import write_pictures
 from tests.inference.results import assert_close
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from florence_jax.cli import main
+from florence_jax.cli.main import main
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.requests import Response
 from tests.random_pipeline import random_checkpoint
@@ -52,7 +52,7 @@ def loads(monkeypatch):
         seen.count += 1
         return Canned()
 
-    monkeypatch.setattr(main, "load_answering", load)
+    monkeypatch.setattr("florence_jax.cli.predict.load_pipeline", load)
     return seen
 
 
@@ -65,7 +65,7 @@ def photos(tmp_path):
 
 
 def predict(*arguments):
-    return main.main(["predict", *map(str, arguments)])
+    return main(["predict", *map(str, arguments)])
 
 
 def test_captions_go_beside_the_pictures_and_a_second_run_does_what_is_missing(
@@ -293,7 +293,7 @@ class TestDirectories:
         assert "is not an image" in table["error"][2].as_py()
         assert table["answers"][0].as_py()[0]["prompt"] == "<OD>"
         assert dataset.dataset(out, format="parquet").to_table().equals(table)
-        assert main.main(["verify-output", "--quiet", str(out)]) == 0
+        assert main(["verify-output", "--quiet", str(out)]) == 0
         assert self.run(*asked) == 0, "it goes on, and nothing is left to do"
         assert self.run(*asked[:-2], "--format", "csv") == 2, "it would be no table any more"
 
@@ -355,7 +355,7 @@ class TestDirectories:
         assert (out / "b.txt").exists()
         assert self.run(*asked, "--format", "voc", "--sidecar-dir", photos) == 0
         assert (photos / "deeper/c.xml").exists()
-        assert main.main(["verify-output", "--quiet", str(out)]) == 0
+        assert main(["verify-output", "--quiet", str(out)]) == 0
 
     def test_rows_of_data_choose_no_place_outside(self, photos, tmp_path):
         rows = tmp_path / "rows.jsonl"

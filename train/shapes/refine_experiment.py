@@ -26,7 +26,7 @@ from typing import Any
 
 from florence_jax.annotation.refine import setting_flags
 from florence_jax.annotation.schema import read_annotations
-from florence_jax.annotation.to_examples import questions as questions_of
+from florence_jax.annotation.to_examples import to_examples
 from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.directory_lock import directory_lock
@@ -243,9 +243,9 @@ def _annotated(annotations: Path, pool: ShapesWorld) -> Iterator[Answered]:
     """What is left after the filters, beside the truth: an image without an answer has none."""
     for annotation in read_annotations(annotations):
         truth = {one.task: one for one in pool.questions(int(Path(annotation.image).stem), _TASKS)}
-        given = {one.task: one for one in questions_of(annotation, _TASKS)}
-        for task, question in given.items():
-            answer = question.answer
+        given = {one.task: one for one in to_examples(annotation, _TASKS)}
+        for task, example in given.items():
+            answer = example.labels
             if isinstance(answer, dict):
                 ranked = sorted(
                     annotation.regions, key=lambda region: (region.box[1], region.box[0])

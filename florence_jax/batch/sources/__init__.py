@@ -1,1 +1,1 @@
-"""Where items come from: directories and lists of pictures, JSON lines, Parquet, WebDataset."""
+"""Sources of items: directories and lists of images, JSON Lines, Parquet, WebDataset."""

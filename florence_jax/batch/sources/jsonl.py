@@ -1,4 +1,4 @@
-"""JSON lines: a row a line, read where it is asked for."""
+"""JSON Lines as a source: a row per line, read when its block is done."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.job import Item
+from florence_jax.batch.sources.files import ChangeGuard
 from florence_jax.batch.sources.rows import RowReader, row_id
-from florence_jax.batch.sources.unchanged import Unchanged
 from florence_jax.inference.image_files import Say
 from florence_jax.runtime.text_file import TextFileError, decode, parse_json
 
 
 class JsonLines:
-    """The rows of a `.jsonl` file; of it, only where lines begin is held, 8 bytes a line."""
+    """The rows of a `.jsonl` file; only the offsets of its lines are in memory, 8 bytes each."""
 
     def __init__(self, path: Path, reader: RowReader, say: Say | None = None) -> None:
         self._path, self._reader = path, reader
-        self._unchanged = Unchanged(path)
+        self._guard = ChangeGuard(path)
         self._offsets, self._digest = array("q"), hashlib.sha256()
-        # The rows that blank lines stand before: what a row's number lacks to its line's.
+        # For each blank line, the number of rows before it: a row's line number counts blank lines.
         self._blank = array("q")
         position = 0
         with path.open("rb") as lines:
@@ -37,7 +37,7 @@ class JsonLines:
                     self._blank.append(len(self._offsets))
                 self._digest.update(line)
                 position += len(line)
-        self._unchanged.check()
+        self._guard.check()
         if say is not None and not self._offsets:
             say(f"{path} has no row")
 
@@ -64,15 +64,15 @@ class JsonLines:
         """(number, line) of the rows from `start` up to `stop`, blank lines left out."""
         if start >= stop:
             return
-        self._unchanged.check()
+        self._guard.check()
         with self._path.open("rb") as file:
             for number in range(start, stop):
                 file.seek(self._offsets[number])
                 yield number, file.readline()
-        self._unchanged.check()
+        self._guard.check()
 
     def _parsed(self, number: int, line: bytes) -> Any:
-        """The row, or why it is none."""
+        """The row, or the error of a line that is none."""
         in_file = number + 1 + bisect.bisect_right(self._blank, number)
         try:
             return parse_json(line, f"{self._place(number)} (line {in_file})")

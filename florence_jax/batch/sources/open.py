@@ -1,4 +1,4 @@
-"""Sources by what the command line names: directories, lists, data files and single images."""
+"""Open sources by path: directories, lists, data files and single images."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def open_source(
     say: Say | None = None,
     all_pages: bool = False,
 ) -> Source:
-    """One source of everything that `places` name, in order.
+    """Open one source of everything that `places` name, in order.
 
     Args:
         places: directories of images, `.txt` lists of paths, `.jsonl`, `.parquet` and WebDataset
             `.tar` files, and image files.
-        queries: asked about every image whose row brings no task of its own.
-        image_root: the directory below which rows name pictures; by default that of their file.
-        say: told how many files of a directory or archive are skipped, by kind.
+        queries: queries of every image whose row has no task of its own.
+        image_root: the directory below which rows name images; by default that of their file.
+        say: called with the numbers of skipped files of a directory or archive, by kind.
         all_pages: one item for each page of a file with several, and frame of an animation.
 
     Raises:
         FileNotFoundError: there is no such place.
-        ValueError: it holds nothing, or is not what its name says.
+        ValueError: a place is empty, or not of the kind that its name says.
     """
     check_places(places)
     parts = [_source(Path(place), tuple(queries), image_root, say) for place in places]

@@ -1,4 +1,4 @@
-"""Every page of every picture as an item of its own: scanned TIFFs, animations."""
+"""All pages of scanned TIFFs and frames of animations, each as an item of its own."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from florence_jax.processing.image import page_id
 
 
 class AllPages:
-    """The items of another source, those whose picture has several pages once for each of them.
+    """The items of another source; an image with several pages has one item per page.
 
-    Page 2 of `name` has the id `name#page=2` and a column `page`, unless the row brings one. A
-    picture of one page keeps its id. All pictures are opened once, to count their pages.
+    Page 2 of `name` has the id `name#page=2` and a column `page`, unless the row has one. An image
+    of one page keeps its id. All images are opened once, to count their pages.
     """
 
     def __init__(self, source: PinnedSource) -> None:
@@ -31,15 +31,15 @@ class AllPages:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        # How many pages there are follows from the pictures, which are pinned one by one.
+        # The number of pages follows from the images, which are pinned one by one.
         return {**self._source.fingerprint, "all_pages": True}
 
     def row_files(self) -> Mapping[str, Any]:
-        """The source's own."""
+        """The row files of the source."""
         return self._source.row_files()
 
     def pins(self) -> Iterator[str]:
-        """The pin of its picture for each page."""
+        """The pin of the image, for each of its pages."""
         for number, pin in enumerate(self._source.pins()):
             yield from itertools.repeat(pin, self._count(number))
 
@@ -84,7 +84,7 @@ class AllPages:
         before: Item | None = None
         count = 1
         for number, item in enumerate(self._source.read(0, len(self._source))):
-            # Neighbours that ask about one picture share its count.
+            # Neighbours with one image share its count.
             if before is None or before.image != item.image or number - 1 in self._refused:
                 count = self._pages(number, item)
             before = item

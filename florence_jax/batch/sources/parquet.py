@@ -1,4 +1,4 @@
-"""Parquet: rows as JSON lines have them, with pictures as bytes or file names."""
+"""Parquet as a source: rows as in JSON Lines, with images as bytes or file names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.job import Item
+from florence_jax.batch.sources.files import ChangeGuard
 from florence_jax.batch.sources.rows import IMAGE_COLUMNS, RowReader, row_id
-from florence_jax.batch.sources.unchanged import Unchanged
 from florence_jax.inference.image_files import Say
 from florence_jax.runtime.error_text import error_text
 
-# Rows that are in memory at a time, their pictures included.
+# Rows that are in memory at a time, their images included.
 _ROWS = 64
 
 
@@ -23,7 +23,7 @@ class _DamagedError(Exception):
 
 
 class Parquet:
-    """The rows of a `.parquet` file; those of a part that is damaged have an error each."""
+    """The rows of a `.parquet` file; each row of a damaged part has an error."""
 
     def __init__(self, path: Path, reader: RowReader, say: Say | None = None) -> None:
         try:
@@ -34,7 +34,7 @@ class Parquet:
                 f"{path}: reading Parquet needs pyarrow: pip install pyarrow"
             ) from error
         self._path, self._reader = path, reader
-        self._unchanged = Unchanged(path)
+        self._guard = ChangeGuard(path)
         try:
             metadata = parquet.read_metadata(path)
             self._names = metadata.schema.to_arrow_schema().names
@@ -73,7 +73,7 @@ class Parquet:
                 first += count
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
-        self._unchanged.check()
+        self._guard.check()
         with self._open() as file:
             first = 0
             for group, count in enumerate(self._counts):
@@ -81,7 +81,7 @@ class Parquet:
                     low, high = max(start - first, 0), min(stop - first, count)
                     yield from self._group_items(file, group, first, low, high)
                 first += count
-        self._unchanged.check()
+        self._guard.check()
 
     def _open(self) -> Any:
         from pyarrow import parquet
@@ -91,7 +91,7 @@ class Parquet:
     def _group_items(
         self, file: Any, group: int, first: int, low: int, high: int
     ) -> Iterator[Item]:
-        """The items `low` up to `high` of a row group whose first row is `first`."""
+        """The items `low` to `high` of a row group whose first row is `first`."""
         done, names = 0, []
 
         def lost(number: int, error: Exception, what: str) -> Item:
@@ -126,7 +126,7 @@ class Parquet:
         yield from (self._place(first + number) for number in range(done, count))
 
     def _rows(self, file: Any, group: int, columns: list[str] | None) -> Iterator[Any]:
-        """The rows of a group, a few in memory at a time: as many as the file's list says.
+        """The rows of a group, a few in memory at a time.
 
         One with a value that Python cannot hold is the exception that says so.
 
@@ -165,6 +165,6 @@ def _plain_row(batch: Any) -> Any:
 
 
 def _given(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without what it does not give: a table has every column in every row."""
+    """The row without empty columns: a table has every column in every row."""
     given = {name: value for name, value in row.items() if value is not None}
     return given if set(IMAGE_COLUMNS) & set(given) else given | {"image": None}

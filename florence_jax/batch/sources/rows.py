@@ -1,4 +1,4 @@
-"""A row of data as an item: which picture, what to ask, and what to carry along."""
+"""Rows of data as items: the image, the queries, and the columns that are carried along."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _RESERVED = frozenset({"answers", "width", "height", "error", "image_note"})
 
 @dataclass(frozen=True, kw_only=True)
 class RowReader:
-    """What every row of a source has in common.
+    """Makes items of the rows of one source.
 
     Attributes:
         queries: asked about rows that bring no task of their own.
-        root: the directory below which rows name pictures.
+        root: the directory below which rows name images.
     """
 
     queries: tuple[Query, ...] = ()
     root: str
 
     def item(self, place: str, row: Any) -> Item:
-        """The item of one row; one with an error where the row makes no sense.
+        """The item of one row; a row that makes no sense gives an item with an error.
 
         A row has `image` (a file below the root, encoded bytes, or the struct of both that Hugging
         Face writes), `image_base64`, or Hugging Face's `file_name`; `id`, by default `place`; a
@@ -96,7 +96,7 @@ def _image(row: Mapping[str, Any], root: str) -> ImageSource:
 
 
 def _image_column(row: Mapping[str, Any]) -> str | None:
-    """The column that has the picture; None if none has."""
+    """The column that holds the image; None if there is none."""
     return next((name for name in IMAGE_COLUMNS if row.get(name) is not None), None)
 
 
@@ -115,7 +115,7 @@ def _queries(row: Mapping[str, Any]) -> tuple[Query, ...]:
 
 
 def _check_no_other_task(row: Mapping[str, Any]) -> None:
-    """Refuse a row whose own task is in a column that nothing reads: it would be asked another."""
+    """Refuse a row with a task in a column that is not read: it would be asked another."""
     for name, value in row.items():
         texts = value if isinstance(value, list | tuple) else [value]
         if name.lower() in _MEANT_TASK and any(
@@ -156,7 +156,7 @@ def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_box(region: Sequence[Any]) -> bool:
-    """Are these four numbers that a float holds?"""
+    """Whether the value is four finite numbers."""
     try:
         return len(region) == 4 and all(
             isinstance(number, int | float)

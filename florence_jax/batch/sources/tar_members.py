@@ -1,4 +1,4 @@
-"""Every member of a tar, and every place where one may have been lost.
+"""Read the members of a tar, and the places where damage may have lost some.
 
 `tarfile` ends without a word at a damaged header, at one block of zeros and where a file is cut,
 and goes round in circles at a negative size. Here each of these is a `Damage`, and reading goes on
@@ -43,7 +43,7 @@ Kind = Literal["file", "folder", "hard link", "symbolic link", "other"]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member.
+    """One member of a tar.
 
     Attributes:
         start: where its first header is.
@@ -64,7 +64,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """The bytes from `start` up to `stop` are not members of a sound tar, for the reason given."""
+    """The bytes from `start` to `stop` are not members of a sound tar; `reason` says why."""
 
     start: int
     stop: int
@@ -73,13 +73,13 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class NextArchive:
-    """Behind the end of an archive another one begins, as `cat` leaves them."""
+    """Another archive begins behind the end of one, as `cat` joins them."""
 
     start: int
 
 
 class _UnreadableError(Exception):
-    """A header that makes no sense, at a place in the file."""
+    """A header at a place in the file cannot be read."""
 
     def __init__(self, reason: str, position: int) -> None:
         super().__init__(reason)
@@ -87,7 +87,7 @@ class _UnreadableError(Exception):
 
 
 def read_members(path: Path) -> Iterator[Member | Damage | NextArchive]:
-    """Members and damages in the order of the file, of all archives that follow each other.
+    """Members and damages in the order of the file, of all archives in it.
 
     Raises:
         OSError: the file cannot be read.
@@ -138,7 +138,7 @@ class _Reader:
         yield Damage(self._size, self._size, "the file ends without an end of the archive")
 
     def _why_no_end(self, members: int, zeros: int, behind: int) -> str | None:
-        """Why zeros behind so many bytes of members are not the end of an archive; None if so."""
+        """Why zeros after this many bytes are not the end of an archive; None if they are."""
         if zeros < 2 * _BLOCK:
             return "the archive's end is cut" if behind >= self._size else "zeros in the middle"
         if behind >= self._size and self._size % _BLOCK:
@@ -155,7 +155,7 @@ class _Reader:
         return None
 
     def _member(self, start: int) -> tuple[Member, int]:
-        """The member whose first header is at `start`, and where the next one's is."""
+        """The member whose first header is at `start`, and the offset of the next header."""
         position, long_name, long_link = start, None, None
         pax: dict[str, str] = {}
         while (info := self._header(position)).type in _EXTENSIONS:
@@ -215,7 +215,7 @@ class _Reader:
         return content
 
     def _behind_sparse_map(self, position: int) -> int:
-        """Where the bytes of an old GNU sparse member begin: its map may go on in more blocks."""
+        """The offset of an old GNU sparse member's bytes: its map may go on in more blocks."""
         goes_on = self._block(position)[482]
         position += _BLOCK
         while goes_on:
@@ -227,7 +227,7 @@ class _Reader:
         return position
 
     def _next_header(self, damaged: int) -> int:
-        """Where reading goes on behind a damaged header; the file's end if nowhere."""
+        """The offset at which reading goes on after a damaged header; the file's end if nowhere."""
         block = self._block(damaged)
         if len(block) < _BLOCK:
             return self._size
@@ -256,7 +256,7 @@ class _Reader:
         return min(behind, self._size)
 
     def _scan(self, position: int) -> int:
-        """The next block from `position` on that is a header; the file's end if there is none."""
+        """The offset of the next header from `position` on; the file's end if there is none."""
         position = _padded(position)
         while position < self._size:
             self._file.seek(position)

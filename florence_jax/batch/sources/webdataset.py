@@ -1,4 +1,4 @@
-"""WebDataset tars: neighbouring members that share a name up to its first dot are one sample."""
+"""WebDataset tars as a source: neighbours that share a name up to its first dot are a sample."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from typing import Any, Literal
 
 from florence_jax.batch.image_reader import FileSlice
 from florence_jax.batch.job import Item
+from florence_jax.batch.sources.files import ChangeGuard
 from florence_jax.batch.sources.rows import RowReader
 from florence_jax.batch.sources.tar_members import Damage, Member, NextArchive, read_members
-from florence_jax.batch.sources.unchanged import Unchanged
 from florence_jax.inference.image_files import Say, skipped_sentence
 from florence_jax.inference.image_suffixes import is_image_name, leftover
 from florence_jax.runtime.text_file import TextFileError, parse_json
 
-# A row's JSON is a few columns; more is no row.
+# A row's JSON has a few columns; more is no row.
 _MAX_JSON = 4 << 20
-# Links that lead to links, at most.
+# Longest chain of links to links.
 _MAX_LINKS = 8
-# Damages that are listed one by one in the fingerprint.
+# Most damages that the fingerprint lists one by one.
 _LISTED = 100
 _LINKS = ("hard link", "symbolic link")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
-# Bytes at each end of a picture that identify it.
+# Bytes at each end of an image that identify it.
 _SAMPLED = 2048
 
 
-# Where a file's bytes are in the tar, as (offset, size); a link whose target is not found yet.
+# The place of a file's bytes in the tar, as (offset, size), or a link that is not resolved yet.
 _Place = tuple[int, int] | Member
 _What = Literal["image", "json"]
 
 
 @dataclass(slots=True)
 class _Row:
-    """What a row is made of.
+    """The members of a row.
 
     Attributes:
-        name: its id, without the tar's path.
-        start: where its first member, or the damage, is.
-        image, json: None for what it lacks.
+        name: id of the row, without the tar's path.
+        start: offset of its first member, or of the damage.
+        image, json: places of its members; None for one that it lacks.
     """
 
     name: str
@@ -54,7 +54,7 @@ class _Row:
     error: str | None = None
 
     def set_content(self, what: _What, member: Member, said: str = "") -> None:
-        """Read the row's image or JSON from `member`; an error if that cannot be."""
+        """Take the row's image or JSON from `member`, or set its error."""
         if member.kind in _LINKS:
             setattr(self, what, member)
         elif member.problem is not None:
@@ -73,7 +73,7 @@ class _Sample:
     jsons: dict[str, Member] = field(default_factory=dict)
 
     def rows(self) -> Iterator[_Row]:
-        """One row for each image, with the JSON of its own name or else the key's."""
+        """One row per image, with the JSON of the image's name or else of the key."""
         if not self.images:
             yield _Row(self.key, self.start, error="has no image beside it")
         for image in self.images:
@@ -89,13 +89,13 @@ class _Sample:
 class WebDataset:
     """The samples of an uncompressed `.tar`: images, and a `.json` with columns as rows have.
 
-    The tar's members are listed once, from their headers; pictures are read where they lie. Every
-    image is a row, and so is every damage, with the places between which members may be lost.
+    The members are listed once, from their headers; images are read from their places in the tar.
+    Every image is a row, and so is every damage, with the range in which members may be lost.
     """
 
     def __init__(self, path: Path, reader: RowReader, say: Say | None = None) -> None:
         self._path, self._reader = path, reader
-        self._unchanged = Unchanged(path)
+        self._guard = ChangeGuard(path)
         self._damages: list[str] = []
         self._skipped: Counter[str] = Counter()
         self._archives = 1
@@ -118,11 +118,11 @@ class WebDataset:
 
     @functools.cached_property
     def _content_sha256(self) -> str:
-        """Over the columns, and both ends of each picture.
+        """A digest of the columns and of both ends of each image.
 
-        A picture's ends lie beside the headers, which are read anyway: an archive of a terabyte is
-        not read as a whole at every start. A picture that was changed in its middle alone, with its
-        size and both ends the same, is not noticed.
+        An image's ends are beside the headers, which are read anyway: an archive of a terabyte is
+        not read as a whole at every start. A change in the middle of an image alone, with its size
+        and both ends the same, is not noticed.
         """
         digest = hashlib.sha256()
         with self._path.open("rb") as file:
@@ -139,11 +139,11 @@ class WebDataset:
         return (self._place(row) for row in self._rows)
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
-        self._unchanged.check()
+        self._guard.check()
         with self._path.open("rb") as file:
             for row in self._rows[start:stop]:
                 yield self._item(file, row)
-        self._unchanged.check()
+        self._guard.check()
 
     def _item(self, file: Any, row: _Row) -> Item:
         place = self._place(row)
@@ -161,7 +161,7 @@ class WebDataset:
                 return Item(id=place, error=str(error))
             if not isinstance(columns, dict):
                 return Item(id=place, error=f"{place}.json is no object")
-        # The tar says which sample and which picture it is, whatever the JSON says.
+        # The tar decides which sample and which image it is, whatever the JSON says.
         said = {name: columns.pop(name) for name in ("id", "image") if name in columns}
         item = self._reader.item(place, columns | {"image": b"in the tar"})
         if item.error is not None:
@@ -174,7 +174,7 @@ class WebDataset:
         return f"{self._path}/{row.name}"
 
     def _listed(self, digest: Any) -> Iterator[_Row]:
-        """Every row, each with a name of its own."""
+        """Every row, with a unique name."""
         used: set[str] = set()
         for row in self._grouped(digest):
             if row.name in used:
@@ -225,7 +225,7 @@ class WebDataset:
             is_what = f"is compressed ({kinds[0]})" if kinds else f"is damaged: {damage.reason}"
             raise ValueError(
                 f"{self._path} is no uncompressed tar, it {is_what}. Unpack .gz and the like first "
-                "(pictures hardly shrink), or copy the file again"
+                "(images hardly shrink), or copy the file again"
             )
         at_end = damage.stop >= self._path.stat().st_size
         where = (
@@ -245,8 +245,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _digest_ends(file: Any, offset: int, size: int, most: int, digest: Any) -> None:
-    """Digest `size` bytes from `offset`, or the first and last ones where there are more than
-    `most`."""
+    """Digest `size` bytes from `offset`; of more than `most`, only the first and last ones."""
     file.seek(offset)
     if size <= most:
         digest.update(file.read(size))
@@ -257,7 +256,7 @@ def _digest_ends(file: Any, offset: int, size: int, most: int, digest: Any) -> N
 
 
 def _find_links(path: Path, rows: Sequence[_Row]) -> None:
-    """Replace links by the bytes that they lead to; an error where there are none in the tar."""
+    """Resolve links to places in the tar; a row whose link leads nowhere gets an error."""
     waiting: list[tuple[_Row, _What, Member]] = [
         (row, what, link) for row in rows for what, link in _both(row) if isinstance(link, Member)
     ]
@@ -291,7 +290,7 @@ def _both(row: _Row) -> tuple[tuple[_What, _Place | None], ...]:
 
 
 def _target(link: Member) -> str | None:
-    """The name of the member that a link leads to; None where that is out of the tar."""
+    """The name of the member that a link leads to; None if that is outside of the tar."""
     start = posixpath.dirname(link.name) if link.kind == "symbolic link" else ""
     target = posixpath.normpath(posixpath.join(start, link.link))
     return None if target.startswith(("/", "..")) and link.kind == "symbolic link" else target

@@ -27,7 +27,7 @@ def coco_karpathy(root: Path, split: str) -> Dataset:
     path = find_file(
         root,
         ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json"),
-        "It is in caption_datasets.zip of Karpathy and Fei-Fei's page; the pictures are COCO's "
+        "It is in caption_datasets.zip of Karpathy and Fei-Fei's page; the images are COCO's "
         "val2014.zip and train2014.zip of cocodataset.org",
     )
     items = []
@@ -43,13 +43,13 @@ def coco_karpathy(root: Path, split: str) -> Dataset:
 
 
 def nocaps(root: Path, split: str) -> Dataset:
-    """`nocaps_val_4500_captions.json` and its pictures in images/ or val/."""
+    """`nocaps_val_4500_captions.json` and its images in images/ or val/."""
     path = find_file(
         root,
         (f"nocaps_{split}_4500_captions.json", f"annotations/nocaps_{split}_4500_captions.json"),
-        "Both the file and the list of its Open Images pictures are on nocaps.org",
+        "Both the file and the list of its Open Images images are on nocaps.org",
     )
-    folder = find_folder(root, ("images", split, "validation", "nocaps"), "Download the pictures")
+    folder = find_folder(root, ("images", split, "validation", "nocaps"), "Download the images")
     content = read_json(path)
     if not isinstance(content, dict):
         raise LayoutError(f"{path} is no object of `images` and `annotations`")
@@ -66,16 +66,16 @@ def nocaps(root: Path, split: str) -> Dataset:
 
 
 def textcaps(root: Path, split: str) -> Dataset:
-    """`TextCaps_0.1_val.json` and TextVQA's pictures in train_images/."""
+    """`TextCaps_0.1_val.json` and TextVQA's images in train_images/."""
     path = find_file(
         root,
         (f"TextCaps_0.1_{split}.json", f"annotations/TextCaps_0.1_{split}.json"),
-        "The file is on textvqa.org/textcaps, the pictures are train_val_images.zip there",
+        "The file is on textvqa.org/textcaps, the images are train_val_images.zip there",
     )
     folder = find_folder(root, ("train_images", "images", "train"), "Unpack train_val_images.zip")
     references: dict[str, list[str]] = {}
     for entry in entries(read_json(path), "data", path):
-        # One entry per caption; each has all of its picture's.
+        # One entry per caption; each has all of its image's.
         number = value_of(entry, "image_id", path)
         references.setdefault(number, _texts(value_of(entry, "reference_strs", path), path))
     items = [_item(name, folder, f"{name}.jpg", texts) for name, texts in references.items()]
@@ -98,8 +98,8 @@ def _item(name: str, root: Path, file: str, truths: Iterable[str], **extra: Any)
 
 def _dataset(items: list[Item], path: Path, split: str) -> Dataset:
     if not items:
-        raise LayoutError(f"{path} has no picture of the split {split!r}")
+        raise LayoutError(f"{path} has no image of the split {split!r}")
     for item in items:
         if not item.extra["truth"]:
-            raise LayoutError(f"{path}: picture {item.id} has no caption to compare with")
+            raise LayoutError(f"{path}: image {item.id} has no caption to compare with")
     return Dataset(items=items, files=[path])

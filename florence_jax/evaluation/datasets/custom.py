@@ -1,4 +1,4 @@
-"""One's own data: the JSON lines that training reads, or a file in COCO's layout."""
+"""Custom data: the JSON Lines that training reads, or a file in COCO's layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from florence_jax.processing import TASKS, parse, task_of
 from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 from florence_jax.runtime.text_file import TextFileError, parse_json
 
-# What a suffix with one place looks like.
+# A suffix with one location, of each task that has some.
 _FORMS = {
     "<OD>": "car<loc_52><loc_334><loc_932><loc_774>",
     "<REGION_PROPOSAL>": "<loc_52><loc_334><loc_932><loc_774>",
@@ -25,11 +25,11 @@ _FORMS = {
 }
 
 
-def own_file(path: Path, image_root: Path | None = None) -> Dataset:
-    """A `.jsonl` of `image`, `prefix`, `suffix`, or a `.json` in COCO's detection layout.
+def read_custom(path: Path, image_root: Path | None = None) -> Dataset:
+    """Read a `.jsonl` of `image`, `prefix`, `suffix`, or a `.json` in COCO's detection layout.
 
     `suffix` is the true answer in Florence-2's own text ("car<loc_1>..."), or a list of texts that
-    are equally right. Pictures are relative to `image_root`, by default the file's folder.
+    are equally right. Images are relative to `image_root`, by default the file's folder.
 
     Raises:
         LayoutError: the file is missing, or a row lacks what it needs.
@@ -80,11 +80,11 @@ def _lines(path: Path, root: Path) -> Dataset:
 
 
 def _unreadable(path: Path, rows: list[Any]) -> list[str]:
-    """Notes of truths that their task reads nothing of.
+    """Notes about truths in which their task finds nothing.
 
     Raises:
-        LayoutError: no truth of a task that answers with places has a place: its figure would
-            compare with nothing.
+        LayoutError: no truth of a task that answers with locations has one, so that its score
+            would compare with nothing.
     """
     located: dict[str, list[tuple[int, str, bool]]] = {}
     for number, prefix, truths in rows:

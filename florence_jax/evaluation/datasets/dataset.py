@@ -1,4 +1,4 @@
-"""Finding the files of a data set, and saying what is missing and where it is to be had."""
+"""The type of a data set, and helpers that find and read its files or name what is missing."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from florence_jax.runtime import text_file
 
 
 class LayoutError(ValueError):
-    """A data set that is not as expected; the message names the file, the fault and the remedy."""
+    """A data set is not as expected; the message names the file, the fault and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A split, ready to be asked.
+    """A split of a data set.
 
     Attributes:
-        items: one per question, without its prompt. `extra["truth"]` is what the scoring of the
-            data set takes, as JSON; `extra["input"]`, where there is one, what the prompt is made
-            of; further columns are for the reader of the rows.
+        items: one item per prompt, without the prompt. `extra["truth"]` is the truth for scoring,
+            as JSON; `extra["input"]`, if present, the text that goes into the prompt; further
+            columns are copied to the rows.
         files: the annotation files that were read.
-        truth: what scoring needs beside the rows, such as COCO's own content.
-        notes: what was joined, cut or left out, in sentences for the user.
+        truth: data that scoring needs beside the rows, such as COCO's own content.
+        notes: sentences for the user about what was joined, cut or left out.
     """
 
     items: Sequence[Item]
@@ -45,7 +45,7 @@ def find_file(root: Path, names: Iterable[str], where: str) -> Path:
 
 
 def find_folder(root: Path, names: Iterable[str], where: str) -> Path:
-    """As `find_file`, for a folder of pictures."""
+    """As `find_file`, for a folder of images."""
     return _find(root, names, where, Path.is_dir, "folder")
 
 

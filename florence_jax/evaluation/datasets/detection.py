@@ -1,4 +1,4 @@
-"""COCO's detection files."""
+"""COCO detection, and other files in its layout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from florence_jax.processing.errors import ImageError
 from florence_jax.processing.image import image_size
 from florence_jax.processing.vocabulary import check_no_control_tokens
 
-# How much the shape of a picture may differ from the file's, as in training: by rounding.
+# By how much the aspect ratio of an image may differ from the file's, as in training: rounding.
 _SAME_SHAPE = 0.02
 
 
@@ -33,25 +33,25 @@ def coco_detection(root: Path, split: str) -> Dataset:
     path = find_file(
         root,
         (f"annotations/instances_{split}.json", f"instances_{split}.json"),
-        "It is in annotations_trainval2017.zip of cocodataset.org, the pictures are val2017.zip",
+        "It is in annotations_trainval2017.zip of cocodataset.org, the images are val2017.zip",
     )
     folder = find_folder(root, (split, f"images/{split}"), f"Unpack {split}.zip here")
     return detection_file(path, folder, look=False)
 
 
 def detection_file(path: Path, folder: Path, *, look: bool = True) -> Dataset:
-    """Any file in the layout of COCO's instances, pictures in `folder`.
+    """Read a file in the layout of COCO's instances, with images in `folder`.
 
     The truth of an item is its boxes and their names; crowds are left out of what is drawn, not of
     what is scored.
 
     Args:
-        look: whether the pictures' sizes are compared with the file's: where a picture is stored
-            at another size, its boxes are scaled to it.
+        look: compare the images' sizes with the file's, and scale the boxes of images that are
+            stored at another size.
 
     Raises:
-        LayoutError: as `read_coco`, or the file holds no box, or a picture has another shape than
-            the file says.
+        LayoutError: as `read_coco`, or the file holds no box, or an image has another aspect
+            ratio than in the file.
     """
     return _Detection(path, folder, look).dataset()
 
@@ -130,7 +130,7 @@ class _Detection:
         return Dataset(items=items, files=[self.path], truth={"coco": content}, notes=self.notes)
 
     def _categories(self) -> dict[str, int]:
-        """Numbers of the labels, by what answers are compared with."""
+        """The category number of each label, by `label_key`."""
         spellings: dict[str, list[str]] = defaultdict(list)
         for label in self.file.labels:
             try:
@@ -148,21 +148,21 @@ class _Detection:
         return [{"id": number, "name": names[key]} for key, number in numbers.items()]
 
     def _frame(self, image: CocoImage) -> tuple[Size | None, Size]:
-        """The size of the picture that the model sees, and what scales the file's boxes to it."""
+        """The size of the image that the model sees, and the scale of the file's boxes to it."""
         stored = self._stored(image.file_name) if self.look else None
         if stored is None or image.size is None or tuple(image.size) == stored:
             return stored or image.size, (1.0, 1.0)
         width, height = image.size
         if abs(stored[0] * height / (stored[1] * width) - 1.0) > _SAME_SHAPE:
             raise LayoutError(
-                f"{self.path}: the picture {image.file_name!r:.80} is {stored[0]} x {stored[1]} "
+                f"{self.path}: the image {image.file_name!r:.80} is {stored[0]} x {stored[1]} "
                 f"pixels as shown (EXIF orientation applied), and the file says {width} x "
-                f"{height}: turn the picture, or mend its `width`, `height` and boxes"
+                f"{height}: turn the image, or mend its `width`, `height` and boxes"
             )
         return stored, (stored[0] / width, stored[1] / height)
 
     def _stored(self, name: str) -> Size | None:
-        """Of a picture that cannot be read nothing is known: its row will say so."""
+        """The size of the stored image; None if it cannot be read, which its row will report."""
         path = self.folder / self.existing[name]
         try:
             if path.resolve().is_relative_to(self.folder.resolve()):

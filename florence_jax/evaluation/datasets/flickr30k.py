@@ -22,7 +22,7 @@ from florence_jax.evaluation.datasets.dataset import (
 
 _WHERE = (
     "annotations.zip and the lists of splits are in the repository BryanPlummer/flickr30k_entities,"
-    " the pictures on Flickr30k's own page"
+    " the images on Flickr30k's own page"
 )
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 # [/EN#283585/people A young child] -> id, types, phrase.
@@ -30,7 +30,7 @@ _PHRASE = re.compile(r"\[/EN#(\d+)((?:/\w+)+) ([^\]]+)\]")
 
 
 def flickr30k_entities(root: Path, split: str) -> Dataset:
-    """`Annotations/*.xml`, `Sentences/*.txt`, `test.txt`, and the pictures.
+    """`Annotations/*.xml`, `Sentences/*.txt`, `test.txt`, and the images.
 
     One item a sentence. Its truth is the phrases that have boxes, with them: phrases of the whole
     scene and of what is not to be seen are left out, as in MDETR's evaluation, and so are sentences
@@ -54,7 +54,7 @@ def flickr30k_entities(root: Path, split: str) -> Dataset:
                 sentence = " ".join(_PHRASE.sub(r"\3", line).split())
                 items.append(_item(f"{name}#{number}", folder, f"{name}.jpg", sentence, phrases))
     if not items:
-        raise LayoutError(f"{names} names no picture with a phrase that has a box")
+        raise LayoutError(f"{names} names no image with a phrase that has a box")
     return Dataset(items=items, files=[names])
 
 

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: expressions for one object each."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: referring expressions for one object each."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from florence_jax.evaluation.datasets.restricted_pickle import read_plain_pickle
 
 _WHERE = (
     "refcoco.zip, refcoco+.zip and refcocog.zip are on the page of the repository lichengunc/refer;"
-    " the pictures are COCO's train2014.zip of cocodataset.org"
+    " the images are COCO's train2014.zip of cocodataset.org"
 )
-# Who made the split that every table uses.
+# The authors of the split that every table uses.
 _SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 
 
 def expression_boxes(name: str, root: Path, split: str) -> Dataset:
-    """One item an expression; the truth is the object's box."""
+    """One item per expression; the truth is the object's box."""
     return _read(name, root, split, with_masks=False)
 
 
 def expression_masks(name: str, root: Path, split: str) -> Dataset:
-    """One item an expression; the truth has the object's segmentation beside its box."""
+    """One item per expression; the truth has the object's segmentation beside its box."""
     return _read(name, root, split, with_masks=True)
 
 
@@ -55,7 +55,7 @@ def _read(name: str, root: Path, split: str, *, with_masks: bool) -> Dataset:
     if not chosen:
         known = ", ".join(sorted({ref["split"] for ref in refs}))
         raise LayoutError(f"{refs_path} has no split {split!r}, it has {known}")
-    # Expressions about one picture follow each other, so that it is read and encoded once.
+    # Expressions about one image follow each other, so that it is read and encoded once.
     chosen.sort(key=lambda ref: value_of(ref, "image_id", refs_path))
     items = []
     for ref in chosen:

@@ -1,4 +1,4 @@
-"""Pickles that hold data and nothing else, read with limits.
+"""Restricted reader of pickles that hold plain data, with limits on size and depth.
 
 A pickle is a program. It runs code by naming something to call, and a short one can ask for any
 amount of memory: by a memo index that is never used, or by lists that hold each other so often that
@@ -43,9 +43,9 @@ _ENDS = frozenset({b".", b"c", b"i", b"\x93"})
 
 
 class _Plain(pickle.Unpickler):
-    """Numbers, texts, lists, tuples, dicts and sets: what a pickle builds without naming a class.
+    """An unpickler of numbers, texts, lists, tuples, dicts and sets.
 
-    A pickle runs code by naming something to call. Nothing is found here, whatever its name.
+    A pickle runs code by naming something to call; here no name is ever found.
     """
 
     def find_class(self, module: str, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Questions about pictures: VQAv2, TextVQA, VizWiz, DocVQA."""
+"""Visual question answering: VQAv2, TextVQA, VizWiz, DocVQA."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from florence_jax.evaluation.datasets.dataset import (
 
 
 def vqav2(root: Path, split: str) -> Dataset:
-    """The questions file, the annotations file where the split has one, and COCO's pictures."""
-    where = "Both files are on visualqa.org/download.html, the pictures on cocodataset.org"
+    """The questions file, the annotations file where the split has one, and COCO's images."""
+    where = "Both files are on visualqa.org/download.html, the images on cocodataset.org"
     year = "2014" if split == "val" else "2015"
     base = "val2014" if split == "val" else f"{split}2015"
-    pictures = "val2014" if split == "val" else "test2015"
+    images = "val2014" if split == "val" else "test2015"
     path = find_file(root, _below(f"v2_OpenEnded_mscoco_{base}_questions.json"), where)
-    folder = find_folder(root, (pictures, f"images/{pictures}"), where)
+    folder = find_folder(root, (images, f"images/{images}"), where)
     files, answers = [path], {}
     if split == "val":
         truth = find_file(root, _below(f"v2_mscoco_val{year}_annotations.json"), where)
@@ -37,14 +37,14 @@ def vqav2(root: Path, split: str) -> Dataset:
     items = []
     for entry in entries(read_json(path), "questions", path):
         number = value_of(entry, "question_id", path)
-        name = f"COCO_{pictures}_{value_of(entry, 'image_id', path):012d}.jpg"
+        name = f"COCO_{images}_{value_of(entry, 'image_id', path):012d}.jpg"
         items.append(_item(number, folder, name, entry, answers.get(number), path))
     return _dataset(items, files)
 
 
 def textvqa(root: Path, split: str) -> Dataset:
-    """`TextVQA_0.5.1_val.json` and its pictures in train_images/ (test_images/ for the test)."""
-    where = "The file is on textvqa.org/dataset, the pictures are train_val_images.zip there"
+    """`TextVQA_0.5.1_val.json` and its images in train_images/ (test_images/ for the test)."""
+    where = "The file is on textvqa.org/dataset, the images are train_val_images.zip there"
     path = find_file(root, _below(f"TextVQA_0.5.1_{split}.json"), where)
     folder = find_folder(root, ("test_images" if split == "test" else "train_images",), where)
     items = []
@@ -57,8 +57,8 @@ def textvqa(root: Path, split: str) -> Dataset:
 
 
 def vizwiz(root: Path, split: str) -> Dataset:
-    """`val.json` of the VQA task, and the pictures in val/."""
-    where = "Annotations and pictures are on vizwiz.org/tasks-and-datasets/vqa"
+    """`val.json` of the VQA task, and the images in val/."""
+    where = "Annotations and images are on vizwiz.org/tasks-and-datasets/vqa"
     path = find_file(root, _below(f"{split}.json"), where)
     folder = find_folder(root, (split, f"images/{split}", "images"), where)
     items = []
@@ -117,6 +117,6 @@ def _dataset(items: list[Item], files: list[Path]) -> Dataset:
     answered = sum(item.extra["truth"] is not None for item in items)
     if answered not in (0, len(items)):
         raise LayoutError(f"{files[-1]} has answers to {answered} of {len(items)} questions")
-    # Questions about one picture follow each other, so that it is read and encoded once.
+    # Questions about one image follow each other, so that it is read and encoded once.
     items.sort(key=lambda item: item.image.name if isinstance(item.image, FileBelow) else "")
     return Dataset(items=items, files=files)

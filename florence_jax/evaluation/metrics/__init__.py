@@ -1,6 +1,6 @@
-"""The metrics of the published tables, each with its reference's numbers.
+"""The metrics of the published tables; each agrees with its reference implementation.
 
-Plain functions of plain values: nothing here knows the model, jax or a data set.
+They are plain functions of plain values, without the model, jax or data sets.
 
 | metric | function | reference |
 | --- | --- | --- |
@@ -29,10 +29,10 @@ from florence_jax.evaluation.metrics.boxes import (
 from florence_jax.evaluation.metrics.cider import cider, cider_d
 from florence_jax.evaluation.metrics.coco import coco_average_precision
 from florence_jax.evaluation.metrics.masks import (
-    MaskSet,
-    areas_of,
+    MaskOverlap,
     coco_mask,
     mask_iou,
+    mask_overlap,
     mean_and_overall_iou,
 )
 from florence_jax.evaluation.metrics.meteor import meteor
@@ -49,10 +49,9 @@ from florence_jax.evaluation.metrics.vqa import (
 
 __all__ = [
     "Detection",
-    "MaskSet",
+    "MaskOverlap",
     "Scores",
     "anls",
-    "areas_of",
     "bleu",
     "box_iou",
     "cider",
@@ -62,6 +61,7 @@ __all__ = [
     "edit_distance",
     "exact_match",
     "mask_iou",
+    "mask_overlap",
     "matched",
     "mean_and_overall_iou",
     "mean_average_precision",

@@ -6,8 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from florence_jax.evaluation.metrics.ngrams import ngrams
-from florence_jax.evaluation.metrics.score import Scores, check_captions
+from florence_jax.evaluation.metrics.score import Scores, check_captions, ngrams
 
 _LONGEST = 4
 # The reference's: without a match BLEU is tiny rather than 0, and an empty caption divides by it.

@@ -1,4 +1,4 @@
-"""How well boxes agree with the truth. Coordinates in pixels."""
+"""Box metrics: IoU, recall@1, matching and average precision. Coordinates are pixels."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ def recall_at_1(
     least: float = 0.5,
     merged: bool = False,
 ) -> bool:
-    """Whether the first box of an answer to one phrase is right: R@1 is the share of such phrases,
-    and accuracy@0.5 of referring expressions the same with one true box.
+    """Whether the first box of an answer to one phrase is right.
+
+    R@1 is the share of such phrases; accuracy@0.5 of referring expressions is the same with one
+    true box.
 
     Args:
         truth: the phrase's true boxes.
@@ -92,7 +94,7 @@ def mean_average_precision(
     """Mean over the classes of the truth of COCO's average precision at one overlap.
 
     Args:
-        pairs: (truth, answer) of each picture.
+        pairs: (truth, answer) of each image.
         least: the overlap from which a box is right.
 
     Returns:

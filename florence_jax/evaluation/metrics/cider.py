@@ -1,4 +1,4 @@
-"""CIDEr and CIDEr-D: how much a caption says what people say of the same picture."""
+"""CIDEr and CIDEr-D: consensus of a caption with the references of its image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from florence_jax.evaluation.metrics.ngrams import ngrams
-from florence_jax.evaluation.metrics.score import Scores, check_captions
+from florence_jax.evaluation.metrics.score import Scores, check_captions, ngrams
 
 _LONGEST = 4
 _SIGMA = 6.0
@@ -21,7 +20,7 @@ def cider_d(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> S
     calls CIDEr: counts are clipped at the reference's, and other lengths are penalised.
 
     Rare n-grams count most, and how rare they are is counted in these very references: a part of a
-    data set has other figures than the whole, and a single picture scores 0.
+    data set has other figures than the whole, and a single image scores 0.
 
     Args:
         references: the tokenised references of each caption, tokens between spaces.
@@ -57,14 +56,14 @@ def _cider(
 ) -> Scores:
     check_captions(references, candidates)
     counts = [[ngrams(text, _LONGEST) for text in texts] for texts in references]
-    pictures: Counter[tuple[str, ...]] = Counter()
+    images: Counter[tuple[str, ...]] = Counter()
     for texts in counts:
-        pictures.update(set().union(*texts))
+        images.update(set().union(*texts))
     total = math.log(len(candidates))
 
     def vector(text: Counter[tuple[str, ...]]) -> _Vector:
         weights = {
-            ngram: count * (total - math.log(max(1, pictures[ngram])))
+            ngram: count * (total - math.log(max(1, images[ngram])))
             for ngram, count in text.items()
         }
         squares = [0.0] * _LONGEST

@@ -1,4 +1,4 @@
-"""How well masks agree with the truth. Coordinates in pixels, x and y alternating."""
+"""Mask metrics: IoU of polygons, mIoU and oIoU. Coordinates are pixels, x and y alternating."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from florence_jax.evaluation.metrics.coco import import_pycocotools
 
 Parts = Sequence[Sequence[float]]
 
-# `mask_iou` compares on a picture so many times as fine, so that thin shapes are not rounded away.
+# `mask_iou` draws on a canvas this many times as fine, so that thin shapes are not rounded away.
 _FINE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskSet:
-    """Pixels that truth and answer share, and pixels that either covers."""
+class MaskOverlap:
+    """Counts of the pixels that two masks share, and of those that either covers."""
 
     intersection: int
     union: int
 
     @property
     def iou(self) -> float:
-        """Their ratio; 0 where neither covers anything."""
+        """Intersection over union; 0 if both masks are empty."""
         return self.intersection / self.union if self.union else 0.0
 
 
-def areas_of(truth: np.ndarray, answer: np.ndarray) -> MaskSet:
-    """Of two masks, bool[H, W] each."""
-    return MaskSet(
+def mask_overlap(truth: np.ndarray, answer: np.ndarray) -> MaskOverlap:
+    """The overlap of two masks, bool[H, W] each."""
+    return MaskOverlap(
         intersection=int(np.count_nonzero(truth & answer)),
         union=int(np.count_nonzero(truth | answer)),
     )
 
 
-def mean_and_overall_iou(areas: Sequence[MaskSet]) -> tuple[float, float]:
+def mean_and_overall_iou(areas: Sequence[MaskOverlap]) -> tuple[float, float]:
     """(mIoU, oIoU) of referring expression segmentation, 0..1: the mean of each pair's overlap, and
     the overlap of all pixels pooled, in which large objects count more (also called cIoU).
 
@@ -88,8 +88,8 @@ def coco_mask(segmentation: Any, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def mask_iou(a: Parts, b: Parts, image_size: Sequence[float]) -> float:
-    """Intersection over union of what two sets of polygons cover; 0 where that is nothing."""
-    return areas_of(*(_fine_mask(parts, image_size) for parts in (a, b))).iou
+    """Intersection over union of two sets of polygons; 0 if both are empty."""
+    return mask_overlap(*(_fine_mask(parts, image_size) for parts in (a, b))).iou
 
 
 def _fine_mask(parts: Parts, image_size: Sequence[float]) -> np.ndarray:

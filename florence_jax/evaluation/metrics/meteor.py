@@ -1,4 +1,4 @@
-"""METEOR, by its authors' own program."""
+"""METEOR, computed by its authors' own program."""
 
 from __future__ import annotations
 

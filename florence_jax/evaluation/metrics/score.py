@@ -1,17 +1,18 @@
-"""What a metric of a whole data set gives."""
+"""Scores of captions: their type, the check of their inputs, and n-grams."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """One figure, and what each example adds to the picture.
+    """The score of a data set and of each example.
 
     Attributes:
-        value: the figure of the whole, in the metric's own unit (CIDEr to 10, the others to 1).
+        value: the score of the data set, in the metric's own unit (CIDEr up to 10, others to 1).
         each: one number per example, in order. Their mean is `value`, except for BLEU and METEOR,
             which pool counts.
     """
@@ -21,7 +22,11 @@ class Scores:
 
 
 def check_captions(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> None:
-    """Raises ValueError where the examples do not pair up, or one has no reference."""
+    """Check captions and their references.
+
+    Raises:
+        ValueError: they do not pair up, or a caption has no reference.
+    """
     if not candidates:
         raise ValueError("there is no caption to score: give at least one")
     if len(references) != len(candidates):
@@ -33,3 +38,13 @@ def check_captions(references: Sequence[Sequence[str]], candidates: Sequence[str
             raise ValueError(
                 f"caption {number} has the references {texts!r}: give a list of one or more texts"
             )
+
+
+def ngrams(text: str, longest: int) -> Counter[tuple[str, ...]]:
+    """Counts of the n-grams of 1 to `longest` words in a text."""
+    words = text.split()
+    return Counter(
+        tuple(words[first : first + length])
+        for length in range(1, longest + 1)
+        for first in range(len(words) - length + 1)
+    )

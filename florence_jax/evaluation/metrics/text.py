@@ -1,4 +1,4 @@
-"""Answers compared as text, letter by letter."""
+"""Text metrics: exact match, edit distance, similarity and ANLS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions into words, as COCO's caption evaluation does before it counts anything."""
+"""Tokenize captions as COCO's caption evaluation does (Stanford's PTBTokenizer)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What a token of the Penn Treebank is, as Stanford's PTBTokenizer 3.4.1 has it.
+"""Token rules of the Penn Treebank, as in Stanford's PTBTokenizer 3.4.1.
 
-That program is a table of patterns of which the longest match wins, the earlier one among equals.
-So is this file, written anew and compared with the program token by token. Literal letters match in
-both cases, sets of letters in the cases that they show: "mass." is a word and a full stop, "Mass."
-and "mASS." a state.
+Like that program, this file is a table of patterns: the longest match wins, and the earlier one
+among equals. It was written anew and compared with the program token by token. Literal letters
+match in both cases, sets of letters in the cases that they show: "mass." is a word and a full stop,
+"Mass." and "mASS." a state.
 """
 
 from __future__ import annotations

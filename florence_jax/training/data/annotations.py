@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from florence_jax.annotation.schema import AnnotationError, annotation_files, from_row, parse_line
-from florence_jax.annotation.to_examples import Question, questions
+from florence_jax.annotation.to_examples import TaskExample, to_examples
 from florence_jax.processing import TASKS
 from florence_jax.processing.vocabulary import CONTROL_TOKENS
 from florence_jax.training.data.example import DataError, Example, Source
@@ -91,7 +91,7 @@ class Annotations(Source):
             for number, offset, line in _lines(files):
                 row = parse_line(line, f"{files[number].name} at byte {offset}")
                 if "error" not in row:
-                    found.update(question.task for question in questions(from_row(row)))
+                    found.update(question.task for question in to_examples(from_row(row)))
         except (ValueError, OSError) as error:
             raise DataError(f"{path}: {error}") from error
         if not found:
@@ -114,8 +114,8 @@ class Annotations(Source):
                 if "error" in row:
                     continue
                 annotation = from_row(row, where)
-                for question in questions(annotation, tasks):
-                    texts = question.prompt, question.suffix(annotation.size)
+                for question in to_examples(annotation, tasks):
+                    texts = question.prompt, question.labels_text(annotation.size)
                     words[question.task] += max(len(_WORDS.findall(text)) for text in texts)
                     asked[question.task] += 1
         except (ValueError, OSError) as error:
@@ -144,7 +144,7 @@ class Annotations(Source):
         except AnnotationError as error:
             raise DataError(f"{self.path}: {error}") from None
         first = (index - self._firsts[image]) * self.questions
-        asked = _in_turns(questions(annotation, self.tasks))[first : first + self.questions]
+        asked = _in_turns(to_examples(annotation, self.tasks))[first : first + self.questions]
         image_file = resolve_inside(self.image_root, annotation.image, where)
         example, *same_image = (
             Example(
@@ -152,7 +152,7 @@ class Annotations(Source):
                 image=image_file,
                 task=question.task,
                 prompt=question.prompt,
-                labels=question.answer,
+                labels=question.labels,
                 size=annotation.size,
             )
             for number, question in asked
@@ -160,7 +160,7 @@ class Annotations(Source):
         return replace(example, same_image=tuple(same_image))
 
 
-def _in_turns(asked: Sequence[Question]) -> list[tuple[int, Question]]:
+def _in_turns(asked: Sequence[TaskExample]) -> list[tuple[int, TaskExample]]:
     """Each task's first question, then each one's second..., each with its number of its task."""
     seen: Counter[str] = Counter()
     numbered = []
@@ -187,4 +187,4 @@ def _lines(files: list[Path]) -> Iterator[tuple[int, int, bytes]]:
 
 def _count(line: bytes, tasks: Sequence[str], where: str) -> int:
     row = parse_line(line, where)
-    return 0 if "error" in row else len(questions(from_row(row, where), tasks))
+    return 0 if "error" in row else len(to_examples(from_row(row, where), tasks))

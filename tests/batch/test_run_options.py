@@ -3,14 +3,14 @@
 import pytest
 
 from florence_jax.batch.blocks import Blocks, is_block_name
-from florence_jax.batch.process_share import Share, find_share
+from florence_jax.batch.run_options import ProcessShare, find_share
 
 
 @pytest.mark.parametrize(("count", "blocks"), [(1, 5), (3, 10), (4, 3), (7, 100)])
 def test_every_process_knows_every_block_and_begins_with_its_own(count, blocks):
     first = []
     for index in range(count):
-        order = Share(index, count).order(blocks)
+        order = ProcessShare(index, count).order(blocks)
         assert sorted(order) == list(range(blocks))
         own = len(range(index, blocks, count))
         first += order[:own]
@@ -21,18 +21,18 @@ def test_every_process_knows_every_block_and_begins_with_its_own(count, blocks):
 @pytest.mark.parametrize(
     ("environment", "share"),
     [
-        ({}, Share(0, 1)),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, Share(3, 8)),
-        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, Share(1, 2)),
-        ({"JAX_PROCESS_ID": "2", "JAX_NUM_PROCESSES": "4"}, Share(2, 4)),
-        ({"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, Share(1, 2)),
-        ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, Share(0, 1)),
-        ({"SLURM_NTASKS": "8"}, Share(0, 1)),
+        ({}, ProcessShare(0, 1)),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, ProcessShare(3, 8)),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, ProcessShare(1, 2)),
+        ({"JAX_PROCESS_ID": "2", "JAX_NUM_PROCESSES": "4"}, ProcessShare(2, 4)),
+        ({"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, ProcessShare(1, 2)),
+        ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, ProcessShare(0, 1)),
+        ({"SLURM_NTASKS": "8"}, ProcessShare(0, 1)),
     ],
 )
 def test_launchers_are_understood(environment, share):
     assert find_share(None, None, environment) == share
-    assert find_share(5, 9, environment) == Share(5, 9)
+    assert find_share(5, 9, environment) == ProcessShare(5, 9)
 
 
 def test_numbers_that_do_not_go_together_are_refused():
