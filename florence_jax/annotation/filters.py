@@ -98,7 +98,7 @@ def contradicts(region: Region, settings: FilterSettings) -> bool:
 def unmatched_boxes(
     found: Sequence[Sequence[float]], kept: Sequence[Sequence[float]], least: float
 ) -> int:
-    """How many boxes overlap every kept box by less than `least`; duplicates count once."""
+    """Number of boxes that overlap every kept box by less than `least`; duplicates count once."""
     lost: list[Sequence[float]] = []
     for box in found:
         if not (overlaps([box], [*kept, *lost]) >= least).any():

@@ -1,10 +1,10 @@
-"""What is asked of an image: first on its own, then about what the answers before were.
+"""The stages of an annotation: the prompts of an image, and prompts about earlier answers.
 
     captions, boxes, descriptions, proposals, written text  ->  grounding of each caption, the label
     or description that a box lacks, and a second label where the two contradict  ->  polygons of
     what is left
 
-Filters work between the stages, so that nothing is asked about what would go anyway.
+Filters work between the stages, so that nothing is asked about rejected annotations.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from florence_jax.inference.requests import Request
 
 _LOCATION = re.compile(r"<loc_\d+>")
 
-# Takes the answer to the question that it came with.
+# Takes the answer to the request that it comes with.
 Read = Callable[[Answer], None]
 Step = list[tuple[Request, Read]]
 
@@ -68,26 +68,26 @@ class ImageAnnotator:
     rejected: Counter[str] = field(default_factory=Counter)
     _described: list[Region] = field(default_factory=list)
     _proposed: list[Region] = field(default_factory=list)
-    # Sure boxes, whatever they were called.
-    _sure: dict[str, list[tuple[float, ...]]] = field(
+    # Boxes with certain coordinates, whatever their labels.
+    _certain: dict[str, list[tuple[float, ...]]] = field(
         default_factory=lambda: {"regions": [], "ocr": []}
     )
     _analyses: list[Analysis] = field(default_factory=list)
 
     def stages(self) -> tuple[Callable[[], Step], ...]:
-        """The questions of each stage, to be asked when those before are answered."""
-        return self._first, self._second, self._third
+        """The requests of each stage; ask each one after the answers of those before are read."""
+        return self._look, self._ground_and_complete, self._outline
 
     def annotation(self) -> Annotation:
-        """What was found, when every stage is done."""
+        """The annotation, after every stage."""
         kept = {
             "regions": [region.box for region in self.regions],
             "ocr": [bounds(line.quad) for line in self.lines],
         }
-        # What suppression took for a double is covered too.
+        # A box that suppression took for a duplicate counts as covered too.
         same = min(self.settings.filters.joined, self.settings.filters.overlap)
         lost = {
-            kind: unmatched_boxes(boxes, kept[kind], same) for kind, boxes in self._sure.items()
+            kind: unmatched_boxes(boxes, kept[kind], same) for kind, boxes in self._certain.items()
         }
         return Annotation(
             id=self.id,
@@ -102,7 +102,7 @@ class ImageAnnotator:
             lost={kind: count for kind, count in lost.items() if count},
         )
 
-    def _first(self) -> Step:
+    def _look(self) -> Step:
         step = [
             self._ask(CAPTION_TASKS[level], self._reader(level)) for level in self.settings.levels
         ]
@@ -115,7 +115,7 @@ class ImageAnnotator:
             step.append(self._ask("<OCR_WITH_REGION>", self._read_lines))
         return step
 
-    def _second(self) -> Step:
+    def _ground_and_complete(self) -> Step:
         self.regions = join_descriptions(self.regions, self._described, self.settings.filters)
         self.regions = join_proposals(self.regions, self._proposed, self.settings.filters)
         step: Step = []
@@ -135,7 +135,7 @@ class ImageAnnotator:
                     step.append(self._ask(_REGION_TASKS["label"], read, region=region.box))
         return step
 
-    def _third(self) -> Step:
+    def _outline(self) -> Step:
         if self.settings.complete:
             unnamed = [region for region in self.regions if region.label is None]
             self.rejected["regions: label"] += len(unnamed)
@@ -155,7 +155,7 @@ class ImageAnnotator:
             outlined.append(("phrases", self.phrases))
         if self.settings.polygons == "all":
             outlined.append(("regions", self.regions))
-        # One box, one question, whatever speaks of it.
+        # One prompt per box, whatever refers to it.
         users: dict[tuple[float, ...], list[tuple[str, list[Any], int]]] = {}
         for kind, parts in outlined:
             for number, part in enumerate(parts):
@@ -212,7 +212,7 @@ class ImageAnnotator:
         return filter_regions(regions, self.size, self.settings.filters, self.rejected)
 
     def _remember(self, kind: str, boxes: Sequence[tuple[Sequence[float], float]]) -> None:
-        self._sure[kind] += [
+        self._certain[kind] += [
             tuple(box)
             for box, score in boxes
             if box_rejection_reason(box, score, self.size, self.settings.filters) is None
@@ -256,7 +256,7 @@ class ImageAnnotator:
         return read
 
     def _arbiter(self, number: int) -> Read:
-        """Of a label and a description that contradict, the one that a second label bears out."""
+        """Keep the one of a contradicting label and description that a second label confirms."""
 
         def read(answer: Answer) -> None:
             words = _without_region(answer.value)
@@ -301,7 +301,7 @@ _REGION_TASKS = {"label": "<REGION_TO_CATEGORY>", "description": "<REGION_TO_DES
 
 
 def _without_region(text: str) -> str:
-    """The words of an answer about a region, which repeats it."""
+    """The text of an answer about a region, without the region that it repeats."""
     return _LOCATION.sub("", text).strip()
 
 

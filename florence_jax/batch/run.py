@@ -29,7 +29,7 @@ from florence_jax.batch.progress import Progress
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.run_inputs import RunInputs, settle_inputs
 from florence_jax.batch.run_options import RowFormat, RunOptions
-from florence_jax.runtime.atomic_file import remove_leftovers
+from florence_jax.runtime.atomic_file import check_writable, remove_leftovers
 from florence_jax.runtime.signals import Interruption
 
 # The device works on the next block while the last answers of one are written.
@@ -111,6 +111,20 @@ def run_blocks(
     claim_manifest(directory, manifest)
     run = _Run(inputs.source, job, directory, blocks, kind, options, after_block)
     return run.work(progress)
+
+
+def prepare_run(source: Source, directory: Path, options: RunOptions) -> None:
+    """Make the directory, and refuse a run that could not begin or go on in it.
+
+    Call this before the model is loaded.
+
+    Raises:
+        RunError, ValueError, OSError: as `run_blocks`.
+    """
+    check_format(options.row_format or "jsonl")
+    directory.mkdir(parents=True, exist_ok=True)
+    check_writable(directory)
+    settle_inputs(directory, source, extend=options.extend)
 
 
 def describe_run(source: Source, directory: Path, options: RunOptions) -> str:

@@ -104,7 +104,7 @@ def _annotate(options: AnnotateOptions) -> int:
     from florence_jax.annotation.image_source import find_image_folder
     from florence_jax.annotation.job import AnnotateJob
     from florence_jax.annotation.noun_phrases_spacy import find_extractor
-    from florence_jax.batch.run import run_blocks
+    from florence_jax.batch.run import prepare_run, run_blocks
     from florence_jax.inference.multi_device import replicate_over_local_devices
 
     say = None if options.quiet else say_on_stderr
@@ -113,8 +113,7 @@ def _annotate(options: AnnotateOptions) -> int:
     if options.dry_run:
         print(_plan(images, images.root, extractor, options))
         return 0
-    options.output.mkdir(parents=True, exist_ok=True)
-    check_writable(options.output)
+    prepare_run(images, options.output, options.run)
     pipeline = load_pipeline(options.model, progress=not options.quiet)
     pipeline = replicate_over_local_devices(pipeline)
     job = AnnotateJob(

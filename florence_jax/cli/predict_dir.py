@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from florence_jax.cli.options import decoding_settings, load_pipeline, say_on_stderr
 from florence_jax.cli.predict_options import PredictOptions
-from florence_jax.runtime.atomic_file import check_writable
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
@@ -18,11 +17,9 @@ if TYPE_CHECKING:
 
 def predict_into_directory(options: PredictOptions) -> int:
     """Run the command; the exit status is 1 if rows have errors, 130 if it was interrupted."""
-    from florence_jax.batch.blocks import check_format
     from florence_jax.batch.draw import DrawAnswers
     from florence_jax.batch.row_exporter import RowExporter
-    from florence_jax.batch.run import describe_run, run_blocks
-    from florence_jax.batch.run_inputs import settle_inputs
+    from florence_jax.batch.run import describe_run, prepare_run, run_blocks
     from florence_jax.batch.sources.open import open_source
 
     run, directory, folder = options.run, options.output.directory, options.output.save_images
@@ -41,11 +38,7 @@ def predict_into_directory(options: PredictOptions) -> int:
         print(f"{len(source)} images; tasks: {tasks}")
         print(describe_run(source, directory, run))
         return 0
-    # Everything that can be refused is refused before the model is loaded.
-    check_format(run.row_format or "jsonl")
-    directory.mkdir(parents=True, exist_ok=True)
-    check_writable(directory)
-    settle_inputs(directory, source, extend=run.extend)
+    prepare_run(source, directory, run)
     job = _job(options)
     job.check(options.queries)
     with exit_on_interrupt(_how_to_go_on(directory)):

@@ -165,7 +165,7 @@ def _containers(value: Any) -> Iterable[Any]:
 
 
 def _leaf_items(value: Any) -> int:
-    """How much the texts and numbers directly in a container count."""
+    """The size of the texts and numbers directly in a container."""
     items = 1
     for member in _members(value):
         if isinstance(member, str | bytes | bytearray):

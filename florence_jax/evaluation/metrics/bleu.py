@@ -42,7 +42,7 @@ def bleu(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> tupl
 
 
 class _Counts:
-    """Of one caption or many: n-grams right and given by order, and the lengths."""
+    """Counts of one caption or many: matching and given n-grams by order, and the lengths."""
 
     def __init__(self) -> None:
         self.right = [0] * _LONGEST

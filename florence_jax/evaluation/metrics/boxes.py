@@ -67,10 +67,10 @@ def matched(
     overlap: Overlap = box_iou,
     least: float = 0.5,
 ) -> list[bool]:
-    """Which shapes of the answer, the most confident first, are right: one per shape of the truth.
+    """Match the shapes of an answer, the most confident first, with those of the truth.
 
-    Right is the label and an overlap of at least `least` with a true shape that none before took;
-    of several, that with the largest overlap, as in COCO's evaluation.
+    A shape is right if a true shape that is still free has its label and overlaps it by at least
+    `least`; of several, it takes the one with the largest overlap, as in COCO's evaluation.
 
     Returns:
         One bool per shape of `answer`, in the order of `answer`.

@@ -110,7 +110,7 @@ _CURRENCIES = {"¢": "cents", "£": "#", "\u0080": "$", "¤": "$", "₠": "$", "
 
 
 def _quotes(opening: bool) -> Callable[[str], tuple[str, ...]]:
-    """As LaTeX has them: `` and '', ` and '."""
+    """Quotes as in LaTeX: `` and '', ` and '."""
     table = dict.fromkeys("\u0091\u2018\u201b\u2039", "`")
     table |= dict.fromkeys("\u0092\u2019\u203a", "'")
     table |= dict.fromkeys("\u0093\u201c\u00ab", "``") | dict.fromkeys("\u0094\u201d\u00bb", "''")
