@@ -243,7 +243,6 @@ class TestCommand:
             (["PICTURES", "--threshold", "sharpness=1"], "no threshold 'sharpness'"),
             (["PICTURES", "--threshold", "most_objects=a"], "most_objects=8,16,40"),
             (["PICTURES", "--refine", "none.py"], "there is no recipe"),
-            (["PICTURES", "--refine", "none.py", "--checkout", "/"], "is no checkout"),
             (["--merge", "PICTURES"], "holds no annotations"),
             (["--merge", "PICTURES", "--process-index", "0"], "the work of one process"),
             (["PICTURES", "--process-index", "1"], "belong together"),
