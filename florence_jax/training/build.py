@@ -10,18 +10,21 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from florence_jax.checkpoint.param_shapes import param_shapes
+from florence_jax.config import Florence2Config
 from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.model import Model
 from florence_jax.sharding import MeshShape, load_rules, make_mesh, parse_mesh
-from florence_jax.training.config import DataConfig, TrainConfig
+from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.loader import DataLoader
-from florence_jax.training.data.preprocess import Preprocessor
+from florence_jax.training.data.preprocess import Preprocessor, longest_texts_of, padded_length
 from florence_jax.training.data.registry import Named
+from florence_jax.training.distributed import longest_of_first
 from florence_jax.training.lora import init_factors
+from florence_jax.training.metrics.logger import say
 from florence_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from florence_jax.training.param_groups import ParamGroup, assign_param_groups
-from florence_jax.training.pretrained import PretrainedFiles, longest_texts, training_config
+from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.sharding import StateSharding, make_state_sharding
 from florence_jax.training.state import Flat, TrainState, new_state
 from florence_jax.training.step import LossFn, Step, build_step
@@ -98,6 +101,7 @@ def build_training(
     Raises:
         RuleError, ValueError: rules, adapters, schedules or a mesh that do not fit.
     """
+    steps = known_steps(config)
     shapes = param_shapes(pretrained.config)
     factors = {}
     if config.lora.rank:
@@ -113,7 +117,7 @@ def build_training(
         pretrained.config.text.pad_token_id,
     )
     model = Model(
-        config=training_config(pretrained.config, config.model),
+        config=_with_dropout(pretrained.config, config.model),
         dtype=config.model.dtype,
         # Equal models are equal programs; with a layout, a model is equal to itself alone.
         layout=placement.layout if mesh.size > 1 else None,
@@ -134,7 +138,7 @@ def build_training(
         layer_decay=optimizer_config.layer_decay,
         no_decay=optimizer_config.no_decay,
     )
-    schedule = learning_rate_schedule(optimizer_config, known_steps(config))
+    schedule = learning_rate_schedule(optimizer_config, steps)
     trainable = {path: group for path, group in param_groups.items() if group.trains}
     optimizer = build_optimizer(optimizer_config, schedule, trainable)
     step = build_step(
@@ -153,6 +157,16 @@ def build_training(
         step=step,
         placement=placement,
     )
+
+
+def _with_dropout(sizes: Florence2Config, model: ModelConfig) -> Florence2Config:
+    """The model's sizes with the run's dropout rates."""
+    named = ("dropout", "attention_dropout", "activation_dropout")
+    rates = {name: getattr(model, name) for name in named if getattr(model, name) is not None}
+    vision = sizes.vision
+    if model.drop_path is not None:
+        vision = dataclasses.replace(vision, drop_path_rate=model.drop_path)
+    return dataclasses.replace(sizes, text=dataclasses.replace(sizes.text, **rates), vision=vision)
 
 
 def known_steps(config: TrainConfig) -> int:
@@ -174,8 +188,13 @@ def make_loader(
     sources: Sequence[Named],
     share: tuple[int, int] = (0, 1),
 ) -> DataLoader:
-    """The training data, or the share (index, count) that one process brings to each step."""
+    """The training data, or the share (index, count) that one process brings to each step.
+
+    Several processes pad every batch to one length, which the first measures if it is not set.
+    """
     index, count = share
+    if count > 1:
+        config = with_longest(config, pretrained, sources)
     return DataLoader(
         sources=sources,
         # A share's longest row says nothing of the others', and all must have one shape.
@@ -211,6 +230,43 @@ def make_preprocessor(
         resample=pretrained.image.resample,
         tasks=own_tasks(pretrained.files),
     )
+
+
+def longest_texts(data: DataConfig, pretrained: PretrainedFiles) -> tuple[int, int]:
+    """The lengths (prompt, labels) in tokens of the longest texts that a run accepts.
+
+    What the settings leave out is the most that the model's position table has room for.
+    """
+    positions = pretrained.config.text.max_position_embeddings
+    image_tokens = pretrained.config.num_image_tokens(*pretrained.image.size)
+    return data.max_prompt or positions - image_tokens, data.max_labels or positions
+
+
+def with_longest(
+    config: TrainConfig, pretrained: PretrainedFiles, sources: Sequence[Named]
+) -> TrainConfig:
+    """The settings with the lengths of prompt and labels to which several processes pad all rows.
+
+    The first process measures those that the settings leave out, and pads them as a batch would be.
+    """
+    data, most = config.data, longest_texts(config.data, pretrained)
+    if None not in (data.max_prompt, data.max_labels):
+        return config
+
+    def measure() -> tuple[int, int]:
+        rows = sum(len(source) for _, source, _ in sources)
+        say(
+            f"reading {rows:,} rows for the longest prompt and labels, to which several processes "
+            "pad every batch: data.max_prompt and data.max_labels spare this"
+        )
+        return longest_texts_of([source for _, source, _ in sources], pretrained.tokenizer, most)
+
+    prompt, labels = longest_of_first(measure)
+    lengths = {
+        "max_prompt": data.max_prompt or padded_length(prompt, data.min_prompt_bucket, most[0]),
+        "max_labels": data.max_labels or padded_length(labels, data.min_labels_bucket, most[1]),
+    }
+    return dataclasses.replace(config, data=dataclasses.replace(data, **lengths))
 
 
 def eval_params(state: TrainState) -> Flat:

@@ -13,13 +13,13 @@ from PIL import Image
 
 from florence_jax.processing import TASKS, parse
 from florence_jax.results.compare_grid import enlarged, save_side_by_side
-from florence_jax.training.build import TrainSetup, make_loader
+from florence_jax.training.build import TrainSetup, longest_texts
 from florence_jax.training.cached_features.vision_tower import origin_of
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import to_tree
 from florence_jax.training.metrics.flops import update_flops
 from florence_jax.training.preflight import prepare
-from florence_jax.training.pretrained import PretrainedFiles, longest_texts
+from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.step import Batch
 
 _PICTURES = 8
@@ -33,7 +33,7 @@ def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
     pretrained, setup = prepared.pretrained, prepared.setup
     yield from _sizes(setup)
     # Pixels even where features are cached, so that there are pictures to look at.
-    loader = make_loader(prepared.config, pretrained, prepared.sources)
+    loader = prepared.loader
     prompt, labels = longest_texts(config.data, pretrained)
     yield f"steps: {setup.steps:,}; texts of at most {prompt} and {labels} tokens"
     yield f"training data: {len(loader.sources)} sources"

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.signals import Interrupted, Interruption
 from florence_jax.training.aot_compile import AotCompiled
-from florence_jax.training.build import TrainSetup, drop_frozen, eval_params, make_loader
+from florence_jax.training.build import TrainSetup, drop_frozen, eval_params
 from florence_jax.training.cached_features.vision_tower import with_features
 from florence_jax.training.checkpointing.best import CheckpointPolicy
 from florence_jax.training.checkpointing.manager import Checkpoints
@@ -30,7 +30,7 @@ from florence_jax.training.export import export_run
 from florence_jax.training.metrics.flops import peak_flops, update_flops
 from florence_jax.training.metrics.logger import RunLog, say
 from florence_jax.training.metrics.profile import Profile
-from florence_jax.training.preflight import Prepared, prepare, with_longest
+from florence_jax.training.preflight import Prepared, prepare
 from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.state import TrainState, not_finite
 from florence_jax.training.step import Batch, merge_metrics
@@ -72,11 +72,7 @@ def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
 
 def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
     config, setup = prepared.config, prepared.setup
-    share = setup.placement.share
-    padded = config
-    if share[1] > 1:
-        padded = with_longest(config, prepared.pretrained, prepared.sources)
-    loader = make_loader(padded, prepared.pretrained, prepared.sources, share)
+    loader = prepared.loader
     pretrained = dataclasses.replace(prepared.pretrained, files=directory / PROCESSOR)
     total = sum(len(source) for _, source, _ in loader.sources)
     # The first process logs for all; each of the others logs what its own data hold.

@@ -1,6 +1,6 @@
 """Parameter groups: learning rate and weight decay by ordered rules over parameter paths.
 
-Paths read like "encoder/layers/0/fc1/kernel". `python -m train.main --dry-run` lists them.
+Paths read like "encoder/layers/0/fc1/kernel". `florence-jax train --dry-run` lists them.
 """
 
 import re

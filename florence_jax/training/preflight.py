@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.runtime.error_text import error_text
-from florence_jax.training.build import TrainSetup, build_training
+from florence_jax.training.build import TrainSetup, build_training, make_loader
 from florence_jax.training.checkpointing.resume import (
     PROCESSOR,
     RunError,
@@ -20,18 +20,15 @@ from florence_jax.training.checkpointing.resume import (
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import SettingsError
 from florence_jax.training.data.example import Source
-from florence_jax.training.data.preprocess import longest_texts_of, padded_length
+from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.registry import (
     Named,
     source_notes,
     training_sources,
     valid_sources,
 )
-from florence_jax.training.distributed import longest_of_first
-from florence_jax.training.metrics.logger import say
 from florence_jax.training.pretrained import (
     PretrainedFiles,
-    longest_texts,
     prepare_pretrained,
     read_pretrained,
 )
@@ -46,6 +43,7 @@ class Prepared:
         setup: the step and its parts; `setup.config` has the steps that the epochs come to.
         sources: the opened training data.
         valid: the opened validation data.
+        loader: the batches of this process.
         pins: digests of the training data's files, for a run with a directory.
     """
 
@@ -53,6 +51,7 @@ class Prepared:
     setup: TrainSetup
     sources: list[Named]
     valid: Mapping[str, Source]
+    loader: DataLoader
     pins: Mapping[str, Any]
 
     @property
@@ -86,9 +85,11 @@ def prepare(config: TrainConfig, files: Path, *, run: Path | None = None) -> Pre
     resumed = run if run is not None and has_begun(run) else None
     with _noting(problems):
         sources = training_sources(config.data, config.seed)
-        config = with_steps(config, sources)
     with _noting(problems):
         valid = valid_sources(config.data, config.seed)
+    with _noting(problems):
+        if sources:
+            config = with_steps(config, sources)
     with _noting(problems):
         if resumed is not None and config.steps is not None:
             if by_epochs:
@@ -112,7 +113,14 @@ def prepare(config: TrainConfig, files: Path, *, run: Path | None = None) -> Pre
     assert pretrained is not None
     assert setup is not None
     pins = {} if run is None else check_data(config, run, sources)
-    return Prepared(pretrained=pretrained, setup=setup, sources=sources, valid=valid, pins=pins)
+    return Prepared(
+        pretrained=pretrained,
+        setup=setup,
+        sources=sources,
+        valid=valid,
+        loader=make_loader(config, pretrained, sources, setup.placement.share),
+        pins=pins,
+    )
 
 
 def with_steps(config: TrainConfig, sources: list[Named]) -> TrainConfig:
@@ -128,33 +136,6 @@ def with_steps(config: TrainConfig, sources: list[Named]) -> TrainConfig:
     rows = sum(len(source) for _, source, _ in sources)
     steps = math.ceil(config.epochs * rows / config.batch_size)
     return dataclasses.replace(config, steps=steps, epochs=None)
-
-
-def with_longest(
-    config: TrainConfig, pretrained: PretrainedFiles, sources: list[Named]
-) -> TrainConfig:
-    """The settings with the lengths of prompt and labels to which several processes pad all rows.
-
-    The first process measures those that the settings leave out, and pads them as a batch would be.
-    """
-    data, most = config.data, longest_texts(config.data, pretrained)
-    if None not in (data.max_prompt, data.max_labels):
-        return config
-
-    def measure() -> tuple[int, int]:
-        rows = sum(len(source) for _, source, _ in sources)
-        say(
-            f"reading {rows:,} rows for the longest prompt and labels, to which several processes "
-            "pad every batch: data.max_prompt and data.max_labels spare this"
-        )
-        return longest_texts_of([source for _, source, _ in sources], pretrained.tokenizer, most)
-
-    prompt, labels = longest_of_first(measure)
-    lengths = {
-        "max_prompt": data.max_prompt or padded_length(prompt, data.min_prompt_bucket, most[0]),
-        "max_labels": data.max_labels or padded_length(labels, data.min_labels_bucket, most[1]),
-    }
-    return dataclasses.replace(config, data=dataclasses.replace(data, **lengths))
 
 
 def _sentence(error: Exception) -> str:

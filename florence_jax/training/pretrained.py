@@ -25,7 +25,7 @@ from florence_jax.processing import (
 )
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.sharding import ParamSharding
-from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
+from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import from_tree, to_tree
 from florence_jax.training.data.storage import is_url
 from florence_jax.training.init_params import scratch_parameters
@@ -114,16 +114,6 @@ def load_parameters(
     if sharding is None:
         return init()
     return jax.jit(init, out_shardings={path: sharding(path) for path in jax.eval_shape(init)})()
-
-
-def training_config(sizes: Florence2Config, model: ModelConfig) -> Florence2Config:
-    """The sizes with the run's dropout rates."""
-    named = ("dropout", "attention_dropout", "activation_dropout")
-    rates = {name: getattr(model, name) for name in named if getattr(model, name) is not None}
-    vision = sizes.vision
-    if model.drop_path is not None:
-        vision = dataclasses.replace(vision, drop_path_rate=model.drop_path)
-    return dataclasses.replace(sizes, text=dataclasses.replace(sizes.text, **rates), vision=vision)
 
 
 def _with_processor(config: TrainConfig, sizes: Florence2Config, files: Path) -> Florence2Config:
@@ -230,16 +220,6 @@ def read_preprocessor(files: Path) -> dict[str, Any] | None:
         if (files / name).is_file():
             return read_json(files / name, max_bytes=MAX_SETTINGS_BYTES)
     return None
-
-
-def longest_texts(data: DataConfig, pretrained: PretrainedFiles) -> tuple[int, int]:
-    """The lengths (prompt, labels) in tokens of the longest texts that a run accepts.
-
-    What the settings leave out is the most that the model's position table has room for.
-    """
-    positions = pretrained.config.text.max_position_embeddings
-    image_tokens = pretrained.config.num_image_tokens(*pretrained.image.size)
-    return data.max_prompt or positions - image_tokens, data.max_labels or positions
 
 
 def _check_lengths(config: TrainConfig, pretrained: PretrainedFiles) -> None:

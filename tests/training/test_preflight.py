@@ -6,14 +6,13 @@ import shutil
 
 import pytest
 
-from florence_jax.training.build import make_preprocessor
+from florence_jax.training.build import longest_texts, make_preprocessor, with_longest
 from florence_jax.training.checkpointing.resume import RunError, begin, check_data, check_same
 from florence_jax.training.config_loader import SettingsError, to_tree
 from florence_jax.training.data.preprocess import longest_texts_of, padded_length
 from florence_jax.training.data.sources import CocoConfig, JsonlConfig
 from florence_jax.training.loop import train
-from florence_jax.training.preflight import prepare, with_longest, with_steps
-from florence_jax.training.pretrained import longest_texts
+from florence_jax.training.preflight import prepare, with_steps
 from tests.training.runs import a_config, world
 
 
