@@ -37,8 +37,7 @@ ROOMS = {
     "evaluation": "batch datasets inference metrics processing results runtime",
     "training": "adapters annotation checkpoint config datasets generation inference metrics model "
     "processing results runtime sharding",
-    "bench": "checkpoint config generation inference model processing runtime",
-    "cli": "adapters annotation batch bench checkpoint config conversion demo evaluation export "
+    "cli": "adapters annotation batch checkpoint config conversion demo evaluation export "
     "generation inference processing results runtime training",
     "__main__": "cli",
     "__init__": "checkpoint config generation inference model processing results",
@@ -49,8 +48,6 @@ TO_UNTANGLE = {
 }
 # The only file of the library that reads torch's own format.
 TORCH_READER = "florence_jax/checkpoint/pytorch/bin_reader.py"
-# What the library is measured beside; each is imported in a process of its own.
-RIVAL_ENGINES = "florence_jax/bench/engines/"
 
 
 def sources(package):
@@ -146,8 +143,7 @@ def test_torch_is_lazy_and_in_one_reader_and_the_converters():
                     continue
                 name = str(path.relative_to(ROOT))
                 assert not top, f"{name} imports torch at module level"
-                allowed = name == TORCH_READER or name.startswith(RIVAL_ENGINES)
-                assert package == "convert" or allowed, f"{name} imports torch"
+                assert package == "convert" or name == TORCH_READER, f"{name} imports torch"
 
 
 def test_importing_the_package_loads_neither_jax_nor_torch():

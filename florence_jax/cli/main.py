@@ -7,8 +7,8 @@ import functools
 import sys
 from collections.abc import Sequence
 
-from florence_jax.bench.command import add_bench
 from florence_jax.cli.annotate import add_annotate
+from florence_jax.cli.bench import add_bench
 from florence_jax.cli.convert import add_convert
 from florence_jax.cli.demo import add_demo
 from florence_jax.cli.evaluate import add_evaluate

@@ -1,10 +1,10 @@
-"""What the batch runner keeps of the speed of `florence-jax bench`, for the same batch.
+"""Speed of the batch runner as a share of the speed of one call about images in memory.
 
     python -m tests.benchmarks.batch_speed --preset base
 
-The figure to keep is that of `florence-jax bench --cases images`: the benchmark's own call, which
-resizes, encodes and answers a batch of pictures in memory. The runner does the same with the same
-weights, with these pictures as JPEG files and answers of the same length; worker processes, reading
+The call is that of `python -m tests.benchmarks.rivals --cases images`: it resizes, encodes and
+answers a batch of pictures in memory. The runner does the same with the same weights, with these
+pictures as JPEG files and answers of the same length; worker processes, reading
 and rows on disk come on top. Both take turns in one process, their programs compiled before; the
 runner's time is that of a whole run, from no worker process to the last file.
 """
@@ -75,13 +75,13 @@ def _both(folder: Path, options: argparse.Namespace):
     """A pipeline, the benchmark's call with the same model, and the pictures that it is about."""
     import jax
 
-    from florence_jax.bench.engines.ours import Ours
-    from florence_jax.bench.inputs import make_inputs
-    from florence_jax.bench.settings import Settings
-    from florence_jax.bench.weights import write_weights
     from florence_jax.generation import PUBLISHED
     from florence_jax.inference.pipeline import Florence2Pipeline
     from florence_jax.processing import demo_tokenizer
+    from tests.benchmarks.rivals.engines.ours import Ours
+    from tests.benchmarks.rivals.inputs import make_inputs
+    from tests.benchmarks.rivals.settings import Settings
+    from tests.benchmarks.rivals.weights import write_weights
 
     settings = Settings(
         weights=str(write_weights(options.preset, 0, folder)),

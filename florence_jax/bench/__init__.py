@@ -1,5 +1,0 @@
-"""`florence-jax bench`: this library beside its rivals, on the same weights, inputs and machine.
-
-`command` is the command line, `run` the whole measurement, `worker` the process that each engine
-lives in, `engines` the library and its rivals behind one interface.
-"""

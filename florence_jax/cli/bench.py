@@ -1,0 +1,207 @@
+"""`florence-jax bench`: images and tokens a second of a model on this machine, by batch size."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from florence_jax.cli.options import (
+    add_decoding_options,
+    add_free_prompt_option,
+    add_model_options,
+    decoding_settings,
+    load_pipeline,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from florence_jax.generation import GenerationConfig
+    from florence_jax.inference.pipeline import Florence2Pipeline
+
+_DESCRIPTION = """\
+Time a model on the device that jax chooses here: images of noise, answers of exactly as many tokens
+as --max-new-tokens says (default: 64). The first call includes compiling, or reading the compiled
+programs from the cache; the others are warm.
+"""
+_EPILOG = """\
+columns: first, seconds of the first call; warm, the median of the rounds and their range; images/s,
+of calls that encode new images and answer; tokens/s, of calls about images encoded before.
+
+examples:
+  florence-jax bench --model shapes
+  florence-jax bench --task "<OD>" --batch-size 1 --batch-size 8 --json bench.jsonl
+  JAX_PLATFORMS=cpu florence-jax bench --dtype bfloat16 --beams 1
+"""
+_ENCODE = "encode"
+_PICTURE_SHAPE = (480, 640, 3)
+
+
+def add_bench(commands: Any) -> None:
+    """Add the subcommand to an argparse `add_subparsers` object."""
+    bench = commands.add_parser(
+        "bench",
+        help="time a model on this machine: images/s and tokens/s by batch size",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(bench, compat=False)
+    add_decoding_options(bench)
+    add_free_prompt_option(bench)
+    bench.add_argument(
+        "--task",
+        action="append",
+        help="a prompt with its input, such as '<CAPTION_TO_PHRASE_GROUNDING>a dog'; repeat it for "
+        "several (default: <CAPTION> and <OD>)",
+    )
+    bench.add_argument(
+        "--batch-size", type=int, action="append", help="repeat it for several (default: 1, 4, 8)"
+    )
+    bench.add_argument("--rounds", type=int, default=5, help="warm calls (default: %(default)s)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="append one JSON line a row")
+    bench.set_defaults(run=_bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.rounds < 1:
+        raise ValueError(f"--rounds is {options.rounds}, expected at least 1")
+    pipeline = load_pipeline(options, progress=True)
+    settings = decoding_settings(pipeline, options)
+    count = options.max_new_tokens or 64
+    settings = dataclasses.replace(settings, min_new_tokens=count, max_new_tokens=count)
+    context = _context(options, settings)
+    print(", ".join(f"{name} {value}" for name, value in context.items()))
+    print(f"{'case':<32}{'batch':>6}{'first':>10}{'warm':>26}{'images/s':>10}{'tokens/s':>10}")
+    for row in measure(
+        pipeline,
+        settings,
+        tasks=options.task or ["<CAPTION>", "<OD>"],
+        batch_sizes=options.batch_size or [1, 4, 8],
+        rounds=options.rounds,
+        free_prompt=options.free_prompt,
+    ):
+        print(_line(row), flush=True)
+        if options.json is not None:
+            with options.json.open("a", encoding="utf-8") as output:
+                print(json.dumps(context | row), file=output)
+    return 0
+
+
+def measure(
+    pipeline: Florence2Pipeline,
+    settings: GenerationConfig,
+    *,
+    tasks: list[str],
+    batch_sizes: list[int],
+    rounds: int,
+    free_prompt: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Time each task and the image encoder at each batch size.
+
+    Args:
+        pipeline: the model.
+        settings: its answers are this long exactly where both token limits are equal.
+        tasks: prompts.
+        batch_sizes: images in a call.
+        rounds: warm calls of each.
+        free_prompt: allow prompts that look like a task and are none.
+
+    Yields:
+        A row for each task and for "encode": `case`, `batch_size`, `first_call_seconds`, `seconds`
+        (of the warm calls), `images_per_second`, and `tokens_per_second` of a task.
+    """
+    import jax
+
+    from florence_jax.inference.requests import Request
+
+    pictures = _pictures()
+    for batch_size in batch_sizes:
+
+        def new_images(count: int = batch_size) -> list[Any]:
+            return [next(pictures) for _ in range(count)]
+
+        def encode(images: list[Any], size: int = batch_size) -> list[Any]:
+            encoded = pipeline.encode(images, batch_size=size)
+            jax.block_until_ready([image.features for image in encoded])
+            return encoded
+
+        for task in tasks:
+
+            def answer(images: list[Any], task: str = task, size: int = batch_size) -> None:
+                requests = [Request(image=image, prompt=task) for image in images]
+                for _ in pipeline.answer(
+                    requests, settings, batch_size=size, free_prompt=free_prompt
+                ):
+                    pass
+
+            row = _timed(task, batch_size, answer, new_images, rounds)
+            encoded = encode(new_images())
+            answer(encoded)
+            again = [_seconds(answer, encoded) for _ in range(rounds)]
+            tokens = batch_size * (settings.max_new_tokens or 0)
+            yield row | {"tokens_per_second": tokens / statistics.median(again)}
+        yield _timed(_ENCODE, batch_size, encode, new_images, rounds)
+
+
+def _timed(
+    case: str,
+    batch_size: int,
+    call: Callable[[list[Any]], Any],
+    new_images: Callable[[], list[Any]],
+    rounds: int,
+) -> dict[str, Any]:
+    first, *warm = (_seconds(call, new_images()) for _ in range(rounds + 1))
+    return {
+        "case": case,
+        "batch_size": batch_size,
+        "first_call_seconds": first,
+        "seconds": warm,
+        "images_per_second": batch_size / statistics.median(warm),
+    }
+
+
+def _seconds(call: Callable[[list[Any]], Any], images: list[Any]) -> float:
+    start = time.perf_counter()
+    call(images)
+    return time.perf_counter() - start
+
+
+def _pictures() -> Iterator[np.ndarray]:
+    """Pictures of noise, each one new: the pipeline would not encode the same one twice."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    while True:
+        yield generator.integers(0, 256, _PICTURE_SHAPE, np.uint8)
+
+
+def _context(options: argparse.Namespace, settings: GenerationConfig) -> dict[str, Any]:
+    import jax
+
+    return {
+        "model": options.model,
+        "dtype": options.dtype or "float32",
+        "quantize": options.quantize or "none",
+        "mesh": options.mesh or "none",
+        "beams": settings.num_beams,
+        "new_tokens": settings.max_new_tokens,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    seconds = row["seconds"]
+    warm = f"{statistics.median(seconds):.3f} ({min(seconds):.3f}-{max(seconds):.3f}) s"
+    tokens = f"{row['tokens_per_second']:.1f}" if "tokens_per_second" in row else ""
+    return (
+        f"{row['case'][:31]:<32}{row['batch_size']:>6}{row['first_call_seconds']:>8.2f} s"
+        f"{warm:>26}{row['images_per_second']:>10.2f}{tokens:>10}"
+    )
