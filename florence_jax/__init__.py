@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from florence_jax.inference.processor import Processor
     from florence_jax.model import Model
     from florence_jax.processing import ImageError, load_image, parse, preprocess_image
+    from florence_jax.results.coco import to_coco_dataset, to_coco_results
     from florence_jax.results.draw import draw_result
-    from florence_jax.results.instances import to_coco_dataset, to_coco_results, to_supervision
+    from florence_jax.results.supervision import to_supervision
 
 __version__ = "0.1.0"
 
@@ -45,9 +46,9 @@ _HOMES = {
     "load_image": "florence_jax.processing",
     "parse": "florence_jax.processing",
     "preprocess_image": "florence_jax.processing",
-    "to_coco_dataset": "florence_jax.results.instances",
-    "to_coco_results": "florence_jax.results.instances",
-    "to_supervision": "florence_jax.results.instances",
+    "to_coco_dataset": "florence_jax.results.coco",
+    "to_coco_results": "florence_jax.results.coco",
+    "to_supervision": "florence_jax.results.supervision",
 }
 
 __all__ = [

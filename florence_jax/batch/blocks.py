@@ -14,7 +14,7 @@ from pathlib import Path
 
 from florence_jax.batch.job import Item, Row
 from florence_jax.batch.run_options import RowFormat
-from florence_jax.results.instances import result_to_json
+from florence_jax.results.json_rows import result_to_json
 from florence_jax.results.parquet import load_pyarrow, table_bytes, table_rows
 from florence_jax.runtime.atomic_file import write_once
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text

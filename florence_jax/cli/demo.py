@@ -55,7 +55,7 @@ def _show_demo(arguments: argparse.Namespace, output: Path) -> int:
         shapes_pipeline,
         show,
     )
-    from florence_jax.results.instances import result_to_json
+    from florence_jax.results.json_rows import result_to_json
 
     model = options_from(ModelOptions, arguments)
     pipeline = shapes_pipeline(model.dtype or "float32", quantize=model.quantize)
