@@ -12,7 +12,8 @@ import pytest
 
 from florence_jax import config as configs
 from florence_jax.generation import GenerationConfig, generate
-from florence_jax.generation.generate import generate_jit, prepare_inputs
+from florence_jax.generation.generate import generate_jit
+from florence_jax.generation.inputs import prepare_inputs
 from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.quantization import quantize, quantized, quantized_modules, widened
 

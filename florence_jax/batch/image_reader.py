@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from florence_jax.processing.errors import ImageError
-from florence_jax.processing.image import MAX_BYTES, count_pages, load_image_and_notes
-from florence_jax.processing.pixels import resize_picture
+from florence_jax.processing.image import ImageError
+from florence_jax.processing.image.load import MAX_BYTES, count_pages, load_image_and_notes
+from florence_jax.processing.image.pixels import resize_picture
 
 
 @dataclass(frozen=True)

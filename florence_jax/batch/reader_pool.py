@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from florence_jax.processing.errors import ImageError
+from florence_jax.processing.image import ImageError
 from florence_jax.runtime.error_text import row_error_text
 
 ATTEMPTS = 3

@@ -34,8 +34,8 @@ from florence_jax.export.manifest import (
 )
 from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.generation.decode_config import DecodeStatic
-from florence_jax.generation.generate import generate_jit, prepare_inputs
-from florence_jax.generation.inputs import prompt_buckets
+from florence_jax.generation.generate import generate_jit
+from florence_jax.generation.inputs import prepare_inputs, prompt_buckets
 from florence_jax.model import Model, Params
 from florence_jax.processing import FlorenceTokenizer, ImageConfig
 from florence_jax.processing.tasks import Compat

@@ -12,11 +12,8 @@ from florence_jax.generation.decode_config import (
     token_buckets,
 )
 from florence_jax.generation.decode_loop import Cache, StepFn
-from florence_jax.generation.generate import (
-    compilation_count,
-    generate,
-    prompt_bucket,
-)
+from florence_jax.generation.generate import compilation_count, generate
+from florence_jax.generation.inputs import prompt_bucket
 from florence_jax.generation.logits_processors import apply_logits_processors
 from florence_jax.generation.output import GenerateOutput
 from florence_jax.generation.sampling import sample

@@ -9,17 +9,16 @@ nothing.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import jax
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from florence_jax.generation.beam_search import beam_search
-from florence_jax.generation.constraints import Constraint, check_rows
-from florence_jax.generation.decode_config import DecodeParams, DecodeStatic, make_plan
-from florence_jax.generation.inputs import check_prompt, pad_prompt, prompt_bucket, prompt_limit
+from florence_jax.generation.constraints import Constraint
+from florence_jax.generation.decode_config import DecodeParams, DecodeStatic
+from florence_jax.generation.inputs import GenerateInputs, prepare_inputs
 from florence_jax.generation.output import GenerateOutput
 from florence_jax.generation.sampling import sample
 from florence_jax.generation.shard_inputs import shard_inputs, unpad_outputs
@@ -82,70 +81,6 @@ def generate(
         rng=rng,
     )
     return run_generate(prepared).trimmed()
-
-
-class GenerateInputs(NamedTuple):
-    """The arguments of `generate_jit`, in its order; the first three are static."""
-
-    model: Model
-    plan: DecodeStatic
-    is_pixels: bool
-    params: Params
-    image: jax.Array | np.ndarray | jax.ShapeDtypeStruct
-    input_ids: np.ndarray
-    attention_mask: np.ndarray
-    values: DecodeParams
-    rng: jax.Array | None
-
-
-def prepare_inputs(
-    model: Model,
-    params: Params,
-    *,
-    pixel_values: ArrayLike | jax.ShapeDtypeStruct | None = None,
-    image_features: ArrayLike | jax.ShapeDtypeStruct | None = None,
-    input_ids: ArrayLike,
-    attention_mask: ArrayLike | None = None,
-    config: GenerationConfig,
-    constraint: Constraint | None = None,
-    rng: jax.Array | None = None,
-) -> GenerateInputs:
-    """What `generate` checks and pads before anything runs.
-
-    The image may be a `jax.ShapeDtypeStruct`, to lower `generate_jit` ahead of the first one.
-    """
-    plan, values = make_plan(config, model.config.text, constraint)
-    if (pixel_values is None) == (image_features is None):
-        raise ValueError("pass either pixel_values or image_features, and not both")
-    if pixel_values is not None:
-        image = _array(pixel_values)
-        image_tokens = _count_image_tokens(model, image.shape)
-    else:
-        image = _array(image_features)
-        if image.ndim != 3:
-            raise ValueError(f"image_features must be float[B, I, D], got shape {image.shape}")
-        image_tokens = image.shape[1]
-    ids, mask = check_prompt(
-        input_ids, attention_mask, plan.pad_token_id, model.config.text.vocab_size
-    )
-    length = ids.shape[1]
-    limit = prompt_limit(length, image_tokens, model.config.text.max_position_embeddings)
-    ids, mask = pad_prompt(ids, mask, prompt_bucket(length, limit), plan.pad_token_id)
-    if ids.shape[0] != image.shape[0]:
-        raise ValueError(f"{image.shape[0]} images were given for {ids.shape[0]} prompts")
-    if constraint is not None:
-        check_rows(constraint, ids.shape[0])
-    return GenerateInputs(
-        model,
-        plan,
-        pixel_values is not None,
-        params,
-        image,
-        ids,
-        mask,
-        values,
-        rng if config.do_sample else None,
-    )
 
 
 def run_generate(prepared: GenerateInputs) -> GenerateOutput:
@@ -214,18 +149,3 @@ def generate_jit(
         # Rows hold all heads, which that axis would divide.
         forms["tpu"] = functools.partial(plain, row_major=True)
     return lax.platform_dependent(**forms, default=plain)
-
-
-def _array(value: Any) -> Any:
-    # In numpy: on the device, the conversion would be one more program per shape.
-    return value if isinstance(value, jax.Array | jax.ShapeDtypeStruct) else np.asarray(value)
-
-
-def _count_image_tokens(model: Model, shape: tuple[int, ...]) -> int:
-    if len(shape) not in (4, 5) or shape[-1] != model.config.vision.in_channels:
-        raise ValueError(
-            f"pixel_values must be float[B, H, W, 3] or float[B, F, H, W, 3], got shape {shape}: "
-            "channels come last"
-        )
-    frames = shape[1] if len(shape) == 5 else 1
-    return model.config.num_image_tokens(shape[-3], shape[-2], frames)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from florence_jax.generation.inputs import GenerateInputs
 from florence_jax.generation.output import GenerateOutput
 from florence_jax.sharding.batch import all_gather_to_hosts, divide_batch, pad_rows, padded_rows
 from florence_jax.sharding.mesh import batch_sharding
-
-if TYPE_CHECKING:
-    from florence_jax.generation.generate import GenerateInputs
 
 
 def shard_inputs(prepared: GenerateInputs, mesh: Mesh) -> GenerateInputs:

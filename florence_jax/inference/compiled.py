@@ -16,12 +16,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig
 from florence_jax.generation.decode_config import DecodeParams, DecodeStatic
-from florence_jax.generation.generate import (
-    GenerateInputs,
-    generate_jit,
-    prepare_inputs,
-    run_generate,
-)
+from florence_jax.generation.generate import generate_jit, run_generate
+from florence_jax.generation.inputs import GenerateInputs, prepare_inputs
 from florence_jax.generation.shard_inputs import shard_inputs, unpad_outputs
 from florence_jax.inference.batching import batch_buckets
 from florence_jax.inference.image_encoder import stack_features

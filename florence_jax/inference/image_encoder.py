@@ -15,7 +15,7 @@ import numpy as np
 from florence_jax.inference.batching import padded_rows, split_into_buckets
 from florence_jax.inference.requests import DecodedImage, Request
 from florence_jax.processing import ImageConfig, load_image
-from florence_jax.processing.pixels import channel_tables, resize_picture
+from florence_jax.processing.image.pixels import channel_tables, resize_picture
 from florence_jax.runtime.error_text import is_of_one_input
 
 # Pixels uint8[N, H, W, 3] -> features of each image, N arrays float[I, D].

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from florence_jax.processing.image_suffixes import (
+from florence_jax.processing.image.suffixes import (
     IMAGE_SUFFIXES,
     is_image_name,
     kind_of_other,

@@ -43,7 +43,7 @@ def load_on_mesh(
     """
     plan = plan_checkpoint(directory, verify=verify, progress=progress)
     layout = make_param_sharding(plan.config, mesh, rules)
-    params = read_params(plan, dtype, layout.stored_sharding, progress)
+    params = read_params(plan, dtype, layout.true_sharding, progress)
     return Model(config=plan.config, dtype=dtype, layout=layout), to_mesh(params, layout)
 
 

@@ -16,7 +16,7 @@ from florence_jax.generation import GenerationConfig
 from florence_jax.inference.base_pipeline import BasePipeline
 from florence_jax.inference.requests import Query, Request, Result
 from florence_jax.processing import ImageError
-from florence_jax.processing.image import count_pages, load_image_and_notes, page_id
+from florence_jax.processing.image.load import count_pages, load_image_and_notes, page_id
 from florence_jax.runtime.atomic_file import file_name
 from florence_jax.runtime.error_text import row_error_text
 

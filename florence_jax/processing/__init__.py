@@ -3,8 +3,9 @@
 No jax and no torch: everything here runs on the host, before and after the model.
 """
 
-from florence_jax.processing.errors import ImageError
-from florence_jax.processing.image import load_image
+from florence_jax.processing.image import ImageError
+from florence_jax.processing.image.load import load_image
+from florence_jax.processing.image.pixels import ImageConfig, preprocess_image
 from florence_jax.processing.locations import (
     box_to_text,
     dequantize,
@@ -12,7 +13,6 @@ from florence_jax.processing.locations import (
     text_to_bins,
     text_to_box,
 )
-from florence_jax.processing.pixels import ImageConfig, preprocess_image
 from florence_jax.processing.postprocess import parse, parse_tokens
 from florence_jax.processing.request_check import check_request
 from florence_jax.processing.tasks import TASKS, Task, build_prompt, task_of

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from florence_jax.processing.image import load_image
+from florence_jax.processing.image.load import load_image
 from florence_jax.results.instances import Instance, instances
 
 # Okabe and Ito's colours (without black) and two of Paul Tol's "muted": nine that stay apart under

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from florence_jax.processing.image_suffixes import IMAGE_SUFFIXES
+from florence_jax.processing.image.suffixes import IMAGE_SUFFIXES
 
 
 def common_folder(sources: Iterable[str | Path], pictures: Iterable[str | Path]) -> Path:

@@ -24,8 +24,7 @@ from florence_jax.sharding.mesh import (
     parse_mesh,
 )
 from florence_jax.sharding.param_sharding import ParamSharding, Replicated, make_layout, trim
-from florence_jax.sharding.presets import PRESETS, load_rules
-from florence_jax.sharding.rules import Rule, RuleError, Rules, assign
+from florence_jax.sharding.rules import PRESETS, Rule, RuleError, Rules, assign, load_rules
 
 __all__ = [
     "AXES",

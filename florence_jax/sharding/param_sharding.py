@@ -73,7 +73,7 @@ class ParamSharding:
         """The placed array's."""
         return NamedSharding(self.mesh, self.specs[path])
 
-    def stored_sharding(self, path: str) -> NamedSharding:
+    def true_sharding(self, path: str) -> NamedSharding:
         """The true-shaped array's: `sharding`, or where that cannot be, the nearest that can."""
         if path not in self.padded:
             return self.sharding(path)
@@ -103,7 +103,7 @@ class ParamSharding:
         Each array is copied at most once, and freed by whoever held it.
         """
         return {
-            path: self._pad(path)(jax.device_put(leaf, self.stored_sharding(path)))
+            path: self._pad(path)(jax.device_put(leaf, self.true_sharding(path)))
             if path in self.padded
             else jax.device_put(leaf, self.sharding(path))
             for path, leaf in params.items()
@@ -135,7 +135,7 @@ class ParamSharding:
 
     def _trim(self, path: str) -> jax.stages.Wrapped:
         shape = self.shapes[path]
-        return self._once("trim", path, lambda leaf: trim(leaf, shape), self.stored_sharding(path))
+        return self._once("trim", path, lambda leaf: trim(leaf, shape), self.true_sharding(path))
 
     def _once(self, kind: str, path: str, function, out: NamedSharding) -> jax.stages.Wrapped:
         key = (kind, path)

@@ -97,7 +97,7 @@ def load_parameters(
     whole model.
     """
     model = config.model
-    sharding = None if layout is None else layout.stored_sharding
+    sharding = None if layout is None else layout.true_sharding
     if model.start:
         source = resolve_model(model.start, model.revision)
         return dict(flatten(load_checkpoint(source, "float32", sharding).params))

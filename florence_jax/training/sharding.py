@@ -141,7 +141,7 @@ class StateSharding:
     def _true_leaf(self, name: str | None, leaf: Any) -> jax.ShapeDtypeStruct:
         if name is None:
             return self._whole(leaf)
-        sharding = self.layout.stored_sharding(name)
+        sharding = self.layout.true_sharding(name)
         return jax.ShapeDtypeStruct(self.layout.shapes[name], leaf.dtype, sharding=sharding)
 
     def _whole(self, leaf: Any) -> jax.ShapeDtypeStruct:

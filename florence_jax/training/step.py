@@ -16,7 +16,7 @@ import optax
 from florence_jax.checkpoint.param_tree import insert
 from florence_jax.model import Florence2, Model
 from florence_jax.model.layers import fold_in
-from florence_jax.processing.pixels import ImageConfig
+from florence_jax.processing.image.pixels import ImageConfig
 from florence_jax.training.lora import LoraConfig, adapt, is_factor
 from florence_jax.training.losses import LossConfig, TokenSums, shift_right, summed_loss
 from florence_jax.training.optimizer import update_ema

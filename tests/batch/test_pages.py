@@ -100,7 +100,7 @@ def test_the_pages_are_pinned_with_their_pictures(folder):
 
 
 def test_a_file_of_too_many_pages_is_an_error_row(folder, monkeypatch):
-    monkeypatch.setattr("florence_jax.processing.image.MAX_PAGES", 2)
+    monkeypatch.setattr("florence_jax.processing.image.load.MAX_PAGES", 2)
     items = list(open_source([folder], [OD], all_pages=True).read(0, 9))
     rows = block_rows(items, SumOfPixels(), WorkerPool(0))
     assert [row["id"] for row in rows] == [str(path) for path in sorted(folder.iterdir())]

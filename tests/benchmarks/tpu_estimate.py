@@ -95,7 +95,8 @@ def encoder(model: Any) -> tuple[Callable, tuple]:
 def beam(model: Any) -> tuple[Callable, tuple]:
     """The generation program from image features on; its loop's body is what is reported."""
     from florence_jax.generation import GenerationConfig
-    from florence_jax.generation.generate import generate_jit, prepare_inputs
+    from florence_jax.generation.generate import generate_jit
+    from florence_jax.generation.inputs import prepare_inputs
 
     image = model.config.num_image_tokens(SIDE, SIDE)
 

@@ -10,7 +10,8 @@ import pytest
 
 from florence_jax.config import tiny
 from florence_jax.generation import GenerationConfig
-from florence_jax.generation.generate import generate_jit, prepare_inputs
+from florence_jax.generation.generate import generate_jit
+from florence_jax.generation.inputs import prepare_inputs
 from florence_jax.model import Model, abstract_params
 
 CONFIG = tiny()

@@ -18,7 +18,8 @@ from florence_jax.generation import (
     prompt_bucket,
     token_buckets,
 )
-from florence_jax.generation.generate import generate_jit, prepare_inputs
+from florence_jax.generation.generate import generate_jit
+from florence_jax.generation.inputs import prepare_inputs
 from florence_jax.model import Model
 
 BEAM = GenerationConfig(num_beams=3, no_repeat_ngram_size=3, early_stopping=True, max_new_tokens=12)

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from florence_jax.inference.image_files import find_images, folder_content
-from florence_jax.processing.image import load_image
-from florence_jax.processing.image_formats import FORMATS
-from florence_jax.processing.image_suffixes import IMAGE_SUFFIXES
+from florence_jax.processing.image.formats import FORMATS
+from florence_jax.processing.image.load import load_image
+from florence_jax.processing.image.suffixes import IMAGE_SUFFIXES
 from tests.shared_data import needs_shared, shared_path
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from florence_jax.batch.image_reader import resized_pixels
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.processing import ImageError, load_image
-from florence_jax.processing.image import count_pages, load_image_and_notes
+from florence_jax.processing.image.load import count_pages, load_image_and_notes
 from tests.processing.test_image import encoded
 
 

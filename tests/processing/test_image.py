@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from florence_jax.processing import ImageError, load_image
-from florence_jax.processing.errors import ImageWarning
-from florence_jax.processing.image import SEVERAL_PAGES
+from florence_jax.processing.image import ImageWarning
+from florence_jax.processing.image.load import SEVERAL_PAGES
 from tests.shared_data import needs_shared, shared_path
 
 SOUND = sorted(

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from florence_jax.processing import ImageError, load_image
-from florence_jax.processing.image import MAX_SIDE
-from florence_jax.processing.pixels import resize_picture
+from florence_jax.processing.image.load import MAX_SIDE
+from florence_jax.processing.image.pixels import resize_picture
 from tests.processing.test_image import encoded
 from tests.processing.test_sample_range import png
 from tests.shared_data import needs_shared, shared_path
@@ -43,8 +43,8 @@ def test_the_longest_pictures_are_resized_in_the_memory_of_their_pixels():
     program = textwrap.dedent("""
         import resource, sys
         from PIL import Image
-        from florence_jax.processing.image import load_image
-        from florence_jax.processing.pixels import resize_picture
+        from florence_jax.processing.image.load import load_image
+        from florence_jax.processing.image.pixels import resize_picture
         held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + (1 << 30), held + (1 << 30)))
         for size in ((40, 1_000_000), (1_000_000, 40)):

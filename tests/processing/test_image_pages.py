@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from florence_jax.processing import ImageError, load_image
-from florence_jax.processing.errors import ImageWarning
-from florence_jax.processing.image import SEVERAL_PAGES, count_pages, load_image_and_notes
+from florence_jax.processing.image import ImageWarning
+from florence_jax.processing.image.load import SEVERAL_PAGES, count_pages, load_image_and_notes
 from tests.processing.test_image import encoded
 from tests.shared_data import needs_shared, shared_path
 

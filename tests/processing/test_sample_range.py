@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from florence_jax.processing import ImageError, load_image
-from florence_jax.processing.errors import ImageWarning
+from florence_jax.processing.image import ImageWarning
 from tests.processing.test_image import encoded
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)

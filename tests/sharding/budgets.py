@@ -14,7 +14,8 @@ import numpy as np
 from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.checkpoint.param_tree import insert
 from florence_jax.generation import GenerationConfig
-from florence_jax.generation.generate import generate_jit, prepare_inputs
+from florence_jax.generation.generate import generate_jit
+from florence_jax.generation.inputs import prepare_inputs
 from florence_jax.generation.shard_inputs import shard_inputs
 from florence_jax.model import Model
 from florence_jax.sharding import load_rules, make_layout, make_mesh, use_mesh

@@ -55,7 +55,7 @@ def main():
             "padded": {path: list(shape) for path, shape in layout.padded.items()},
             # No part that was read is larger than what one device keeps of it.
             "parts_only": all(
-                size == np.prod(layout.stored_sharding(path).shard_shape(true[path].shape))
+                size == np.prod(layout.true_sharding(path).shard_shape(true[path].shape))
                 for path, size in read
             ),
             "read_once": sum(size for _, size in read) == sum(a.size for a in true.values()),

@@ -91,7 +91,7 @@ def test_an_odd_vocabulary_is_filled_up_and_stored_as_it_is():
     assert layout.shape("table") == (64, 16)
     assert layout.sharding("table").shard_shape((64, 16)) == (16, 8)
     # In its true shape another dimension is divided as often.
-    assert layout.stored_sharding("table").shard_shape((61, 16)) == (61, 2)
+    assert layout.true_sharding("table").shard_shape((61, 16)) == (61, 2)
     assert layout.bytes_per_device() == 4 * (16 * 8 + 16 * 6 + 6)
 
 

@@ -12,7 +12,7 @@ from florence_jax.checkpoint import torch_tensors
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.config import tiny
 from florence_jax.model import Model, random_params_with_spread_logits
-from florence_jax.processing.pixels import ImageConfig
+from florence_jax.processing.image.pixels import ImageConfig
 from florence_jax.training.losses import IGNORE
 from florence_jax.training.step import Batch, LossFn
 

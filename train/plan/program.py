@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.checkpoint.param_tree import insert
 from florence_jax.generation import GenerationConfig
-from florence_jax.generation.generate import generate_jit, prepare_inputs
+from florence_jax.generation.generate import generate_jit
+from florence_jax.generation.inputs import prepare_inputs
 from florence_jax.model import Model
 from florence_jax.processing import ImageConfig, demo_tokenizer
 from florence_jax.sharding import (

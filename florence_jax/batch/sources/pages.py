@@ -12,8 +12,8 @@ from typing import Any
 from florence_jax.batch.image_reader import ImagePage, page_count
 from florence_jax.batch.job import Item
 from florence_jax.batch.run_inputs import PinnedSource
-from florence_jax.processing.errors import ImageError
-from florence_jax.processing.image import page_id
+from florence_jax.processing.image import ImageError
+from florence_jax.processing.image.load import page_id
 
 
 class AllPages:

@@ -17,7 +17,7 @@ from florence_jax.batch.sources.files import ChangeGuard
 from florence_jax.batch.sources.rows import RowReader
 from florence_jax.batch.sources.tar_members import Damage, Member, NextArchive, read_members
 from florence_jax.inference.image_files import Say, skipped_sentence
-from florence_jax.processing.image_suffixes import is_image_name, leftover
+from florence_jax.processing.image.suffixes import is_image_name, leftover
 from florence_jax.runtime.text_file import TextFileError, parse_json
 
 # A row's JSON has a few columns; more is no row.

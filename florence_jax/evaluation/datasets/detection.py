@@ -20,8 +20,8 @@ from florence_jax.evaluation.datasets.dataset import (
     read_json,
 )
 from florence_jax.evaluation.scoring import label_key
-from florence_jax.processing.errors import ImageError
-from florence_jax.processing.image import image_size
+from florence_jax.processing.image import ImageError
+from florence_jax.processing.image.load import image_size
 from florence_jax.processing.vocabulary import check_no_control_tokens
 
 # By how much the aspect ratio of an image may differ from the file's, as in training: rounding.

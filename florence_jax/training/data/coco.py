@@ -10,8 +10,8 @@ from florence_jax.datasets.coco_parts import CocoFile, CocoImage, CocoObject, Si
 from florence_jax.datasets.errors import DatasetError
 from florence_jax.datasets.picture_files import PictureNames
 from florence_jax.processing import box_to_text
-from florence_jax.processing.errors import ImageError
-from florence_jax.processing.image import image_size
+from florence_jax.processing.image import ImageError
+from florence_jax.processing.image.load import image_size
 from florence_jax.processing.targets import check_label
 from florence_jax.training.data.example import DataError, Example, Source
 from florence_jax.training.data.storage import Place, as_path, read_value, resolve_inside

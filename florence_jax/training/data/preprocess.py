@@ -14,7 +14,7 @@ from florence_jax.processing import (
     check_request,
     load_image,
 )
-from florence_jax.processing.pixels import resize_picture
+from florence_jax.processing.image.pixels import resize_picture
 from florence_jax.processing.request_check import check_task_of_data
 from florence_jax.processing.targets import target_text
 from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens

@@ -18,7 +18,7 @@ from etils import epath
 from PIL import Image
 
 from florence_jax.processing import ImageError
-from florence_jax.processing.image import MAX_BYTES
+from florence_jax.processing.image.load import MAX_BYTES
 from florence_jax.runtime.text_file import TextFileError, parse_json, read_bytes
 from florence_jax.training.data.example import DataError
 

@@ -11,7 +11,7 @@ import pytest
 from florence_jax.config import Florence2Config, tiny
 from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.processing import TASKS, build_prompt, load_tokenizer, preprocess_image
-from florence_jax.processing.pixels import ImageConfig
+from florence_jax.processing.image.pixels import ImageConfig
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS
 from train.shapes import ShapesWorld
 from train.shapes.facts import facts

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from florence_jax.processing.color import array_to_rgb, scaled_to_eight
-from florence_jax.processing.sample_range import Declared, integer_range, jpeg2000_depth
+from florence_jax.processing.image.color import array_to_rgb, scaled_to_eight
+from florence_jax.processing.image.sample_range import Declared, integer_range, jpeg2000_depth
 
 LOW_BITS_LOST = (
     "a 16-bit colour image has no value above 14 bits, and of its format only the high bytes are "

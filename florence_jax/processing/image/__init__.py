@@ -1,4 +1,4 @@
-"""The error that every image problem is reported as, and the warning about an assumption."""
+"""Images: any source to an upright 8-bit RGB picture (`load`), and that to pixels (`pixels`)."""
 
 
 class ImageError(ValueError):

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from florence_jax.processing.color import array_to_rgb, image_to_rgb
-from florence_jax.processing.deep_color import (
+from florence_jax.processing.image import ImageError, ImageWarning
+from florence_jax.processing.image.color import array_to_rgb, image_to_rgb
+from florence_jax.processing.image.deep_color import (
     LOW_BITS_LOST,
     deep_color_to_rgb,
     eight_bit_palette,
@@ -23,8 +24,7 @@ from florence_jax.processing.deep_color import (
     low_byte_mode,
     ppm_samples,
 )
-from florence_jax.processing.errors import ImageError, ImageWarning
-from florence_jax.processing.image_formats import (
+from florence_jax.processing.image.formats import (
     decoding_error,
     no_pil_limit,
     open_encoded,
@@ -32,7 +32,7 @@ from florence_jax.processing.image_formats import (
     refuse_misread,
     without_refused_texts,
 )
-from florence_jax.processing.sample_range import declared_by
+from florence_jax.processing.image.sample_range import declared_by
 from florence_jax.runtime.missing_file import missing_file_hint
 from florence_jax.runtime.text_file import special_kind
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from florence_jax.processing.errors import ImageError
-from florence_jax.processing.png_chunks import significant_bits
+from florence_jax.processing.image import ImageError
+from florence_jax.processing.image.formats import significant_bits
 
 _BITS = (8, 10, 12, 14, 16)
 # Resampling and colour conversions overshoot the range by a few percent.

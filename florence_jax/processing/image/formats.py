@@ -1,4 +1,4 @@
-"""Open an encoded image: which formats are read, and what is said where one cannot be."""
+"""Opening encoded images: the formats that are read, and the errors for those that are not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from contextlib import contextmanager
 
 from PIL import Image
 
-from florence_jax.processing.errors import ImageError
-from florence_jax.processing.png_chunks import is_png, without_texts_and_profile
+from florence_jax.processing.image import ImageError
 
 # Raster formats only. Left out on purpose: EPS (PIL runs Ghostscript on it) and container formats
 # such as ICO and ICNS, whose inner image may be larger than the size in the header that we check.
@@ -19,6 +18,10 @@ FORMATS = (
     *("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF"),
     "DIB",
 )
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Texts and the colour profile, which nothing here uses.
+_UNUSED_PNG_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -64,8 +67,8 @@ def without_refused_texts(data: bytes, error: Exception) -> bytes | None:
 
     They may be large in a sound file, or unpack without end; nothing here needs them.
     """
-    if is_png(data) and isinstance(error, ValueError) and "MAX_TEXT" in str(error):
-        smaller = without_texts_and_profile(data)
+    if _is_png(data) and isinstance(error, ValueError) and "MAX_TEXT" in str(error):
+        smaller = _without_texts_and_profile(data)
         return smaller if len(smaller) < len(data) else None
     return None
 
@@ -100,6 +103,47 @@ def decoding_error(name: str, error: Exception) -> ImageError:
         f"{name} is truncated or damaged ({type(error).__name__}: {error}); "
         "write or download it again"
     )
+
+
+def significant_bits(data: bytes) -> int | None:
+    """The bits of a sample that carry information, by the sBIT chunk; None without one."""
+    for kind, start, end in _png_chunks(data):
+        if kind == b"IDAT":
+            return None
+        if kind == b"sBIT" and end > start:
+            # One byte a channel; the widest colour channel decides.
+            bits = max(data[start : min(end, start + 3)])
+            return bits if 8 <= bits <= 16 else None
+    return None
+
+
+def _is_png(data: bytes) -> bool:
+    """Does a file with this content claim to be a PNG?"""
+    return data.startswith(_PNG_SIGNATURE)
+
+
+def _without_texts_and_profile(data: bytes) -> bytes:
+    """The file without its texts and colour profile, which may unpack to any size."""
+    kept = [_PNG_SIGNATURE]
+    position = len(_PNG_SIGNATURE)
+    for kind, _, end in _png_chunks(data):
+        if kind not in _UNUSED_PNG_CHUNKS:
+            kept.append(data[position : end + 4])
+        position = end + 4
+    kept.append(data[position:])
+    return b"".join(kept)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of each chunk's content, as far as they are whole."""
+    position = len(_PNG_SIGNATURE)
+    while _is_png(data) and position + 12 <= len(data):
+        start = position + 8
+        end = start + int.from_bytes(data[position : position + 4], "big")
+        if end + 4 > len(data):
+            return
+        yield data[position + 4 : start], start, end
+        position = end + 4
 
 
 def _prepare_iso_media(data: bytes, name: str) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from florence_jax.processing.errors import ImageError
-from florence_jax.processing.sample_range import (
+from florence_jax.processing.image import ImageError
+from florence_jax.processing.image.sample_range import (
     Declared,
     SampleRange,
     float_range,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from florence_jax.processing.errors import ImageError
-from florence_jax.processing.image import MAX_PIXELS, load_image
+from florence_jax.processing.image import ImageError
+from florence_jax.processing.image.load import MAX_PIXELS, load_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
