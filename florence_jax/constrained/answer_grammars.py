@@ -45,11 +45,11 @@ class AnswerGrammars:
         """Sorts the vocabulary and draws the forms without given labels, in about a second.
 
         Args:
-          tokenizer: names the tokens.
-          vocab_size: V, the model's. Rows of its table past the tokenizer's are never allowed.
+            tokenizer: names the tokens.
+            vocab_size: V, the model's. Rows of its table past the tokenizer's are never allowed.
 
         Raises:
-          ValueError: the tokenizer has tokens that the model has not.
+            ValueError: the tokenizer has tokens that the model has not.
         """
         if tokenizer.vocab_size > vocab_size:
             raise ValueError(
@@ -71,7 +71,7 @@ class AnswerGrammars:
         """One automaton for `forms` and all forms without given labels, and where each begins.
 
         Raises:
-          ValueError: more labels than a table can hold.
+            ValueError: more labels than a table can hold.
         """
         spelled = {
             form: [ids[1:-1] for ids in self._tokenizer.encode(form.labels)]

@@ -43,13 +43,13 @@ def answer_form(
     """The form of the answer to a request.
 
     Args:
-      prompt, text: as for `build_prompt`. The classes of open-vocabulary detection are the labels
-        of its answer, unless `labels` says otherwise.
-      labels: what the answer may call things: the labels of its shapes, or for a task whose answer
-        is text the one label that the text is.
+        prompt, text: as for `build_prompt`. The classes of open-vocabulary detection are the labels
+            of its answer, unless `labels` says otherwise.
+        labels: what the answer may call things: the labels of its shapes, or for a task whose
+            answer is text the one label that the text is.
 
     Raises:
-      ValueError: labels that an answer cannot hold, or for a task whose answer has none.
+        ValueError: labels that an answer cannot hold, or for a task whose answer has none.
     """
     name = task_of(prompt)
     task = TASKS.get(name)

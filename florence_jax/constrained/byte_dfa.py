@@ -31,9 +31,10 @@ class TextRule:
     """What a stretch of text may be. It is always whole UTF-8 that spells no markup.
 
     Attributes:
-      label: at least one character, no whitespace at either end, one line: what stands before a
-        shape. Otherwise anything, nothing included.
-      angle: may hold "<" where it does not begin markup. The labels of boxes and polygons may not.
+        label: at least one character, no whitespace at either end, one line: what stands before a
+            shape. Otherwise anything, nothing included.
+        angle: may hold "<" where it does not begin markup. The labels of boxes and polygons may
+            not.
     """
 
     label: bool

@@ -26,13 +26,13 @@ class TokenAutomaton:
     """Which tokens are allowed, and where they lead. `generation.constraints` runs it.
 
     Attributes:
-      class_of_token: int32[V], what kind of token each is.
-      location_of_token: int32[V], the bin of `<loc_N>`, -1 for other tokens.
-      next_state: int16[S, C], the state after a token of each class, `DEAD` where it is not
-        allowed.
-      ordered: bool[S]. There the next token is a location, and its bin must not be below that of
-        the token two before it: x1 after x0 y0, y1 after y0 x1.
-      end_token: the token after which an answer is complete.
+        class_of_token: int32[V], what kind of token each is.
+        location_of_token: int32[V], the bin of `<loc_N>`, -1 for other tokens.
+        next_state: int16[S, C], the state after a token of each class, `DEAD` where it is not
+            allowed.
+        ordered: bool[S]. There the next token is a location, and its bin must not be below that of
+            the token two before it: x1 after x0 y0, y1 after y0 x1.
+        end_token: the token after which an answer is complete.
     """
 
     class_of_token: np.ndarray
@@ -54,10 +54,10 @@ class DFABuilder:
     """An automaton that is being drawn: states are numbered in the order in which they are added.
 
     Attributes:
-      kinds: its vocabulary.
-      end: the class of the end token.
-      rows: int[C] per state, where each class leads.
-      ordered: bool per state, see `TokenAutomaton`.
+        kinds: its vocabulary.
+        end: the class of the end token.
+        rows: int[C] per state, where each class leads.
+        ordered: bool per state, see `TokenAutomaton`.
     """
 
     kinds: TokenClasses
@@ -109,7 +109,7 @@ class DFABuilder:
         """The finished automaton.
 
         Raises:
-          ValueError: a table too large to be read at every token.
+            ValueError: a table too large to be read at every token.
         """
         states, classes = len(self.rows), self.kinds.count
         if max(states, classes) > _LARGEST_NUMBER or states * classes > _LARGEST_TABLE:

@@ -65,14 +65,14 @@ def beam_search(
     """Keeps the K best hypotheses of each row until none can improve on the complete ones.
 
     Args:
-      step: the model, as `stepping.StepFn`, for K = `plan.num_beams`.
-      cache: its cache before the first token, with room for `plan.buffers[0]` of them.
-      batch: B.
-      plan, values: from `make_plan`, with `num_beams` above 1.
-      rng: a key; needed when `plan.do_sample`.
+        step: the model, as `stepping.StepFn`, for K = `plan.num_beams`.
+        cache: its cache before the first token, with room for `plan.buffers[0]` of them.
+        batch: B.
+        plan, values: from `make_plan`, with `num_beams` above 1.
+        rng: a key; needed when `plan.do_sample`.
 
     Returns:
-      Untrimmed output for B * `plan.num_return_sequences` sequences, T = `plan.buffers[-1]`.
+        Untrimmed output for B * `plan.num_return_sequences` sequences, T = `plan.buffers[-1]`.
     """
     beams, early = plan.num_beams, plan.early_stopping is True
     keys_B = row_keys(rng, batch) if plan.do_sample else None
@@ -186,7 +186,8 @@ def _extend(
     end tokens, as many times K more.
 
     Returns:
-      The continuations, the beam that each extends (int32[B, N]) and whether it ends (bool[B, N]).
+        The continuations, the beam that each extends (int32[B, N]) and whether it ends (bool[B,
+        N]).
     """
     _, beams, vocab = log_probs_BKV.shape
     total_BKV = log_probs_BKV + running.scores[..., None]

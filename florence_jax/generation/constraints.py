@@ -65,8 +65,8 @@ def make_constraint(automaton: Automaton, start: Sequence[int]) -> Constraint:
     """Pads an automaton's table and finds out how far each state is from the end.
 
     Args:
-      automaton: its state 0 refuses and its state 1 has finished.
-      start: the state in which each row of the batch begins.
+        automaton: its state 0 refuses and its state 1 has finished.
+        start: the state in which each row of the batch begins.
     """
     states, classes = automaton.next_state.shape
     room = (_power_of_two(states, _LEAST_STATES), _power_of_two(classes, _LEAST_CLASSES))
@@ -115,8 +115,8 @@ def check_constraint(
     """Makes sure that decoding with these settings can give whole answers.
 
     Raises:
-      ValueError: another vocabulary, forced tokens that contradict the constraint, or a limit below
-        the shortest answer.
+        ValueError: another vocabulary, forced tokens that contradict the constraint, or a limit
+            below the shortest answer.
     """
     classes = np.asarray(constraint.class_of_token)
     table, least = np.asarray(constraint.next_state), np.asarray(constraint.least_tokens)
@@ -226,9 +226,9 @@ def allowed_tokens(
     """bool[B, K, V]: the tokens after which an answer can still be completed.
 
     Args:
-      states_BK: int32[B, K], after the sequences' last tokens.
-      sequences_BKT, index: as for `processors.apply_logits_processors`.
-      remaining: int32[], tokens that may still be generated.
+        states_BK: int32[B, K], after the sequences' last tokens.
+        sequences_BKT, index: as for `processors.apply_logits_processors`.
+        remaining: int32[], tokens that may still be generated.
     """
     after_BKC = jnp.asarray(constraint.next_state)[states_BK]
     legal_BKC = jnp.less(jnp.asarray(constraint.least_tokens)[after_BKC], remaining)

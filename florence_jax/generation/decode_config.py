@@ -105,13 +105,13 @@ def make_plan(
     """Fills in the model's ids, checks the limits, and splits static from traced.
 
     Args:
-      config: the user's settings.
-      facts: the model's text configuration.
-      constraint: what the answers may be; None for anything.
+        config: the user's settings.
+        facts: the model's text configuration.
+        constraint: what the answers may be; None for anything.
 
     Raises:
-      ValueError: `max_new_tokens` past the position table or too few for the constraint, or a token
-        id outside the vocabulary.
+        ValueError: `max_new_tokens` past the position table or too few for the constraint, or a
+            token id outside the vocabulary.
     """
     positions = facts.max_position_embeddings
     limit = positions if config.max_new_tokens is None else config.max_new_tokens

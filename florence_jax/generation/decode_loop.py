@@ -67,12 +67,12 @@ def while_loop_with_growing_buffers(
     """One `while_loop` per buffer size, each entered only by a search that outgrew the one before.
 
     Args:
-      state: has an `index`, the number of tokens so far, and room for `buffers[0]` of them.
-      buffers: the sizes to grow through.
-      unfinished: bool[]: is there more to do?
-      advance: adds a token.
-      grow: the state with room for so many tokens.
-      result: what to return of the last state; of one shape, whatever the state's buffers are.
+        state: has an `index`, the number of tokens so far, and room for `buffers[0]` of them.
+        buffers: the sizes to grow through.
+        unfinished: bool[]: is there more to do?
+        advance: adds a token.
+        grow: the state with room for so many tokens.
+        result: what to return of the last state; of one shape, whatever the state's buffers are.
     """
     here, rest = buffers[0], buffers[1:]
     state = lax.while_loop(lambda state: (state.index < here) & unfinished(state), advance, state)
@@ -105,7 +105,7 @@ def row_keys(rng: jax.Array | None, batch: int) -> jax.Array:
     Splitting `rng` by the batch size would make a row's draw depend on how many neighbours it has.
 
     Raises:
-      ValueError: there is no `rng`.
+        ValueError: there is no `rng`.
     """
     if rng is None:
         raise ValueError("do_sample=True needs rng, for example rng=jax.random.key(0)")

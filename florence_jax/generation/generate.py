@@ -52,22 +52,22 @@ def generate(
     `fold_in(rng, b)`.
 
     Args:
-      model: the handle; `params` are its weights.
-      pixel_values: float[B, H, W, 3], or float[B, F, H, W, 3] for F frames; normalised.
-      image_features: float[B, I, D] from `model.encode_image`, instead of `pixel_values`: encode
-        an image once and ask many times.
-      input_ids: int[B, L], the text tokens alone, padded to a common length.
-      attention_mask: [B, L], zero or False at padding; by default whatever equals the pad id.
-      config: what to generate; token ids it leaves out are the model's.
-      constraint: what each row may answer, from `make_constraint`; by default anything.
-      rng: a `jax.random.key`; needed when `config.do_sample`.
+        model: the handle; `params` are its weights.
+        pixel_values: float[B, H, W, 3], or float[B, F, H, W, 3] for F frames; normalised.
+        image_features: float[B, I, D] from `model.encode_image`, instead of `pixel_values`: encode
+            an image once and ask many times.
+        input_ids: int[B, L], the text tokens alone, padded to a common length.
+        attention_mask: [B, L], zero or False at padding; by default whatever equals the pad id.
+        config: what to generate; token ids it leaves out are the model's.
+        constraint: what each row may answer, from `make_constraint`; by default anything.
+        rng: a `jax.random.key`; needed when `config.do_sample`.
 
     Returns:
-      Numpy arrays trimmed to the longest answer, see `GenerateOutput`.
+        Numpy arrays trimmed to the longest answer, see `GenerateOutput`.
 
     Raises:
-      ValueError: inputs that do not go together, a prompt too long for the encoder's position
-        table, or `max_new_tokens` past the decoder's or too few for the constraint.
+        ValueError: inputs that do not go together, a prompt too long for the encoder's position
+            table, or `max_new_tokens` past the decoder's or too few for the constraint.
     """
     prepared = prepare_inputs(
         model,

@@ -106,7 +106,7 @@ def prompt_limit(length: int, image_tokens: int, positions: int) -> int:
     """How many text tokens fit behind the image's.
 
     Raises:
-      ValueError: a prompt of `length` tokens does not.
+        ValueError: a prompt of `length` tokens does not.
     """
     limit = positions - image_tokens
     if length > limit:
@@ -134,8 +134,8 @@ def check_prompt(
     """Token ids int32[B, L] and their mask bool[B, L], on the host.
 
     Raises:
-      ValueError: not integers of two axes, a token outside the vocabulary, or a mask of another
-        shape.
+        ValueError: not integers of two axes, a token outside the vocabulary, or a mask of another
+            shape.
     """
     ids = np.asarray(input_ids)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):

@@ -42,10 +42,10 @@ def apply_logits_processors(
     """All processors of `plan` in transformers' order: float32[B, K, V], -inf for the impossible.
 
     Args:
-      scores_BKV: float32[B, K, V], logits (greedy, sampling) or log-probabilities (beams).
-      sequences_BKT: int32[B, K, T], see the module docstring.
-      index: int32[], position of the last token of the sequences.
-      states_BK: int32[B, K], states of the automaton; needed when `values.constraint`.
+        scores_BKV: float32[B, K, V], logits (greedy, sampling) or log-probabilities (beams).
+        sequences_BKT: int32[B, K, T], see the module docstring.
+        index: int32[], position of the last token of the sequences.
+        states_BK: int32[B, K], states of the automaton; needed when `values.constraint`.
     """
     optional = values.optional or OptionalValues()
     if optional.sequence_bias is not None:

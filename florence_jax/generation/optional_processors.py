@@ -60,13 +60,13 @@ def optional_values(
     """What `config` sets of it; None for nothing, as in every published checkpoint.
 
     Args:
-      config: the user's settings.
-      eos_token_ids: the tokens that end a sequence, which are never bad words by themselves.
-      forces_bos: is the first token forced? Then "the beginning" is the second one.
-      vocab_size, tokens: V and T.
+        config: the user's settings.
+        eos_token_ids: the tokens that end a sequence, which are never bad words by themselves.
+        forces_bos: is the first token forced? Then "the beginning" is the second one.
+        vocab_size, tokens: V and T.
 
     Raises:
-      ValueError: a token outside the vocabulary.
+        ValueError: a token outside the vocabulary.
     """
     bad_words = [
         words

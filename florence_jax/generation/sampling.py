@@ -50,14 +50,14 @@ def sample(
     """Takes the best token, or draws one, until every sequence has ended.
 
     Args:
-      step: the model, as `stepping.StepFn`, for K = `plan.num_return_sequences`.
-      cache: its cache before the first token, with room for `plan.buffers[0]` of them.
-      batch: B.
-      plan, values: from `make_plan`, with `num_beams` 1.
-      rng: a key; needed when `plan.do_sample`.
+        step: the model, as `stepping.StepFn`, for K = `plan.num_return_sequences`.
+        cache: its cache before the first token, with room for `plan.buffers[0]` of them.
+        batch: B.
+        plan, values: from `make_plan`, with `num_beams` 1.
+        rng: a key; needed when `plan.do_sample`.
 
     Returns:
-      Untrimmed output for B * K sequences, T = `plan.buffers[-1]`.
+        Untrimmed output for B * K sequences, T = `plan.buffers[-1]`.
     """
     samples = plan.num_return_sequences
     keys_B = row_keys(rng, batch) if plan.do_sample else None

@@ -69,10 +69,10 @@ def labelled_phrases(text: str, runs: list[Run], *, inside_units: bool) -> Itera
     """Each run of 4 or more units that follows at least one character without ``<``.
 
     Args:
-      text: the cleaned answer.
-      runs: its runs.
-      inside_units: where no text precedes a run, let the label be the rest of the run's own first
-        unit (``loc_7>``), as the references' ``[^<]+`` does; otherwise the run is passed over.
+        text: the cleaned answer.
+        runs: its runs.
+        inside_units: where no text precedes a run, let the label be the rest of the run's own first
+            unit (``loc_7>``), as the references' ``[^<]+`` does; otherwise the run is passed over.
     """
     position = 0
     for run in runs:

@@ -32,14 +32,14 @@ class Convention:
     """One reading.
 
     Attributes:
-      coordinates: ``(bins, size)`` to pixels, x and y alternating.
-      text_markers: what is removed from free text.
-      ocr_markers: what is removed before OCR lines are read (from the other answers, always
-        `ALL_MARKERS`).
-      strip: free text and OCR labels lose the whitespace around them.
-      ascii_labels: box labels lose every character that is not ASCII.
-      clean: labels never hold markup, and shapes without coordinates are left out.
-      polygon_prefix: removed once from a polygon phrase before its label is read.
+        coordinates: ``(bins, size)`` to pixels, x and y alternating.
+        text_markers: what is removed from free text.
+        ocr_markers: what is removed before OCR lines are read (from the other answers, always
+            `ALL_MARKERS`).
+        strip: free text and OCR labels lose the whitespace around them.
+        ascii_labels: box labels lose every character that is not ASCII.
+        clean: labels never hold markup, and shapes without coordinates are left out.
+        polygon_prefix: removed once from a polygon phrase before its label is read.
     """
 
     coordinates: Callable[[Sequence[int], Size], list]

@@ -22,8 +22,8 @@ class TokenScores:
     """Log-probabilities of tokens, looked up by the characters that the tokens wrote.
 
     Args:
-      spans: the ``[start, end)`` of each token in the text; they tile it.
-      scores: float[T], the log-probability of each token given those before it.
+        spans: the ``[start, end)`` of each token in the text; they tile it.
+        scores: float[T], the log-probability of each token given those before it.
     """
 
     def __init__(self, spans: Sequence[Span], scores: Sequence[float]):
@@ -47,8 +47,8 @@ def text_confidence(text: str, spans: Sequence[Span], scores: Sequence[float]) -
     """exp(mean log-probability) of the tokens that wrote words, in 0..1; 0 where there are none.
 
     Args:
-      text, spans: what the tokenizer's ``decode_with_spans`` gives.
-      scores: float[T], the log-probability of each token given those before it.
+        text, spans: what the tokenizer's ``decode_with_spans`` gives.
+        scores: float[T], the log-probability of each token given those before it.
     """
     edges = [0, *(edge for found in _MARKUP.finditer(text) for edge in found.span()), len(text)]
     words = [
@@ -61,7 +61,7 @@ def remove_markers(text: str, markers: Sequence[str]) -> tuple[str, np.ndarray]:
     """``text`` without ``markers``, removed one after the other, and where each character stood.
 
     Returns:
-      The cleaned text and int64[len(cleaned)], the index in ``text`` of each of its characters.
+        The cleaned text and int64[len(cleaned)], the index in ``text`` of each of its characters.
     """
     origins = np.arange(len(text))
     for marker in markers:

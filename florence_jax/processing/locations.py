@@ -23,16 +23,17 @@ def quantize(points: ArrayLike, size: Sequence[float]) -> np.ndarray:
     """Pixel coordinates to location bins: floor, then clamp to 0..999.
 
     Args:
-      points: float[..., 2] points ``x, y`` or float[..., 4] boxes ``x0, y0, x1, y1``, in pixels.
-      size: image ``(width, height)`` in pixels.
+        points: float[..., 2] points ``x, y`` or float[..., 4] boxes ``x0, y0, x1, y1``, in pixels.
+        size: image ``(width, height)`` in pixels.
 
     Returns:
-      int32[..., 2 or 4] bins. Integer pixels fall into their bin exactly: the arithmetic is
-      ``x * 1000 / size`` in float64 (the references divide by a float32 bin size, which puts about
-      one integer pixel in 3000, always one on a bin edge, into the bin before).
+        int32[..., 2 or 4] bins. Integer pixels fall into their bin exactly: the arithmetic is
+        ``x * 1000 / size`` in float64 (the references divide by a float32 bin size, which puts
+        about
+        one integer pixel in 3000, always one on a bin edge, into the bin before).
 
     Raises:
-      ValueError: a wrong last axis, a coordinate that is not finite, or a wrong size.
+        ValueError: a wrong last axis, a coordinate that is not finite, or a wrong size.
     """
     array = np.asarray(points, dtype=np.float64)
     scale = _per_axis(array, size, "points")
@@ -47,14 +48,14 @@ def dequantize(bins: ArrayLike, size: Sequence[float]) -> np.ndarray:
     """Location bins to the pixel at the centre of each: ``(bin + 0.5) * size / 1000``.
 
     Args:
-      bins: int[..., 2] points or int[..., 4] boxes; not clamped.
-      size: image ``(width, height)`` in pixels.
+        bins: int[..., 2] points or int[..., 4] boxes; not clamped.
+        size: image ``(width, height)`` in pixels.
 
     Returns:
-      float64[..., 2 or 4] pixel coordinates.
+        float64[..., 2 or 4] pixel coordinates.
 
     Raises:
-      ValueError: a wrong last axis or a wrong size.
+        ValueError: a wrong last axis or a wrong size.
     """
     array = np.asarray(bins, dtype=np.float64)
     return (array + 0.5) * _per_axis(array, size, "bins") / BINS
@@ -64,7 +65,7 @@ def box_to_text(box: ArrayLike, size: Sequence[float]) -> str:
     """A pixel box ``(x0, y0, x1, y1)`` as the four ``<loc_N>`` tokens that prompts and labels use.
 
     Raises:
-      ValueError: not four finite numbers, corners in the wrong order, or a wrong size.
+        ValueError: not four finite numbers, corners in the wrong order, or a wrong size.
     """
     array = np.asarray(box, dtype=np.float64)
     if array.shape != (4,):
@@ -94,7 +95,7 @@ def text_to_box(text: str, size: Sequence[float]) -> list[float]:
     """Four ``<loc_N>`` tokens as a pixel box ``[x0, y0, x1, y1]``, the inverse of `box_to_text`.
 
     Raises:
-      ValueError: not exactly four location tokens, or a wrong size.
+        ValueError: not exactly four location tokens, or a wrong size.
     """
     bins = text_to_bins(text)
     if len(bins) != 4:
@@ -106,7 +107,7 @@ def check_image_size(size: Sequence[float] | None, purpose: str) -> tuple[float,
     """``(width, height)`` as two positive finite floats.
 
     Raises:
-      ValueError: naming ``purpose`` when the size is missing or is not such a pair.
+        ValueError: naming ``purpose`` when the size is missing or is not such a pair.
     """
     expected = "image_size=(width, height) in pixels, two positive numbers"
     if size is None:

@@ -48,22 +48,23 @@ def parse(
     """Generated text as ``{task: result}``.
 
     Args:
-      text: what the tokenizer decoded, special tokens kept.
-      task: ``"<OD>"`` and so on; any other string is a task of a fine-tune, whose answer is text.
-      image_size: ``(width, height)`` in pixels of the picture as shown; needed where the answer
-        holds coordinates.
-      compat: None for this library's convention, ``"native"`` or ``"original"`` for exactly what
-        the references' ``post_process_generation(text=...)`` returns. Where they raise (a number
-        past int64), the largest coordinate they can express is used.
+        text: what the tokenizer decoded, special tokens kept.
+        task: ``"<OD>"`` and so on; any other string is a task of a fine-tune, whose answer is text.
+        image_size: ``(width, height)`` in pixels of the picture as shown; needed where the answer
+            holds coordinates.
+        compat: None for this library's convention, ``"native"`` or ``"original"`` for exactly what
+            the references' ``post_process_generation(text=...)`` returns. Where they raise (a
+            number past int64), the largest coordinate they can express is used.
 
     Returns:
-      The reference's shapes, by answer type: a string; ``{"bboxes", "labels"}``;
-      ``{"quad_boxes", "labels"}``; ``{"polygons", "labels"}``, a list of polygons per label; or for
-      open-vocabulary detection ``{"bboxes", "bboxes_labels", "polygons", "polygons_labels"}``.
-      Coordinates are pixels, x and y alternating.
+        The reference's shapes, by answer type: a string; ``{"bboxes", "labels"}``;
+        ``{"quad_boxes", "labels"}``; ``{"polygons", "labels"}``, a list of polygons per label; or
+        for
+        open-vocabulary detection ``{"bboxes", "bboxes_labels", "polygons", "polygons_labels"}``.
+        Coordinates are pixels, x and y alternating.
 
     Raises:
-      ValueError: a wrong argument; never the text's content.
+        ValueError: a wrong argument; never the text's content.
     """
     if not isinstance(text, str):
         raise ValueError(f"text must be a string, got {type(text).__name__}; decode tokens first")
@@ -84,26 +85,26 @@ def parse_tokens(
     """Generated tokens as ``{task: result}``, with the confidence of every shape.
 
     Args:
-      ids: int[T] generated ids from the decoder start token on; padding may follow.
-      token_scores: float[T] log-probability of each id given those before it (the first is
-        ignored), or None for a result without confidences.
-      tokenizer: decodes ``ids`` with spans.
-      task, image_size: as for `parse`.
-      compat: ``"native"`` and ``"original"`` are the references' ``sequence=`` path, which decodes
-        token by token (so a character of several tokens becomes U+FFFD; decode and use `parse` for
-        their ``text=`` path). ``"original"`` scores what it scores, the boxes of ``<OD>`` and
-        ``<DENSE_REGION_CAPTION>`` when there are any; ``"native"`` scores nothing.
-      label_scores: with ``token_scores`` and this library's convention, also the confidence of the
-        words: ``"label_scores"``, beside ``"scores"`` and for every shape, is exp of the mean
-        log-probability of the tokens of its label (1.0 where it has none).
+        ids: int[T] generated ids from the decoder start token on; padding may follow.
+        token_scores: float[T] log-probability of each id given those before it (the first is
+            ignored), or None for a result without confidences.
+        tokenizer: decodes ``ids`` with spans.
+        task, image_size: as for `parse`.
+        compat: ``"native"`` and ``"original"`` are the references' ``sequence=`` path, which
+            decodes token by token (so a character of several tokens becomes U+FFFD; decode and use
+            `parse` for their ``text=`` path). ``"original"`` scores what it scores, the boxes of
+            ``<OD>`` and ``<DENSE_REGION_CAPTION>`` when there are any; ``"native"`` scores nothing.
+        label_scores: with ``token_scores`` and this library's convention, also the confidence of
+            the words: ``"label_scores"``, beside ``"scores"`` and for every shape, is exp of the
+            mean log-probability of the tokens of its label (1.0 where it has none).
 
     Returns:
-      As `parse`. With ``token_scores``, ``"scores"`` holds one float per box, quad or polygon
-      instance (open-vocabulary detection: ``"bboxes_scores"`` and ``"polygons_scores"``): exp of
-      the mean log-probability of its location tokens.
+        As `parse`. With ``token_scores``, ``"scores"`` holds one float per box, quad or polygon
+        instance (open-vocabulary detection: ``"bboxes_scores"`` and ``"polygons_scores"``): exp of
+        the mean log-probability of its location tokens.
 
     Raises:
-      ValueError: a wrong argument, such as scores that do not match the ids.
+        ValueError: a wrong argument, such as scores that do not match the ids.
     """
     answer, size = _checked(task, image_size, compat)
     ids = [int(index) for index in ids]

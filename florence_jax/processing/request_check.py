@@ -100,16 +100,16 @@ def check_request(
     """Refuse a request that the model would answer with nonsense.
 
     Args:
-      prompt, text, region: as for `build_prompt`.
-      image_size: ``(width, height)`` in pixels; None where it is not known yet, and then a region
-        in pixels is not compared with it.
-      declared: further tasks that the checkpoint declares, such as ``"<DocVQA>"``.
-      free_prompt: allow a prompt that looks like a task and is none.
+        prompt, text, region: as for `build_prompt`.
+        image_size: ``(width, height)`` in pixels; None where it is not known yet, and then a region
+            in pixels is not compared with it.
+        declared: further tasks that the checkpoint declares, such as ``"<DocVQA>"``.
+        free_prompt: allow a prompt that looks like a task and is none.
 
     Raises:
-      ValueError: a misspelt task, a prompt that looks like a task and is none, a task without the
-        text or region that it takes or with one that it does not take, or a region that is not in
-        the picture.
+        ValueError: a misspelt task, a prompt that looks like a task and is none, a task without the
+            text or region that it takes or with one that it does not take, or a region that is not
+            in the picture.
     """
     check_task(prompt, declared=declared, free_prompt=free_prompt)
     if text is not None and not isinstance(text, str):
@@ -128,7 +128,7 @@ def check_task(prompt: str, *, declared: Collection[str] = (), free_prompt: bool
     """Refuse a prompt that looks like a task and is none.
 
     Raises:
-      ValueError: with the task that was probably meant.
+        ValueError: with the task that was probably meant.
     """
     if not isinstance(prompt, str):
         raise ValueError(f"prompt must be a string such as '<OD>', got {type(prompt).__name__}")

@@ -37,10 +37,10 @@ class Task:
     """One row of the task table.
 
     Attributes:
-      token: the name, as ``"<OD>"``.
-      prompt: the sentence the model reads; ``{input}`` marks where the input goes.
-      takes: what the input is: nothing, a text, or a region of the image.
-      answer: how the generated text is parsed.
+        token: the name, as ``"<OD>"``.
+        prompt: the sentence the model reads; ``{input}`` marks where the input goes.
+        takes: what the input is: nothing, a text, or a region of the image.
+        answer: how the generated text is parsed.
     """
 
     token: str
@@ -141,19 +141,19 @@ def build_prompt(
     """The sentence the tokenizer encodes.
 
     Args:
-      prompt: a task (``"<OD>"``), a task with its input (``"<CAPTION_TO_PHRASE_GROUNDING>a car"``,
-        the reference's one-string form), or any free prompt (``"<DocVQA>What is the total?"``),
-        which passes unchanged.
-      text: the input of a text task. Several classes for open-vocabulary detection are a list,
-        joined by the model's ``<and>`` token. After a free prompt it is appended.
-      region: the input of a region task: ``(x0, y0, x1, y1)`` in pixels of the image as shown, or
-        ready ``<loc_N>`` text.
-      image_size: ``(width, height)`` in pixels; needed for a region in pixels.
-      compat: ``"original"`` inserts the input as it is, ``"native"`` and None strip it.
+        prompt: a task (``"<OD>"``), a task with its input (``"<CAPTION_TO_PHRASE_GROUNDING>a
+            car"``, the reference's one-string form), or any free prompt (``"<DocVQA>What is the
+            total?"``), which passes unchanged.
+        text: the input of a text task. Several classes for open-vocabulary detection are a list,
+            joined by the model's ``<and>`` token. After a free prompt it is appended.
+        region: the input of a region task: ``(x0, y0, x1, y1)`` in pixels of the image as shown, or
+            ready ``<loc_N>`` text.
+        image_size: ``(width, height)`` in pixels; needed for a region in pixels.
+        compat: ``"original"`` inserts the input as it is, ``"native"`` and None strip it.
 
     Raises:
-      ValueError: input for a task that takes none, the wrong kind of input, two inputs, a region in
-        pixels without ``image_size``, or (without ``compat``) special tokens such as </s>.
+        ValueError: input for a task that takes none, the wrong kind of input, two inputs, a region
+            in pixels without ``image_size``, or (without ``compat``) special tokens such as </s>.
     """
     check_compat(compat)
     if not isinstance(prompt, str):

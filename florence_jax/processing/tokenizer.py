@@ -45,8 +45,8 @@ def load_tokenizer(directory: str | os.PathLike) -> FlorenceTokenizer:
     were added later keep their ids.
 
     Raises:
-      FileNotFoundError: no tokenizer files in the folder.
-      ValueError: a damaged file, or a vocabulary that is not Florence-2's.
+        FileNotFoundError: no tokenizer files in the folder.
+        ValueError: a damaged file, or a vocabulary that is not Florence-2's.
     """
     folder = Path(directory)
     whole, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
@@ -79,8 +79,8 @@ class FlorenceTokenizer:
     """Encodes prompts and decodes answers.
 
     Attributes:
-      pad_id, bos_id, eos_id: ids of ``<pad>``, ``<s>``, ``</s>``.
-      vocab_size: number of ids, one more than the highest (51289 for the published vocabulary).
+        pad_id, bos_id, eos_id: ids of ``<pad>``, ``<s>``, ``</s>``.
+        vocab_size: number of ids, one more than the highest (51289 for the published vocabulary).
     """
 
     def __init__(self, backend: Tokenizer):
@@ -109,7 +109,7 @@ class FlorenceTokenizer:
         """The id of ``<loc_bin>``.
 
         Raises:
-          ValueError: a bin outside 0..999.
+            ValueError: a bin outside 0..999.
         """
         if not 0 <= bin < len(self._location_ids):
             raise ValueError(f"a location bin must be 0..999, got {bin}; quantize() clamps")
@@ -119,7 +119,7 @@ class FlorenceTokenizer:
         """Token ids of each prompt, as ``<s> ... </s>``; nothing is truncated.
 
         Raises:
-          ValueError: a single string where a list is expected.
+            ValueError: a single string where a list is expected.
         """
         if isinstance(prompts, str):
             raise ValueError(f"encode takes a list of prompts, got the string {prompts!r}")
@@ -134,14 +134,14 @@ class FlorenceTokenizer:
         """Prompts as one right-padded batch.
 
         Args:
-          prompts: B strings.
-          pad_to: L; the longest prompt's length when None.
+            prompts: B strings.
+            pad_to: L; the longest prompt's length when None.
 
         Returns:
-          ``(input_ids int32[B, L], attention_mask int32[B, L])``, padded with ``pad_id`` and 0.
+            ``(input_ids int32[B, L], attention_mask int32[B, L])``, padded with ``pad_id`` and 0.
 
         Raises:
-          ValueError: a prompt longer than ``pad_to``.
+            ValueError: a prompt longer than ``pad_to``.
         """
         rows = self.encode(prompts)
         longest = max((len(row) for row in rows), default=0)

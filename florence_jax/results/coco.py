@@ -29,17 +29,18 @@ def to_coco_results(
     three points encloses nothing and gives no record; a text answer without locations gives none.
 
     Args:
-      results: one result per image.
-      image_ids: the COCO image id of each.
-      category_ids: label -> category id, or one id for everything (class-agnostic evaluation).
-      image_sizes: (width, height) of each image, needed for text answers with location tokens.
-      default_score: stands in where a result carries no scores; COCO requires one.
-      on_unknown_label: the model names classes freely. "error" refuses a label that is missing from
-        `category_ids`; "skip" leaves the record out, as evaluation on a fixed class list wants.
+        results: one result per image.
+        image_ids: the COCO image id of each.
+        category_ids: label -> category id, or one id for everything (class-agnostic evaluation).
+        image_sizes: (width, height) of each image, needed for text answers with location tokens.
+        default_score: stands in where a result carries no scores; COCO requires one.
+        on_unknown_label: the model names classes freely. "error" refuses a label that is missing
+            from `category_ids`; "skip" leaves the record out, as evaluation on a fixed class list
+            wants.
 
     Raises:
-      ValueError: different numbers of results and ids, an unknown label, a coordinate or score
-        that is not finite, or a malformed value.
+        ValueError: different numbers of results and ids, an unknown label, a coordinate or score
+            that is not finite, or a malformed value.
     """
     if on_unknown_label not in ("error", "skip"):
         raise ValueError(f"on_unknown_label is 'error' or 'skip', not {on_unknown_label!r}")
@@ -81,15 +82,15 @@ def to_coco_dataset(
     where the result has one; boxes have an empty `segmentation`.
 
     Args:
-      results: one result per image.
-      file_names: the image files, relative to the dataset's image folder.
-      image_sizes: (width, height) of each, in pixels, after the EXIF transpose.
-      category_ids: label -> category id. Default: the labels found, sorted, from 1. The empty
-        label is written as the category "object".
+        results: one result per image.
+        file_names: the image files, relative to the dataset's image folder.
+        image_sizes: (width, height) of each, in pixels, after the EXIF transpose.
+        category_ids: label -> category id. Default: the labels found, sorted, from 1. The empty
+            label is written as the category "object".
 
     Raises:
-      ValueError: sequences of different lengths, a label outside `category_ids`, a coordinate or
-        score that is not finite, or a malformed value.
+        ValueError: sequences of different lengths, a label outside `category_ids`, a coordinate or
+            score that is not finite, or a malformed value.
     """
     results, file_names = list(results), list(file_names)
     _check_lengths(results=results, file_names=file_names, image_sizes=image_sizes)

@@ -70,25 +70,25 @@ def draw_result(
     """A copy of the picture with the result drawn on it.
 
     Args:
-      image: a path, or a PIL image of any mode. EXIF orientation is applied first, since results
-        are in that frame; transparency is laid over white.
-      result: `{task: value}`, coordinates in pixels. Values that are text go in a panel below the
-        picture, which then grows downwards (and to the right, if it is too narrow for words).
-      line_width: pixels. Default: 1 at 200 px, 14 at 4000 x 3000.
-      font_size: pixels. Default: 9 at 200 px, 68 at 4000 x 3000.
-      fill_opacity: of polygons, 0 to 1. Boxes and quads are outlines.
-      show_scores: write a score after each label that has one.
-      font: a TrueType or OpenType file. Default: Pillow's own font, or a system font for text
-        which that cannot write. Characters that no font has appear as its "missing" box.
-      colours: RGB of labels that shall not have their own (`label_colour`).
+        image: a path, or a PIL image of any mode. EXIF orientation is applied first, since results
+            are in that frame; transparency is laid over white.
+        result: `{task: value}`, coordinates in pixels. Values that are text go in a panel below the
+            picture, which then grows downwards (and to the right, if it is too narrow for words).
+        line_width: pixels. Default: 1 at 200 px, 14 at 4000 x 3000.
+        font_size: pixels. Default: 9 at 200 px, 68 at 4000 x 3000.
+        fill_opacity: of polygons, 0 to 1. Boxes and quads are outlines.
+        show_scores: write a score after each label that has one.
+        font: a TrueType or OpenType file. Default: Pillow's own font, or a system font for text
+            which that cannot write. Characters that no font has appear as its "missing" box.
+        colours: RGB of labels that shall not have their own (`label_colour`).
 
     Returns:
-      A new RGB image. Its top left `width x height` pixels are the picture, so coordinates stay.
+        A new RGB image. Its top left `width x height` pixels are the picture, so coordinates stay.
 
     Raises:
-      ValueError: a value of no known form, an option out of range, or (`ImageError`) an image
-        that cannot be decoded.
-      OSError: `font` cannot be read.
+        ValueError: a value of no known form, an option out of range, or (`ImageError`) an image
+            that cannot be decoded.
+        OSError: `font` cannot be read.
     """
     for name, option in (("line_width", line_width), ("font_size", font_size)):
         if option is not None and option < 1:

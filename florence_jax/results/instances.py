@@ -28,12 +28,12 @@ class Instance:
     """One located answer: a box, a quadrilateral or a set of polygons, with its label.
 
     Attributes:
-      kind: which of the three `parts` holds.
-      parts: `float64[n, 2]` points (x, y) in pixels. A box is one part of two corners, as the model
-        gave them (not ordered, perhaps not finite); a quad one part of four; an instance one part
-        per polygon.
-      label: "" where the task gives none.
-      score: confidence in [0, 1], or None where the result carries none.
+        kind: which of the three `parts` holds.
+        parts: `float64[n, 2]` points (x, y) in pixels. A box is one part of two corners, as the
+            model gave them (not ordered, perhaps not finite); a quad one part of four; an instance
+            one part per polygon.
+        label: "" where the task gives none.
+        score: confidence in [0, 1], or None where the result carries none.
     """
 
     kind: _Kind
@@ -62,13 +62,13 @@ def instances(value: Any, image_size: tuple[int, int] | None = None) -> list[Ins
     """Every located answer in one task's value, boxes before polygons.
 
     Args:
-      value: what stands under a task in a result: str or a mapping of lists.
-      image_size: (width, height) in pixels. Needed only for a text answer that carries location
-        tokens ("car<loc_52>..."), whose four bins become one box. Other text has no instances.
+        value: what stands under a task in a result: str or a mapping of lists.
+        image_size: (width, height) in pixels. Needed only for a text answer that carries location
+            tokens ("car<loc_52>..."), whose four bins become one box. Other text has no instances.
 
     Raises:
-      ValueError: a value of no known form, lists of different lengths, or location tokens without
-        `image_size`.
+        ValueError: a value of no known form, lists of different lengths, or location tokens without
+            `image_size`.
     """
     if isinstance(value, str):
         return _from_located_text(value, image_size)

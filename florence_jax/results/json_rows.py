@@ -28,8 +28,8 @@ def result_to_json(record: Any) -> Any:
     Arrays (numpy, jax) become nested lists, their scalars python numbers, and tuples lists.
 
     Raises:
-      ValueError: a number that is NaN or infinite (JSON has none), named by its place.
-      TypeError: a key that is not a str, or a value of any other type.
+        ValueError: a number that is NaN or infinite (JSON has none), named by its place.
+        TypeError: a key that is not a str, or a value of any other type.
     """
     return _json_safe(record, "record")
 

@@ -30,12 +30,12 @@ def to_supervision(
     without locations gives empty detections.
 
     Args:
-      result: `{task: value}`.
-      image_size: (width, height) in pixels, the size of the masks.
+        result: `{task: value}`.
+        image_size: (width, height) in pixels, the size of the masks.
 
     Raises:
-      ImportError: supervision is not installed.
-      ValueError: a coordinate or score that is not finite, or a malformed value.
+        ImportError: supervision is not installed.
+        ValueError: a coordinate or score that is not finite, or a malformed value.
     """
     try:
         import supervision as sv

@@ -31,13 +31,13 @@ def image_to_rgb(
     """A new RGB image from a PIL image of any mode.
 
     Args:
-      image: the image.
-      name: the image, for errors.
-      notes: assumptions about the range of its values are added here.
-      declared: what the image's file says about that range.
+        image: the image.
+        name: the image, for errors.
+        notes: assumptions about the range of its values are added here.
+        declared: what the image's file says about that range.
 
     Raises:
-      ImageError: values that are not finite.
+        ImageError: values that are not finite.
     """
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _wide_to_rgb(image, name, notes, declared or Declared())
@@ -57,12 +57,12 @@ def array_to_rgb(array: np.ndarray, name: str, notes: list[str]) -> Image.Image:
     its own.
 
     Args:
-      array: the image.
-      name: the image, for errors.
-      notes: assumptions about the range of its values are added here.
+        array: the image.
+        name: the image, for errors.
+        notes: assumptions about the range of its values are added here.
 
     Raises:
-      ImageError: another shape, dtype or range, or values that are not finite.
+        ImageError: another shape, dtype or range, or values that are not finite.
     """
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]

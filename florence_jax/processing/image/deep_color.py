@@ -30,7 +30,7 @@ def low_byte_mode(image: Image.Image) -> str | None:
     """Pillow's raw mode that decodes the low bytes; None where the image has none.
 
     Args:
-      image: opened from a file, its pixels not decoded yet.
+        image: opened from a file, its pixels not decoded yet.
     """
     arguments = next((tile[3] for tile in getattr(image, "tile", ())), None)
     raw = arguments[0] if isinstance(arguments, tuple) else arguments
@@ -61,9 +61,9 @@ def ppm_samples(data: bytes, tile: Any, size: tuple[int, int]) -> np.ndarray:
     """uint16[H, W, 3] of a PPM file whose maximum is 65535.
 
     Args:
-      data: the file.
-      tile: the image's only one, before it was decoded.
-      size: (width, height).
+        data: the file.
+        tile: the image's only one, before it was decoded.
+        size: (width, height).
     """
     width, height = size
     decoder, _, offset, *_ = tile
@@ -93,8 +93,8 @@ def loses_low_bits(image: Image.Image, data: bytes) -> bool:
     """Is this a 16-bit colour image of whose samples nothing here reads the low bytes?
 
     Args:
-      image: opened from a file, its pixels not decoded yet.
-      data: the file.
+        image: opened from a file, its pixels not decoded yet.
+        data: the file.
     """
     if image.format == "JPEG2000":
         return image.mode != "I;16" and jpeg2000_depth(data) == 16
@@ -107,9 +107,9 @@ def joined_bytes(high: Image.Image, low: Image.Image, low_mode: str) -> np.ndarr
     """uint16[H, W, 3 | 4] of 16-bit colour.
 
     Args:
-      high: the image as Pillow decodes it.
-      low: the image decoded with the raw mode `low_mode`.
-      low_mode: of `low_byte_mode`.
+        high: the image as Pillow decodes it.
+        low: the image decoded with the raw mode `low_mode`.
+        low_mode: of `low_byte_mode`.
     """
     low_bytes = np.asarray(low).astype(np.uint16)
     if low_mode == "RGBA":
@@ -125,10 +125,10 @@ def deep_color_to_rgb(
     """RGB of 16-bit colour, scaled as 16-bit grey is.
 
     Args:
-      samples: uint16[H, W, 3 | 4].
-      name: the image, for errors.
-      notes: assumptions are added here.
-      declared: what the image's file says about its samples.
+        samples: uint16[H, W, 3 | 4].
+        name: the image, for errors.
+        notes: assumptions are added here.
+        declared: what the image's file says about its samples.
     """
     colors = integer_range(samples[..., :3], declared, "16-bit")
     eight = [scaled_to_eight(samples[..., :3], colors)]

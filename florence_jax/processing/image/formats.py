@@ -36,7 +36,7 @@ def open_encoded(data: bytes, name: str) -> Image.Image:
     """The image that `data` holds, its pixels not decoded yet.
 
     Raises:
-      ImageError: no supported format, or a damaged header.
+        ImageError: no supported format, or a damaged header.
     """
     Image.init()
     _prepare_iso_media(data, name)
@@ -77,7 +77,7 @@ def refuse_misread(image: Image.Image, name: str) -> None:
     """Refuse a file that PIL decodes to something else, without an error.
 
     Raises:
-      ImageError: a TIFF whose 16-bit channels are in planes: PIL reads their bytes as pixels.
+        ImageError: a TIFF whose 16-bit channels are in planes: PIL reads their bytes as pixels.
     """
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     depths = tags.get(258, (1,))
@@ -150,7 +150,7 @@ def _prepare_iso_media(data: bytes, name: str) -> None:
     """Register pillow-heif for HEIC files, in whichever process reads one.
 
     Raises:
-      ImageError: the package is not installed, or this PIL reads no AVIF.
+        ImageError: the package is not installed, or this PIL reads no AVIF.
     """
     if data[4:8] != b"ftyp":
         return

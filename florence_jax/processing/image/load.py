@@ -83,21 +83,21 @@ def load_image(
     Where that is a guess, an `ImageWarning` says so.
 
     Args:
-      source: a path (str or PathLike), encoded bytes, a PIL image of any mode, or an array uint8,
-        uint16, bool or float, or integers within 0..255, [H, W] or [H, W, 1 | 3 | 4]. The format
-        is read from the content, never from the file name. HEIC needs the extra "heif".
-      max_pixels: refuse a picture with more, judged by its header before anything is decoded. No
-        side may have more than 1,000,000.
-      max_bytes: refuse a file or bytes with more.
-      apply_exif: turn the picture upright by its EXIF orientation, as viewers and browsers do, for
-        files, bytes and PIL images alike: boxes then refer to the picture as the user sees it, and
-        `image.size` of the result is the ``image_size`` to parse with. False keeps the stored
-        frame (except of TIFF and HEIC, which their decoders turn).
-      page: page of a file with several, or frame of an animation, counted from 1. None is the
-        first (HEIC's main image), and warns where there are more.
+        source: a path (str or PathLike), encoded bytes, a PIL image of any mode, or an array uint8,
+            uint16, bool or float, or integers within 0..255, [H, W] or [H, W, 1 | 3 | 4]. The
+            format is read from the content, never from the file name. HEIC needs the extra "heif".
+        max_pixels: refuse a picture with more, judged by its header before anything is decoded. No
+            side may have more than 1,000,000.
+        max_bytes: refuse a file or bytes with more.
+        apply_exif: turn the picture upright by its EXIF orientation, as viewers and browsers do,
+            for files, bytes and PIL images alike: boxes then refer to the picture as the user sees
+            it, and `image.size` of the result is the ``image_size`` to parse with. False keeps the
+            stored frame (except of TIFF and HEIC, which their decoders turn).
+        page: page of a file with several, or frame of an animation, counted from 1. None is the
+            first (HEIC's main image), and warns where there are more.
 
     Raises:
-      ImageError: missing, empty, truncated, damaged, too large, or not an image.
+        ImageError: missing, empty, truncated, damaged, too large, or not an image.
     """
     image, notes = load_image_and_notes(
         source, max_pixels=max_pixels, max_bytes=max_bytes, apply_exif=apply_exif, page=page
@@ -151,7 +151,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """(width, height) that `load_image` would give a file, from its header alone.
 
     Raises:
-      ImageError: as `load_image`, but for damage behind the header.
+        ImageError: as `load_image`, but for damage behind the header.
     """
     data, name = _content(path, MAX_BYTES)
     image = open_encoded(data, name)
@@ -165,7 +165,7 @@ def count_pages(source: Any, *, max_bytes: int = MAX_BYTES) -> int:
     """How many pages or frames a file has; 1 where that cannot be told, or there are no pages.
 
     Raises:
-      ImageError: more than 10,000.
+        ImageError: more than 10,000.
     """
     try:
         data, name = _content(source, max_bytes)

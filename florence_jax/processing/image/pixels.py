@@ -30,10 +30,10 @@ class ImageConfig:
     """How pictures become pixels. ``preprocess_image(image, **dataclasses.asdict(config))``.
 
     Attributes:
-      size: ``(height, width)`` in pixels that every picture is resized to, aspect not kept.
-      mean, std: per RGB channel, on the rescaled values.
-      resample: PIL's resampling filter, 3 is bicubic.
-      rescale: factor from 8-bit values.
+        size: ``(height, width)`` in pixels that every picture is resized to, aspect not kept.
+        mean, std: per RGB channel, on the rescaled values.
+        resample: PIL's resampling filter, 3 is bicubic.
+        rescale: factor from 8-bit values.
     """
 
     size: tuple[int, int] = (768, 768)
@@ -74,8 +74,8 @@ class ImageConfig:
         what transformers' ``CLIPImageProcessor``, Florence-2's image processor, takes for it.
 
         Raises:
-          ValueError: a setting Florence-2 does not use and we would silently get wrong: a size
-            that keeps the aspect (as one number does, and none), a centre crop, or no resize.
+            ValueError: a setting Florence-2 does not use and we would silently get wrong: a size
+                that keeps the aspect (as one number does, and none), a centre crop, or no resize.
         """
         config = preprocessor_config.get("image_processor", preprocessor_config)
         if not isinstance(config, Mapping):
@@ -127,13 +127,13 @@ def preprocess_image(
     """One picture as normalised pixels, float32[H, W, 3] (a row of an NHWC batch).
 
     Args:
-      image: anything `load_image` takes; loaded with its defaults (EXIF orientation applied).
-      size: ``(height, width)`` in pixels.
-      mean, std, resample, rescale: as in `ImageConfig`.
+        image: anything `load_image` takes; loaded with its defaults (EXIF orientation applied).
+        size: ``(height, width)`` in pixels.
+        mean, std, resample, rescale: as in `ImageConfig`.
 
     Raises:
-      ImageError: an image that cannot be loaded.
-      ValueError: a wrong setting.
+        ImageError: an image that cannot be loaded.
+        ValueError: a wrong setting.
     """
     config = ImageConfig(
         size=(int(size[0]), int(size[1])),
@@ -158,7 +158,7 @@ def resize_picture(picture: Image.Image, size: tuple[int, int], resample: int) -
     may round differently.
 
     Raises:
-      ImageError: there is not enough memory.
+        ImageError: there is not enough memory.
     """
     method = Image.Resampling(resample)
     try:
