@@ -1,4 +1,4 @@
-"""Weight-only int8: the decoder's and the token table's weights in a quarter of float32's bytes.
+"""Weight-only int8 quantization of the decoder and the token table.
 
 A decoding step does little but read these weights. Each output channel keeps a float32 `scale`
 beside the `kernel` or `embedding` that it belongs to, which are int8 then; biases, norms, positions
@@ -27,20 +27,24 @@ _LARGEST = 127
 
 
 def check_quantization(quantization: str | None) -> None:
-    """Raises ValueError for what there is not."""
+    """Check the name of a quantization.
+
+    Raises:
+        ValueError: it is unknown.
+    """
     if quantization not in (None, *get_args(Quantization)):
         offered = ", ".join(map(repr, get_args(Quantization)))
         raise ValueError(f"quantize={quantization!r}, expected {offered} or None")
 
 
 def quantized(params: Params, quantization: Quantization | None) -> Params:
-    """`quantize(params)`, or the parameters as they are where there is no quantisation."""
+    """`quantize(params)`, or `params` unchanged if `quantization` is None."""
     check_quantization(quantization)
     return params if quantization is None else quantize(params)
 
 
 def quantize(params: Params) -> Params:
-    """The same parameters with int8 weights in the decoder and the token table.
+    """Quantize the weights of the decoder and of the token table to int8.
 
     Computed on the host, in numpy: the same bits wherever the weights are to run.
 
@@ -81,7 +85,7 @@ def quantized_modules(params: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def widened(params: Params, dtype: jnp.dtype) -> Params:
-    """The parameters with floats of `dtype` for every int8 kernel.
+    """Replace every int8 kernel by floats of `dtype`.
 
     Token tables keep theirs: a few rows of them are looked up.
     """
@@ -102,7 +106,7 @@ def _weight_of(path: str) -> tuple[str | None, int]:
 
 
 def _each_module(node: Any, change: Any, path: str = "") -> Any:
-    """The tree with `change(path, dict)` in place of every dict that holds arrays."""
+    """Apply `change(path, dict)` to every dict of the tree that holds arrays."""
     if not isinstance(node, Mapping):
         return node
     below = {

@@ -1,4 +1,4 @@
-"""Which form a task's answer has, and which labels it is confined to."""
+"""Schema of a request's answer: its kind, and the labels that it may use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from florence_jax.constrained.byte_dfa import LABEL, byte_automaton
 from florence_jax.processing.tasks import CLASS_SEPARATOR, TASKS, task_of
 
-Form = Literal[
+AnswerKind = Literal[
     "text",
     "text and region",
     "boxes",
@@ -18,7 +18,7 @@ Form = Literal[
     "labelled boxes or polygons",
     "anything",
 ]
-_FORM_OF_ANSWER: dict[str, Form] = {
+_KIND_OF_ANSWER: dict[str, AnswerKind] = {
     "pure_text": "text",
     "description_with_bboxes": "labelled boxes",
     "bboxes": "boxes",
@@ -31,16 +31,16 @@ _WITHOUT_LABELS = ("boxes", "polygons")
 
 
 class AnswerSchema(NamedTuple):
-    """The form of a request's answer, and the labels it is confined to (None for any)."""
+    """The kind of a request's answer, and the labels that it may use (None for any)."""
 
-    form: Form
+    kind: AnswerKind
     labels: tuple[str, ...] | None = None
 
 
-def answer_form(
+def answer_schema(
     prompt: str, text: str | Sequence[str] | None = None, labels: Sequence[str] | None = None
 ) -> AnswerSchema:
-    """The form of the answer to a request.
+    """The schema of the answer to a request.
 
     Args:
         prompt, text: as for `build_prompt`. The classes of open-vocabulary detection are the labels
@@ -54,23 +54,23 @@ def answer_form(
     name = task_of(prompt)
     task = TASKS.get(name)
     if task is None:
-        form: Form = "anything"
+        kind: AnswerKind = "anything"
     elif task.answer == "pure_text" and task.takes == "region":
-        form = "text and region"
+        kind = "text and region"
     else:
-        form = _FORM_OF_ANSWER[task.answer]
+        kind = _KIND_OF_ANSWER[task.answer]
     if labels is not None:
-        if form in _WITHOUT_LABELS:
+        if kind in _WITHOUT_LABELS:
             raise ValueError(
                 f"the answer to {name} has no labels, got labels={labels!r}: leave them out"
             )
-        return AnswerSchema(form, _checked(labels))
+        return AnswerSchema(kind, _checked(labels))
     if name != "<OPEN_VOCABULARY_DETECTION>":
-        return AnswerSchema(form)
+        return AnswerSchema(kind)
     given = prompt.replace(name, "") if text is None else text
     classes = given.split(CLASS_SEPARATOR.strip()) if isinstance(given, str) else given
     classes = [item for item in classes if item.strip()]
-    return AnswerSchema(form, _checked(classes) if classes else None)
+    return AnswerSchema(kind, _checked(classes) if classes else None)
 
 
 def _checked(labels: Sequence[str]) -> tuple[str, ...]:

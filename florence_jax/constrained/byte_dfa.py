@@ -1,4 +1,4 @@
-"""Which bytes may spell a text or a label, so that reading the answer gives back what was written.
+"""Byte-level automata of texts and labels that the parser reads back unchanged.
 
 Tokens of a byte-level vocabulary may end inside a character, so the rules are an automaton over
 bytes, lifted to tokens: a token is allowed where all its bytes are, and leads where they lead.
@@ -28,7 +28,7 @@ _UNFINISHED = {1: b"\xc3", 2: b"\xe4", 3: b"\xf1"}
 
 @dataclass(frozen=True, kw_only=True)
 class TextRule:
-    """What a stretch of text may be. It is always whole UTF-8 that spells no markup.
+    """A rule for text, which is always whole UTF-8 and spells no markup.
 
     Attributes:
         label: at least one character, no whitespace at either end, one line: what stands before a
@@ -47,7 +47,7 @@ LABEL = TextRule(label=True, angle=False)
 
 
 class ByteAutomaton(NamedTuple):
-    """Where each byte leads.
+    """A finite automaton over bytes.
 
     Fields:
       next_state: int16[S, 256], -1 where the byte is not allowed. State 0 is the beginning.
@@ -58,7 +58,7 @@ class ByteAutomaton(NamedTuple):
     complete: np.ndarray
 
     def accepts(self, text: str) -> bool:
-        """Whether `text` as a whole follows the rule."""
+        """Return whether the whole of `text` follows the rule."""
         state = 0
         for byte in text.encode("utf-8", "surrogatepass"):
             state = int(self.next_state[state, byte])
@@ -68,7 +68,7 @@ class ByteAutomaton(NamedTuple):
 
 
 class _Reading(NamedTuple):
-    """Where in a text we are."""
+    """A state of the automaton: what it needs to know of the text so far."""
 
     ends: str  # "blank" before a label's first character, else "solid" or "space": its last one
     unfinished: bytes = b""  # of a character
@@ -98,7 +98,7 @@ def byte_automaton(rule: TextRule) -> ByteAutomaton:
 
 
 def compose_with_tokenizer(automaton: ByteAutomaton, tokens: Sequence[bytes]) -> np.ndarray:
-    """int16[S, N]: where each of N tokens leads from each state, -1 where it is not allowed."""
+    """The state after each of N tokens from each state, int16[S, N]; -1 if it is not allowed."""
     dead = len(automaton.next_state)
     table = np.where(automaton.next_state < 0, np.int16(dead), automaton.next_state)
     table = np.vstack([table, np.full((1, 256), dead, np.int16)])
@@ -114,7 +114,7 @@ def compose_with_tokenizer(automaton: ByteAutomaton, tokens: Sequence[bytes]) ->
 
 
 def _read_byte(reading: _Reading, byte: int, rule: TextRule) -> _Reading | None:
-    """Where `byte` leads, None where it is not allowed."""
+    """The state after an ASCII `byte`; None if it is not allowed."""
     if reading.unfinished or byte >= 0x80:
         return _read_part(reading, byte, rule)
     character = chr(byte)
@@ -130,7 +130,7 @@ def _read_byte(reading: _Reading, byte: int, rule: TextRule) -> _Reading | None:
 
 
 def _read_part(reading: _Reading, byte: int, rule: TextRule) -> _Reading | None:
-    """The same for a byte of a character that is not ASCII."""
+    """The state after a byte of a character outside ASCII; None if it is not allowed."""
     begun = reading.unfinished
     low, high = 0xC2, 0xF4
     if begun:
@@ -149,7 +149,7 @@ def _read_part(reading: _Reading, byte: int, rule: TextRule) -> _Reading | None:
 
 
 def _ends(reading: _Reading, character: str, rule: TextRule) -> str | None:
-    """How the text ends after `character`, None where it is not allowed."""
+    """The `ends` after `character`; None if the character is not allowed."""
     if not rule.label:
         return "solid"
     if not character.isspace():

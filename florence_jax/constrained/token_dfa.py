@@ -1,7 +1,7 @@
-"""Automata over tokens: which token may follow what was generated so far.
+"""Finite automata over tokens, and a builder for them.
 
-A vocabulary's tokens fall into classes that every state treats alike (all text, but for a hundred
-kinds; all locations), so that an automaton is a small table.
+Tokens that every state treats alike share a class (all locations are one class, text has about a
+hundred), so that the table of an automaton is small.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _LARGEST_TABLE = 2**25
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenAutomaton:
-    """Which tokens are allowed, and where they lead. `generation.constraints` runs it.
+    """A finite automaton over tokens; `generation.constraints` runs it on the device.
 
     Attributes:
-        class_of_token: int32[V], what kind of token each is.
+        class_of_token: int32[V], the class of each token.
         location_of_token: int32[V], the bin of `<loc_N>`, -1 for other tokens.
         next_state: int16[S, C], the state after a token of each class, `DEAD` where it is not
             allowed.
@@ -43,7 +43,7 @@ class TokenAutomaton:
 
 
 class TokenClasses(NamedTuple):
-    """The vocabulary of an automaton: tokens that it never tells apart share a class."""
+    """Classes of tokens that an automaton never tells apart."""
 
     class_of_token: np.ndarray  # int32[V]
     count: int
@@ -51,16 +51,16 @@ class TokenClasses(NamedTuple):
 
 @dataclass(kw_only=True)
 class DFABuilder:
-    """An automaton that is being drawn: states are numbered in the order in which they are added.
+    """Builds an automaton state by state; states are numbered in the order of `add`.
 
     Attributes:
-        kinds: its vocabulary.
+        classes: its vocabulary.
         end: the class of the end token.
         rows: int[C] per state, where each class leads.
         ordered: bool per state, see `TokenAutomaton`.
     """
 
-    kinds: TokenClasses
+    classes: TokenClasses
     end: int
     rows: list[np.ndarray] = field(default_factory=list)
     ordered: list[bool] = field(default_factory=list)
@@ -72,34 +72,34 @@ class DFABuilder:
             self.link(FINISHED, {self.end: FINISHED})
 
     def add(self, *, like: int | None = None, ordered: bool = False) -> int:
-        """A new state that allows nothing, or what the state `like` allows: its number."""
-        blank = np.zeros(self.kinds.count, np.int32)
+        """Add a state that allows nothing, or what the state `like` allows; returns its number."""
+        blank = np.zeros(self.classes.count, np.int32)
         self.rows.append(blank if like is None else self.rows[like].copy())
         self.ordered.append(ordered)
         return len(self.rows) - 1
 
     def link(self, state: int, targets: Mapping[int, int]) -> None:
-        """In `state`, let each class of `targets` lead where it says."""
-        for kind, target in targets.items():
-            self.rows[state][kind] = target
+        """Let each class in `targets` lead from `state` to its target."""
+        for token_class, target in targets.items():
+            self.rows[state][token_class] = target
 
-    def chain(self, kind: int, ordered: list[bool], last: int) -> int:
-        """As many states as `ordered` has entries, each allowing only `kind`, then `last`."""
+    def chain(self, token_class: int, ordered: list[bool], last: int) -> int:
+        """Add a state for each entry of `ordered` that allows only `token_class`, then `last`."""
         following = last
         for flag in reversed(ordered):
             state = self.add(ordered=flag)
-            self.link(state, {kind: following})
+            self.link(state, {token_class: following})
             following = state
         return following
 
     def split(self, tokens: list[int]) -> DFABuilder:
-        """A copy of this sketch in which each of `tokens` has a class of its own."""
-        classes = self.kinds.class_of_token.copy()
+        """A copy of this builder in which each of `tokens` has a class of its own."""
+        classes = self.classes.class_of_token.copy()
         before = classes[tokens]
-        classes[tokens] = self.kinds.count + np.arange(len(tokens))
+        classes[tokens] = self.classes.count + np.arange(len(tokens))
         rows = np.stack(self.rows)
         return DFABuilder(
-            kinds=TokenClasses(classes, self.kinds.count + len(tokens)),
+            classes=TokenClasses(classes, self.classes.count + len(tokens)),
             end=self.end,
             rows=list(np.hstack([rows, rows[:, before]])),
             ordered=list(self.ordered),
@@ -111,15 +111,15 @@ class DFABuilder:
         Raises:
             ValueError: a table too large to be read at every token.
         """
-        states, classes = len(self.rows), self.kinds.count
+        states, classes = len(self.rows), self.classes.count
         if max(states, classes) > _LARGEST_NUMBER or states * classes > _LARGEST_TABLE:
             raise ValueError(
-                f"the labels of these requests need a table of {states} states x {classes} kinds "
-                f"of tokens, more than {_LARGEST_TABLE} entries or {_LARGEST_NUMBER} of either; "
-                "give fewer labels, or ask in smaller batches"
+                f"the labels of these requests need a table of {states} states x {classes} "
+                f"classes of tokens, more than {_LARGEST_TABLE} entries or {_LARGEST_NUMBER} of "
+                "either; give fewer labels, or ask in smaller batches"
             )
         return TokenAutomaton(
-            class_of_token=self.kinds.class_of_token,
+            class_of_token=self.classes.class_of_token,
             location_of_token=location_of_token,
             next_state=np.stack(self.rows).astype(np.int16),
             ordered=np.asarray(self.ordered),

@@ -1,4 +1,4 @@
-"""Beam search, and beam sampling.
+"""Beam search and beam sampling over a `tokens -> logits` callback.
 
 Semantics: transformers 5 `generation/utils.py: _beam_search`, its arithmetic included: the -1e9
 that keeps a hypothesis out of a ranking is *added*, because which of several excluded hypotheses
@@ -43,7 +43,7 @@ class Hypotheses(NamedTuple):
 
 
 class BeamState(NamedTuple):
-    """All that changes from token to token."""
+    """The loop state of beam search."""
 
     index: jax.Array  # int32[]: position of the running hypotheses' last token
     running: Hypotheses
@@ -62,7 +62,7 @@ def beam_search(
     values: DecodeParams,
     rng: jax.Array | None = None,
 ) -> GenerateOutput:
-    """Keeps the K best hypotheses of each row until none can improve on the complete ones.
+    """Keep the K best hypotheses of each row until none can improve on the finished ones.
 
     Args:
         step: the model, as `stepping.StepFn`, for K = `plan.num_beams`.
@@ -180,7 +180,7 @@ def _extend(
     values: DecodeParams,
     keys_B: jax.Array | None,
 ) -> tuple[Hypotheses, jax.Array, jax.Array]:
-    """The 2 K best, or drawn, one-token continuations of a row's beams.
+    """The 2 K best (or sampled) one-token continuations of a row's beams.
 
     2 K, because at most K of them can end here (one `</s>` per beam), so that K go on; with several
     end tokens, as many times K more.
@@ -234,7 +234,7 @@ def _keep_best_finished(
     early: bool,
     values: DecodeParams,
 ) -> tuple[Hypotheses, jax.Array]:
-    """The K best of the complete hypotheses and the candidates that complete just now."""
+    """The K best among finished hypotheses and candidates that finish at this token."""
     beams, count = state.is_finished.shape[1], ends_BN.shape[1]
     # Candidates beyond the first K are there to keep the search going, not to be returned.
     completes_BN = ends_BN & (jnp.arange(count) < beams)
@@ -262,7 +262,7 @@ def _advance_states(
     index: jax.Array,
     values: DecodeParams,
 ) -> jax.Array | None:
-    """The constraint's states after the tokens behind `index`; None without a constraint."""
+    """The constraint's states after the tokens at `index`; None without a constraint."""
     if values.constraint is None:
         return None
     tokens_BK = lax.dynamic_index_in_dim(tokens_BKT, index + 1, axis=2, keepdims=False)
@@ -273,7 +273,7 @@ def _advance_states(
 
 
 def _repeat_best(finished: Hypotheses, is_complete_BK: jax.Array) -> Hypotheses:
-    """The best hypothesis, scored EXCLUDED, in each place that no complete one has taken.
+    """Fill places without a finished hypothesis with the best one, scored NEG_INF.
 
     A constraint may allow fewer answers than there are beams; what else fills the places is cut off
     in the middle.
@@ -291,7 +291,8 @@ def _may_improve(
     plan: DecodeStatic,
     values: DecodeParams,
 ) -> jax.Array:
-    """bool[B]: could the best running hypothesis, once complete, beat the worst complete one?
+    """bool[B]: whether the best running hypothesis, once finished, could beat the worst finished
+    one.
 
     `length` is the running hypotheses' number of generated tokens.
     """

@@ -30,7 +30,7 @@ _LEAST_STATES, _LEAST_CLASSES = 1024, 256
 
 
 class Automaton(Protocol):
-    """What a constraint is made of: `florence_jax.processing.TokenAutomaton`."""
+    """The automaton that a constraint is made of, see `florence_jax.constrained.token_dfa`."""
 
     @property
     def class_of_token(self) -> np.ndarray: ...  # int[V]
@@ -43,7 +43,7 @@ class Automaton(Protocol):
 
 
 class Constraint(NamedTuple):
-    """An automaton as arrays, and where each row of a batch begins. All of it is traced.
+    """An automaton as arrays, with the start state of each row of a batch. All of it is traced.
 
     In an `ordered` state a token is legal only if its location is not below that of the token two
     before it.
@@ -57,12 +57,12 @@ class Constraint(NamedTuple):
     start: ArrayLike  # int32[B]
 
     def repeated(self, batch: int) -> Constraint:
-        """The same for `batch` rows that all begin where the first one does."""
+        """The constraint of `batch` rows that all start in the first row's state."""
         return self._replace(start=np.full(batch, np.asarray(self.start)[0], np.int32))
 
 
 def make_constraint(automaton: Automaton, start: Sequence[int]) -> Constraint:
-    """Pads an automaton's table and finds out how far each state is from the end.
+    """Pad an automaton's table and compute the distance of each state from the end.
 
     Args:
         automaton: its state 0 refuses and its state 1 has finished.
@@ -112,7 +112,7 @@ def check_constraint(
     forced_eos_token_id: TokenIds | None,
     max_new_tokens: int,
 ) -> None:
-    """Makes sure that decoding with these settings can give whole answers.
+    """Check that these settings leave room for whole answers.
 
     Raises:
         ValueError: another vocabulary, forced tokens that contradict the constraint, or a limit
@@ -158,7 +158,7 @@ def check_constraint(
 
 
 def ended_by(constraint: Constraint, eos_token_ids: Sequence[int]) -> Constraint:
-    """`constraint` for decoding that ends at any of `eos_token_ids`.
+    """The constraint with all of `eos_token_ids` ending an answer.
 
     Answers are still whole: an end token that the constraint takes for a token like others would
     break them off and is refused within them. With one end token nothing changes.
@@ -194,14 +194,18 @@ def _said(ids: Sequence[int]) -> str:
 
 
 def check_rows(constraint: Constraint, batch: int) -> None:
-    """Raises ValueError unless the constraint has a start for each row of the batch."""
+    """Check that the constraint has a start for each row of the batch.
+
+    Raises:
+        ValueError: it has another number of starts.
+    """
     rows = np.shape(constraint.start)
     if rows != (batch,):
         raise ValueError(f"the constraint starts {list(rows)} rows, but there are {batch} prompts")
 
 
 def init_states(constraint: Constraint | None, beams: int) -> jax.Array | None:
-    """int32[B, K]: where all hypotheses begin; None without a constraint."""
+    """The start states int32[B, K]; None without a constraint."""
     if constraint is None:
         return None
     start_B = jnp.asarray(constraint.start)
@@ -211,7 +215,7 @@ def init_states(constraint: Constraint | None, beams: int) -> jax.Array | None:
 def advance_states(
     constraint: Constraint, states_BK: jax.Array | None, tokens_BK: jax.Array
 ) -> jax.Array:
-    """int32[B, K]: where `tokens_BK` lead."""
+    """The states int32[B, K] after `tokens_BK`."""
     classes_BK = jnp.asarray(constraint.class_of_token)[tokens_BK]
     return jnp.asarray(constraint.next_state)[states_BK, classes_BK].astype(jnp.int32)
 
@@ -246,7 +250,7 @@ def allowed_tokens(
 def mask_illegal(
     scores_BKV: jax.Array, before_bans_BKV: jax.Array, legal_BKV: jax.Array
 ) -> jax.Array:
-    """-inf for every token that is not legal.
+    """Set the score of every illegal token to -inf.
 
     Bans (of repeated n-grams, of an early end) give way where they leave a sequence no legal token:
     its scores are then those from before the bans. transformers' `prefix_allowed_tokens_fn` gives

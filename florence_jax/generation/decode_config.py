@@ -1,4 +1,4 @@
-"""A GenerationConfig split in two: what decides the compiled program, and what it is fed."""
+"""A `GenerationConfig` split into its static half and its traced half."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ SMALLEST_TOKEN_BUCKET = 64
 
 
 class DecoderInfo(Protocol):
-    """What decoding must know of a model's text configuration: `florence_jax.config.BartConfig`."""
+    """The fields of a model's text config that decoding reads, see
+    `florence_jax.config.BartConfig`.
+    """
 
     @property
     def vocab_size(self) -> int: ...
@@ -39,7 +41,7 @@ class DecoderInfo(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeStatic:
-    """The static half: hashable, and a new value compiles a new program.
+    """The static half: hashable; a new value compiles a new program.
 
     `buffers` are the sizes that token buffers and caches grow through, 64, 128, 256, ..., the last
     capped by the position table: attention over what was generated then costs what its length
@@ -63,12 +65,12 @@ class DecodeStatic:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The tokens that end a sequence, of which there may be only one."""
+        """Tokens that end a sequence: one or more."""
         return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
 
 class DecodeParams(NamedTuple):
-    """The traced half: new values never compile anything.
+    """The traced half: new values never compile a program.
 
     `length_norm[n]` is `n ** length_penalty`: a table, because the float64 power rounded once is
     what transformers divides by, and a float32 power on the device differs in the last bit.
@@ -88,7 +90,9 @@ class DecodeParams(NamedTuple):
     optional: OptionalValues | None = None
 
     def with_room(self, buffers: tuple[int, ...]) -> DecodeParams:
-        """The same for a program with larger buffers: it looks up no entry beyond the limit."""
+        """The values for a program with larger buffers, padded so that it looks up no entry past
+        the limit.
+        """
 
         def longer(table: ArrayLike) -> np.ndarray:
             return np.pad(table, (0, buffers[-1] + 1 - len(np.asarray(table))), mode="edge")
@@ -102,7 +106,7 @@ class DecodeParams(NamedTuple):
 def make_plan(
     config: GenerationConfig, facts: DecoderInfo, constraint: Constraint | None = None
 ) -> tuple[DecodeStatic, DecodeParams]:
-    """Fills in the model's ids, checks the limits, and splits static from traced.
+    """Fill in the model's token ids, check the limits, and split static from traced settings.
 
     Args:
         config: the user's settings.
@@ -199,7 +203,7 @@ def make_plan(
 
 
 def ends(tokens: jax.Array, plan: DecodeStatic) -> jax.Array:
-    """Which tokens end a sequence: bool of their shape."""
+    """A bool for each token: whether it ends a sequence."""
     first, *others = plan.eos_token_ids
     ended = tokens == first
     for token in others:
@@ -208,7 +212,7 @@ def ends(tokens: jax.Array, plan: DecodeStatic) -> jax.Array:
 
 
 def token_buckets(limit: int, positions: int) -> tuple[int, ...]:
-    """Buffers for up to `limit` new tokens: 64, 128, 256, ... until one fits, the last capped."""
+    """Sizes of token buffers: 64, 128, 256, ... until `limit` fits; the last is capped."""
     buckets = [SMALLEST_TOKEN_BUCKET]
     while buckets[-1] < limit:
         buckets.append(2 * buckets[-1])

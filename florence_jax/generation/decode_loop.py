@@ -1,4 +1,4 @@
-"""What every decoding loop shares: the callback it is given, and how candidates are picked.
+"""Parts shared by the decoding loops: the model callback, buffers that grow, random keys.
 
 The loops have never heard of a model. They own the tokens and the beams; whoever calls them owns
 the arithmetic, behind one callback.
@@ -26,18 +26,18 @@ Result = TypeVar("Result")
 
 
 class Cache(Protocol):
-    """What the model remembers of each beam's tokens: a pytree that only its owner looks into.
+    """The model's cache of every beam: a pytree that only the model looks into.
 
     What is the same for all beams of a row (cross-attention keys and values) is closed over by the
     callback and is never in here.
     """
 
     def reorder(self, parents_BK: jax.Array) -> Self:
-        """Gives beam k of row b the memory of beam `parents_BK[b, k]`."""
+        """Give beam k of row b the cache of beam `parents_BK[b, k]`."""
         ...
 
     def resize(self, tokens: int) -> Self:
-        """The same with room for `tokens` tokens, what it holds kept."""
+        """The cache with room for `tokens` tokens; its content is kept."""
         ...
 
 
@@ -47,7 +47,7 @@ StepFn = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 def gather_beams(tree: Any, indices_BN: jax.Array) -> Any:
-    """Gathers along axis 1 of every [B, K, ...] leaf: [B, N, ...]."""
+    """Gather along axis 1 of every [B, K, ...] leaf: [B, N, ...]."""
 
     def row(leaf: jax.Array, indices_N: jax.Array) -> jax.Array:
         return leaf.at[indices_N].get(mode="promise_in_bounds")
@@ -64,7 +64,7 @@ def while_loop_with_growing_buffers(
     grow: Callable[[State, int], State],
     result: Callable[[State], Result],
 ) -> Result:
-    """One `while_loop` per buffer size, each entered only by a search that outgrew the one before.
+    """Run one `while_loop` per buffer size, entering the next only when a search outgrows one.
 
     Args:
         state: has an `index`, the number of tokens so far, and room for `buffers[0]` of them.
@@ -93,14 +93,14 @@ def while_loop_with_growing_buffers(
 
 
 def grow_axis(leaf: jax.Array, axis: int, size: int, fill: int = 0) -> jax.Array:
-    """`leaf` with `fill` behind what it holds along `axis`, up to `size`."""
+    """Extend `leaf` along `axis` to `size` with `fill`."""
     missing = [(0, 0)] * leaf.ndim
     missing[axis] = (0, size - leaf.shape[axis])
     return jnp.pad(leaf, missing, constant_values=fill)
 
 
 def row_keys(rng: jax.Array | None, batch: int) -> jax.Array:
-    """One random key per row, a function of the row's place alone: key[B].
+    """One random key per row, key[B]: it depends on the row's index alone.
 
     Splitting `rng` by the batch size would make a row's draw depend on how many neighbours it has.
 

@@ -46,7 +46,7 @@ def generate(
     constraint: Constraint | None = None,
     rng: jax.Array | None = None,
 ) -> GenerateOutput:
-    """Generates text for a batch of images and prompts.
+    """Generate text for a batch of images and prompts.
 
     A row's answer does not depend on the other rows. With `do_sample`, row b draws from
     `fold_in(rng, b)`.
@@ -84,7 +84,7 @@ def generate(
 
 
 def run_generate(prepared: GenerateInputs) -> GenerateOutput:
-    """The program's output; on a mesh, of the batch divided over it."""
+    """Run the compiled program; on a mesh, with the batch divided over it."""
     mesh = prepared.model.mesh
     if mesh is None:
         return generate_jit(*prepared)
@@ -94,7 +94,7 @@ def run_generate(prepared: GenerateInputs) -> GenerateOutput:
 
 
 def compilation_count() -> int:
-    """How many programs `generate` has compiled in this process."""
+    """The number of programs that `generate` has compiled in this process."""
     return generate_jit._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -103,7 +103,7 @@ def prompt_bucket(length: int, limit: int) -> int:
 
 
 def prompt_limit(length: int, image_tokens: int, positions: int) -> int:
-    """How many text tokens fit behind the image's.
+    """The number of text tokens that fit behind the image tokens.
 
     Raises:
         ValueError: a prompt of `length` tokens does not.

@@ -1,4 +1,4 @@
-"""What is done to scores between the model and the choice of a token.
+"""Logits processors: temperature, penalties, n-gram bans, forced tokens, top-k and top-p.
 
 Each function is pure, sees whole batches and leaves the host alone. Order and semantics are those
 of transformers 5 (`generation/utils.py: _get_logits_processor` and `generation/logits_process.py`).
@@ -39,7 +39,8 @@ def apply_logits_processors(
     values: DecodeParams,
     states_BK: jax.Array | None = None,
 ) -> jax.Array:
-    """All processors of `plan` in transformers' order: float32[B, K, V], -inf for the impossible.
+    """Apply all processors of `plan` in transformers' order: float32[B, K, V], -inf for banned
+    tokens.
 
     Args:
         scores_BKV: float32[B, K, V], logits (greedy, sampling) or log-probabilities (beams).
@@ -89,7 +90,8 @@ def apply_logits_processors(
 def penalise_repetition(
     scores_BKV: jax.Array, sequences_BKT: jax.Array, index: jax.Array, penalty: ArrayLike
 ) -> jax.Array:
-    """Scores of tokens already in the sequence: multiplied by `penalty` if negative, else divided.
+    """Penalise tokens already in the sequence: multiply negative scores by `penalty`, divide
+    others.
 
     Each token is penalised once however often it occurs. A penalty of 1 costs nothing.
     """
@@ -106,7 +108,7 @@ def penalise_repetition(
 def ban_repeated_ngrams(
     scores_BKV: jax.Array, sequences_BKT: jax.Array, index: jax.Array, size: int
 ) -> jax.Array:
-    """-inf for each token that would complete an n-gram which its sequence already has.
+    """Ban each token that would complete an n-gram which its sequence already holds.
 
     Every window of `size` tokens whose first `size - 1` equal the sequence's last `size - 1` bans
     its own last token. `size` 0 bans nothing; `size` 1 bans every token seen.
@@ -132,13 +134,14 @@ def ban_repeated_ngrams(
 
 
 def ban_token_if(condition: jax.Array, scores_BKV: jax.Array, token: int) -> jax.Array:
-    """-inf for `token` while `condition` (bool[]) holds."""
+    """Ban `token` while `condition` (bool[]) holds."""
     is_token_V = jnp.arange(scores_BKV.shape[-1]) == token
     return jnp.where(condition & is_token_V, -jnp.inf, scores_BKV)
 
 
 def force_token_if(condition: jax.Array, scores_BKV: jax.Array, token: ArrayLike) -> jax.Array:
-    """0 for `token` and -inf for the rest while `condition` (bool[]) holds; -1 forces nothing.
+    """Force `token` while `condition` (bool[]) holds: 0 for it, -inf for the rest. -1 forces
+    nothing.
 
     `token` is int32[], or int32[n] for a choice among several.
     """
@@ -151,7 +154,7 @@ def force_token_if(condition: jax.Array, scores_BKV: jax.Array, token: ArrayLike
 
 
 def keep_top_k(scores_BKV: jax.Array, count: int, keep: int) -> jax.Array:
-    """-inf for scores below the `count`-th highest; ties with it stay. 0 keeps all."""
+    """Ban scores below the `count`-th highest; ties with it stay. 0 keeps all."""
     if count == 0:
         return scores_BKV
     vocab = scores_BKV.shape[-1]
@@ -161,7 +164,7 @@ def keep_top_k(scores_BKV: jax.Array, count: int, keep: int) -> jax.Array:
 
 
 def keep_top_p(scores_BKV: jax.Array, one_minus_top_p: ArrayLike, keep: int) -> jax.Array:
-    """-inf for the least likely tokens that together hold at most `1 - top_p` of the mass.
+    """Ban the least likely tokens that together hold at most `1 - top_p` of the probability.
 
     Equally likely tokens stay or go together; transformers' sort splits them anyhow.
     """
@@ -219,8 +222,10 @@ def ngram_mask_scatter(tokens_BKT: jax.Array, wanted_BKT: jax.Array, vocab: int)
 
 
 def ngram_mask_matmul(tokens_BKT: jax.Array, wanted_BKT: jax.Array, vocab: int) -> jax.Array:
-    """For XLA:TPU, which scatters one token after the other: how often each token occurs is a
-    product of which 128 neighbours it is among (G) and which of them it is (L)."""
+    """Mark tokens by a matrix product, for XLA:TPU, which scatters one token at a time. The count
+    of a token is a product of two one-hot factors: its group of 128 neighbours (G) and its place in
+    the group (L).
+    """
     groups = -(-vocab // LANES)
     group_BKT = jnp.where(wanted_BKT, tokens_BKT // LANES, groups)
     group_BKGT = group_BKT[..., None, :] == jnp.arange(groups)[:, None]

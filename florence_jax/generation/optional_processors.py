@@ -1,4 +1,4 @@
-"""Processors that few checkpoints ask for: a program has those whose settings are set, no others.
+"""Logits processors that few checkpoints use; a program contains only those whose settings are set.
 
 Semantics: transformers 5 `generation/logits_process.py`. Conventions: `processors`.
 
@@ -25,7 +25,7 @@ _NO_TOKEN = -1
 
 
 class SequenceBias(NamedTuple):
-    """Sequences of tokens, the last of which is made more or less likely behind the others.
+    """A bias on the last token of each listed sequence, applied where the others precede it.
 
     Both axes are padded to powers of two, so that other lists need no other program.
     """
@@ -35,7 +35,7 @@ class SequenceBias(NamedTuple):
 
 
 class OptionalValues(NamedTuple):
-    """The settings as a compiled program takes them; None where one is not set."""
+    """The traced settings of the optional processors; None for each that is not set."""
 
     sequence_bias: SequenceBias | None = None
     bad_words: SequenceBias | None = None
@@ -57,7 +57,7 @@ def optional_values(
     vocab_size: int,
     tokens: int,
 ) -> OptionalValues | None:
-    """What `config` sets of it; None for nothing, as in every published checkpoint.
+    """The optional settings in `config`; None if it sets none, as in every published checkpoint.
 
     Args:
         config: the user's settings.
@@ -94,7 +94,7 @@ def optional_values(
 
 
 def table_shapes(values: OptionalValues | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """What of `values` decides the program: the names that are set, and the sizes of lists."""
+    """The static part of `values`: the names that are set, and the sizes of lists."""
     if values is None:
         return (), ()
     names = tuple(name for name, value in values._asdict().items() if value is not None)
@@ -105,7 +105,7 @@ def table_shapes(values: OptionalValues | None) -> tuple[tuple[str, ...], tuple[
 def bias_sequences(
     scores_BKV: jax.Array, sequences_BKT: jax.Array, index: jax.Array, table: SequenceBias
 ) -> jax.Array:
-    """Adds each sequence's bias to its last token's score where the others come just before."""
+    """Add each sequence's bias to its last token's score where the others come just before."""
     tokens_SN, bias_S = jnp.asarray(table.tokens), jnp.asarray(table.bias)
     vocab = scores_BKV.shape[-1]
     applies_BKS = jnp.ones((*sequences_BKT.shape[:2], len(tokens_SN)), jnp.bool_)
@@ -125,7 +125,7 @@ def bias_sequences(
 
 
 def suppress(scores_BKV: jax.Array, generated: jax.Array, values: OptionalValues) -> jax.Array:
-    """-inf for tokens that are suppressed always, or at the beginning."""
+    """Ban tokens that are suppressed always, or at the beginning."""
     if values.suppressed is not None:
         scores_BKV = jnp.where(values.suppressed, -jnp.inf, scores_BKV)
     if values.begin_suppressed is not None:
@@ -137,14 +137,14 @@ def suppress(scores_BKV: jax.Array, generated: jax.Array, values: OptionalValues
 def favour_end(
     scores_BKV: jax.Array, generated: jax.Array, decay_T: ArrayLike, eos_token_ids: Sequence[int]
 ) -> jax.Array:
-    """Adds `|score| * decay[generated]` to the end tokens' finite scores."""
+    """Add `|score| * decay[generated]` to the end tokens' finite scores."""
     is_end_V = _is_one_of(eos_token_ids, scores_BKV.shape[-1])
     grown_BKV = scores_BKV + jnp.abs(scores_BKV) * jnp.asarray(decay_T)[generated]
     return jnp.where(is_end_V & jnp.isfinite(scores_BKV), grown_BKV, scores_BKV)
 
 
 def filter_by_probability(scores_BKV: jax.Array, values: OptionalValues, keep: int) -> jax.Array:
-    """The sampling filters that are set, each leaving at least `keep` tokens of each sequence."""
+    """Apply the sampling filters that are set; each leaves at least `keep` tokens."""
     if values.min_p is not None:
         probs_BKV = jax.nn.softmax(scores_BKV, axis=-1)
         least_BK1 = values.min_p * probs_BKV.max(-1, keepdims=True)
@@ -163,7 +163,7 @@ def filter_by_probability(scores_BKV: jax.Array, values: OptionalValues, keep: i
 
 
 def keep_typical(scores_BKV: jax.Array, typical_p: ArrayLike, keep: int) -> jax.Array:
-    """-inf for the tokens whose information is furthest from the distribution's entropy.
+    """Ban the tokens whose information is furthest from the distribution's entropy.
 
     Those closest to it stay until they hold `typical_p` of the mass
     (https://arxiv.org/abs/2202.00666).

@@ -1,4 +1,4 @@
-"""What generation returns."""
+"""The output of generation: sequences, scores, lengths and log-probabilities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class GenerateOutput(NamedTuple):
-    """Generated tokens and how likely the model found them; a pytree of arrays.
+    """Generated tokens with their log-probabilities; a pytree of arrays.
 
     R is `num_return_sequences`; the R answers to row b are rows `b * R` to `b * R + R - 1`, best
     first for beam search. T counts the decoder start token.
@@ -32,7 +32,7 @@ class GenerateOutput(NamedTuple):
     lengths: jax.Array | np.ndarray
 
     def trimmed(self) -> GenerateOutput:
-        """The same on the host, in numpy, cut to the longest sequence. Waits for the device."""
+        """The output as numpy arrays, cut to the longest sequence. Waits for the device."""
         # In numpy: slicing on the device would compile once per length.
         host = GenerateOutput(*jax.device_get(tuple(self)))
         longest = int(host.lengths.max(initial=0))

@@ -1,4 +1,4 @@
-"""Greedy decoding and sampling: every sequence goes its own way.
+"""Greedy decoding and sampling of independent sequences.
 
 Semantics: transformers 5 `generation/utils.py: _sample`.
 
@@ -28,7 +28,7 @@ from florence_jax.generation.output import GenerateOutput
 
 
 class SamplingState(NamedTuple):
-    """All that changes from token to token."""
+    """The loop state of sampling."""
 
     index: jax.Array  # int32[]: position of the last token
     sequences: jax.Array  # int32[B, K, T + 1]
@@ -47,7 +47,7 @@ def sample(
     values: DecodeParams,
     rng: jax.Array | None = None,
 ) -> GenerateOutput:
-    """Takes the best token, or draws one, until every sequence has ended.
+    """Take the best token, or sample one, until every sequence has ended.
 
     Args:
         step: the model, as `stepping.StepFn`, for K = `plan.num_return_sequences`.
@@ -142,13 +142,15 @@ def _lengthen(state: SamplingState, buffer: int, plan: DecodeStatic) -> Sampling
 
 
 def _draw(keys_B: jax.Array, scores_BKV: jax.Array) -> jax.Array:
-    """One token per sequence from softmax(scores): int32[B, K]."""
+    """Sample one token per sequence from softmax(scores): int32[B, K]."""
     draw = jax.vmap(lambda key, scores_KV: jax.random.categorical(key, scores_KV))
     return draw(keys_B, scores_BKV).astype(jnp.int32)
 
 
 def _log_prob(scores_BKV: jax.Array, tokens_BK: jax.Array) -> jax.Array:
-    """log softmax(scores) at `tokens`, without writing the other V - 1 out: float32[B, K]."""
+    """log softmax(scores) at `tokens`, float32[B, K], without computing it for the other V - 1
+    tokens.
+    """
     chosen_BK = jnp.take_along_axis(scores_BKV, tokens_BK[..., None], axis=-1)[..., 0]
     return chosen_BK - jax.nn.logsumexp(scores_BKV, axis=-1)
 

@@ -1,4 +1,4 @@
-"""A prepared batch on a mesh: rows added until it divides evenly, each on its devices."""
+"""Shard the inputs of `generate` over a mesh, and unpad its outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from florence_jax.sharding.mesh import batch_sharding
 
 
 def shard_inputs(prepared: GenerateInputs, mesh: Mesh) -> GenerateInputs:
-    """The batch divided over the mesh. Rows that are added repeat the first, and end when it does.
+    """Divide a batch over the mesh, with rows added until it divides evenly. Added rows repeat the
+    first and end with it.
 
     In several processes each gives the same batch.
     """
@@ -39,7 +40,7 @@ def shard_inputs(prepared: GenerateInputs, mesh: Mesh) -> GenerateInputs:
 
 
 def unpad_outputs(output: GenerateOutput, rows: int, mesh: Mesh) -> GenerateOutput:
-    """The answers without those of added rows; in several processes, all of them in each."""
+    """Drop the outputs of added rows; with several processes, every process gets all rows."""
     if mesh.is_multi_process:
         output = all_gather_to_hosts(mesh, output)
     kept = len(output.lengths) * rows // padded_rows(mesh, rows)

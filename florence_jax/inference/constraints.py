@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from florence_jax.constrained.answer_grammars import AnswerGrammars
-from florence_jax.constrained.answer_schema import AnswerSchema, answer_form
+from florence_jax.constrained.answer_schema import AnswerSchema, answer_schema
 from florence_jax.generation import Constraint, make_constraint
 from florence_jax.inference.requests import Request
 from florence_jax.processing import FlorenceTokenizer
@@ -30,7 +30,9 @@ class AnswerConstraints:
         Raises:
           ValueError: labels that an answer cannot hold.
         """
-        forms = [answer_form(request.prompt, request.text, request.labels) for request in requests]
+        forms = [
+            answer_schema(request.prompt, request.text, request.labels) for request in requests
+        ]
         closed = frozenset(form for form in forms if form.labels is not None)
         table, starts = self._table_of(closed)
         return table._replace(start=np.array([starts[form] for form in forms], np.int32))

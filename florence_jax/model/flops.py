@@ -1,4 +1,4 @@
-"""What the model's work costs at least, in FLOPs and bytes, from its config alone.
+"""Lower bounds on the model's work, in FLOPs and bytes read, computed from its config.
 
 A multiply-add is two FLOPs. Counted are matrix products and convolutions; norms, softmax, GELU and
 additions are left out, as everywhere where a share of the matmul peak is reported. Nothing here
@@ -29,7 +29,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """What this machine was measured to do: FLOP/s of a large matmul, bytes/s read."""
+    """Measured rates of a machine: FLOP/s of a large matmul, bytes/s read."""
 
     flops_per_second: float
     bytes_per_second: float
@@ -80,10 +80,12 @@ def cross_attention_cache(config: Florence2Config, tokens: int) -> Work:
     return Work(flops=text.decoder_layers * 2 * 2 * tokens * text.d_model**2)
 
 
-def token(config: Florence2Config, memory: int, position: int) -> Work:
-    """One decoder token of one row: `memory` encoder tokens and `position` tokens before it."""
+def token(config: Florence2Config, encoder_tokens: int, position: int) -> Work:
+    """One decoder token of one row, with `encoder_tokens` encoder tokens and `position` tokens
+    before it.
+    """
     text = config.text
-    attended = position + 1 + memory
+    attended = position + 1 + encoder_tokens
     layer = (
         # Self-attention projects four times, cross-attention twice: its keys and values are cached.
         2 * 6 * text.d_model**2
@@ -95,7 +97,13 @@ def token(config: Florence2Config, memory: int, position: int) -> Work:
 
 
 def step_bytes(
-    config: Florence2Config, *, batch: int, beams: int, memory: int, position: int, item: int
+    config: Florence2Config,
+    *,
+    batch: int,
+    beams: int,
+    encoder_tokens: int,
+    position: int,
+    item: int,
 ) -> float:
     """Bytes that one decoder step of `batch` x `beams` rows reads: weights once, cross-attention
     keys and values once an image, each beam's own cache. `item` is the size of a number.
@@ -103,16 +111,29 @@ def step_bytes(
     text = config.text
     layer = 6 * text.d_model**2 + 2 * text.d_model * text.decoder_ffn_dim
     weights = text.decoder_layers * layer + text.vocab_size * text.d_model
-    cached = batch * memory + batch * beams * (position + 1)
+    cached = batch * encoder_tokens + batch * beams * (position + 1)
     return item * (weights + text.decoder_layers * 2 * cached * text.d_model)
 
 
 def step(
-    config: Florence2Config, *, batch: int, beams: int, memory: int, position: int, item: int
+    config: Florence2Config,
+    *,
+    batch: int,
+    beams: int,
+    encoder_tokens: int,
+    position: int,
+    item: int,
 ) -> Work:
     """One decoder step of `batch` images x `beams` rows."""
-    flops = batch * beams * token(config, memory, position).flops
-    read = step_bytes(config, batch=batch, beams=beams, memory=memory, position=position, item=item)
+    flops = batch * beams * token(config, encoder_tokens, position).flops
+    read = step_bytes(
+        config,
+        batch=batch,
+        beams=beams,
+        encoder_tokens=encoder_tokens,
+        position=position,
+        item=item,
+    )
     return Work(flops=flops, bytes=read)
 
 

@@ -50,7 +50,7 @@ class KVCacheHeadMajor(NamedTuple):
         return cls(key, jnp.zeros((batch, heads, rows, dim // heads), dtype))
 
     def write(self, key_BRD: jax.Array, value_BRD: jax.Array, row: jax.Array) -> KVCacheHeadMajor:
-        """Fills the R rows from `row` on."""
+        """Write the R rows from `row` on."""
         heads = self.value.shape[1]
         key = split_heads(key_BRD, heads).swapaxes(-2, -1).astype(self.key.dtype)
         value = split_heads(value_BRD, heads).astype(self.value.dtype)
@@ -97,7 +97,7 @@ class KVCacheRowMajor(NamedTuple):
         return cls(zeros, zeros)
 
     def write(self, key_BRD: jax.Array, value_BRD: jax.Array, row: jax.Array) -> KVCacheRowMajor:
-        """Fills the R rows from `row` on."""
+        """Write the R rows from `row` on."""
         key, value = key_BRD.astype(self.key.dtype), value_BRD.astype(self.value.dtype)
         return KVCacheRowMajor(
             lax.dynamic_update_slice_in_dim(self.key, key, row, axis=1),
@@ -110,7 +110,7 @@ class KVCacheRowMajor(NamedTuple):
         return KVCacheRowMajor(jnp.pad(self.key, more), jnp.pad(self.value, more))
 
     def attend(self, q_BKD: jax.Array, mask: jax.Array, heads: int) -> jax.Array:
-        """As `KVCacheHeadMajor.attend`."""
+        """Same as `KVCacheHeadMajor.attend`."""
         if attention_kernel_supported(q_BKD, self.key.shape[1], heads):
             return decode_attention(q_BKD, self.key, self.value, mask, heads=heads)
         return decode_attention_reference(q_BKD, self.key, self.value, mask, heads=heads)
@@ -142,7 +142,7 @@ class DecoderCache(NamedTuple):
     ancestors: jax.Array  # int32[B, K, T]; -1 for tokens that are not generated yet
 
     def start_step(self, index: jax.Array) -> DecoderCache:
-        """The cache in which every beam is its own ancestor at token `index`."""
+        """Mark every beam as its own ancestor at token `index`."""
         batch, beams, _ = self.ancestors.shape
         itself = jnp.broadcast_to(jnp.arange(beams, dtype=jnp.int32)[:, None], (batch, beams, 1))
         ancestors = lax.dynamic_update_slice_in_dim(self.ancestors, itself, index, axis=2)
@@ -155,7 +155,7 @@ class DecoderCache(NamedTuple):
         return own.reshape(batch, beams, tokens * beams)
 
     def reorder(self, parents_BK: jax.Array) -> DecoderCache:
-        """Gives beam k of row b the history of beam `parents_BK[b, k]`."""
+        """Give beam k of row b the history of beam `parents_BK[b, k]`."""
         moved = jnp.take_along_axis(
             self.ancestors, parents_BK[..., None], axis=1, mode="promise_in_bounds"
         )

@@ -1,4 +1,4 @@
-"""The layers that Florence-2 is built from, with torch's defaults.
+"""Layers that DaViT, BART and the projector share, with torch's defaults.
 
 Weights are cast to the activations' dtype where they are used, so the compute dtype is decided
 once, where pixels and tokens enter. Norms, softmax and GELU are always computed in float32.
@@ -124,7 +124,7 @@ class MLP(nnx.Module):
 
 
 class Sequential(nnx.Module):
-    """Modules in order, under the names "0", "1", ...
+    """Modules in order, stored under the names "0", "1", ...
 
     String names keep the parameter tree a plain nested dict; iterating by number instead of by name
     puts "10" after "9".
@@ -146,7 +146,7 @@ class Sequential(nnx.Module):
 
 
 def jit_shared(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's method, traced and lowered once for all modules that differ only in weights.
+    """Trace and lower a module's method once for all modules that differ only in weights.
 
     XLA inlines it everywhere: the compiled program is the same, and tracing is faster.
     """
@@ -176,12 +176,12 @@ def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def fold_in(key: jax.Array | None, number: int) -> jax.Array | None:
-    """The key of the `number`-th user of `key`; None (no randomness) stays None."""
+    """`jax.random.fold_in`, except that None (no randomness) stays None."""
     return None if key is None else jax.random.fold_in(key, number)
 
 
 def split_key(key: jax.Array | None, *shape: int) -> jax.Array | None:
-    """Keys of this shape, for `index_key`; None stays None.
+    """Split a key into keys of this shape, for `index_key`; None stays None.
 
     One operation makes all of them: XLA:CPU compiles a loop for each `fold_in`, which took a third
     of the compile time of a model with dropout.

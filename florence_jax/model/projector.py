@@ -1,4 +1,4 @@
-"""From the image encoder's feature maps to tokens of the language model.
+"""The projector: feature maps of the image encoder to image tokens of the language model.
 
 Shapes: B examples, F frames, H W grid, C channels of the image encoder, D model.
 Source: https://arxiv.org/abs/2311.06242, section 4, and the published modelling code.

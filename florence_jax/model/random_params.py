@@ -1,4 +1,4 @@
-"""Random weights that make a model say something: for demonstrations and parity tests."""
+"""Random weights with spread-out logits, for parity tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from florence_jax.model.projector import cosine_positions
 
 
 def random_params_with_spread_logits(config: Florence2Config, seed: int) -> Params:
-    """Random float32 weights that leave nothing at zero and whose logits are far apart.
+    """Random float32 weights without zeros, with logits that are far apart.
 
     The usual N(0, 0.02) makes near-uniform predictions, with which a token-exact comparison would
     test rounding and not the model.

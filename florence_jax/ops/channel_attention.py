@@ -1,4 +1,4 @@
-"""DaViT's attention among the channels of a group, whose embedding is the whole map.
+"""DaViT's channel attention: a reference form and a form folded into the projections.
 
 Shapes: B images, S tokens of a map, C channels, N groups, E channels of a group, M blocks of
         channels, L channels of a block.
@@ -14,7 +14,7 @@ from florence_jax.ops.pallas_primitive import LANES
 
 
 def channel_attention_reference(qkv_BSGNE: jax.Array) -> jax.Array:
-    """Attention within each group, float[B, S, 3, N, E] -> float[B, S, N, E].
+    """Channel attention within each group, float[B, S, 3, N, E] -> float[B, S, N, E].
 
     The softmax is scaled by the number of tokens ** -0.5, not by the group's width.
     """
@@ -34,7 +34,8 @@ def channel_attention_folded(
     *,
     num_groups: int,
 ) -> jax.Array:
-    """QKV projection, attention and output projection, with the attention folded into the last.
+    """QKV projection, channel attention and output projection, with the attention folded into the
+    last.
 
     Mixing channels is linear in the values, so the attention weights are multiplied into the output
     projection, a C x C matrix per image, instead of into the map. Channels are taken in blocks of
@@ -65,6 +66,8 @@ def channel_attention_folded(
 
 
 def project_qkv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
-    """Queries, keys and values by a product each, float[..., C]: splitting one would move data."""
+    """Project to queries, keys and values by one product each: splitting a joint product moves
+    data.
+    """
     kernels, biases = jnp.split(kernel, 3, axis=-1), jnp.split(bias, 3)
     return tuple(x @ part + shift for part, shift in zip(kernels, biases, strict=True))

@@ -43,7 +43,9 @@ def pad_heads(heads: int) -> int:
 
 
 def kv_block_size(cached_rows: int, dim: int, queries: int) -> int:
-    """Cached rows that the kernel reads at a time, or 0 where no block divides them and fits."""
+    """The number of cached rows that the kernel reads at a time; 0 if no block divides them and
+    fits.
+    """
     # Bytes: keys and values in bfloat16, double-buffered, and three float32 arrays each of scores
     # and of outputs.
     most = (VMEM_BUDGET_BYTES - 3 * 4 * queries * dim) // (2 * 2 * 2 * dim + 3 * 4 * queries)

@@ -24,13 +24,13 @@ _MIN_ROWS, _MAX_TILE_ELEMENTS = 4, 24 * 192 * 128
 
 
 def pallas_supported(x_BHWC: jax.Array) -> bool:
-    """Whether `depthwise_conv_pallas` takes this map, bfloat16[B, H, W, C]."""
+    """Whether `depthwise_conv_pallas` supports this map, bfloat16[B, H, W, C]."""
     fits = tile_rows(*x_BHWC.shape[1:]) > 0 and batch_is_local(x_BHWC.shape[0])
     return fits and x_BHWC.dtype == jnp.bfloat16
 
 
 def tile_rows(height: int, width: int, dim: int) -> int:
-    """Rows of the map in one tile of the kernel, or 0 where no tile fits."""
+    """The number of map rows in one tile of the kernel; 0 if no tile fits in VMEM."""
     fitting = [
         rows
         for rows in range(_MIN_ROWS, height + 1)
@@ -67,7 +67,7 @@ def depthwise_conv_kernel(
 def _kernel(
     above_ref: Any, x_ref: Any, below_ref: Any, taps_ref: Any, bias_ref: Any, out_ref: Any
 ) -> None:
-    """In float32, 128 channels of a row at a time."""
+    """Compute in float32, 128 channels of a row at a time."""
     rows, width, dim = x_ref.shape[1:]
     is_first, is_last = pl.program_id(1) == 0, pl.program_id(1) == pl.num_programs(1) - 1
     column = lax.broadcasted_iota(jnp.int32, (width, LANES), 0)

@@ -33,14 +33,14 @@ def depthwise_conv_shifted_fma(x: jax.Array, kernel: jax.Array, bias: jax.Array)
 
 
 def kernel_grad_conv(x: jax.Array, g: jax.Array) -> jax.Array:
-    """The kernel's gradient [3, 3, 1, C] from the input and the output's gradient."""
+    """Gradient [3, 3, 1, C] of the kernel from the input and the output's gradient."""
     kernel = jax.ShapeDtypeStruct((3, 3, 1, x.shape[-1]), x.dtype)
     (dkernel,) = jax.linear_transpose(lambda kernel: _xla_conv(x, kernel), kernel)(g)
     return dkernel
 
 
 def kernel_grad_rowwise(x: jax.Array, g: jax.Array) -> jax.Array:
-    """`kernel_grad_conv`, accumulated one row of the maps at a time.
+    """`kernel_grad_conv` accumulated one row of the maps at a time.
 
     Adding whole rows fills the vector unit; XLA:CPU's sums over all but the last axis take six
     times as long. Images stay separate, so nothing moves between devices that share a batch.
@@ -78,7 +78,7 @@ def _xla_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def no_inline_jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`function` as a call that XLA does not inline, so that its result is computed once.
+    """Wrap `function` as a call that XLA does not inline, so that its result is computed once.
 
     XLA:CPU otherwise fuses cheap operations into each of their consumers: a norm and a residual
     after a depthwise convolution would compute the convolution four times.

@@ -70,7 +70,7 @@ def gelu_poly_bf16(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Normalises the last axis of float[..., C], with the two-pass variance and in float32.
+    """Normalise the last axis of float[..., C] in float32, with the two-pass variance.
 
     `scale` and `bias` are float[C] of any dtype. Has a reverse-mode derivative of its own, and
     therefore none in forward mode (`jax.jvp`).

@@ -1,4 +1,4 @@
-"""Pallas, imported at its first use.
+"""Pallas, imported when it is first used.
 
 Importing Pallas takes a quarter of a second, and only programs compiled for a TPU need it. Kernel
 files import `pl` and `pltpu` from here, so that every process can import their predicates and
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
 
     class _LazyModule:
-        """A module that is imported when one of its names is first asked for."""
+        """A module that is imported when one of its names is first used."""
 
         def __init__(self, name: str) -> None:
             self._name = name

@@ -99,7 +99,7 @@ def _kernel(
     out_ref: Any,
     total_ref: Any,
 ) -> None:
-    """Everything but the product is computed in float32."""
+    """Compute everything but the product in float32."""
 
     @pl.when(pl.program_id(1) == 0)
     def _begin() -> None:

@@ -26,7 +26,7 @@ _MAX_CHANNELS = 1024
 
 
 def pallas_supported(x_BHWC: jax.Array, hidden_channels: int) -> bool:
-    """Whether `norm_mlp_residual` takes this map, bfloat16[B, H, W, C]."""
+    """Whether `norm_mlp_residual` supports this map, bfloat16[B, H, W, C]."""
     dim = x_BHWC.shape[-1]
     whole = dim % LANES == 0 and hidden_channels % LANES == 0 and dim <= _MAX_CHANNELS
     return whole and x_BHWC.dtype == jnp.bfloat16 and batch_is_local(x_BHWC.shape[0])
@@ -79,7 +79,7 @@ def norm_mlp_residual_kernel(
 
 
 def _bytes(rows: int, dim: int, part: int) -> int:
-    """VMEM of double-buffered bfloat16 blocks and the scratch."""
+    """Bytes of VMEM that double-buffered bfloat16 blocks and the scratch take."""
     return 2 * 2 * (2 * part * dim + 2 * rows * dim) + (2 + 4) * rows * dim
 
 
@@ -95,7 +95,7 @@ def _kernel(
     normed_ref: Any,
     total_ref: Any,
 ) -> None:
-    """Everything but the products is computed in float32."""
+    """Compute everything but the products in float32."""
     part = kernel1_ref.shape[1]
 
     @pl.when(pl.program_id(1) == 0)

@@ -1,4 +1,4 @@
-"""Make a JAX primitive of a TPU kernel: dispatched by platform, differentiable, sharded."""
+"""Turn a TPU kernel into a JAX primitive: dispatched by platform, differentiable, sharded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Options = tuple[tuple[str, Hashable], ...]
 def make_pallas_primitive(
     name: str, reference: Callable[..., Any], kernel: Callable[..., Any], batched_args: int = 1
 ) -> Callable[..., Any]:
-    """An operation that runs `kernel` on TPUs, and `reference` elsewhere and when transformed.
+    """Make an operation that runs `kernel` on TPUs, and `reference` elsewhere and when transformed.
 
     The operation is a primitive because a program for several platforms (`jax.export`) holds every
     branch for each of them, and Pallas cannot lower a TPU kernel for a CPU. Differentiation and

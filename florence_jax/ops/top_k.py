@@ -1,4 +1,4 @@
-"""The highest scores of each row, dispatched by platform.
+"""Top-k of each row, dispatched by platform.
 
 XLA:TPU sorts whole rows for `lax.top_k`, and a vocabulary has 51,289 entries. Every form first
 finds the few groups of neighbouring scores with the highest maxima and searches only those.
@@ -28,7 +28,8 @@ Search = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
 
 
 def top_k(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` highest of each row, highest first; of equal scores the lowest index first.
+    """The `count` highest scores of each row, highest first; of equal scores the lowest index
+    first.
 
     Args:
         scores: float[..., V].

@@ -23,7 +23,7 @@ _NOWHERE = jnp.iinfo(jnp.int32).max
 
 
 def top_k_kernel_supported(scores: jax.Array, count: int) -> bool:
-    """Whether `top_k_kernel` takes float[..., V] scores."""
+    """Whether `top_k_kernel` supports float[..., V] scores."""
     groups = -(-scores.shape[-1] // LANES)
     fits = count < groups <= _MAX_GROUPS and scores.dtype == jnp.float32
     return fits and batch_is_local(scores.shape[0])
@@ -65,7 +65,7 @@ def top_k_kernel(
 def _kernel(
     scores_ref: Any, values_ref: Any, places_ref: Any, candidates_ref: Any, *, vocab: int
 ) -> None:
-    """As `top_k_two_stage`, which says why a few groups are enough."""
+    """Search a few groups only; `top_k_two_stage` explains why these are enough."""
     rows, count = values_ref.shape
     groups = scores_ref.shape[1] // LANES
     lane = lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
@@ -108,7 +108,7 @@ def _kernel(
 def _highest(
     scores: jax.Array, places: jax.Array, count: int
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """The highest of each row, one after the other, with their places; equal ones in order."""
+    """The highest scores of each row with their indices, in order; ties by index."""
     for _ in range(count):
         value = scores.max(-1, keepdims=True)
         place = jnp.where(scores == value, places, _NOWHERE).min(-1, keepdims=True)

@@ -15,14 +15,14 @@ from florence_jax.ops.channel_attention import project_qkv
 
 
 def window_partition(x_BHWC: jax.Array, side: int) -> jax.Array:
-    """A map as windows: [B, H, W, C], H and W multiples of P -> [B * H/P * W/P, S, C]."""
+    """Split a map into windows: [B, H, W, C], H and W multiples of P -> [B * H/P * W/P, S, C]."""
     batch, height, width, dim = x_BHWC.shape
     x = x_BHWC.reshape(batch, height // side, side, width // side, side, dim)
     return x.swapaxes(2, 3).reshape(-1, side * side, dim)
 
 
 def window_reverse(y_BSC: jax.Array, shape: tuple[int, ...], side: int) -> jax.Array:
-    """The inverse of `window_partition`, for a map of `shape` [B, H, W, C]."""
+    """Invert `window_partition` for a map of `shape` [B, H, W, C]."""
     batch, height, width, dim = shape
     y = y_BSC.reshape(batch, height // side, width // side, side, side, dim)
     return y.swapaxes(2, 3).reshape(shape)

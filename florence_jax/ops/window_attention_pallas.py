@@ -1,4 +1,4 @@
-"""Window attention on XLA:TPU as one Pallas kernel, a row of windows at a time.
+"""Pallas TPU kernel of window attention with its projections, a row of windows at a time.
 
 XLA:TPU writes the scores of all windows to memory and reads them again, 1.4 GB a block for eight
 images in the first stage, and moves the map into windows and back. Here both stay on the chip.
@@ -41,7 +41,7 @@ PACKED, ROWS = 2, 16
 def pallas_supported(
     x_BHWC: jax.Array | jax.ShapeDtypeStruct, *, side: int, num_heads: int
 ) -> bool:
-    """Whether `window_attention` takes this map, bfloat16[B, H, W, C]."""
+    """Whether `window_attention` supports this map, bfloat16[B, H, W, C]."""
     height, width, dim = x_BHWC.shape[1:]
     published = side == SIDE and dim == num_heads * HEAD_DIM and x_BHWC.dtype == jnp.bfloat16
     whole = height % SIDE == 0 and dim % LANES == 0 and tile_width(width, dim) > 0
@@ -49,7 +49,7 @@ def pallas_supported(
 
 
 def tile_width(width: int, dim: int) -> int:
-    """Columns of a kernel's tile: as many pairs of windows as fit in VMEM, or 0."""
+    """The number of columns in a tile: as many pairs of windows as fit in VMEM, or 0."""
     pair = 2 * SIDE
     fitting = [
         columns
@@ -60,7 +60,7 @@ def tile_width(width: int, dim: int) -> int:
 
 
 def reference(x_BHWC: jax.Array, *weights: jax.Array) -> jax.Array:
-    """The same numbers without a kernel: float[B, H, W, C] -> float[B, H, W, C]."""
+    """Window attention without a kernel: float[B, H, W, C] -> float[B, H, W, C]."""
     heads = x_BHWC.shape[-1] // HEAD_DIM
     y_BSC = window_attention_folded(window_partition(x_BHWC, SIDE), *weights, num_heads=heads)
     return window_reverse(y_BSC, x_BHWC.shape, SIDE)
@@ -150,7 +150,7 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _move(map_ref: Any, windows_ref: Any, columns: int, *, back: bool) -> None:
-    """Rows of the map, two in one, into windows; or back."""
+    """Copy rows of the map, two in one, into windows; or back."""
     piece = SIDE // PACKED
 
     def window(number: jax.Array, _: None) -> None:
@@ -166,7 +166,7 @@ def _move(map_ref: Any, windows_ref: Any, columns: int, *, back: bool) -> None:
 
 
 def _attend(qkv_ref: Any, mixed_ref: Any, *buffers: Any) -> None:
-    """Four heads of one window at a time, in float32 but for the products.
+    """Attend with four heads of one window at a time, in float32 except for the products.
 
     While the vector unit weighs one window's keys, the matrix unit makes the next one's scores and
     mixes the last one's values: neither waits, so long as the loop is laid out flat.
@@ -183,7 +183,7 @@ def _attend(qkv_ref: Any, mixed_ref: Any, *buffers: Any) -> None:
         return ref.at[(*part, block, pl.ds(window * TOKENS, TOKENS))]
 
     def spread(rows: jax.Array) -> jax.Array:
-        """Rows [TOKENS, LANES] -> [KEYS, LANES], for each head with zeros for the others."""
+        """Expand rows [TOKENS, LANES] -> [KEYS, LANES], for each head with zeros for the others."""
         packed = pltpu.bitcast(rows, jnp.uint32)
         copies = [jnp.where(own, packed, jnp.uint32(0)) for own in of_head]
         main = LANES // PACKED

@@ -28,7 +28,7 @@ _LOCATION = re.compile(r"<loc_\d++>")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convention:
+class CompatRules:
     """One reading.
 
     Attributes:
@@ -106,10 +106,10 @@ def _truncated(bins: Sequence[int], size: Size) -> list[int]:
     ]
 
 
-CONVENTIONS: dict[str | None, Convention] = {
-    None: Convention(coordinates=_exact, text_markers=ALL_MARKERS, ascii_labels=False, clean=True),
-    "native": Convention(coordinates=_truncated, polygon_prefix=re.compile(r"^<loc_\d++>")),
-    "original": Convention(
+COMPAT_RULES: dict[str | None, CompatRules] = {
+    None: CompatRules(coordinates=_exact, text_markers=ALL_MARKERS, ascii_labels=False, clean=True),
+    "native": CompatRules(coordinates=_truncated, polygon_prefix=re.compile(r"^<loc_\d++>")),
+    "original": CompatRules(
         coordinates=lambda bins, size: _float32(bins, size).tolist(),
         ocr_markers=("<s>",),
         strip=False,

@@ -22,9 +22,9 @@ from florence_jax.processing.answer_regex import (
 )
 from florence_jax.processing.compat import (
     ALL_MARKERS,
-    CONVENTIONS,
+    COMPAT_RULES,
     UNGROUNDED_PHRASES,
-    Convention,
+    CompatRules,
     Size,
 )
 from florence_jax.processing.confidence import Span, TokenScores, remove_markers
@@ -69,7 +69,7 @@ def parse(
     if not isinstance(text, str):
         raise ValueError(f"text must be a string, got {type(text).__name__}; decode tokens first")
     answer, size = _checked(task, image_size, compat)
-    return {task: _result(answer, _read(text, answer, CONVENTIONS[compat]), size, compat, None)}
+    return {task: _result(answer, _read(text, answer, COMPAT_RULES[compat]), size, compat, None)}
 
 
 def parse_tokens(
@@ -118,7 +118,7 @@ def parse_tokens(
         # The original drops its decoder start token, the native code a leading <s>.
         ids, scores = ids[1:], None if scores is None else scores[1:]
     text, spans = tokenizer.decode_with_spans(ids, per_token=compat is not None)
-    found = _read(text, answer, CONVENTIONS[compat])
+    found = _read(text, answer, COMPAT_RULES[compat])
 
     confidences = None
     if scores is not None and answer != "pure_text":
@@ -160,61 +160,61 @@ def _checked(
     return answer, check_image_size(image_size, f"parsing {task}")
 
 
-def _read(text: str, answer: AnswerType, convention: Convention) -> list[Found] | str:
+def _read(text: str, answer: AnswerType, rules: CompatRules) -> list[Found] | str:
     if answer == "pure_text":
-        text = _without(text, convention.text_markers)
-        return text.strip() if convention.strip else text
+        text = _without(text, rules.text_markers)
+        return text.strip() if rules.strip else text
     if answer == "ocr":
-        return _read_ocr(_without(text, convention.ocr_markers), convention)
+        return _read_ocr(_without(text, rules.ocr_markers), rules)
     clean = _without(text, ALL_MARKERS)
     if answer == "polygons" or (
         answer == "description_with_bboxes_or_polygons" and "<poly>" in text
     ):
-        return _read_polygons(clean, convention, labelled=answer != "polygons")
-    return _read_boxes(clean, answer, convention)
+        return _read_polygons(clean, rules, labelled=answer != "polygons")
+    return _read_boxes(clean, answer, rules)
 
 
-def _read_ocr(text: str, convention: Convention) -> list[Found]:
+def _read_ocr(text: str, rules: CompatRules) -> list[Found]:
     found = []
     for phrase in quad_lines(text, location_runs(text)):
-        label = convention.ocr_label(text, phrase)
+        label = rules.ocr_label(text, phrase)
         if label is not None:
             found.append(Found(label, [phrase.units], named=(phrase.start, phrase.label_end)))
     return found
 
 
-def _read_boxes(text: str, answer: AnswerType, convention: Convention) -> list[Found]:
+def _read_boxes(text: str, answer: AnswerType, rules: CompatRules) -> list[Found]:
     runs = location_runs(text)
     if answer == "bboxes":
         phrases = unlabelled_phrases(runs)
     else:
-        phrases = labelled_phrases(text, runs, inside_units=not convention.clean)
+        phrases = labelled_phrases(text, runs, inside_units=not rules.clean)
     found, consumed = [], 0
     for phrase in phrases:
-        label = convention.box_label(text, phrase)
+        label = rules.box_label(text, phrase)
         drift, consumed = consumed - phrase.start, consumed + phrase.end - phrase.start
         if label is None or (answer == "phrase_grounding" and label in UNGROUNDED_PHRASES):
             continue
-        if convention.ascii_labels:
+        if rules.ascii_labels:
             label = label.encode("ascii", "ignore").decode("ascii")
         named = (phrase.start, phrase.label_end)
         found.extend(Found(label, [box], drift=drift, named=named) for box in boxes(phrase.units))
     return found
 
 
-def _read_polygons(text: str, convention: Convention, *, labelled: bool) -> list[Found]:
+def _read_polygons(text: str, rules: CompatRules, *, labelled: bool) -> list[Found]:
     runs = polygon_runs(text)
     if labelled:
-        phrases = labelled_phrases(text, runs, inside_units=not convention.clean)
+        phrases = labelled_phrases(text, runs, inside_units=not rules.clean)
     else:
         phrases = unlabelled_phrases(runs)
     found = []
     for phrase in phrases:
-        label = convention.polygon_label(text, phrase)
+        label = rules.polygon_label(text, phrase)
         if label is None:
             continue
         for parts in polygon_instances(phrase.units):
-            kept = [part for part in parts if part] if convention.clean else parts
+            kept = [part for part in parts if part] if rules.clean else parts
             if kept:
                 named = (phrase.start, phrase.label_end)
                 found.append(Found(label, kept, polygon=True, named=named))
@@ -231,7 +231,10 @@ def _result(
     if isinstance(found, str):
         return found
     pixels = [
-        [CONVENTIONS[compat].coordinates([unit.bin for unit in part], size) for part in shape.parts]
+        [
+            COMPAT_RULES[compat].coordinates([unit.bin for unit in part], size)
+            for part in shape.parts
+        ]
         for shape in found
     ]
     if answer != "description_with_bboxes_or_polygons":
@@ -259,7 +262,7 @@ def _confidences(
     found: list[Found] | str, text: str, answer: AnswerType, lookup: TokenScores
 ) -> list[float]:
     assert not isinstance(found, str)
-    markers = CONVENTIONS[None].ocr_markers if answer == "ocr" else ALL_MARKERS
+    markers = COMPAT_RULES[None].ocr_markers if answer == "ocr" else ALL_MARKERS
     _, origins = remove_markers(text, markers)
     return [
         lookup.confidence(
@@ -273,7 +276,7 @@ def _label_confidences(
     found: list[Found] | str, text: str, answer: AnswerType, lookup: TokenScores
 ) -> list[float]:
     assert not isinstance(found, str)
-    markers = CONVENTIONS[None].ocr_markers if answer == "ocr" else ALL_MARKERS
+    markers = COMPAT_RULES[None].ocr_markers if answer == "ocr" else ALL_MARKERS
     _, origins = remove_markers(text, markers)
     named = [one.named for one in found]
     return [

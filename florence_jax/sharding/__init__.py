@@ -1,4 +1,4 @@
-"""One program on any number of devices: a mesh, a table of rules, and where each array lies.
+"""Sharding: a mesh, a table of rules, and the placement of each array.
 
 Knows no model: parameters are paths with shapes.
 """

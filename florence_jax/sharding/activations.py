@@ -16,7 +16,7 @@ from florence_jax.sharding.mesh import batch_axes, batch_parts
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x` divided by mesh axes, one a dimension; "batch" means all axes that divide batches.
+    """Constrain `x` to be divided by mesh axes, one per dimension; "batch" means all batch axes.
 
     Dimensions left out are whole. An axis that the mesh lacks, or that does not divide the
     dimension, is left out.
@@ -37,7 +37,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def map_batch_shards(
     function: Callable[..., Any], *arrays: jax.Array, replicated: Sequence[jax.Array] = ()
 ) -> Any:
-    """`function(*arrays, *replicated)`, run by each device on its own shard of the batch.
+    """Run `function(*arrays, *replicated)` on each device's own shard of the batch.
 
     The compiler would gather all rows of a `top_k` or a scatter on every device, and cannot divide
     a Pallas kernel at all. `function` must treat the rows of the first axis independently.
@@ -54,7 +54,7 @@ def map_batch_shards(
 
 
 def axis_size(axis: str) -> int:
-    """Devices along an axis of the mesh; 1 without one."""
+    """The number of devices along an axis of the mesh; 1 without a mesh."""
     return get_abstract_mesh().shape.get(axis, 1)
 
 

@@ -16,7 +16,7 @@ from florence_jax.sharding.mesh import batch_parts, batch_sharding
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh | None) -> Iterator[None]:
-    """What is traced within is traced for `mesh`; for None, as it would be anyway."""
+    """Trace what runs within this context for `mesh`; None changes nothing."""
     if mesh is None:
         yield
         return
@@ -25,7 +25,7 @@ def use_mesh(mesh: Mesh | None) -> Iterator[None]:
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that the arrays of a tree lie on, or None where they lie on one device each."""
+    """The mesh that the arrays of a tree lie on; None if each lies on one device."""
     for leaf in jax.tree.leaves(tree):
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
@@ -34,13 +34,13 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def padded_rows(mesh: Mesh | None, rows: int) -> int:
-    """The number of rows, at least `rows`, that the mesh divides evenly."""
+    """The smallest number of rows, at least `rows`, that the mesh divides evenly."""
     parts = 1 if mesh is None else batch_parts(mesh)
     return -(-rows // parts) * parts
 
 
 def pad_rows(array: Any, rows: int, *, axis: int = 0, fill: Any = None) -> Any:
-    """`array` with rows added behind up to `rows`: of `fill`, or copies of its first row."""
+    """Add rows to `array` up to `rows`: filled with `fill`, or copies of its first row."""
     missing = rows - array.shape[axis]
     if missing == 0:
         return array
@@ -67,7 +67,7 @@ def divide_batch(mesh: Mesh, array: Any) -> jax.Array:
 
 
 def data_share(mesh: Mesh) -> tuple[int, int]:
-    """(number, count): which share of a batch this process must bring, of how many equal ones.
+    """This process's share of a batch: (number, count), of `count` equal shares.
 
     Processes whose devices hold the same rows (those that a `tensor` axis spans) bring the same.
 
@@ -88,7 +88,7 @@ def data_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def global_batch(mesh: Mesh, share: Any, *, axis: int = 0) -> Any:
-    """A tree of this process's host arrays, its share of the batch, as arrays on the mesh.
+    """Assemble each process's share of the batch into arrays on the mesh.
 
     `axis` runs over the examples; each share must be a multiple of what the mesh divides it into.
     """
@@ -104,7 +104,7 @@ def global_batch(mesh: Mesh, share: Any, *, axis: int = 0) -> Any:
 
 
 def replicated(mesh: Mesh, tree: Any) -> Any:
-    """A tree of host arrays, the same in every process, whole on every device."""
+    """Put a tree of host arrays, equal in every process, whole on every device."""
     sharding = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf: Any) -> jax.Array:
@@ -115,7 +115,7 @@ def replicated(mesh: Mesh, tree: Any) -> Any:
 
 
 def all_gather_to_hosts(mesh: Mesh, tree: Any) -> Any:
-    """A tree of arrays on the mesh, collected on every device, so that each process can read it."""
+    """Gather a tree of arrays on every device, so that each process can read it."""
     sharding = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda leaf: _identity(sharding)(leaf), tree)
 

@@ -1,4 +1,4 @@
-"""The mesh: devices in a grid whose axes say what is divided among them.
+"""The device mesh: its axes, its shape as text, and batch shardings on it.
 
 `data` divides the batch and repeats the parameters; `fsdp` divides both; `tensor` divides heads,
 hidden channels and the vocabulary of one example's arithmetic. `dcn_data`, outermost and optional,
@@ -26,7 +26,7 @@ AnyMesh = Mesh | AbstractMesh
 
 @dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """Devices along each axis; -1, at most once, is all that the other axes leave over.
+    """The number of devices along each axis; one axis may be -1 and takes the rest.
 
     Attributes:
         dcn_data: slices; 1 makes a mesh without this axis.
@@ -49,7 +49,7 @@ class MeshShape:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def resolved(self, devices: int) -> MeshShape:
-        """The same with -1 replaced, for so many devices.
+        """The shape with -1 replaced, for a given number of devices.
 
         Raises:
             ValueError: the axes do not multiply to the number of devices.
@@ -71,7 +71,7 @@ class MeshShape:
 
 
 def parse_mesh(text: str) -> MeshShape:
-    """The shape of "data=2,fsdp=4"; axes that are not named have one device.
+    """Parse "data=2,fsdp=4"; axes that are not named have one device.
 
     Raises:
         ValueError: a name that is no axis, or a size that is no number.
@@ -124,7 +124,7 @@ def _grid_of_slices(slices: int, within: tuple[int, ...], devices: Sequence[Any]
 
 
 def _near(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-    """Devices in a grid whose neighbours are near each other in the hardware."""
+    """Arrange devices in a grid whose neighbours are near each other in the hardware."""
     # Without splitting, data=8,fsdp=8 would be refused on a torus of 4x4x4 chips.
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
@@ -135,10 +135,10 @@ def batch_axes(mesh: AnyMesh) -> tuple[str, ...]:
 
 
 def batch_parts(mesh: AnyMesh) -> int:
-    """Into how many parts a batch is divided."""
+    """The number of parts that a batch is divided into."""
     return math.prod(mesh.shape[name] for name in batch_axes(mesh))
 
 
 def batch_sharding(mesh: AnyMesh, *, axis: int = 0) -> NamedSharding:
-    """Of arrays whose axis number `axis` runs over the examples of a batch."""
+    """The sharding of arrays whose axis number `axis` runs over the examples of a batch."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, batch_axes(mesh)))

@@ -1,4 +1,4 @@
-"""Where every parameter lies: a table of rules, worked out for a mesh and the parameters' shapes.
+"""Parameter sharding: rules resolved for a mesh and the parameters' shapes.
 
 A parameter has two forms. *Stored* it has its true shape, as in checkpoints. *Placed*, a vocabulary
 that the mesh does not divide is filled up with zeros to a size that it does, for arrays at the edge
@@ -49,7 +49,7 @@ class Replicated:
 # Compared by identity: a layout is made once, and is a static argument of programs.
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ParamSharding:
-    """Where each parameter lies on a mesh.
+    """The sharding of each parameter on a mesh.
 
     Attributes:
         mesh: may be abstract, to plan without devices.
@@ -66,11 +66,11 @@ class ParamSharding:
     replicated: tuple[Replicated, ...]
 
     def shape(self, path: str) -> Shape:
-        """The placed shape."""
+        """The padded shape of a parameter."""
         return self.padded.get(path, self.shapes[path])
 
     def sharding(self, path: str) -> NamedSharding:
-        """The placed array's."""
+        """The sharding of the padded array."""
         return NamedSharding(self.mesh, self.specs[path])
 
     def true_sharding(self, path: str) -> NamedSharding:
@@ -82,7 +82,7 @@ class ParamSharding:
         )
 
     def gather_for_compute(self, params: Any) -> Any:
-        """Within a program: nested parameters as arithmetic takes them, whole along `fsdp`.
+        """Gather nested parameters along `fsdp` for arithmetic, inside a program.
 
         Their gradients are divided as they are. Left to itself, the compiler sometimes moves
         activations instead of parameters. Leaves that are no parameter of the layout stay.
@@ -98,7 +98,7 @@ class ParamSharding:
         return jax.tree_util.tree_map_with_path(whole, params)
 
     def to_padded(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Flat parameters of true shape, wherever they lie, as placed arrays.
+        """Pad flat parameters of true shape, wherever they lie, and put them on the mesh.
 
         Each array is copied at most once, and freed by whoever held it.
         """
@@ -110,14 +110,14 @@ class ParamSharding:
         }
 
     def to_true_shape(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Flat placed parameters in their true shapes, for a checkpoint."""
+        """Bring flat padded parameters to their true shapes, for a checkpoint."""
         return {
             path: self._trim(path)(leaf) if path in self.padded else leaf
             for path, leaf in params.items()
         }
 
     def bytes_per_device(self, itemsize: int = 4) -> int:
-        """What the fullest device holds of the parameters, in bytes."""
+        """Bytes of parameters on the fullest device."""
         return sum(
             itemsize * math.prod(self.sharding(p).shard_shape(self.shape(p))) for p in self.shapes
         )
@@ -147,7 +147,7 @@ class ParamSharding:
 def make_layout(
     rules: Rules, shapes: Mapping[str, Shape], mesh: Mesh | AbstractMesh
 ) -> ParamSharding:
-    """The layout of parameters of these shapes on a mesh.
+    """Resolve `rules` for parameters of these shapes on a mesh.
 
     Raises:
         RuleError: a parameter without a rule, a rule without a parameter, or a rule with more
@@ -216,14 +216,14 @@ def _without_fsdp(entry: str | tuple[str, ...] | None) -> tuple[str, ...] | str 
 
 
 def trim(leaf: jax.Array, shape: Shape) -> jax.Array:
-    """A placed array without what it was filled up with."""
+    """Remove the padding of an array."""
     if leaf.shape == tuple(shape):
         return leaf
     return leaf[tuple(slice(size) for size in shape)]
 
 
 def _stored_spec(shape: Shape, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """The axes of the filled-up first dimension, moved to another one that they divide."""
+    """Move the axes of the padded first dimension to another dimension that they divide."""
     first, *rest = (*spec, *(None,) * (len(shape) - len(spec)))
     for number, (size, entry) in enumerate(zip(shape[1:], rest, strict=True)):
         axes = (*axes_of(entry), *axes_of(first))

@@ -15,7 +15,7 @@ from florence_jax.sharding.mesh import AXES
 
 
 class RuleError(ValueError):
-    """A table that does not fit the parameters; the message lists every problem."""
+    """Rules that do not fit the parameters; the message lists every problem."""
 
 
 def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Rule:
-    """How the parameters that a pattern matches are divided.
+    """The sharding of parameters whose path matches a pattern.
 
     Attributes:
         pattern: regex, matched against whole paths ("encoder/layers/0/fc1/kernel").
@@ -58,7 +58,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Rules:
-    """A table under a name: the first rule that matches a path decides."""
+    """A named table: the first rule that matches a path decides."""
 
     name: str
     table: tuple[Rule, ...]
@@ -94,7 +94,7 @@ PRESETS: dict[str, Rules] = {
 
 
 def assign(rules: Rules, paths: Iterable[str]) -> dict[str, Rule]:
-    """The rule of every parameter.
+    """Find the rule of every parameter.
 
     Raises:
         RuleError: a path that no rule matches, or a rule that decides for no path.
@@ -127,7 +127,7 @@ def assign(rules: Rules, paths: Iterable[str]) -> dict[str, Rule]:
 
 
 def load_rules(source: str | Path) -> Rules:
-    """A preset by its name, or the table of a TOML file:
+    """Load a preset by its name, or the table of a TOML file:
 
         rules = [
           ["(shared|lm_head)/embedding", ["tensor", "fsdp"], "pad"],

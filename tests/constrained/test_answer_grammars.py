@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from florence_jax.constrained.answer_grammars import AnswerGrammars
-from florence_jax.constrained.answer_schema import AnswerSchema, answer_form
+from florence_jax.constrained.answer_schema import AnswerSchema, answer_schema
 from florence_jax.processing import TASKS, demo_tokenizer, load_tokenizer
 from tests.constrained.answer_oracle import follows_grammar, reads_back
 from tests.shared_data import needs_shared, shared_path
@@ -73,7 +73,7 @@ def check(name, ids):
     tokenizer, automata, _ = vocabulary(name)
     automaton, starts = automata.automaton()
     for task in EVERY_TASK:
-        whole = accepts(automaton, starts[answer_form(task)], ids)
+        whole = accepts(automaton, starts[answer_schema(task)], ids)
         assert whole == follows_grammar(tokenizer, ids, task), (task, tokenizer.decode(ids))
         if whole:
             assert reads_back(tokenizer.decode([tokenizer.eos_id, *ids]), task)
@@ -109,7 +109,7 @@ def test_random_walks_are_whole(name, task):
     tokenizer, automata, tokens = vocabulary(name)
     automaton, starts = automata.automaton()
     rng = random.Random(task)
-    start = starts[answer_form(task)]
+    start = starts[answer_schema(task)]
     for _ in range(40):
         ids, state = [], start
         while state != FINISHED and len(ids) < 40:
@@ -133,7 +133,7 @@ def test_what_the_published_models_answered_is_allowed():
     assert len(answered) >= 12
     for case in answered:
         (ids,) = tokenizer.encode([case["text"].replace("<pad>", "")])
-        start = starts[answer_form(case["task"])]
+        start = starts[answer_schema(case["task"])]
         # Without the decoder start token, and the <s> and </s> that encoding adds.
         assert accepts(automaton, start, ids[2:-1]), case["text"]
 
@@ -145,7 +145,7 @@ LABELS = ("car", "car door", "carpet", "traffic light", "a", "中", "a car")
 @pytest.mark.parametrize("task", ["<OD>", "<OCR_WITH_REGION>", "<REGION_TO_CATEGORY>", "<VQA>"])
 def test_given_labels_are_the_only_ones(name, task):
     tokenizer, automata, _ = vocabulary(name)
-    form = answer_form(task, labels=LABELS)
+    form = answer_schema(task, labels=LABELS)
     automaton, starts = automata.automaton([form])
     shape = {"<OD>": "<loc_1>" * 4, "<OCR_WITH_REGION>": "<loc_1>" * 8}.get(task, "")
     others = ("ca", "cars", "car d", "car door ", "door", "traffic", "", " car", "b", "Car")
@@ -164,17 +164,17 @@ def test_given_labels_are_the_only_ones(name, task):
 def test_several_lists_in_one_table_do_not_mix(name):
     tokenizer, automata, _ = vocabulary(name)
     forms = [
-        answer_form("<OD>", labels=["cat", "dog"]),
-        answer_form("<OD>", labels=["dog house", "cat"]),
-        answer_form("<REGION_TO_CATEGORY>", labels=["dog"]),
-        answer_form("<OPEN_VOCABULARY_DETECTION>", ["dog", "cat house"]),
+        answer_schema("<OD>", labels=["cat", "dog"]),
+        answer_schema("<OD>", labels=["dog house", "cat"]),
+        answer_schema("<REGION_TO_CATEGORY>", labels=["dog"]),
+        answer_schema("<OPEN_VOCABULARY_DETECTION>", ["dog", "cat house"]),
     ]
     automaton, starts = automata.automaton(forms)
     box = "<loc_3>" * 4
     texts = ["cat" + box, "dog" + box, "dog house" + box, "dog", "cat house" + box, "mouse" + box]
     allowed = [
         [accepts(automaton, starts[form], tokenizer.encode([text])[0]) for text in texts]
-        for form in (*forms, answer_form("<OD>"), answer_form("<CAPTION>"))
+        for form in (*forms, answer_schema("<OD>"), answer_schema("<CAPTION>"))
     ]
     assert allowed == [
         [True, True, False, False, False, False],
@@ -189,17 +189,17 @@ def test_several_lists_in_one_table_do_not_mix(name):
 def test_open_vocabulary_detection_is_confined_to_its_classes():
     task = "<OPEN_VOCABULARY_DETECTION>"
     both_classes = AnswerSchema("labelled boxes or polygons", ("a cat", "dog"))
-    assert answer_form(task, ["a cat", " dog"]) == both_classes
-    assert answer_form(task, "a cat <and> dog<and>") == both_classes
-    assert answer_form(task + "a cat <and>dog") == both_classes
-    assert answer_form(task, "dog", labels=["dog", "a cat", "dog"]).labels == ("dog", "a cat")
-    assert answer_form(task).labels is None
-    assert answer_form("<CAPTION_TO_PHRASE_GROUNDING>", "a cat").labels is None
+    assert answer_schema(task, ["a cat", " dog"]) == both_classes
+    assert answer_schema(task, "a cat <and> dog<and>") == both_classes
+    assert answer_schema(task + "a cat <and>dog") == both_classes
+    assert answer_schema(task, "dog", labels=["dog", "a cat", "dog"]).labels == ("dog", "a cat")
+    assert answer_schema(task).labels is None
+    assert answer_schema("<CAPTION_TO_PHRASE_GROUNDING>", "a cat").labels is None
 
 
 def test_one_shape_decides_for_all_in_open_vocabulary_detection():
     tokenizer, automata, _ = vocabulary("bytes")
-    form = answer_form("<OPEN_VOCABULARY_DETECTION>", ["cat", "dog"])
+    form = answer_schema("<OPEN_VOCABULARY_DETECTION>", ["cat", "dog"])
     automaton, starts = automata.automaton([form])
     box, instance = "<loc_1>" * 4, "<poly>" + "<loc_1>" * 6 + "</poly>"
     for text, whole in {
@@ -227,7 +227,7 @@ def test_one_shape_decides_for_all_in_open_vocabulary_detection():
 )
 def test_wrong_labels_are_named(task, labels, message):
     with pytest.raises(ValueError, match=message):
-        answer_form(task, labels=labels)
+        answer_schema(task, labels=labels)
 
 
 def test_a_tokenizer_that_the_model_does_not_know_is_refused():

@@ -27,15 +27,15 @@ def random_automaton(seed: int, vocab: int, rows: int) -> tuple[TokenAutomaton, 
     location_of_token = np.full(vocab, -1)
     location_of_token[locations] = np.arange(len(locations))
     while True:
-        sketch = DFABuilder(kinds=TokenClasses(classes, OTHERS + kinds), end=END)
-        states = [sketch.add() for _ in range(6)]
+        builder = DFABuilder(classes=TokenClasses(classes, OTHERS + kinds), end=END)
+        states = [builder.add() for _ in range(6)]
         for state in states:
             after = {OTHERS + kind: int(rng.choice([0, *states])) for kind in range(kinds)}
             after |= {END: FINISHED} if rng.random() < 0.3 else {}
-            box = sketch.chain(LOC, [False, True, True], int(rng.choice(states)))
+            box = builder.chain(LOC, [False, True, True], int(rng.choice(states)))
             after |= {LOC: box} if rng.random() < 0.6 else {}
-            sketch.link(state, {BEGIN: state} | after)
-        automaton = sketch.automaton(location_of_token, EOS)
+            builder.link(state, {BEGIN: state} | after)
+        automaton = builder.automaton(location_of_token, EOS)
         least = make_constraint(automaton, []).least_tokens
         starts = [state for state in states if least[state] < NEVER]
         if starts:

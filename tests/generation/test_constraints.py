@@ -182,12 +182,12 @@ def test_bans_give_way_only_where_nothing_else_is_left():
 def test_fewer_answers_than_beams_repeat_the_best():
     """One answer of two tokens and one of three; five beams are asked for."""
     first, second = 2, 3
-    sketch = DFABuilder(kinds=TokenClasses(np.array([0, 0, END, first, second]), 4), end=END)
-    start, one, two = (sketch.add() for _ in range(3))
-    sketch.link(start, {first: one})
-    sketch.link(one, {END: FINISHED, second: two})
-    sketch.link(two, {END: FINISHED})
-    automaton = sketch.automaton(np.full(5, -1), EOS)
+    builder = DFABuilder(classes=TokenClasses(np.array([0, 0, END, first, second]), 4), end=END)
+    start, one, two = (builder.add() for _ in range(3))
+    builder.link(start, {first: one})
+    builder.link(one, {END: FINISHED, second: two})
+    builder.link(two, {END: FINISHED})
+    automaton = builder.automaton(np.full(5, -1), EOS)
     for early in (True, False, "never"):
         config = GenerationConfig(
             num_beams=5,
@@ -252,10 +252,10 @@ def test_larger_tables_grow_by_powers_of_two():
 def test_settings_that_contradict_a_constraint_are_named(settings, vocab, message):
     begin, words = 2, 3
     classes = np.array([begin, 0, END, *[words] * (VOCAB - 3)])
-    sketch = DFABuilder(kinds=TokenClasses(classes, 4), end=END)
-    start = sketch.add()
-    sketch.link(start, {begin: start, END: FINISHED})
-    constraint = make_constraint(sketch.automaton(np.full(VOCAB, -1), EOS), [start])
+    builder = DFABuilder(classes=TokenClasses(classes, 4), end=END)
+    start = builder.add()
+    builder.link(start, {begin: start, END: FINISHED})
+    constraint = make_constraint(builder.automaton(np.full(VOCAB, -1), EOS), [start])
     with pytest.raises(ValueError, match=message):
         make_plan(GenerationConfig(**settings), facts(vocab), constraint)
 

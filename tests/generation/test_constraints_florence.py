@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from florence_jax.constrained.answer_grammars import AnswerGrammars
-from florence_jax.constrained.answer_schema import answer_form
+from florence_jax.constrained.answer_schema import answer_schema
 from florence_jax.generation import GenerationConfig, make_constraint
 from florence_jax.processing import demo_tokenizer
 from tests.generation.florence import (
@@ -23,12 +23,12 @@ from tests.token_walk import accepts
 
 VOCAB = 1285
 FORMS = [
-    answer_form("<OD>"),
-    answer_form("<OCR_WITH_REGION>"),
-    answer_form("<REGION_TO_CATEGORY>", labels=["cat", "car", "carpet", "dog"]),
-    answer_form("<OPEN_VOCABULARY_DETECTION>", ["cat", "cat house"]),
-    answer_form("<CAPTION>"),
-    answer_form("<REFERRING_EXPRESSION_SEGMENTATION>"),
+    answer_schema("<OD>"),
+    answer_schema("<OCR_WITH_REGION>"),
+    answer_schema("<REGION_TO_CATEGORY>", labels=["cat", "car", "carpet", "dog"]),
+    answer_schema("<OPEN_VOCABULARY_DETECTION>", ["cat", "cat house"]),
+    answer_schema("<CAPTION>"),
+    answer_schema("<REFERRING_EXPRESSION_SEGMENTATION>"),
 ]
 SETTINGS = {
     "greedy": {},

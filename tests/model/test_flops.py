@@ -43,11 +43,13 @@ def test_encoder(reference):
 
 def test_first_token_and_cross_attention(reference):
     config, model = reference
-    memory = torch.zeros((1, 30, config.text.d_model))
+    hidden_states = torch.zeros((1, 30, config.text.d_model))
 
     def first_token():
         decoder = model.model.language_model.decoder
-        hidden = decoder(input_ids=torch.zeros((1, 1), dtype=int), encoder_hidden_states=memory)
+        hidden = decoder(
+            input_ids=torch.zeros((1, 1), dtype=int), encoder_hidden_states=hidden_states
+        )
         return model.lm_head(hidden.last_hidden_state)
 
     expected = flops.cross_attention_cache(config, 30) + flops.token(config, 30, 0)
@@ -81,7 +83,7 @@ def test_a_step_reads_its_weights_once_and_each_beams_cache():
         and not (path[1].key == "cross_attn" and path[2].key in ("k_proj", "v_proj"))
     ]
     weights = sum(kernels) + params["shared"]["embedding"].size
-    read = flops.step_bytes(config, batch=4, beams=3, memory=100, position=9, item=2)
+    read = flops.step_bytes(config, batch=4, beams=3, encoder_tokens=100, position=9, item=2)
     width = 2 * config.text.decoder_layers * config.text.d_model
     assert read == 2 * (weights + width * (4 * 100 + 12 * 10))
 

@@ -61,11 +61,13 @@ class Bounds:
 def generation_flops(request: PlanRequest, rows: int, image_size: int) -> float:
     """FLOPs of one call of the generation loop that makes every token it may."""
     sizes = request.sizes
-    memory = sizes.num_image_tokens(image_size, image_size) + request.prompt_length
+    encoder_tokens = sizes.num_image_tokens(image_size, image_size) + request.prompt_length
     once = flops.vision(sizes, image_size, image_size)
-    once += flops.encoder(sizes, memory) + flops.cross_attention_cache(sizes, memory)
+    once += flops.encoder(sizes, encoder_tokens) + flops.cross_attention_cache(
+        sizes, encoder_tokens
+    )
     positions = range(request.target_length)
-    steps = sum(flops.token(sizes, memory, position).flops for position in positions)
+    steps = sum(flops.token(sizes, encoder_tokens, position).flops for position in positions)
     return rows * (once.flops + request.num_beams * steps)
 
 

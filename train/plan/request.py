@@ -80,8 +80,11 @@ class PlanRequest:
                 "sizes are --model's, its batch is --global-batch"
             )
         positions = self.sizes.text.max_position_embeddings
-        memory = self.memory_length
-        for what, length in (("picture and prompt", memory), ("target", self.target_length)):
+        encoder_length = self.encoder_length
+        for what, length in (
+            ("picture and prompt", encoder_length),
+            ("target", self.target_length),
+        ):
             if length > positions:
                 raise ValueError(
                     f"{length} tokens of {what} are more than the model's {positions} positions"
@@ -97,7 +100,7 @@ class PlanRequest:
         return parse_topology(self.topology)
 
     @property
-    def memory_length(self) -> int:
+    def encoder_length(self) -> int:
         """Tokens of picture and prompt that the encoder reads."""
         return self.sizes.num_image_tokens(self.image_size, self.image_size) + self.prompt_length
 

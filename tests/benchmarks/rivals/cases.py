@@ -98,7 +98,7 @@ def parts(name: str, settings: Settings, batch: int) -> list[Work]:
             config,
             batch=batch,
             beams=beams,
-            memory=source,
+            encoder_tokens=source,
             position=position,
             item=settings.item_bytes,
         )

@@ -178,7 +178,7 @@ def _log_likelihood(
     model: Model, params: Params, features: jax.Array, prompt: jax.Array, tokens: jax.Array
 ) -> jax.Array:
     module = model.bind(params)
-    memory, mask = module.encode(features, prompt, jnp.ones(prompt.shape, bool))
-    scores = jax.nn.log_softmax(module.decode(tokens[:, :-1], memory, mask))
+    hidden_states, mask = module.encode(features, prompt, jnp.ones(prompt.shape, bool))
+    scores = jax.nn.log_softmax(module.decode(tokens[:, :-1], hidden_states, mask))
     chosen = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
     return chosen[:, 1:-1].mean(-1)
