@@ -80,11 +80,8 @@ class PlanRequest:
                 "sizes are --model's, its batch is --global-batch"
             )
         positions = self.sizes.text.max_position_embeddings
-        encoder_length = self.encoder_length
-        for what, length in (
-            ("picture and prompt", encoder_length),
-            ("target", self.target_length),
-        ):
+        lengths = {"image and prompt": self.encoder_length, "target": self.target_length}
+        for what, length in lengths.items():
             if length > positions:
                 raise ValueError(
                     f"{length} tokens of {what} are more than the model's {positions} positions"

@@ -53,14 +53,16 @@ def update_flops(
     weights = 3.0 if any(not path.endswith(("/a", "/b")) for path in training) else 2.0
     in_tower = any(path.startswith("vision_tower/") for path in training)
     image_tokens = config.num_image_tokens(*image_size)
-    memory = image_tokens + prompt
+    encoder_tokens = image_tokens + prompt
     if cached_features:
         # The projector's, which is otherwise counted with the tower.
         vision = weights * 2 * image_tokens * config.vision.embed_dims[-1] * config.text.d_model
     else:
         vision = (weights if in_tower else 1.0) * flops.vision(config, *image_size).flops
-    text = flops.encoder(config, memory) + flops.cross_attention_cache(config, memory)
+    text = flops.encoder(config, encoder_tokens) + flops.cross_attention_cache(
+        config, encoder_tokens
+    )
     text_flops = text.flops + sum(
-        flops.token(config, memory, position).flops for position in range(labels)
+        flops.token(config, encoder_tokens, position).flops for position in range(labels)
     )
     return rows * (vision / questions + weights * text_flops)
