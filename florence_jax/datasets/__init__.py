@@ -1,1 +1,1 @@
-"""Data sets that people hand in, read for the trainer and the evaluator alike; no jax."""
+"""Readers of users' data sets, for training and evaluation; no jax."""

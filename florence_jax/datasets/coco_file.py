@@ -48,7 +48,7 @@ def read_coco(
     outlines: bool = False,
     picture_size: Callable[[str], Size | None] = lambda _: None,
 ) -> CocoFile:
-    """A COCO file from its JSON value.
+    """Read a COCO file from its JSON value.
 
     Args:
         content: the value.
@@ -327,7 +327,7 @@ class _Reader:
     def _doubt(
         self, objects: Sequence[CocoObject], placed: Sequence[tuple[Corners, Size | None]]
     ) -> None:
-        """Say what is allowed and rarely meant."""
+        """Warn about values that are allowed and rarely intended."""
         boxes = [one for one in objects if one.box is not None]
         again = len(boxes) - len({(one.image, one.label, one.box) for one in boxes})
         if again:
@@ -348,7 +348,7 @@ class _Reader:
             )
 
     def _unit_of_outlines(self, raw: Sequence[_Raw]) -> Unit:
-        """Polygons may be in pixels beside boxes in shares."""
+        """The unit of polygons, which may be pixels while boxes are fractions."""
         numbers = (
             (one.name, part)
             for one in raw
@@ -423,7 +423,7 @@ def _checked_size(size: Any) -> Size | None:
 
 
 def _within(corners: Corners, size: Size | None) -> tuple[Corners, str]:
-    """The part of a box inside its picture, and why there is none."""
+    """The part of a box inside its image, or the reason that there is none."""
     x0, y0, x1, y1 = corners
     if x1 < x0 or y1 < y0:
         return corners, "have a negative width or height"
@@ -438,7 +438,7 @@ def _within(corners: Corners, size: Size | None) -> tuple[Corners, str]:
 
 
 def _fits_as_corners(corners: Corners, size: Size | None) -> bool:
-    """Whether a box of COCO's would be one inside its picture if its numbers were corners."""
+    """Whether a box lies inside its image if its numbers are read as corners."""
     x, y, right, lower = corners
     x1, y1 = right - x, lower - y
     if size is None or not (0 <= x < x1 and 0 <= y < y1):
@@ -447,7 +447,9 @@ def _fits_as_corners(corners: Corners, size: Size | None) -> bool:
 
 
 def _as_corners(corners: Corners, size: Size | None) -> bool:
-    """Whether it would, and as it stands leaves the picture by more than a careless edge."""
+    """Whether a box fits only when read as corners, and as it stands leaves its image by a wide
+    margin.
+    """
     if size is None or not _fits_as_corners(corners, size):
         return False
     return corners[2] > 1.02 * size[0] or corners[3] > 1.02 * size[1]

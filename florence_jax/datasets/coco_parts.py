@@ -1,4 +1,4 @@
-"""What a COCO file holds after it was read: images and objects, coordinates in pixels."""
+"""Data classes of a COCO file: images and objects, coordinates in pixels."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class CocoFile:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number that a float holds; true and false are none."""
+    """Whether a JSON value is a number that a float holds; booleans are not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Whether a COCO file's coordinates are pixels or shares of the picture's sides."""
+"""Detect whether a COCO file's coordinates are pixels or fractions of the image's sides."""
 
 from __future__ import annotations
 

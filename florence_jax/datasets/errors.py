@@ -2,4 +2,4 @@
 
 
 class DatasetError(ValueError):
-    """A data set that is not what it is said to be; names the file, the entry and the remedy."""
+    """A data set that does not have its stated form; names the file, the entry and the remedy."""

@@ -19,7 +19,7 @@ _SPECK = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The shape of one thing, in pixels.
+    """The outline of one object, in pixels.
 
     Attributes:
         polygons: x and y alternating.
@@ -80,7 +80,7 @@ def outline_of(
 
 
 def rle_mask(rle: Mapping[str, Any], where: str) -> np.ndarray:
-    """A run-length encoded mask of COCO's as bool[H, W].
+    """Decode a COCO run-length encoded mask to bool[H, W].
 
     Args:
         rle: `size` = [height, width] and `counts`: lengths of runs down the columns, off first, as
@@ -169,7 +169,7 @@ def _loops(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _turn(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
-    """Positive to the right (y points down)."""
+    """The turn of a corner: positive to the right (y points down)."""
     return (b[0] - a[0]) * (c[1] - b[1]) - (b[1] - a[1]) * (c[0] - b[0])
 
 
@@ -179,8 +179,9 @@ def _signed_area(loop: np.ndarray) -> float:
 
 
 def _simplified(loop: np.ndarray, tolerance: float) -> np.ndarray:
-    """A closed walk without the corners closer than `tolerance` to the line of those that stay
-    (Douglas and Peucker, 1973)."""
+    """Simplify a closed walk: drop corners closer than `tolerance` to the line of the others
+    (Douglas and Peucker, 1973).
+    """
     far = int(np.argmax(np.sum((loop - loop[0]) ** 2, axis=1)))
     closed = np.concatenate([loop, loop[:1]])
     keep = np.zeros(len(closed), bool)
@@ -202,7 +203,7 @@ def _simplified(loop: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _decompressed(text: str, where: str) -> list[int]:
-    """Runs from pycocotools' text: each a number in base 32, from the third on a difference."""
+    """Decode pycocotools' text to runs: numbers in base 32, from the third on differences."""
     counts: list[int] = []
     value = shift = 0
     for letter in text:
@@ -245,5 +246,5 @@ def _is_count(value: Any) -> bool:
 
 
 def area_of(polygons: Sequence[Sequence[float]]) -> float:
-    """What polygons enclose, in square pixels."""
+    """The area that polygons enclose, in square pixels."""
     return sum(abs(_signed_area(np.reshape(polygon, (-1, 2)))) for polygon in polygons)

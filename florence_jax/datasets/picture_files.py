@@ -1,4 +1,4 @@
-"""Find the picture that an annotation file names, where people wrote its name another way."""
+"""Find the image file of an annotation whose file name is written differently."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PictureNames:
         self._unlike = all(count == 1 for count in ends.values())
 
     def existing(self, root: Path, name: str) -> str:
-        """The name below `root` of the file that `name` means; `name` itself where there is none.
+        """The name below `root` of the file that `name` means; `name` itself if there is none.
 
         Tried are the name as it is, with / for \\, with percent-encoding resolved, in the other
         Unicode form, and without its folders.

@@ -1,4 +1,4 @@
-"""Rows `image, prefix, suffix`, as the trainer learns them and the evaluator judges by them."""
+"""Rows of `image, prefix, suffix`: the columns of training and evaluation data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def missing_columns(names: Iterable[str]) -> list[str]:
 
 
 def columns_error(where: str, names: Iterable[str]) -> DatasetError:
-    """The error of rows that have other columns."""
+    """Make the error for rows with other columns."""
     found = list(names)
     listed = ", ".join(found[:12]) + (", ..." if len(found) > 12 else "") if found else "none"
     return DatasetError(

@@ -1,4 +1,4 @@
-"""The offline demonstration: a small trained Florence-2, and scenes that it never saw.
+"""The offline demonstration: the bundled model and its held-out scenes.
 
 The library carries both, with their card: `florence_jax/assets/shapes`. The model knows a synthetic
 world of coloured shapes and drawn words, made by `train/shapes`, and nothing of photographs.
@@ -44,7 +44,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Shown:
-    """A question about a held-out scene, its true answer and the model's, in the form of `parse`.
+    """A prompt about a held-out scene, with the true and the model's answer in the form of `parse`.
 
     Attributes:
         scene: file name of the picture, without its ending.
@@ -63,8 +63,8 @@ class Shown:
 
     @property
     def right(self) -> bool:
-        """Whether it holds: text to the letter, and every shape, no more, with an overlap (IoU) of
-        at least one half with the true one of its label; outlines as one area.
+        """Whether the answer is right: equal text, or every shape and no other, with an IoU of at
+        least 0.5 with the true shape of its label; polygons as one area.
         """
         if isinstance(self.truth, str):
             return _without_region(self.truth) == _without_region(self.answer)
@@ -83,7 +83,7 @@ class Shown:
 def shapes_pipeline(
     dtype: str = "float32", *, quantize: Quantization | None = None
 ) -> Florence2Pipeline:
-    """The bundled model."""
+    """Load the bundled model."""
     return Florence2Pipeline.from_pretrained("shapes", dtype=dtype, quantize=quantize)
 
 
@@ -93,7 +93,7 @@ def held_out_scenes() -> list[dict[str, str]]:
 
 
 def show(pipeline: Florence2Pipeline, generation: GenerationConfig) -> Iterator[Shown]:
-    """The pipeline's answers to every task on every bundled scene, beside the truth."""
+    """Answer every task on every bundled scene, beside the truth."""
     rows = held_out_scenes()
     pictures = {name: Image.open(_SCENES / name) for name in {row["image"] for row in rows}}
     requests = [Request(image=pictures[row["image"]], prompt=row["prefix"]) for row in rows]
@@ -110,8 +110,9 @@ def show(pipeline: Florence2Pipeline, generation: GenerationConfig) -> Iterator[
 
 
 def brief(answer: Any) -> str:
-    """An answer in a line: labels with whole pixels, outlines as their number of corners, text
-    without the region that was asked about."""
+    """One line about an answer: labels with whole pixels, polygons as their number of corners, text
+    without its region.
+    """
     if isinstance(answer, str):
         return " / ".join(_without_region(answer).splitlines())
     parts = []
@@ -128,7 +129,7 @@ def brief(answer: Any) -> str:
 
 
 def enlarged_answer(answer: Any, factor: float) -> Any:
-    """The same in a picture so many times as large."""
+    """Scale an answer's coordinates by `factor`."""
     if isinstance(answer, str):
         return answer
     columns = {shapes for shapes, _ in _COLUMNS}

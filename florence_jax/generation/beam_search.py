@@ -47,7 +47,7 @@ class BeamState(NamedTuple):
 
     index: jax.Array  # int32[]: position of the running hypotheses' last token
     running: Hypotheses
-    finished: Hypotheses  # the best K so far, best first; places not yet taken score EXCLUDED
+    finished: Hypotheses  # the best K so far, best first; places not yet taken score NEG_INF
     is_finished: jax.Array  # bool[B, K]: which places of `finished` are taken
     can_improve: jax.Array  # bool[B]: a running hypothesis may still beat a complete one
     cache: Cache
@@ -65,7 +65,7 @@ def beam_search(
     """Keep the K best hypotheses of each row until none can improve on the finished ones.
 
     Args:
-        step: the model, as `stepping.StepFn`, for K = `plan.num_beams`.
+        step: the model, as `decode_loop.StepFn`, for K = `plan.num_beams`.
         cache: its cache before the first token, with room for `plan.buffers[0]` of them.
         batch: B.
         plan, values: from `make_plan`, with `num_beams` above 1.
@@ -244,7 +244,7 @@ def _keep_best_finished(
         scores_BN += full_B1 * NEG_INF
     scores_BN += ~state.can_improve[:, None] * NEG_INF
     scores_BN += ~completes_BN * NEG_INF
-    # Candidates first: where places are left over, all at EXCLUDED, the longest unfinished
+    # Candidates first: where places are left over, all at NEG_INF, the longest unfinished
     # hypotheses fill them, so that a row which no sequence can complete still returns one.
     merged = jax.tree.map(
         lambda new, old: jnp.concatenate([new, old], axis=1),

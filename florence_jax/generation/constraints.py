@@ -37,7 +37,7 @@ class Automaton(Protocol):
     @property
     def location_of_token(self) -> np.ndarray: ...  # int[V], -1 for what is no location
     @property
-    def next_state(self) -> np.ndarray: ...  # int[S, C], REFUSED for what is not allowed
+    def next_state(self) -> np.ndarray: ...  # int[S, C], DEAD for what is not allowed
     @property
     def ordered(self) -> np.ndarray: ...  # bool[S]
 

@@ -1,6 +1,6 @@
 """Logits processors that few checkpoints use; a program contains only those whose settings are set.
 
-Semantics: transformers 5 `generation/logits_process.py`. Conventions: `processors`.
+Semantics: transformers 5 `generation/logits_process.py`. Conventions: `logits_processors`.
 
 Shape suffixes: B batch, K beams, T tokens, V vocabulary, S listed sequences, N their tokens.
 """

@@ -50,7 +50,7 @@ def sample(
     """Take the best token, or sample one, until every sequence has ended.
 
     Args:
-        step: the model, as `stepping.StepFn`, for K = `plan.num_return_sequences`.
+        step: the model, as `decode_loop.StepFn`, for K = `plan.num_return_sequences`.
         cache: its cache before the first token, with room for `plan.buffers[0]` of them.
         batch: B.
         plan, values: from `make_plan`, with `num_beams` 1.

@@ -1,4 +1,4 @@
-"""Inputs and results: pictures to pixels, tasks to prompts, generated text to boxes and labels.
+"""Inputs and results: images to pixels, tasks to prompts, generated text to boxes and labels.
 
 No jax and no torch: everything here runs on the host, before and after the model.
 """

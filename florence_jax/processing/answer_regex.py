@@ -1,4 +1,4 @@
-"""Where labels, boxes, quads and polygons stand in generated text.
+"""Regular expressions for labels, boxes, quads and polygons in generated text.
 
 The references describe their answers by regular expressions that take quadratic time on hostile
 text. Here the text is scanned once into units (``<loc_N>``, ``<sep>``, ``<poly>``, ``</poly>``),
@@ -113,7 +113,7 @@ def quad_lines(text: str, runs: list[Run]) -> Iterator[Phrase]:
 
 
 def boxes(units: Run) -> list[Run]:
-    """Locations four by four; what is left over is dropped."""
+    """Split locations into boxes of four; the rest is dropped."""
     return [units[index : index + 4] for index in range(0, len(units) - 3, 4)]
 
 
@@ -174,7 +174,7 @@ def _runs(text: str, pattern: re.Pattern[str]) -> list[Run]:
 
 
 def _bin(digits: str) -> int:
-    """The number, at most `LARGEST_BIN`. ``\\d`` and int() both read every script's digits."""
+    """Convert a bin, at most `LARGEST_BIN`. ``\d`` and int() both read every script's digits."""
     if len(digits) > _LONGEST_NUMBER:
         return LARGEST_BIN
     return min(int(digits), LARGEST_BIN)

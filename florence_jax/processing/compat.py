@@ -1,4 +1,4 @@
-"""What differs between the three ways of reading the same generated text.
+"""The three sets of rules for parsing generated text: ours, transformers' and the original code's.
 
 ``None`` is this library's, ``"native"`` is transformers' ``Florence2Processor`` (checked against
 5.23) and ``"original"`` is the model card's ``processing_florence2.py`` (revision 00d2f15). The two
@@ -29,7 +29,7 @@ _LOCATION = re.compile(r"<loc_\d++>")
 
 @dataclass(frozen=True, kw_only=True)
 class CompatRules:
-    """One reading.
+    """One set of parsing rules.
 
     Attributes:
         coordinates: ``(bins, size)`` to pixels, x and y alternating.

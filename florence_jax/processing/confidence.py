@@ -32,7 +32,7 @@ class TokenScores:
         self._scores = scores
 
     def confidence(self, characters: Sequence[Span]) -> float:
-        """exp(mean log-probability) of the tokens that wrote any of ``characters``, in 0..1."""
+        """exp(mean log-probability), in 0..1, of the tokens that wrote any of ``characters``."""
         tokens: list[int] = []
         for start, end in characters:
             first = bisect_right(self._ends, start)
@@ -44,7 +44,7 @@ class TokenScores:
 
 
 def text_confidence(text: str, spans: Sequence[Span], scores: Sequence[float]) -> float:
-    """exp(mean log-probability) of the tokens that wrote words, in 0..1; 0 where there are none.
+    """exp(mean log-probability), in 0..1, of the tokens that wrote words; 0 without any.
 
     Args:
         text, spans: what the tokenizer's ``decode_with_spans`` gives.
@@ -58,7 +58,8 @@ def text_confidence(text: str, spans: Sequence[Span], scores: Sequence[float]) -
 
 
 def remove_markers(text: str, markers: Sequence[str]) -> tuple[str, np.ndarray]:
-    """``text`` without ``markers``, removed one after the other, and where each character stood.
+    """Remove ``markers`` from ``text`` one after the other; returns it with each character's old
+    place.
 
     Returns:
         The cleaned text and int64[len(cleaned)], the index in ``text`` of each of its characters.

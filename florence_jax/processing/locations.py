@@ -1,4 +1,4 @@
-"""Pixels <-> the 1000 location bins of each axis <-> ``<loc_N>`` text.
+"""Convert between pixels, the 1000 location bins of each axis, and ``<loc_N>`` text.
 
 Florence-2 writes coordinates as tokens ``<loc_0>`` ... ``<loc_999>``: each axis of the image is cut
 into 1000 equal bins, a pixel coordinate falls into one by floor, and a bin stands for its centre

@@ -1,4 +1,4 @@
-"""Generated text, or generated tokens with their log-probabilities -> the task's result.
+"""Parse generated text, or generated tokens with log-probabilities, to the task's result.
 
 Every function here is total over text: whatever the model wrote gives a result. Only wrong
 arguments raise.
@@ -33,7 +33,7 @@ from florence_jax.processing.tasks import TASKS, AnswerType, Compat, check_compa
 
 
 class SpanDecoder(Protocol):
-    """What `parse_tokens` needs of a tokenizer; `FlorenceTokenizer` is one."""
+    """The part of a tokenizer that `parse_tokens` uses; `FlorenceTokenizer` implements it."""
 
     bos_id: int
 
@@ -45,7 +45,7 @@ class SpanDecoder(Protocol):
 def parse(
     text: str, task: str, image_size: Sequence[float] | None = None, *, compat: Compat = None
 ) -> dict[str, Any]:
-    """Generated text as ``{task: result}``.
+    """Parse generated text to ``{task: result}``.
 
     Args:
         text: what the tokenizer decoded, special tokens kept.
@@ -82,7 +82,7 @@ def parse_tokens(
     compat: Compat = None,
     label_scores: bool = False,
 ) -> dict[str, Any]:
-    """Generated tokens as ``{task: result}``, with the confidence of every shape.
+    """Parse generated tokens to ``{task: result}``, with the confidence of every shape.
 
     Args:
         ids: int[T] generated ids from the decoder start token on; padding may follow.
@@ -288,7 +288,8 @@ def _label_confidences(
 
 
 def _original_confidences(found: list[Found] | str, text: str, lookup: TokenScores) -> list[float]:
-    """As the original places a box: by the lengths of the phrases before it, plus a first ``<s>``.
+    """Confidences placed as the original code does: by the lengths of earlier phrases, plus a first
+    ``<s>``.
 
     Text between phrases is not counted, so after any the scores belong to earlier tokens. That is
     what the original returns.

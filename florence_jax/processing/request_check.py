@@ -1,4 +1,4 @@
-"""Check what a model is asked before it runs: the prompt, and the text or region it needs.
+"""Validate a request before the model runs: its prompt, and the text or region it needs.
 
 `check_request` refuses what `build_prompt`, which reproduces the reference, would turn into a
 prompt that the model was never trained on: misspelt tasks, missing inputs, and regions that are not
@@ -125,7 +125,7 @@ def check_request(
 
 
 def check_task(prompt: str, *, declared: Collection[str] = (), free_prompt: bool = False) -> None:
-    """Refuse a prompt that looks like a task and is none.
+    """Refuse a prompt that looks like a task token and is no known task.
 
     Raises:
         ValueError: with the task that was probably meant.
@@ -150,8 +150,8 @@ def check_task(prompt: str, *, declared: Collection[str] = (), free_prompt: bool
 
 
 def check_task_of_data(prompt: str, *, declared: Collection[str] = ()) -> None:
-    """Refuse a prompt of training data that is nearly one of the 15 tasks: a model that learns it
-    answers the task itself no better. Other tokens and sentences are the data's own tasks.
+    """Refuse a prompt of training data that is nearly one of the 15 tasks, which would not train
+    that task. Other tokens and sentences are the data's own tasks.
 
     Raises:
         ValueError: with the task that was probably meant.
@@ -169,8 +169,9 @@ def check_task_of_data(prompt: str, *, declared: Collection[str] = ()) -> None:
 
 
 def may_be_declared(prompt: str) -> bool:
-    """Whether `check_task` allows `prompt` only where a checkpoint declares it: a token that is
-    none of the 15 tasks, in any case."""
+    """Whether `check_task` allows `prompt` only if a checkpoint declares it: it begins with a token
+    that is none of the 15 tasks, in any case.
+    """
     if task_of(prompt) in TASKS:
         return False
     token = _suspect(prompt, ())
@@ -178,8 +179,9 @@ def may_be_declared(prompt: str) -> bool:
 
 
 def tasks_of_data(prompts: Iterable[str]) -> frozenset[str]:
-    """The leading tokens of prompts that come with data: the data's own tasks, but for what is
-    nearly one of the 15."""
+    """The data's own tasks: leading tokens of its prompts, except those nearly equal to one of the
+    15.
+    """
     tokens = {task_of(prompt) for prompt in prompts} - TASKS.keys() - {"text"}
     return frozenset(
         token
@@ -216,14 +218,14 @@ def _suspect(prompt: str, declared: Collection[str]) -> str | None:
 
 
 def _plain(prompt: str) -> str:
-    """The prompt as it looks: unescaped, and without characters that have no width."""
+    """The prompt as displayed: unescaped, and without characters of no width."""
     text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), html.unescape(prompt))
     text = unicodedata.normalize("NFKC", text)
     return "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
 
 
 def _meant(name: str, cutoff: float = 0.6) -> str | None:
-    """The task whose name is closest to what was written; None where none is close."""
+    """The task whose name is closest to `written`; None if none is close."""
     key = _key(name)
     if key in _KNOWN:
         return _KNOWN[key]
@@ -241,7 +243,7 @@ def _check_texts(text: Any) -> None:
 
 
 def _check_input(task: Task, given: str, text: Any, region: Any) -> None:
-    """The task has the input that it takes, in its prompt or as an argument."""
+    """Check that the prompt or the arguments hold the input that the task takes, and no other."""
     if task.takes == "text":
         content = given if text is None else text
         if region is None and not (content if isinstance(content, list) else str(content).strip()):

@@ -1,4 +1,4 @@
-"""Training targets: a task's answer written as the text that Florence-2 would generate.
+"""Training labels as text: a task's answer as Florence-2 would generate it.
 
 The inverse of `florence_jax.processing.parse`: `parse(target_text(task, x, size), task, size)`
 gives `x` back, coordinates at the centres of their bins and instances in the order asked for. The
@@ -57,7 +57,7 @@ def target_text(
     order: Order = "given",
     rng: np.random.Generator | None = None,
 ) -> str:
-    """The text to be learnt for `task`, without `<s>` and `</s>`.
+    """The text that the model learns for `task`, without `<s>` and `</s>`.
 
     Args:
         task: "<OD>" and so on; the answer of any other string is text.
@@ -115,7 +115,7 @@ def region_text(text: str, region: ArrayLike | str, image_size: Sequence[float])
 
 
 def canonical_polygon(points: np.ndarray) -> np.ndarray:
-    """A polygon in bins as it is written: int[N, 2] -> int[M, 2], M <= N.
+    """The form in which a polygon in bins is written: int[N, 2] -> int[M, 2], M <= N.
 
     Clockwise as seen (y points down), from the vertex nearest to the upper left corner of the image
     (the higher of two equally near), without vertices equal to the one before.
@@ -165,7 +165,7 @@ def _instances(
 
 
 def check_label(task: str, label: str) -> None:
-    """Raises ValueError for a label that `parse` would not read back from an answer to `task`."""
+    """Refuse a label that `parse` would not read back from an answer to `task`."""
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"{task}: a label must be a non-empty string, got {label!r}")
     if label != label.strip() or _UNREADABLE.search(label):
@@ -231,6 +231,6 @@ def _shape_text(instance: _Instance) -> str:
 
 
 def _polygons_text(instances: list[_Instance]) -> str:
-    """One instance is written bare, as the published models write it; several are enclosed."""
+    """Write polygons: one instance bare, as the published models do; several are enclosed."""
     text = "".join(_shape_text(instance) for instance in instances)
     return text.removeprefix("<poly>").removesuffix("</poly>") if len(instances) == 1 else text

@@ -1,4 +1,4 @@
-"""The 15 Florence-2 tasks: their prompts, what they take, and how their answers are read.
+"""The 15 Florence-2 tasks: their prompts, the input they take, and the kind of answer.
 
 The table is `TASKS`; `build_prompt` turns a task into the sentence the model was trained on, and
 `task_of` finds the key a result is filed under. Prompts are those of the reference's
@@ -138,7 +138,7 @@ def build_prompt(
     image_size: Sequence[float] | None = None,
     compat: Compat = None,
 ) -> str:
-    """The sentence the tokenizer encodes.
+    """Build the sentence that the tokenizer encodes.
 
     Args:
         prompt: a task (``"<OD>"``), a task with its input (``"<CAPTION_TO_PHRASE_GROUNDING>a
@@ -185,7 +185,7 @@ def build_prompt(
 
 
 def task_of(prompt: str) -> str:
-    """The key that the answer to ``prompt`` is filed under.
+    """The key of the answer to ``prompt`` in a result.
 
     A known task token anywhere in the prompt (the reference accepts it anywhere), else a leading
     ``<Name>`` of a fine-tune's own task, else ``"text"``.
@@ -200,7 +200,7 @@ def task_of(prompt: str) -> str:
 
 
 def check_compat(compat: str | None) -> None:
-    """Raises ValueError unless ``compat`` is None, ``"original"`` or ``"native"``."""
+    """Check that ``compat`` is None, ``"original"`` or ``"native"``."""
     if compat not in (None, "original", "native"):
         raise ValueError(
             f"compat must be None (this library's convention), 'original' (the model card's code) "
@@ -214,7 +214,7 @@ def _added_input(
     region: str | Sequence[float] | np.ndarray | None,
     image_size: Sequence[float] | None,
 ) -> str | None:
-    """The ``text=`` or ``region=`` argument as prompt text, None when there is neither."""
+    """The ``text=`` or ``region=`` argument as prompt text; None without either."""
     if text is None and region is None:
         return None
     name = task.token if task else "a free prompt"

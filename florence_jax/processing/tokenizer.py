@@ -1,4 +1,4 @@
-"""Prompt text <-> token ids, with the character span of every token.
+"""The tokenizer: prompt text to token ids and back, with the character span of every token.
 
 A thin layer over the ``tokenizers`` library: no model code is imported and none is ever fetched.
 """
@@ -35,7 +35,7 @@ _MAX_BYTES = 128 << 20
 
 
 def load_tokenizer(directory: str | os.PathLike) -> FlorenceTokenizer:
-    """The tokenizer in a checkpoint folder.
+    """Load the tokenizer of a checkpoint folder.
 
     Reads ``tokenizer.json``, or else ``vocab.json`` with ``merges.txt`` and, if it is there,
     ``added_tokens.json``. Where the files hold plain BART (the original repositories), Florence-2's
@@ -101,7 +101,7 @@ class FlorenceTokenizer:
         self.vocab_size: int = max(ids.values()) + 1
 
     def sha256(self) -> str:
-        """A digest of the tokens and their ids: what two tokenizers must share to share answers."""
+        """A digest of the tokens and their ids: equal digests mean interchangeable tokenizers."""
         vocabulary = sorted(self._backend.get_vocab(with_added_tokens=True).items())
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
@@ -116,7 +116,7 @@ class FlorenceTokenizer:
         return self._location_ids[bin]
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each prompt, as ``<s> ... </s>``; nothing is truncated.
+        """Encode each prompt as ``<s> ... </s>``; nothing is truncated.
 
         Raises:
             ValueError: a single string where a list is expected.
@@ -131,7 +131,7 @@ class FlorenceTokenizer:
     def encode_batch(
         self, prompts: Sequence[str], pad_to: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Prompts as one right-padded batch.
+        """Encode prompts as one right-padded batch.
 
         Args:
             prompts: B strings.
@@ -160,7 +160,7 @@ class FlorenceTokenizer:
         return input_ids, attention_mask
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of ids int[T], equal to transformers' ``batch_decode``.
+        """Decode ids int[T] to the text of transformers' ``batch_decode``.
 
         Ids outside the vocabulary (the padded rows of a native embedding table) have no text.
         """
@@ -170,7 +170,7 @@ class FlorenceTokenizer:
     def decode_with_spans(
         self, ids: Iterable[int], *, per_token: bool = False
     ) -> tuple[str, list[Span]]:
-        """The text of ids int[T], and the ``[start, end)`` characters that each id wrote.
+        """Decode ids int[T] to text and the ``[start, end)`` characters that each id wrote.
 
         The spans tile the text. A character whose bytes span several tokens belongs to the token
         that completes it. With ``per_token``, every token is decoded by itself, as the references'
@@ -197,8 +197,9 @@ class FlorenceTokenizer:
         return path
 
     def declared_tasks(self) -> frozenset[str]:
-        """Tokens such as ``"<DocVQA>"`` that were added for a fine-tune's own tasks: all added
-        tokens in angle brackets but those that every Florence-2 has."""
+        """Task tokens of a fine-tune, such as ``"<DocVQA>"``: all added tokens in angle brackets
+        except those that every Florence-2 has.
+        """
         added = self._backend.get_added_tokens_decoder().values()
         common = {*SPECIAL_TOKENS, *FLORENCE_TOKENS, "<mask>", "<image>"}
         return frozenset(
@@ -212,7 +213,7 @@ class FlorenceTokenizer:
         return self._backend.token_to_id(token)
 
     def token_bytes(self, index: int) -> bytes:
-        """The UTF-8 of an id, maybe part of a character; none for one outside the vocabulary."""
+        """The UTF-8 bytes of an id, possibly part of a character; empty outside the vocabulary."""
         token = self._backend.id_to_token(index) if 0 <= index < self.vocab_size else None
         if token is None:
             return b""

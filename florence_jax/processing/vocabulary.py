@@ -34,7 +34,7 @@ _NO_LOCATION = re.compile(r"<loc_(?:[0-9]{4,}|0[0-9]+|-[0-9]+|[0-9]+\.[0-9]*)>")
 
 
 def check_no_control_tokens(text: str, what: str) -> None:
-    """Refuse a text with special tokens in it; <loc_N> and Florence-2's other markup may stand.
+    """Refuse a text with special tokens in it; <loc_N> and Florence-2's other markup are allowed.
 
     Args:
         text: a prompt, label or answer.
@@ -53,7 +53,8 @@ def check_no_control_tokens(text: str, what: str) -> None:
 
 
 def check_locations(text: str, what: str) -> None:
-    """Refuse locations that are no tokens: <loc_1000> is learnt letter by letter.
+    """Refuse locations that are no tokens, such as <loc_1000>, which would be learnt letter by
+    letter.
 
     Args:
         text: a prompt or answer in Florence-2's own text.
@@ -93,7 +94,7 @@ def byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Toke
 
 
 def add_special_tokens(tokenizer: Tokenizer, tokens: tuple[str, ...]) -> None:
-    """Make ``tokens`` match whole in any text; those not in the vocabulary are appended to it."""
+    """Make ``tokens`` match as a whole in any text; append those missing from the vocabulary."""
     tokenizer.add_special_tokens(
         # BART's <mask> swallows the space before it.
         [AddedToken(t, special=True, normalized=False, lstrip=t == "<mask>") for t in tokens]
@@ -101,7 +102,7 @@ def add_special_tokens(tokenizer: Tokenizer, tokens: tuple[str, ...]) -> None:
 
 
 def demo_backend() -> Tokenizer:
-    """Bytes alone: ids 0..3 the specials, 4..259 the bytes, then the Florence tokens."""
+    """A byte-level backend: ids 0..3 the specials, 4..259 the bytes, then Florence tokens."""
     byte_of = byte_symbols()
     symbols = sorted(byte_of, key=lambda symbol: byte_of[symbol])
     vocab = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *symbols])}

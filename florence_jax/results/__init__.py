@@ -1,4 +1,4 @@
-"""Answers as files that other tools read: JSON lines, CSV, COCO, YOLO, Pascal VOC, text, Parquet.
+"""Results as files that other tools read: JSON lines, CSV, COCO, YOLO, VOC, text, Parquet.
 
 One *row* says everything about one image, in `predict --output` and `predict --output-dir` alike:
 

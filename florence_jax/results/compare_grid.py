@@ -1,4 +1,4 @@
-"""Results beside each other on one sheet: the truth and an answer, one model and another."""
+"""Results side by side on one sheet: the truth and an answer, or two models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RIGHT, _WRONG = (0, 128, 92), (200, 60, 0)
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
-    """The picture, at least `_HEIGHT` pixels high."""
+    """Enlarge the image to at least `_HEIGHT` pixels of height."""
     factor = max(_HEIGHT / picture.height, 1.0)
     return picture.resize((round(picture.width * factor), round(picture.height * factor)))
 
@@ -88,7 +88,7 @@ def save_side_by_side(
 def _draw_mark(
     pen: ImageDraw.ImageDraw, corner: tuple[int, int], size: int, *, right: bool
 ) -> None:
-    """A white tick on green or a white cross on red, drawn: not every font has them."""
+    """Draw a white tick on green or a white cross on red; not every font has these characters."""
     x, y = corner
     pen.rounded_rectangle((x, y, x + size, y + size), size // 4, fill=_RIGHT if right else _WRONG)
     strokes = (
@@ -102,7 +102,7 @@ def _draw_mark(
 
 
 def distinct_colours(labels: Iterable[str]) -> dict[str, tuple[int, int, int]]:
-    """A colour for each label, all different while the palette lasts; its own where it can be."""
+    """A colour for each label: all different if the palette allows, its own if possible."""
     chosen: dict[str, tuple[int, int, int]] = {}
     for label in dict.fromkeys(label for label in labels if label.strip()):
         free = [one for one in PALETTE if one not in chosen.values()]

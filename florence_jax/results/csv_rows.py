@@ -1,4 +1,4 @@
-"""CSV (RFC 4180): a line for each box, quad or outline, and for each answer in text."""
+"""CSV (RFC 4180): one line for each box, quad or polygon, and for each answer in text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class CsvRows:
-    """Hands a row's lines to `add_line`; an image without boxes and one that failed have one too.
+    """Pass a row's lines to `add_line`; an image without boxes or with an error has one too.
 
     Lines end with CRLF: `add_line` adds the LF of the last one.
     """

@@ -1,4 +1,4 @@
-"""Results as pictures: boxes, quads and polygons on the image, captions and read text below it.
+"""Draw results: boxes, quads and polygons on the image, captions and read text below it.
 
 Line widths and fonts follow the image size, so a thumbnail and a 4000 px photo both read well. A
 label has the same colour in every picture. Nothing a model can answer stops a drawing: what has no
@@ -67,7 +67,7 @@ def draw_result(
     font: str | Path | None = None,
     colours: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> Image.Image:
-    """A copy of the picture with the result drawn on it.
+    """Draw the result on a copy of the image.
 
     Args:
         image: a path, or a PIL image of any mode. EXIF orientation is applied first, since results
@@ -125,7 +125,7 @@ def draw_result(
 
 
 def label_colour(label: str) -> tuple[int, int, int]:
-    """The RGB colour of a label: a function of its text alone, equal in every picture."""
+    """The RGB colour of a label, a function of its text: equal in every image."""
     return PALETTE[zlib.adler32(label.strip().casefold().encode("utf-8", "replace")) % len(PALETTE)]
 
 
@@ -135,7 +135,7 @@ def _colour(label: str, position: int) -> tuple[int, int, int]:
 
 
 def _ink(background: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The better readable of dark and light, by WCAG 2 relative luminance."""
+    """The more readable of dark and light, by WCAG 2 relative luminance."""
     linear = [((c / 255 + 0.055) / 1.055) ** 2.4 for c in background]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return _DARK if luminance > 0.18 else _LIGHT
@@ -199,7 +199,8 @@ def _stamp(
     *,
     reach: int,
 ) -> None:
-    """Lays `colour` where `paint` paints; `reach` is how far, in pixels, it goes beyond the points.
+    """Blend `colour` where `paint` paints; `reach` is the distance in pixels that it extends beyond
+    the points.
 
     Pillow draws without antialiasing, so small shapes are painted three times as large.
     """
@@ -226,7 +227,7 @@ def _draw_label(
     plates: list[tuple[int, int, int, int]],
     show_scores: bool,
 ) -> None:
-    """Writes the label on a plate inside the picture, where it hides no other plate if it can."""
+    """Write the label on a plate inside the image, covering no other plate if possible."""
     label = _one_line(instance.label[:_MAX_CHARACTERS])
     has_score = show_scores and instance.score is not None and math.isfinite(instance.score)
     score = f"{instance.score:.2f}" if has_score else ""
@@ -270,7 +271,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
 def _with_panel(
     picture: Image.Image, texts: list[tuple[str, str]], writer: TextWriter
 ) -> Image.Image:
-    """The picture with a light panel below it: each task's name, muted, and its text, wrapped."""
+    """Add a light panel below the image: each task's name, muted, and its text, wrapped."""
     if writer.font is None:  # one face for the whole panel, not one per line
         writer = replace(writer, font=_best_font(_one_line("".join(text for _, text in texts))))
     pad = writer.size
@@ -312,12 +313,12 @@ class TextWriter:
         text: str,
         ink: tuple[int, int, int],
     ) -> None:
-        """Writes one line whose line box has its top left corner at `position`."""
+        """Write one line whose line box has its top left corner at `position`."""
         baseline = position[1] + round(0.95 * self.size)
         draw.text((position[0], baseline), text, fill=ink, font=self._face(text), anchor="ls")
 
     def shorten(self, text: str, limit: float) -> str:
-        """The text, or as much of its beginning and "…" as is at most `limit` pixels long."""
+        """Shorten the text with "…" to at most `limit` pixels."""
         if self.length(text) <= limit:
             return text
         low, high = 0, len(text)
@@ -328,7 +329,7 @@ class TextWriter:
         return text[:low].rstrip() + "…" if low else ""
 
     def wrap(self, text: str, limit: float) -> list[str]:
-        """Lines of at most `limit` pixels; a word longer than that is cut where it must be."""
+        """Wrap to lines of at most `limit` pixels; a longer word is cut."""
         lines: list[str] = []
         for paragraph in text.splitlines():
             line = ""
@@ -352,7 +353,7 @@ class TextWriter:
 
 
 def _best_font(text: str) -> str:
-    """The first font with all the characters, or that which lacks fewest."""
+    """The first font with all the characters, else the one that lacks fewest."""
     missing, best = len(text) + 1, ""
     for name in ("", *_SYSTEM_FONTS):
         count = sum(not _has_glyph(name, character) for character in set(text))

@@ -1,4 +1,4 @@
-"""A drawn result as a PNG file that is there as a whole or not at all."""
+"""Save a drawn result as a PNG file, atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 def drawing_error(
     image: Image.Image, result: Mapping[str, Any], path: str | os.PathLike[str]
 ) -> str | None:
-    """Draw one result on its picture into `path`; why it could not be, or None.
+    """Draw one result on its image into `path`; returns the error, or None.
 
     The answer is worth keeping whatever becomes of its drawing, a full disk included.
     """
@@ -30,7 +30,7 @@ def drawing_error(
 
 
 def save_drawn(image: Image.Image, result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draw one result on its picture into `path`.
+    """Draw one result on its image into `path`.
 
     Raises:
         OSError: it cannot be written; the error names `path`.

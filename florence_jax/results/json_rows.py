@@ -13,7 +13,7 @@ from florence_jax.runtime.jsonl import json_text
 
 
 class JsonRows:
-    """Hands each row to `add_line` before the next is begun."""
+    """Pass each row to `add_line` as JSON before the next begins."""
 
     def __init__(self, add_line: Callable[[str], Any]) -> None:
         self._add_line = add_line
@@ -23,7 +23,8 @@ class JsonRows:
 
 
 def result_to_json(record: Any) -> Any:
-    """The record in types that `json.dumps(..., allow_nan=False)` writes: dict, list, str, numbers.
+    """Convert a record to types that `json.dumps(..., allow_nan=False)` writes: dict, list, str,
+    numbers.
 
     Arrays (numpy, jax) become nested lists, their scalars python numbers, and tuples lists.
 

@@ -1,4 +1,4 @@
-"""Rows as a Parquet table of typed columns: one schema whatever the rows hold.
+"""Rows as a Parquet table with typed columns and one schema.
 
     id, image: string    width, height: int32    error: string
     answers: list<struct<
@@ -36,7 +36,7 @@ _COLUMNS = (*_BOXES, *_OUTLINES, *_LABELS, *_SCORES)
 
 
 def table_bytes(rows: Sequence[Row]) -> bytes:
-    """The Parquet file of rows as JSON has them; equal rows give equal bytes.
+    """Write rows as the bytes of a Parquet file; equal rows give equal bytes.
 
     Raises:
         ValueError: pyarrow is not installed.
@@ -49,7 +49,7 @@ def table_bytes(rows: Sequence[Row]) -> bytes:
 
 
 def table_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file that `table_bytes` made.
+    """Read the rows of a file that `table_bytes` wrote.
 
     Raises:
         ValueError: the file is not one.
@@ -64,7 +64,7 @@ def table_rows(path: Path) -> Iterator[Row]:
 
 
 def load_pyarrow() -> tuple[Any, Any]:
-    """The modules pyarrow and pyarrow.parquet.
+    """Import pyarrow and pyarrow.parquet.
 
     Raises:
         ValueError: pyarrow is not installed.
@@ -174,7 +174,7 @@ def _unpacked_answer(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _given(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A table has a value for every column: None means that it is not given."""
+    """Drop the None values, which a table has for every column that is not set."""
     return {name: value for name, value in record.items() if value is not None}
 
 
@@ -186,7 +186,7 @@ def _number(value: Any) -> float:
 
 
 def _utf8(value: Any) -> Any:
-    """The value with halves of surrogate pairs, which have no UTF-8, written out as they read."""
+    """Write out lone surrogates, which have no UTF-8, as escapes."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Where sidecar files go: beside their pictures, or below a directory that mirrors the tree."""
+"""Paths of sidecar files: beside their images, or below a directory that mirrors the tree."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from florence_jax.processing.image.suffixes import IMAGE_SUFFIXES
 
 
 def common_folder(sources: Iterable[str | Path], pictures: Iterable[str | Path]) -> Path:
-    """The deepest folder that holds every folder among `sources` and every picture.
+    """The deepest folder that holds every folder among `sources` and every image.
 
     It does not change as a folder grows, so that a later run finds its files again.
     """
@@ -20,7 +20,7 @@ def common_folder(sources: Iterable[str | Path], pictures: Iterable[str | Path])
 
 
 class SidecarPlaces:
-    """The sidecar's path of each picture.
+    """The sidecar path of each image.
 
     Attributes:
         root: `common_folder` of all pictures.
@@ -34,11 +34,11 @@ class SidecarPlaces:
 
     @property
     def base(self) -> Path:
-        """The folder of what belongs to all pictures, such as the names of classes."""
+        """The folder of files about all images, such as the names of classes."""
         return self.folder or self.root
 
     def __call__(self, name: str) -> Path:
-        """The path for the picture that is called `name`."""
+        """The path for the image called `name`."""
         stem, suffix = os.path.splitext(name)
         stem = stem if suffix.lower() in IMAGE_SUFFIXES else name
         if self.folder is None:
@@ -47,8 +47,7 @@ class SidecarPlaces:
 
 
 def relative_name(name: str, root: Path) -> str:
-    """The name below `root`, with "/" between folders; a name from elsewhere without what leads
-    out of it."""
+    """The name relative to `root`, with "/" between folders and no part that leads outside."""
     relative = os.path.relpath(os.path.abspath(name), root)
     if relative.split(os.sep)[0] == os.pardir:
         relative = inside(name)
@@ -56,8 +55,7 @@ def relative_name(name: str, root: Path) -> str:
 
 
 def inside(name: str) -> str:
-    """The name without what leads out of a folder: a row of data chooses it, and must not choose a
-    place elsewhere."""
+    """Drop the parts of a name that lead out of a folder, since rows of data choose it."""
     parts = Path(os.path.normpath(name)).parts
     return os.path.join("", *(part for part in parts if part not in (os.pardir, os.sep, "//")))
 
@@ -68,7 +66,7 @@ def check_places(
     inputs: Iterable[str | Path],
     reserved: Iterable[Path] = (),
 ) -> None:
-    """Refuse pictures that share a sidecar, and sidecars that are an input, a folder or one of the
+    """Refuse images that share a sidecar, and sidecars that are an input, a folder or one of the
     `reserved` files.
 
     Raises:
@@ -100,7 +98,7 @@ def check_places(
 
 
 def check_writable(folders: Iterable[Path]) -> None:
-    """Find out now, and not when the model has answered, that a folder cannot be written to.
+    """Check before the model runs that the folders can be written to.
 
     Raises:
         PermissionError: names the folder.

@@ -18,7 +18,7 @@ class UnsuitableRowError(ValueError):
 
 
 def picture_name(row: Mapping[str, Any]) -> str:
-    """What a person knows the row's picture by."""
+    """The name of the row's image for people."""
     return row["id"] if "page" in row else row.get("image") or row["id"]
 
 
@@ -28,7 +28,7 @@ def size_of(row: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def values(row: Mapping[str, Any]) -> list[Any]:
-    """What was answered, prompt by prompt.
+    """The results of a row, one per prompt.
 
     Raises:
         UnsuitableRowError: the row or one of its answers is an error.
@@ -58,7 +58,7 @@ def shapes(row: Mapping[str, Any], kind: str) -> list[Instance]:
 
 
 def plain_text(value: str) -> str:
-    """A text answer without the region that was asked about."""
+    """A text answer without the region that it is about."""
     return _LOCATIONS.sub("", value).strip()
 
 

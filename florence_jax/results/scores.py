@@ -1,4 +1,4 @@
-"""`--min-score`: leave out the boxes, quads and outlines that the model is less sure of."""
+"""Filter boxes, quads and polygons by their score (`--min-score`)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_scored(prompts: Iterable[str], compat: str | None) -> None:
 
 
 def drop_below(result: Mapping[str, Any], least: float | None) -> dict[str, Any]:
-    """The result without the shapes whose score is below `least`; all of it where that is None.
+    """Drop the shapes whose score is below `least`; None drops nothing.
 
     Args:
         result: `{task: value}`.

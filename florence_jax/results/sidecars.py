@@ -1,4 +1,4 @@
-"""Sidecars: one small file for each picture, as labelling tools and trainers read them."""
+"""Sidecar files: one file for each image, in YOLO, VOC or text format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BAD_NAME = {
 
 
 class Sidecars:
-    """Writes each row's file, whole or not at all; one that exists is kept unless `overwrite`.
+    """Write each row's file atomically; an existing file is kept unless `overwrite`.
 
     Attributes:
         written, skipped: how many files.
@@ -66,7 +66,7 @@ class Sidecars:
 
 @contextlib.contextmanager
 def open_sidecars(kind: str, places: SidecarPlaces, *, overwrite: bool) -> Iterator[Sidecars]:
-    """A writer of "yolo", "voc" or "txt" files.
+    """Open a writer of "yolo", "voc" or "txt" files.
 
     A folder of YOLO labels is locked: two runs would give one number to two classes.
 
@@ -94,7 +94,7 @@ def check_sidecars(
     *,
     overwrite: bool,
 ) -> set[str]:
-    """Find out before any picture is read whether its sidecar can be written.
+    """Check before any image is read that its sidecar can be written.
 
     Args:
         kind, places: the format and its places.
@@ -124,7 +124,7 @@ def check_sidecars(
 
 
 def _check_existing(kind: str, places: SidecarPlaces, names: Iterable[str]) -> None:
-    """Refuse to add to files of another format, which share a suffix, or to unknown classes.
+    """Refuse to add to files of another format with the same suffix, or to unknown classes.
 
     Args:
         kind: the format to be written.
@@ -164,7 +164,7 @@ def _content(path: Path) -> str:
 
 
 def _text(row: Row) -> str:
-    """The text alone, as trainers of diffusion models read captions."""
+    """The text of a row, as trainers of diffusion models read captions."""
     found = values(row)
     if len(found) != 1 or not isinstance(found[0], str):
         raise UnsuitableRowError(

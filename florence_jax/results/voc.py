@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file for each picture."""
+"""Pascal VOC: one XML file for each image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def voc_xml(row: Row) -> str:
-    """The row as a Pascal VOC annotation.
+    """Write the row as a Pascal VOC annotation.
 
     Coordinates are VOC's: whole pixels that count from 1, both corners inside the box. Quads and
     outlines have the box around them, and their points as `<polygon>` (x1, y1, x2, y2, ...), which

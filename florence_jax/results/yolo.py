@@ -1,4 +1,4 @@
-"""YOLO: a text file for each picture, and the classes that its numbers mean."""
+"""YOLO: a text file for each image, and the files that name the classes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class YoloClasses:
             atomic_write(self._folder / DATA, self._data())
 
     def has_foreign_data(self) -> bool:
-        """Is there a `data.yaml` that this library did not write?"""
+        """Whether the folder has a `data.yaml` that this library did not write."""
         path = self._folder / DATA
         return path.exists() and not path.read_bytes().startswith(_OURS.encode())
 
@@ -74,7 +74,7 @@ class YoloClasses:
 
 
 def yolo_lines(row: Row, classes: YoloClasses) -> str:
-    """The row as YOLO labels, shares of the picture's width and height from 0 to 1.
+    """Write the row as YOLO labels, in fractions of the image's width and height.
 
     A box is `class cx cy w h`, and an outline `class x1 y1 x2 y2 ...` as YOLO's segmentation has
     it; several parts of one object are joined by lines without width.
@@ -95,7 +95,9 @@ def yolo_lines(row: Row, classes: YoloClasses) -> str:
 
 
 def are_labels(text: str, classes: int | None = None) -> bool:
-    """Is this the content of a YOLO label file, with numbers below `classes`? An empty one is."""
+    """Whether this is the content of a YOLO label file with class numbers below `classes`. An empty
+    file is one.
+    """
     found = [_LINE.fullmatch(line) for line in split_lines(text) if line.strip()]
     return all(line is not None and (classes is None or int(line[1]) < classes) for line in found)
 

@@ -1,1 +1,1 @@
-"""What a run would need on machines that one does not have: `python -m train.plan --help`."""
+"""Plans: memory, speed and traffic of a program on machines that are not at hand."""

@@ -1,4 +1,6 @@
-"""`python -m train.plan`: what a run would need on machines that one does not have."""
+"""`python -m train.plan`: compile a program for machines that are not at hand, and report its
+needs.
+"""
 
 import argparse
 import functools
@@ -99,7 +101,7 @@ def _plan(requests: list[PlanRequest], records: Records | None) -> int:
 
 
 def _compile(count: int, records: Records | None) -> Callable[[PlanRequest], Compiled]:
-    """A request's answer, from the records where they have it."""
+    """Answer a request, from the records if they have it."""
     started = 0
 
     def compiled(request: PlanRequest) -> Compiled:
@@ -118,7 +120,7 @@ def _compile(count: int, records: Records | None) -> Callable[[PlanRequest], Com
 
 
 class Progress:
-    """Says where a compilation is: in place on a terminal, every half minute in a log."""
+    """Report the progress of a compilation: in place on a terminal, every half minute in a log."""
 
     def __init__(self, name: str):
         self.name = name

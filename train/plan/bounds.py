@@ -1,4 +1,4 @@
-"""How fast a step can be at best: FLOPs, memory traffic and collectives against the chip's figures.
+"""Lower bounds on a step's time: FLOPs, memory traffic and collectives over the chip's rates.
 
 Each bound alone is a time that no run of this program beats on that chip; a real step takes longer
 than the longest of them. Between slices the network is counted apart from the fast links.
@@ -50,7 +50,7 @@ class Bounds:
 
     @property
     def limit(self) -> str:
-        """Which of them is the longest."""
+        """The name of the longest bound."""
         times = {name: getattr(self, name) for name in ("compute", "memory", "links", "network")}
         return max(times, key=lambda name: times[name])
 
@@ -59,7 +59,7 @@ class Bounds:
 
 
 def generation_flops(request: PlanRequest, rows: int, image_size: int) -> float:
-    """FLOPs of one call of the generation loop that makes every token it may."""
+    """FLOPs of one call of the generation loop that generates the maximum number of tokens."""
     sizes = request.sizes
     encoder_tokens = sizes.num_image_tokens(image_size, image_size) + request.prompt_length
     once = flops.vision(sizes, image_size, image_size)
@@ -72,7 +72,7 @@ def generation_flops(request: PlanRequest, rows: int, image_size: int) -> float:
 
 
 def bounds(request: PlanRequest, compiled: Compiled) -> Bounds:
-    """The bounds of a program that was compiled."""
+    """Compute the bounds of a compiled program."""
     machine = request.machine
     chip = machine.chip
     flops = compiled.flops

@@ -1,4 +1,4 @@
-"""What the makers publish of each accelerator. Bandwidths in bytes a second and one direction.
+"""Published figures of accelerator chips; bandwidths are bytes/s in one direction.
 
 Sources, read in November 2026: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} (Google prints
 the interconnect's two directions together: half of it stands here; the network of v4 and v5e is

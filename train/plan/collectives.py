@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: its collectives, their sizes and their groups.
+"""Collectives of a compiled program: their sizes, groups and counts.
 
     found = collectives(jax.jit(step).lower(state, batch).compile().as_text())
     assert not [one for one in found if one.kind == "all-gather"]
@@ -82,13 +82,13 @@ class Collective:
 
     @property
     def sent_bytes(self) -> float:
-        """Bytes that one device sends each time, by the ring algorithm."""
+        """Bytes that one device sends per execution, by the ring algorithm."""
         others = (self.group_size - 1) / self.group_size
         factor = {"all-reduce": 2 * others, "collective-permute": 1.0}.get(self.kind, others)
         return factor * self.bytes
 
     def crosses(self, devices_per_slice: int) -> bool:
-        """Whether devices of different slices (or hosts) of that many devices talk."""
+        """Whether a group joins devices of different slices (or hosts) of `size` devices."""
         return any(len({device // devices_per_slice for device in one}) > 1 for one in self.groups)
 
 
@@ -133,7 +133,7 @@ def collectives(hlo: str | HloModule) -> tuple[Collective, ...]:
 
 
 def totals(found: Iterable[Collective]) -> dict[Kind, Total]:
-    """Sums by class; classes that do not occur are not in it."""
+    """Totals by class; classes that do not occur are left out."""
     sums: dict[Kind, Total] = {}
     for one in found:
         total, times = sums.get(one.kind, Total()), 1 if one.trips is None else one.trips
@@ -148,7 +148,7 @@ def totals(found: Iterable[Collective]) -> dict[Kind, Total]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where a computation runs: in which loops, how often, as part of which instruction."""
+    """The place of a computation: its loops, its trip count, and the instruction that calls it."""
 
     loops: tuple[str, ...] = ()
     trips: int | None = 1

@@ -1,4 +1,4 @@
-"""What the compiler answered: sizes, collectives, or why the program cannot be."""
+"""The compiler's answer: sizes and collectives, or the reason that compiling failed."""
 
 import re
 from collections.abc import Mapping
@@ -88,7 +88,7 @@ _SIZE = r"([\d.]+)([KMGT]?)"
 
 @dataclass(frozen=True, kw_only=True)
 class OutOfMemory:
-    """The compiler's out-of-memory error, read.
+    """The numbers in the compiler's out-of-memory error.
 
     Attributes:
         needed, available: bytes, or 0 where it does not say.
@@ -113,7 +113,7 @@ class OutOfMemory:
 
 
 def read_out_of_memory(message: str) -> OutOfMemory | None:
-    """The numbers in XLA's error, or None where it is another error."""
+    """Parse XLA's out-of-memory error; None for another error."""
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
         return None
     used = re.search(rf"Used {_SIZE} of {_SIZE} hbm", message) or re.search(
@@ -132,7 +132,7 @@ def read_out_of_memory(message: str) -> OutOfMemory | None:
 
 
 def gib(size: float) -> str:
-    """Bytes as people read them."""
+    """Format bytes in GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 

@@ -1,4 +1,4 @@
-"""Compiled programs as XLA prints them: computations, instructions, loops."""
+"""A parser of optimised HLO text: computations, instructions, loops."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class HloModule:
 
     @cached_property
     def trip_counts(self) -> Mapping[str, int | None]:
-        """How often the body of each `while` instruction runs; None where that depends on data."""
+        """The trip count of each `while` instruction; None if it depends on data."""
         return {
             instruction.name: _trip_count(self, computation, instruction)
             for computation in self.computations.values()

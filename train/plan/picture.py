@@ -1,4 +1,4 @@
-"""The ranking as a picture: memory by kind against the limit, and the rate at best beside it."""
+"""Draw a ranking: memory by kind against the limit, and the best rate."""
 
 from collections.abc import Sequence
 

@@ -41,7 +41,7 @@ from train.plan.topology import load_devices
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
-    """A program that is ready for the compiler, and what lies in memory around it.
+    """A lowered program, and the sizes of its arguments.
 
     Attributes:
         lowered: jax's.
@@ -203,7 +203,7 @@ def _notes(layout: ParamSharding) -> tuple[str, ...]:
 
 
 def _bytes(tree: Any) -> int:
-    """Of a tree of abstract arrays, on one device."""
+    """Bytes of a tree of abstract arrays on one device."""
     return sum(
         leaf.dtype.itemsize * int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
         for leaf in jax.tree.leaves(tree)

@@ -1,4 +1,4 @@
-"""Plans on disk: every answer as a line of JSON, the ranking as CSV and as a picture."""
+"""Plans on disk: answers as JSON lines, the ranking as CSV and as a picture."""
 
 import csv
 import hashlib
@@ -37,7 +37,7 @@ class Records:
                 self._known[_key(tree)] = Compiled.from_tree(tree["compiled"])
 
     def find(self, request: PlanRequest) -> Compiled | None:
-        """What was answered to the same request before, of the same recipe, rules and jax."""
+        """Find the recorded answer to the same request, recipe, rules and jax version."""
         return self._known.get(_key(_tree(request)))
 
     def add(self, request: PlanRequest, compiled: Compiled) -> None:
@@ -49,7 +49,7 @@ class Records:
         self._known[_key(tree)] = compiled
 
     def write_tables(self, found: Iterable[Answer]) -> None:
-        """The ranking of `found` as CSV and PNG."""
+        """Write the ranking of `found` as CSV and PNG."""
         rows = [_row(request, compiled) for request, compiled in ranked(found)]
         with atomic_open(self.directory / self.names[1]) as file:
             names = dict.fromkeys(name for row in rows for name in row)

@@ -1,4 +1,4 @@
-"""Which devices a collective joins, from each of the notations that XLA prints.
+"""Parse the replica groups of a collective, in each of XLA's notations.
 
 replica_groups={{0,1},{2,3}}                                                  listed
 replica_groups=[2,2]<=[2,2]T(1,0)                                             rows of an iota
@@ -87,7 +87,7 @@ def _ordered(text: str) -> np.ndarray:
 
 
 def _length(numbers: str) -> int:
-    """Of "3" or of "0:3", which has four."""
+    """The length of "3" or of "0:3", which are 3 both."""
     first, _, last = numbers.partition(":")
     return int(last or first) - int(first) + 1
 

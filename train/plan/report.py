@@ -1,4 +1,4 @@
-"""A plan as text: the answer first, then what it is made of."""
+"""A plan as text: the answer first, then its parts."""
 
 import textwrap
 

@@ -1,4 +1,4 @@
-"""What is planned: one program of one run on one machine."""
+"""The request of a plan: one program of one run on one machine."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -22,7 +22,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """The arguments of the command line, and all that a compiling process is told.
+    """The arguments of the command line, which are all that a compiling process gets.
 
     Attributes:
         model: a preset's name.
@@ -98,11 +98,11 @@ class PlanRequest:
 
     @property
     def encoder_length(self) -> int:
-        """Tokens of picture and prompt that the encoder reads."""
+        """The number of image and prompt tokens that the encoder reads."""
         return self.sizes.num_image_tokens(self.image_size, self.image_size) + self.prompt_length
 
     def short(self) -> str:
-        """One line for a person."""
+        """A short description in one line."""
         what = "generate " if self.program == "generate" else ""
         remat = f" remat {self.remat}" if self.remat else ""
         return (

@@ -1,4 +1,4 @@
-"""What a compiled, scheduled program keeps in the device's memory, and what it moves through it.
+"""Peak memory and memory traffic of a compiled, scheduled program.
 
 Read from the optimised HLO, whose instructions stand in the order in which they run. Buffers in
 the TPU's on-chip memory (layouts with S(1) and above) are no part of either.
@@ -26,7 +26,7 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([\d,]*)((?::|\().*?)?\})?")
 
 @dataclass(frozen=True)
 class Live:
-    """What lies in memory at the moment when most does, in bytes; arguments apart.
+    """The contents of memory at its peak, in bytes, without the arguments.
 
     Attributes:
         forward: made by the forward pass and kept: the activations.
@@ -84,7 +84,7 @@ class _Tracker:
 
 
 def peak(module: HloModule, name: str = "") -> Live:
-    """The fullest moment of a computation, the entry by default, loops within it included."""
+    """Find the peak of a computation, by default the entry, loops within it included."""
     computation = module.computations[name or module.entry]
     tracker = _Tracker()
     instructions = list(computation.instructions.values())

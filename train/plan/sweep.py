@@ -1,4 +1,4 @@
-"""Many plans, and which of those that fit could be fastest."""
+"""Sweep over plans, and rank those that fit by their best speed."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +19,8 @@ def candidates(
     batches: Sequence[int] | None = None,
     remats: Sequence[str] | None = None,
 ) -> list[PlanRequest]:
-    """A request with other meshes, batches and remat policies, smaller batches first.
+    """Variants of a request with other meshes, batch sizes and remat policies, smaller batches
+    first.
 
     By default: its own remat policy or else all of them, half, once and twice its batch, and the
     meshes that divide the parameters among all devices, among 16 or 8 of them, and not at all.
@@ -38,7 +39,7 @@ def candidates(
 def sweep(
     requests: Iterable[PlanRequest], compiled: Callable[[PlanRequest], Compiled]
 ) -> Iterator[Answer]:
-    """Each request with its answer; batches larger than one that did not fit are not tried."""
+    """Answer each request; larger batches than one that did not fit are skipped."""
     refused: dict[PlanRequest, Compiled] = {}
     for request in requests:
         alike = replace(request, global_batch=request.accumulation)
@@ -53,7 +54,7 @@ def sweep(
 
 
 def ranked(found: Iterable[Answer]) -> list[Answer]:
-    """Those that fit, the fastest at best first, then the others."""
+    """Sort: those that fit first, the fastest first, then the others."""
 
     def rank(answer: Answer) -> tuple:
         request, compiled = answer

@@ -1,4 +1,4 @@
-"""Machines by name, such as "v5e:16x16", and their devices without having them."""
+"""Machines by name, such as "v5e:16x16", and abstract devices for them."""
 
 import math
 import re
@@ -57,7 +57,7 @@ class Topology:
 
     @property
     def near_devices(self) -> int:
-        """Devices that the fast links join: a slice's, or one host's GPUs."""
+        """The number of devices that fast links join: a slice's, or one host's GPUs."""
         chips = math.prod(self.shape)
         if self.chip.platform == "gpu":
             chips = min(chips, self.chip.host_chips)
@@ -69,7 +69,7 @@ class Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """The machine of a name.
+    """Parse the name of a machine.
 
     Raises:
         ValueError: an unknown chip, or a shape that it does not come in.
@@ -96,7 +96,7 @@ def parse_topology(text: str) -> Topology:
 
 
 def environment(topology: Topology) -> dict[str, str]:
-    """What must be set before jax is imported in a process that compiles for it."""
+    """The environment that a process needs before it imports jax to compile for a machine."""
     return TPU_ENVIRONMENT if topology.chip.platform == "tpu" else GPU_ENVIRONMENT
 
 
@@ -134,7 +134,7 @@ def load_devices(topology: Topology) -> list[Any]:
 
 
 def missing_compiler(topology: Topology) -> str:
-    """What to install before one can compile for it, or an empty text."""
+    """The package to install to compile for a platform, or ""."""
     platform = topology.chip.platform
     names = ("libtpu",) if platform == "tpu" else ("jax_cuda12_plugin", "jax_cuda13_plugin")
     return "" if any(find_spec(name) for name in names) else INSTALL[platform]

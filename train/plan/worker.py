@@ -1,4 +1,4 @@
-"""One compilation in a process of its own: a crash of the compiler ends that process alone."""
+"""Compile in a separate process, so that a crash of the compiler ends that process alone."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ COMMAND = (sys.executable, "-m", "train.plan.worker")
 
 
 def compile_request(request: PlanRequest, progress: Callable[[str], None]) -> Compiled:
-    """What the compiler says of a request; its process is started, watched and told of.
+    """Compile a request in a process that this function starts and watches.
 
     Args:
         progress: called with a line of text every few seconds.
@@ -74,7 +74,7 @@ def _how_it_ended(status: int, log: Path) -> str:
 
 
 def compile_here(request: PlanRequest, lowered_marker: Path | None = None) -> Compiled:
-    """The same in this process, whose environment must be `environment(...)`."""
+    """Compile a request in this process, whose environment must be `environment(...)`."""
     from train.plan import schedule
     from train.plan.collectives import collectives
     from train.plan.hlo import parse_hlo

@@ -1,4 +1,4 @@
-"""Images: any source to an upright 8-bit RGB picture (`load`), and that to pixels (`pixels`)."""
+"""Images: any source to an upright 8-bit RGB image (`load`), and that to pixels (`pixels`)."""
 
 
 class ImageError(ValueError):

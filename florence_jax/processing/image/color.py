@@ -1,4 +1,4 @@
-"""Every pixel format a user may hand over -> 8-bit RGB.
+"""Conversion of every pixel format to 8-bit RGB.
 
 Florence-2 was trained on 8-bit RGB. The rules, one per kind of input: transparency is composited
 over white (paper, screenshots and diagrams are drawn on white); samples wider than 8 bits and
@@ -85,7 +85,7 @@ def array_to_rgb(array: np.ndarray, name: str, notes: list[str]) -> Image.Image:
 
 
 def scaled_to_eight(values: np.ndarray, samples: SampleRange) -> np.ndarray:
-    """uint8 of `values`, black to 0 and white to 255, rounded to the nearest."""
+    """Scale `values` to uint8, black to 0 and white to 255, rounded to the nearest."""
 
     def scale(part: np.ndarray) -> np.ndarray:
         shares = (part.astype(np.float64) - samples.low) / (samples.high - samples.low)
@@ -157,7 +157,7 @@ def _add(notes: list[str], samples: SampleRange) -> None:
 
 
 def _in_chunks(values: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """uint8 of `convert`, some rows at a time."""
+    """Apply `convert` to some rows at a time; uint8."""
     result = np.empty(values.shape, np.uint8)
     rows = max(1, _CHUNK // max(1, values[0].size))
     for start in range(0, len(values), rows):

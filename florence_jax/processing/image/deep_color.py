@@ -1,4 +1,4 @@
-"""16-bit colour images, of whose samples Pillow keeps the high byte alone.
+"""16-bit colour images: the low bytes of samples, which Pillow drops.
 
 That is right for samples that fill 16 bits. Of 12-bit samples it leaves 0..15, which is black: then
 the image is decoded a second time for the low bytes.
@@ -27,7 +27,7 @@ _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "
 
 
 def low_byte_mode(image: Image.Image) -> str | None:
-    """Pillow's raw mode that decodes the low bytes; None where the image has none.
+    """Return Pillow's raw mode that decodes the low bytes; None if the image has none.
 
     Args:
         image: opened from a file, its pixels not decoded yet.
@@ -45,14 +45,14 @@ def low_byte_mode(image: Image.Image) -> str | None:
 
 
 def is_dark(image: Image.Image) -> bool:
-    """May the decoded image hold samples of 14 bits or fewer?"""
+    """Whether all samples of the decoded image may have 14 bits or fewer."""
     colors = max(1, len(image.getbands()) - 1) if image.has_transparency_data else 3
     extrema = image.getextrema()[:colors]
     return max(high for _, high in extrema) <= _LOW_HIGH_BYTE  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def is_sixteen_bit_ppm(image: Image.Image) -> bool:
-    """Is this an undecoded PPM whose maximum is 65535, which Pillow scales to 8 bits?"""
+    """Whether this is an undecoded PPM whose maximum is 65535, which Pillow scales to 8 bits."""
     arguments = next((tile[3] for tile in getattr(image, "tile", ())), None)
     return image.format == "PPM" and arguments == ("RGB", 65535)
 
@@ -90,7 +90,7 @@ def eight_bit_palette(image: Image.Image) -> bytes | None:
 
 
 def loses_low_bits(image: Image.Image, data: bytes) -> bool:
-    """Is this a 16-bit colour image of whose samples nothing here reads the low bytes?
+    """Whether the low bytes of this 16-bit colour image cannot be read.
 
     Args:
         image: opened from a file, its pixels not decoded yet.

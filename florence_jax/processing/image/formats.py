@@ -89,7 +89,7 @@ def refuse_misread(image: Image.Image, name: str) -> None:
 
 
 def decoding_error(name: str, error: Exception) -> ImageError:
-    """What to tell about an exception of PIL's: nearly every type may mean a damaged file."""
+    """Describe an exception of PIL's: nearly every type may mean a damaged file."""
     if isinstance(error, ImageError):
         return error
     if isinstance(error, MemoryError):
@@ -106,7 +106,7 @@ def decoding_error(name: str, error: Exception) -> ImageError:
 
 
 def significant_bits(data: bytes) -> int | None:
-    """The bits of a sample that carry information, by the sBIT chunk; None without one."""
+    """The number of significant bits of a sample, from a PNG's sBIT chunk; None without one."""
     for kind, start, end in _png_chunks(data):
         if kind == b"IDAT":
             return None
@@ -118,12 +118,12 @@ def significant_bits(data: bytes) -> int | None:
 
 
 def _is_png(data: bytes) -> bool:
-    """Does a file with this content claim to be a PNG?"""
+    """Whether the content begins as a PNG file."""
     return data.startswith(_PNG_SIGNATURE)
 
 
 def _without_texts_and_profile(data: bytes) -> bytes:
-    """The file without its texts and colour profile, which may unpack to any size."""
+    """Remove a PNG's texts and colour profile, which may unpack to any size."""
     kept = [_PNG_SIGNATURE]
     position = len(_PNG_SIGNATURE)
     for kind, _, end in _png_chunks(data):
@@ -135,7 +135,7 @@ def _without_texts_and_profile(data: bytes) -> bytes:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, end) of each chunk's content, as far as they are whole."""
+    """(kind, start, end) of the content of each chunk that is whole."""
     position = len(_PNG_SIGNATURE)
     while _is_png(data) and position + 12 <= len(data):
         start = position + 8
@@ -187,7 +187,7 @@ def pil_limit() -> int | None:
 
 @contextmanager
 def no_pil_limit() -> Iterator[None]:
-    """PIL's own decompression-bomb limit lifted, because ours decides.
+    """Lift PIL's own decompression-bomb limit, because ours decides.
 
     PIL's limit is a module global that warns, or raises at twice the value, whatever our cap says.
     It is lifted only while a header is read (and while decoding a picture that our cap allows

@@ -1,4 +1,4 @@
-"""Any image source -> a decoded RGB picture in the frame the user sees, or a clear `ImageError`."""
+"""Load an image from any source as an upright RGB image, or raise a clear `ImageError`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def load_image(
     apply_exif: bool = True,
     page: int | None = None,
 ) -> Image.Image:
-    """One picture as a new RGB `PIL.Image.Image`; the source is left as it was.
+    """Load one image as a new RGB `PIL.Image.Image`; the source is left unchanged.
 
     Samples become 8-bit by these rules (`sample_range` has the reasons):
 
@@ -115,7 +115,7 @@ def load_image_and_notes(
     apply_exif: bool = True,
     page: int | None = None,
 ) -> tuple[Image.Image, tuple[str, ...]]:
-    """`load_image`, with what it would warn about as a second value."""
+    """`load_image` that returns its warnings as a second value."""
     limits = _Limits(max_pixels, apply_exif)
     notes: list[str] = []
     if isinstance(source, (bytes, bytearray, memoryview, str, os.PathLike)):
@@ -162,7 +162,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def count_pages(source: Any, *, max_bytes: int = MAX_BYTES) -> int:
-    """How many pages or frames a file has; 1 where that cannot be told, or there are no pages.
+    """The number of pages or frames of a file; 1 if it cannot be told or there are no pages.
 
     Raises:
         ImageError: more than 10,000.
@@ -179,7 +179,7 @@ def count_pages(source: Any, *, max_bytes: int = MAX_BYTES) -> int:
 
 
 def page_id(name: str, page: int) -> str:
-    """What rows of results call one page of the image `name`."""
+    """The id of one page of the image `name` in rows of results."""
     return f"{name}#page={page}"
 
 
@@ -190,7 +190,7 @@ class _Limits:
 
 
 def _content(source: Any, max_bytes: int) -> tuple[bytes, str]:
-    """The encoded image, and what messages call it."""
+    """The encoded image, and its name for messages."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         name = f"image bytes ({len(data)} bytes)"

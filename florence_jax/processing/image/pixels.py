@@ -1,4 +1,4 @@
-"""RGB picture -> the normalised pixels that the image encoder takes.
+"""Preprocess an RGB image to the normalised pixels that the image encoder takes.
 
 Bit-exact to transformers' PIL-backed CLIP image processor as Florence-2 configures it: squash to
 768x768 with PIL's bicubic filter, rescale by 1/255, normalise with the ImageNet mean and std.
@@ -27,7 +27,7 @@ _MAX_SIZE = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """How pictures become pixels. ``preprocess_image(image, **dataclasses.asdict(config))``.
+    """Preprocessing settings: ``preprocess_image(image, **dataclasses.asdict(config))``.
 
     Attributes:
         size: ``(height, width)`` in pixels that every picture is resized to, aspect not kept.
@@ -68,7 +68,7 @@ class ImageConfig:
 
     @classmethod
     def from_hf(cls, preprocessor_config: Mapping[str, Any]) -> ImageConfig:
-        """The config in a checkpoint's ``preprocessor_config.json`` (or ``processor_config.json``).
+        """Read a checkpoint's ``preprocessor_config.json`` (or ``processor_config.json``).
 
         Without a file (an empty mapping) the base model's settings hold. What a file leaves out is
         what transformers' ``CLIPImageProcessor``, Florence-2's image processor, takes for it.
@@ -124,7 +124,7 @@ def preprocess_image(
     resample: int = BICUBIC,
     rescale: float = 1 / 255,
 ) -> np.ndarray:
-    """One picture as normalised pixels, float32[H, W, 3] (a row of an NHWC batch).
+    """Preprocess one image to normalised pixels, float32[H, W, 3] (a row of an NHWC batch).
 
     Args:
         image: anything `load_image` takes; loaded with its defaults (EXIF orientation applied).
@@ -151,7 +151,7 @@ def preprocess_image(
 
 
 def resize_picture(picture: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
-    """`picture.resize(size)` for a (width, height), in memory that the picture's pixels bound.
+    """`picture.resize(size)` to a (width, height), with memory bounded by the image's own pixels.
 
     PIL scales the width first, to an image of the new width and the old height: of a picture of
     100 x 1,000,000 pixels that would be 3 GB. Such pictures are scaled the other way round, which

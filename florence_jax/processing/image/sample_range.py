@@ -1,4 +1,4 @@
-"""Which sample value of an image is white: what its file declares, or else what its values suggest.
+"""The range of an image's samples: as its file declares it, else estimated from its values.
 
 Integers wider than 8 bits often hold fewer: a 12-bit camera writes 0..4095 into 16-bit files. Read
 as 16-bit they come out black. A file that declares its range is believed. Without a declaration the
@@ -55,7 +55,7 @@ class SampleRange:
 
 @dataclass(frozen=True)
 class Declared:
-    """What a file says about its samples.
+    """A file's own statement about its samples.
 
     Attributes:
         high: the value of white; None where it is not said.
@@ -73,7 +73,7 @@ class Declared:
 
 
 def declared_by(image: Image.Image, data: bytes | None = None) -> Declared:
-    """What the file that `image` was opened from says about its samples.
+    """Read the statement of the file that `image` was opened from.
 
     Args:
         image: the opened image, before or after its pixels are decoded.
@@ -153,7 +153,7 @@ def float_range(values: np.ndarray, name: str, *, stretch: bool) -> SampleRange:
 
 
 def jpeg2000_depth(data: bytes) -> int | None:
-    """Bits of a sample of the first channel by the codestream's header; None where it has none."""
+    """Bits of a sample of the first channel, from the codestream's header; None without one."""
     start = data.find(b"\xff\x4f\xff\x51")
     depth = data[start + 42 : start + 43] if start >= 0 else b""
     return (depth[0] & 0x7F) + 1 if depth else None
@@ -194,6 +194,6 @@ def _positive(value: Any) -> float | None:
 
 
 def _has_own_maximum(image: Image.Image) -> bool:
-    """Does a PGM name another maximum than 65535, which writers put on values of any depth?"""
+    """Whether a PGM states another maximum than 65535, which writers put on values of any depth."""
     arguments = next((tile[3] for tile in getattr(image, "tile", ())), None)
     return isinstance(arguments, tuple) and arguments[-1] != 65535

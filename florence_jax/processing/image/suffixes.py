@@ -1,4 +1,4 @@
-"""Which file names are images, and which are leftovers that only look like images."""
+"""File names of images, and of leftover files that only look like images."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _LEFTOVER_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 
 
 def is_image_name(name: str) -> bool:
-    """Has the name an image's suffix?"""
+    """Whether the name has an image's suffix."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def leftover(path: str) -> str | None:
-    """What kind of leftover a path in a folder or archive is; None for a file of the user's.
+    """The kind of leftover that a path in a folder or archive is; None for a user's file.
 
     Args:
         path: relative to the folder or archive, so that folders above it do not count.
@@ -42,5 +42,5 @@ def leftover(path: str) -> str | None:
 
 
 def kind_of_other(name: str) -> str:
-    """What a skipped file that is no image is counted as."""
+    """The category under which a skipped file that is no image is counted."""
     return os.path.splitext(name)[1].lower() or "without a suffix"
