@@ -225,7 +225,7 @@ def _plain(prompt: str) -> str:
 
 
 def _meant(name: str, cutoff: float = 0.6) -> str | None:
-    """The task whose name is closest to `written`; None if none is close."""
+    """The task whose name is closest to `name`; None if none is close."""
     key = _key(name)
     if key in _KNOWN:
         return _KNOWN[key]

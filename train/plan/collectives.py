@@ -88,7 +88,7 @@ class Collective:
         return factor * self.bytes
 
     def crosses(self, devices_per_slice: int) -> bool:
-        """Whether a group joins devices of different slices (or hosts) of `size` devices."""
+        """Whether a group joins devices of different slices (or hosts) with this many devices."""
         return any(len({device // devices_per_slice for device in one}) > 1 for one in self.groups)
 
 
