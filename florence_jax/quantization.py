@@ -21,7 +21,7 @@ import numpy as np
 Params = dict[str, Any]
 Quantization = Literal["int8"]
 
-# What is quantised, and over which axis a channel's weights lie: the one that products sum over.
+# The quantized weights, and the axis that products sum over, along which a channel's weights lie.
 _QUANTIZED = {r"decoder/layers/\d+/.*": ("kernel", 0), "shared|lm_head": ("embedding", 1)}
 _LARGEST = 127
 

@@ -27,7 +27,7 @@ from florence_jax.processing.locations import BINS
 from florence_jax.processing.tokenizer import FlorenceTokenizer
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS, SPECIAL_TOKENS
 
-# Classes of tokens. Text follows, with as many classes as there are ways in which its tokens act.
+# Classes of tokens; the classes of text follow, one for each way in which its tokens act.
 _NEVER, _END, _BEGIN, _LOC, _SEP, _POLY, _CLOSE_POLY, _MARKUP, _TEXT = range(9)
 _KIND_OF_MARKUP = {"<sep>": _SEP, "<poly>": _POLY, "</poly>": _CLOSE_POLY}
 
@@ -222,7 +222,7 @@ def _sort_vocabulary(
 
     See `compose_with_tokenizer`.
     """
-    # Of these, answers hold Florence-2's alone; other added tokens are text.
+    # Answers hold only Florence-2's tokens among these; other added tokens are text.
     names = (*SPECIAL_TOKENS, "<mask>", "<image>", *FLORENCE_TOKENS)
     markup = {name: tokenizer.token_id(name) for name in names}
     taken = set(markup.values())

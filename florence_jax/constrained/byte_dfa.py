@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What the parser removes from any answer, and what it would take for a location.
+# Markup that the parser removes from any answer, and the beginning of a location.
 _READ_AS_MARKUP = ("<s>", "</s>", "<pad>", "<loc_")
 # Whitespace outside ASCII; all of it is below the surrogates.
 _WHITESPACE = [chr(code).encode() for code in range(0x80, 0xD800) if chr(code).isspace()]

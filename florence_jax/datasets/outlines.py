@@ -56,7 +56,7 @@ def outline_of(
         scale = (1.0, 1.0) if size is None else (size[0] / width, size[1] / height)
         polygons = mask_polygons(mask)
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        # Of all pixels, those of specks too.
+        # The box around all pixels, those of specks included.
         around = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
     elif isinstance(segmentation, list) and segmentation:
         parts = segmentation if isinstance(segmentation[0], list) else [segmentation]

@@ -220,7 +220,7 @@ def _decay(setting: tuple[int, float] | None, tokens: int) -> np.ndarray | None:
 def _sequence_bias(
     name: str, pairs: Iterable[tuple[Sequence[int], float]], vocab: int
 ) -> SequenceBias | None:
-    # Of equal sequences the last one counts, as in transformers.
+    # The last of equal sequences counts, as in transformers.
     biases = {tuple(tokens): bias for tokens, bias in pairs}
     if not biases:
         return None

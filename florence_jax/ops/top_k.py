@@ -85,7 +85,7 @@ def top_k_iterative(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array
     values, places = [], []
     for _ in range(count):
         value = jnp.where(taken, -jnp.inf, scores).max(-1, keepdims=True)
-        # Where only -inf is left, the maximum alone would find places that are taken already.
+        # If only -inf is left, the maximum alone would find indices that are taken already.
         found = jnp.where((scores == value) & ~taken, place, size - 1).min(-1, keepdims=True)
         taken |= place == found
         values.append(value)

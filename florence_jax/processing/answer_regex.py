@@ -174,7 +174,7 @@ def _runs(text: str, pattern: re.Pattern[str]) -> list[Run]:
 
 
 def _bin(digits: str) -> int:
-    """Convert a bin, at most `LARGEST_BIN`. ``\d`` and int() both read every script's digits."""
+    """Convert a bin, at most `LARGEST_BIN`. ``\\d`` and int() both read every script's digits."""
     if len(digits) > _LONGEST_NUMBER:
         return LARGEST_BIN
     return min(int(digits), LARGEST_BIN)

@@ -20,7 +20,7 @@ from florence_jax.processing.locations import check_image_size, text_to_bins
 from florence_jax.processing.tasks import TASKS, Task, build_prompt, task_of
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS
 
-# What people write for a task, in the form that `_key` gives words.
+# Names that people write for a task, in the form that `_key` gives words.
 _ALIASES = {
     "objects": "<OD>",
     "detect": "<OD>",
@@ -84,7 +84,7 @@ _SIMILAR = 0.8
 _ROUNDING_PIXELS = 0.5
 # The same of shares of a picture, whose edge is 1.
 _ROUNDING_SHARES = 0.05
-# What web pages, shells and JSON make of angle brackets.
+# Angle brackets as web pages, shells and JSON escape them.
 _ESCAPED = re.compile(r"(?:%|\\u00|\\x)(3c|3e)", re.IGNORECASE)
 
 

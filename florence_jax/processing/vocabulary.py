@@ -26,8 +26,8 @@ FLORENCE_TOKENS: tuple[str, ...] = (
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 
-# What no prompt, label or answer may hold as text: the tokenizer reads each as one token, so that
-# "a </s> b" ends after "a". Native checkpoints read <image> so too.
+# Tokens that no prompt, label or answer may hold as text: the tokenizer reads each as one token, so
+# that "a </s> b" ends after "a". Native checkpoints read <image> in the same way.
 CONTROL_TOKENS = (*SPECIAL_TOKENS, "<mask>", "<image>")
 
 _NO_LOCATION = re.compile(r"<loc_(?:[0-9]{4,}|0[0-9]+|-[0-9]+|[0-9]+\.[0-9]*)>")
@@ -63,7 +63,7 @@ def check_locations(text: str, what: str) -> None:
     Raises:
         ValueError: it holds a location beyond <loc_999>.
     """
-    # Of more than three digits, or with a zero in front, none is a token.
+    # No token has more than three digits or a zero in front.
     found = _NO_LOCATION.search(text)
     if found:
         raise ValueError(

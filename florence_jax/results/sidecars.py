@@ -22,7 +22,7 @@ from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.text_file import TextFileError, read_text
 
-# What is wrong with the name of one row, and not with the disk.
+# Errors in the name of one row rather than of the disk.
 _BAD_NAME = {
     errno.ENAMETOOLONG,
     errno.ENOTDIR,

@@ -13,7 +13,7 @@ from florence_jax.results.rows import Row, class_name, picture_name, shapes, siz
 
 SUFFIX = ".xml"
 
-# What XML 1.0 has no way to write.
+# Characters that XML 1.0 cannot write.
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 

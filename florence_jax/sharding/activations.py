@@ -43,7 +43,7 @@ def map_batch_shards(
     a Pallas kernel at all. `function` must treat the rows of the first axis independently.
     """
     mesh = get_abstract_mesh()
-    # Where axes are manual, `arrays` are one device's already.
+    # If axes are manual, `arrays` are one device's shards already.
     parts = 1 if mesh.empty or mesh.manual_axes else batch_parts(mesh)
     if parts == 1 or any(array.shape[0] % parts for array in arrays):
         return function(*arrays, *replicated)

@@ -39,7 +39,7 @@ _CALLS: Mapping[str, tuple[str, ...]] = {
     "call": ("to_apply",),
     "fusion": ("calls",),
     "async-start": ("calls",),
-    # What the TPU v7x compiler hands to the sparse cores.
+    # Collectives that the TPU v7x compiler gives to the sparse cores.
     "call-start": ("to_apply",),
     "conditional": ("branch_computations", "true_computation", "false_computation"),
 }

@@ -101,7 +101,7 @@ def _training_step(request: PlanRequest, mesh: Mesh) -> Lowered:
 
     images = array(pictures, (*side, 3), jnp.uint8)
     if config.data.cached_features is not None:
-        # Of no weights: the tower is not run, whatever they are.
+        # No weights are hashed: the tower is not run.
         features = origin_of(training, {})
         images = array(pictures, features.shape, features.dtype)
     batch = Batch(

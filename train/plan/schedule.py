@@ -128,7 +128,7 @@ def kernel_bytes(module: HloModule, kernel: Instruction, operands: Sequence[str]
         # Its operand names the whole source, and the slice may come to the chip itself.
         return memory_bytes(re.sub(r"S\(\d+\)", "", kernel.shape))
     if kernel.opcode.endswith("-done") and operands[0].startswith("("):
-        # What moves in the background: its operand names both sides, the result among them.
+        # Background copies: the operand names both sides, the result among them.
         return memory_bytes(operands[0])
     sizes = [memory_bytes(shape) for shape in operands]
     result = memory_bytes(kernel.shape)
