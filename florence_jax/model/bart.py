@@ -44,6 +44,8 @@ POSITION_OFFSET = 2
 
 
 class Encoder(nnx.Module):
+    """BART's encoder: embeddings plus positions, a layer norm, then post-norm layers."""
+
     def __init__(self, config: BartConfig, *, rngs: nnx.Rngs | None):
         self.dropout_rate = config.dropout
         self.positions = _position_table(config, rngs)
@@ -73,6 +75,8 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
+    """BART's decoder, for all tokens at once (`__call__`) or one token a beam (`step`)."""
+
     def __init__(self, config: BartConfig, *, rngs: nnx.Rngs | None):
         self.dropout_rate = config.dropout
         self.num_heads = config.decoder_attention_heads
@@ -163,6 +167,8 @@ class Decoder(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
+    """Self-attention and feed-forward network, each followed by residual and layer norm."""
+
     # Random keys that a call with dropout takes.
     NUM_DROPOUT_KEYS = 4
 
@@ -184,6 +190,8 @@ class EncoderLayer(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
+    """Causal self-attention, cross-attention and feed-forward network, each post-norm."""
+
     NUM_DROPOUT_KEYS = 6
 
     def __init__(self, config: BartConfig, *, rngs: nnx.Rngs | None):
@@ -273,8 +281,7 @@ def _linear_residual_norm(
     x_BKD: jax.Array, y_BKF: jax.Array, linear: Linear, norm: LayerNorm
 ) -> jax.Array:
     """norm(x + linear(y)), the end of a decoding step's sublayers."""
-    plain = linear.scale is None and linear.adapter is None
-    if not (plain and linear_norm_kernel_supported(x_BKD, y_BKF.shape[-1])):
+    if not (linear.is_plain and linear_norm_kernel_supported(x_BKD, y_BKF.shape[-1])):
         return norm(x_BKD + linear(y_BKF))
     weights = *linear.kernel_and_bias(x_BKD.dtype), norm.scale[...], norm.bias[...]
     return linear_residual_norm(x_BKD, y_BKF, *weights)

@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 
 from florence_jax.config import DaViTConfig
-from florence_jax.model.davit_attention import ChannelAttention, WindowAttention, per_token
+from florence_jax.model.davit_attention import ChannelAttention, WindowAttention
 from florence_jax.model.layers import (
     MLP,
     Conv,
@@ -25,6 +25,7 @@ from florence_jax.model.layers import (
     Sequential,
     drop_path,
     fold_in,
+    per_token,
     split_key,
 )
 from florence_jax.ops.norm_mlp_residual_pallas import norm_mlp_residual, pallas_supported
@@ -169,13 +170,13 @@ class _Block(nnx.Module):
         return norm_mlp_residual(x_BHWC, *norm, *fc1, *fc2)
 
     def _mlp_kernel_applies(self, x_BHWC: jax.Array) -> bool:
-        plain = all(
-            one.adapter is None and one.scale is None for one in (self.mlp.fc1, self.mlp.fc2)
-        )
+        plain = self.mlp.fc1.is_plain and self.mlp.fc2.is_plain
         return plain and pallas_supported(x_BHWC, self.mlp.fc1.kernel.shape[1])
 
 
 class SpatialBlock(_Block):
+    """The half of a dual-attention block that attends within spatial windows."""
+
     def __init__(self, config: DaViTConfig, stage: int, *, rngs: nnx.Rngs | None):
         dim = config.embed_dims[stage]
         super().__init__(dim, config.mlp_ratio, rngs=rngs)
@@ -188,6 +189,8 @@ class SpatialBlock(_Block):
 
 
 class ChannelBlock(_Block):
+    """The half of a dual-attention block that attends among channels."""
+
     def __init__(self, config: DaViTConfig, stage: int, *, rngs: nnx.Rngs | None):
         dim = config.embed_dims[stage]
         super().__init__(dim, config.mlp_ratio, rngs=rngs)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from florence_jax.model.layers import Linear
+from florence_jax.model.layers import Linear, per_token
 from florence_jax.ops import window_attention_pallas
 from florence_jax.ops.channel_attention import channel_attention_folded, channel_attention_reference
 from florence_jax.ops.window_attention import (
@@ -133,12 +133,3 @@ def _qkv_and_proj(
     layer: WindowAttention | ChannelAttention, dtype: jnp.dtype
 ) -> tuple[jax.Array, ...]:
     return *layer.qkv.kernel_and_bias(dtype), *layer.proj.kernel_and_bias(dtype)
-
-
-def per_token(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Apply `function` to the rows of float[tokens, C].
-
-    XLA:CPU's library for products takes up to 1.7 times as long for a left side of more axes.
-    """
-    y = function(x.reshape(-1, x.shape[-1]))
-    return y.reshape(*x.shape[:-1], y.shape[-1])

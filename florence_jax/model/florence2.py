@@ -23,35 +23,8 @@ from florence_jax.model.kv_cache import (
     KVCacheRowMajor,
     empty_cache,
 )
-from florence_jax.model.layers import fold_in, normal
+from florence_jax.model.layers import Embedding, fold_in
 from florence_jax.model.projector import Projector
-
-
-class Embedding(nnx.Module):
-    """The token embedding, float[V, D]."""
-
-    # One per row where rows are int8, see `florence_jax.quantization`.
-    scale: nnx.Param | None = None
-
-    def __init__(self, vocab_size: int, dim: int, *, rngs: nnx.Rngs | None):
-        self.vocab_size = vocab_size
-        self.embedding = nnx.Param(normal(rngs, (vocab_size, dim)))
-
-    def weight(self, dtype: jnp.dtype) -> jax.Array:
-        """float[V, D] in `dtype`, not yet multiplied by `scale`."""
-        # A mesh that does not divide V pads the table with rows of zeros, which must not become
-        # logits.
-        return self.embedding[...][: self.vocab_size].astype(dtype)
-
-    def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """int[...] -> float[..., D]."""
-        # Length first: XLA merges the gradients of two look-ups of the same shape into one scatter,
-        # concatenated along their first axis. Along the batch, rows would change devices for it.
-        tokens = jnp.moveaxis(tokens, -1, 0)
-        rows = self.embedding[...][tokens]
-        if self.scale is not None:
-            rows = rows * self.scale[...][tokens][..., None]
-        return jnp.moveaxis(rows, 0, -2).astype(dtype)
 
 
 class Florence2(nnx.Module):
