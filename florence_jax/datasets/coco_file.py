@@ -6,9 +6,9 @@ The trainer and the evaluator read COCO files here, so that both take one file f
 - An id of an image or a category may be a number in one place and its text in another.
 - `area`, `iscrowd` and `id` of an annotation may be missing.
 - Categories of one name are one category.
-- Boxes are in pixels, or in shares of the picture's sides; the whole file decides (`coco_units`).
+- Boxes are in pixels, or in shares of the image's sides; the whole file decides (`coco_units`).
 - An annotation without `bbox` has the box around its `segmentation`: polygons, or RLE.
-- Boxes are cut at the picture's edges. Those without area in the picture are left out and counted.
+- Boxes are cut at the image's edges. Those without area in the image are left out and counted.
 
 Everything else that is not COCO's layout is refused by name. `CocoFile.notes` says what was joined,
 cut or left out.
@@ -34,7 +34,7 @@ from florence_jax.datasets.coco_units import Unit, unit_of
 from florence_jax.datasets.errors import DatasetError
 from florence_jax.datasets.outlines import outline_of
 
-# Boxes of polygons leave a picture by rounding; pycocotools shall see those as they are.
+# Boxes of polygons leave an image by rounding; pycocotools shall see those as they are.
 _ROUNDING = 0.5
 _OUTSIDE = "lie outside of their pictures"
 
@@ -56,7 +56,7 @@ def read_coco(
         labels: whether every object needs a category with a name.
         boxes: whether every object needs a box.
         outlines: whether `CocoObject.outline` is wanted.
-        picture_size: (width, height) of the picture of a `file_name`, asked for where the file
+        picture_size: (width, height) of the image of a `file_name`, asked for where the file
             lacks `width` and `height`.
 
     Raises:
@@ -310,7 +310,7 @@ class _Reader:
     def _refuse_other_boxes(
         self, placed: Sequence[tuple[Corners, Size | None]], left_out: Mapping[str, list[str]]
     ) -> None:
-        """Refuse a file whose boxes are not COCO's: corners, or pixels of other pictures."""
+        """Refuse a file whose boxes are not COCO's: corners, or pixels of other images."""
         leave = sum(_as_corners(*one) for one in placed)
         if leave * 2 > len(placed) and all(_fits_as_corners(*one) for one in placed):
             raise self._error(

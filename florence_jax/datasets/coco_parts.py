@@ -19,7 +19,7 @@ class CocoImage:
     Attributes:
         id: as the file has it.
         file_name: as the file has it.
-        size: (width, height) in pixels; None where neither the file nor the picture says it.
+        size: (width, height) in pixels; None where neither the file nor the image says it.
         caption: of RefCOCO's conversions, what the image's annotations are called.
     """
 

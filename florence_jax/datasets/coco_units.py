@@ -9,9 +9,9 @@ from florence_jax.datasets.errors import DatasetError
 
 Unit = Literal["pixels", "shares"]
 
-# A share beyond the edge, of a box that leaves its picture or of rounding, stays below this.
+# A share beyond the edge, of a box that leaves its image or of rounding, stays below this.
 _LARGEST_SHARE = 2.0
-# A file of pixels may hold one box below a pixel in a picture's corner among so many others.
+# A file of pixels may hold one box below a pixel in an image's corner among so many others.
 _STRAY = 1000
 
 
@@ -26,7 +26,7 @@ def unit_of(
 
     Shares are what Azure and others export in place of COCO's pixels. Coordinates are shares where
     none exceeds 2 and one is a fraction below 1: a share may exceed 1 where a box leaves its
-    picture. Whole numbers alone are pixels, as COCO defines them: [0, 0, 1, 1] is one pixel.
+    image. Whole numbers alone are pixels, as COCO defines them: [0, 0, 1, 1] is one pixel.
 
     Args:
         shapes: (annotation, its numbers).

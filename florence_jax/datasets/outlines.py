@@ -11,7 +11,7 @@ import numpy as np
 
 from florence_jax.datasets.errors import DatasetError
 
-# The most pixels of a mask, as of a picture.
+# The most pixels of a mask, as of an image.
 _MAX_PIXELS = 100_000_000
 # Parts of a mask smaller than this share of it are left out: specks of an annotation tool.
 _SPECK = 0.01
@@ -41,7 +41,7 @@ def outline_of(
     Args:
         segmentation: a list of polygons, one polygon as a flat list, or an RLE with `size` and
             `counts`, compressed or not.
-        size: (width, height) of the picture, to which a mask of another size is scaled.
+        size: (width, height) of the image, to which a mask of another size is scaled.
         scale: what polygons' coordinates are multiplied by; an RLE is in pixels of its own size.
         where: the file and the annotation, for messages.
 

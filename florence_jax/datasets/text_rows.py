@@ -8,7 +8,7 @@ from typing import Any
 from florence_jax.datasets.errors import DatasetError
 
 COLUMNS = ("image", "prefix", "suffix")
-# Hugging Face's imagefolder names the picture so, in metadata.jsonl.
+# Hugging Face's imagefolder names the image so, in metadata.jsonl.
 FILE_NAME = "file_name"
 
 
@@ -38,7 +38,7 @@ def row_columns(row: Any, where: str) -> tuple[Any, Any, Any]:
         where: the file and the row, for messages.
 
     Raises:
-        DatasetError: it is no object, lacks a column, or `image` and `file_name` name two pictures.
+        DatasetError: it is no object, lacks a column, or `image` and `file_name` name two images.
     """
     if not isinstance(row, Mapping):
         raise DatasetError(

@@ -47,11 +47,11 @@ class Shown:
     """A prompt about a held-out scene, with the true and the model's answer in the form of `parse`.
 
     Attributes:
-        scene: file name of the picture, without its ending.
+        scene: file name of the image, without its ending.
         picture: the scene.
         task: "<OD>" and so on.
         prompt: the task with its input.
-        truth, answer: text, or coordinates in the picture's pixels.
+        truth, answer: text, or coordinates in the image's pixels.
     """
 
     scene: str

@@ -50,7 +50,7 @@ def parse(
     Args:
         text: what the tokenizer decoded, special tokens kept.
         task: ``"<OD>"`` and so on; any other string is a task of a fine-tune, whose answer is text.
-        image_size: ``(width, height)`` in pixels of the picture as shown; needed where the answer
+        image_size: ``(width, height)`` in pixels of the image as shown; needed where the answer
             holds coordinates.
         compat: None for this library's convention, ``"native"`` or ``"original"`` for exactly what
             the references' ``post_process_generation(text=...)`` returns. Where they raise (a

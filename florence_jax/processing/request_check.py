@@ -82,7 +82,7 @@ _MOST_WORDS = 3
 _SIMILAR = 0.8
 # Edges of boxes are rounded now and then.
 _ROUNDING_PIXELS = 0.5
-# The same of shares of a picture, whose edge is 1.
+# The same of shares of an image, whose edge is 1.
 _ROUNDING_SHARES = 0.05
 # Angle brackets as web pages, shells and JSON escape them.
 _ESCAPED = re.compile(r"(?:%|\\u00|\\x)(3c|3e)", re.IGNORECASE)
@@ -109,7 +109,7 @@ def check_request(
     Raises:
         ValueError: a misspelt task, a prompt that looks like a task and is none, a task without the
             text or region that it takes or with one that it does not take, or a region that is not
-            in the picture.
+            in the image.
     """
     check_task(prompt, declared=declared, free_prompt=free_prompt)
     if text is not None and not isinstance(text, str):

@@ -3,8 +3,8 @@
 One *row* says everything about one image, in `predict --output` and `predict --output-dir` alike:
 
     {"id": "photos/a.jpg",              # the path, or the id of a row of data
-     "image": "a.jpg",                  # only where the picture's name is not the id
-     "width": 640, "height": 480,       # pixels of the upright picture
+     "image": "a.jpg",                  # only where the image's name is not the id
+     "width": 640, "height": 480,       # pixels of the upright image
      "answers": [{"prompt": "<OD>",     # and "text", "region" or "labels" where they were given
                   "result": {"<OD>": {"bboxes": [[x0, y0, x1, y1]], "labels": ["cat"],
                                       "scores": [0.31]}}}]}

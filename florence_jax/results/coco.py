@@ -146,7 +146,7 @@ class CocoFile:
         """
         Args:
             write: takes the JSON text.
-            file_name: the name of a picture, as the file shall have it.
+            file_name: the name of an image, as the file shall have it.
         """
         self._write, self._file_name = write, file_name
         self._results: list[Mapping[str, Any]] = []

@@ -12,7 +12,7 @@ from florence_jax.results.draw import PALETTE, TextWriter, draw_result, label_co
 from florence_jax.results.instances import instances
 from florence_jax.runtime.atomic_file import atomic_open
 
-# Small pictures are enlarged to this height, so that labels can be read on them.
+# Small images are enlarged to this height, so that labels can be read on them.
 _HEIGHT = 448
 _GAP = 12
 _PAPER, _INK, _MUTED = (255, 255, 255), (24, 24, 27), (113, 113, 122)
@@ -34,7 +34,7 @@ def save_side_by_side(
     right: Mapping[str, bool] | None = None,
     note: str = "",
 ) -> None:
-    """Save one picture for each result, side by side.
+    """Save one image for each result, side by side.
 
     A label has one colour on the sheet, and no other label has it while the palette lasts.
 

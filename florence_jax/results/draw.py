@@ -1,7 +1,7 @@
 """Draw results: boxes, quads and polygons on the image, captions and read text below it.
 
 Line widths and fonts follow the image size, so a thumbnail and a 4000 px photo both read well. A
-label has the same colour in every picture. Nothing a model can answer stops a drawing: what has no
+label has the same colour in every image. Nothing a model can answer stops a drawing: what has no
 place in the frame is left out, and text that does not fit is shortened.
 """
 
@@ -73,7 +73,7 @@ def draw_result(
         image: a path, or a PIL image of any mode. EXIF orientation is applied first, since results
             are in that frame; transparency is laid over white.
         result: `{task: value}`, coordinates in pixels. Values that are text go in a panel below the
-            picture, which then grows downwards (and to the right, if it is too narrow for words).
+            image, which then grows downwards (and to the right, if it is too narrow for words).
         line_width: pixels. Default: 1 at 200 px, 14 at 4000 x 3000.
         font_size: pixels. Default: 9 at 200 px, 68 at 4000 x 3000.
         fill_opacity: of polygons, 0 to 1. Boxes and quads are outlines.
@@ -83,7 +83,7 @@ def draw_result(
         colours: RGB of labels that shall not have their own (`label_colour`).
 
     Returns:
-        A new RGB image. Its top left `width x height` pixels are the picture, so coordinates stay.
+        A new RGB image. Its top left `width x height` pixels are the image, so coordinates stay.
 
     Raises:
         ValueError: a value of no known form, an option out of range, or (`ImageError`) an image
@@ -174,7 +174,7 @@ def _draw_shape(
         stamp = partial(_stamp, picture, corners, reach=line_width + halo)
         if instance.kind == "polygons" and len(corners) >= 3:
             stamp(colour, fill_opacity, lambda d, p, _: d.polygon(p, fill=255))
-        # A rim of the other kind keeps light colours visible on light pictures, dark on dark.
+        # A rim of the other kind keeps light colours visible on light images, dark on dark.
         stamp(_ink(colour), 0.45, partial(_outline, width=line_width + 2 * halo))
         stamp(colour, 1.0, partial(_outline, width=line_width))
 
@@ -233,7 +233,7 @@ def _draw_label(
     score = f"{instance.score:.2f}" if has_score else ""
     x0, y0, x1, y1 = instance.bounds()
     pad = max(1, writer.size // 4)
-    # A long phrase may run as far as its box does, or three fifths of the picture.
+    # A long phrase may run as far as its box does, or three fifths of the image.
     tail = f" {score}" if label and score else score
     limit = min(picture.width - 2 * pad, max(x1 - x0, 0.6 * picture.width, 6 * writer.size))
     label = writer.shorten(label, limit - writer.length(tail))
@@ -383,7 +383,7 @@ def _load_face(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=16384)
 def _has_glyph(name: str, character: str) -> bool:
-    """Whether a font has the character: its picture is not the one for "missing" (U+FFFF)."""
+    """Whether a font has the character: its glyph is not the one for "missing" (U+FFFF)."""
     return _is_installed(name) and _glyph(name, character) != _glyph(name, "\uffff")
 
 

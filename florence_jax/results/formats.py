@@ -8,7 +8,7 @@ from pathlib import Path
 
 from florence_jax.processing import TASKS, task_of
 
-# Formats of one file, and those of one file for each picture with its suffix.
+# Formats of one file, and those of one file for each image with its suffix.
 FILES = ("jsonl", "csv", "coco")
 SIDECARS = {"yolo": ".txt", "voc": ".xml", "txt": ".txt"}
 # Blocks of --output-dir; the other formats are made of them when the last one is there.

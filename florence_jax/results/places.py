@@ -23,9 +23,9 @@ class SidecarPlaces:
     """The sidecar path of each image.
 
     Attributes:
-        root: `common_folder` of all pictures.
+        root: `common_folder` of all images.
         folder: where the sidecars go, mirroring the tree below `root`; None for beside the
-            pictures.
+            images.
         suffix: ".txt" or ".xml".
     """
 

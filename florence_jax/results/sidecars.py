@@ -98,12 +98,12 @@ def check_sidecars(
 
     Args:
         kind, places: the format and its places.
-        names: the pictures.
-        inputs: files that must not be replaced, beside the pictures.
+        names: the images.
+        inputs: files that must not be replaced, beside the images.
         overwrite: whether existing sidecars are replaced.
 
     Returns:
-        The pictures whose sidecars exist and are kept.
+        The images whose sidecars exist and are kept.
 
     Raises:
         ValueError, OSError: names the file that is in the way.
@@ -128,7 +128,7 @@ def _check_existing(kind: str, places: SidecarPlaces, names: Iterable[str]) -> N
 
     Args:
         kind: the format to be written.
-        names: the pictures whose sidecars exist and are kept.
+        names: the images whose sidecars exist and are kept.
 
     Raises:
         ValueError: names the file.

@@ -13,7 +13,7 @@ from florence_jax.results.instances import Instance, exportable_instances
 if TYPE_CHECKING:
     import supervision
 
-# PIL's rasteriser works in C ints; every real picture is far smaller.
+# PIL's rasteriser works in C ints; every real image is far smaller.
 _COORDINATE_LIMIT = 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""Plans on disk: answers as JSON lines, the ranking as CSV and as a picture."""
+"""Plans on disk: answers as JSON lines, the ranking as CSV and as an image."""
 
 import csv
 import hashlib

@@ -30,7 +30,7 @@ class PlanRequest:
         mesh, rules: how its devices divide the work, as in `florence-jax train`.
         global_batch: rows of one update, or of one call of the generation loop.
         accumulation: micro-batches of one update.
-        image_size: side of the square pictures, in pixels.
+        image_size: side of the square images, in pixels.
         prompt_length, target_length: tokens; of the loop, `target_length` new ones at most.
         dtype: of activations.
         remat: `model.remat`; by default the recipe's.

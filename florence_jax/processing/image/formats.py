@@ -25,7 +25,7 @@ _UNUSED_PNG_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# Brands of ISO media files, by the format of the pictures inside.
+# Brands of ISO media files, by the format of the images inside.
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset(
     {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
@@ -190,8 +190,8 @@ def no_pil_limit() -> Iterator[None]:
     """Lift PIL's own decompression-bomb limit, because ours decides.
 
     PIL's limit is a module global that warns, or raises at twice the value, whatever our cap says.
-    It is lifted only while a header is read (and while decoding a picture that our cap allows
-    beyond PIL's limit), so threads decode ordinary pictures side by side.
+    It is lifted only while a header is read (and while decoding an image that our cap allows
+    beyond PIL's limit), so threads decode ordinary images side by side.
     """
     with _pil_limit_lock:
         saved = Image.MAX_IMAGE_PIXELS

@@ -40,7 +40,7 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 256 * 1024 * 1024
 # Resizing needs 32 bytes for each pixel of a side, whatever the other side is.
 MAX_SIDE = 1_000_000
-# A file of this many pages is no picture.
+# A file of this many pages is no image.
 MAX_PAGES = 10_000
 
 SEVERAL_PAGES = (
@@ -86,11 +86,11 @@ def load_image(
         source: a path (str or PathLike), encoded bytes, a PIL image of any mode, or an array uint8,
             uint16, bool or float, or integers within 0..255, [H, W] or [H, W, 1 | 3 | 4]. The
             format is read from the content, never from the file name. HEIC needs the extra "heif".
-        max_pixels: refuse a picture with more, judged by its header before anything is decoded. No
+        max_pixels: refuse an image with more, judged by its header before anything is decoded. No
             side may have more than 1,000,000.
         max_bytes: refuse a file or bytes with more.
-        apply_exif: turn the picture upright by its EXIF orientation, as viewers and browsers do,
-            for files, bytes and PIL images alike: boxes then refer to the picture as the user sees
+        apply_exif: turn the image upright by its EXIF orientation, as viewers and browsers do,
+            for files, bytes and PIL images alike: boxes then refer to the image as the user sees
             it, and `image.size` of the result is the ``image_size`` to parse with. False keeps the
             stored frame (except of TIFF and HEIC, which their decoders turn).
         page: page of a file with several, or frame of an animation, counted from 1. None is the

@@ -30,7 +30,7 @@ class ImageConfig:
     """Preprocessing settings: ``preprocess_image(image, **dataclasses.asdict(config))``.
 
     Attributes:
-        size: ``(height, width)`` in pixels that every picture is resized to, aspect not kept.
+        size: ``(height, width)`` in pixels that every image is resized to, aspect not kept.
         mean, std: per RGB channel, on the rescaled values.
         resample: PIL's resampling filter, 3 is bicubic.
         rescale: factor from 8-bit values.
@@ -153,8 +153,8 @@ def preprocess_image(
 def resize_picture(picture: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
     """`picture.resize(size)` to a (width, height), with memory bounded by the image's own pixels.
 
-    PIL scales the width first, to an image of the new width and the old height: of a picture of
-    100 x 1,000,000 pixels that would be 3 GB. Such pictures are scaled the other way round, which
+    PIL scales the width first, to an image of the new width and the old height: of an image of
+    100 x 1,000,000 pixels that would be 3 GB. Such images are scaled the other way round, which
     may round differently.
 
     Raises:
