@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from florence_jax.checkpoint import load_checkpoint
 from florence_jax.constrained.answer_grammars import AnswerGrammars
-from florence_jax.constrained.answer_schema import answer_form
+from florence_jax.constrained.answer_schema import answer_schema
 from florence_jax.conversion import from_torch, to_torch
 from florence_jax.generation import GenerationConfig, generate, make_constraint
 from florence_jax.model import Model
@@ -82,7 +82,7 @@ def test_tokens_are_transformers(extended):
 def test_constrained_answers_hold_added_words_and_no_image_token(extended):
     directory, *_ = extended
     tokenizer = load_tokenizer(directory)
-    forms = [answer_form("<CAPTION>"), answer_form("<OD>", labels=["zebracrossing", "cat"])]
+    forms = [answer_schema("<CAPTION>"), answer_schema("<OD>", labels=["zebracrossing", "cat"])]
     automaton, starts = AnswerGrammars(tokenizer, 51300).automaton(forms)
     constraint = make_constraint(automaton, [starts[form] for form in forms])
     table, classes = np.asarray(constraint.next_state), np.asarray(constraint.class_of_token)
