@@ -1,9 +1,9 @@
 """Parameter sharding: rules resolved for a mesh and the parameters' shapes.
 
-A parameter has two forms. *Stored* it has its true shape, as in checkpoints. *Placed*, a vocabulary
-that the mesh does not divide is filled up with zeros to a size that it does, for arrays at the edge
-of a program must be divided evenly. Programs cut the zeros off first (`trim`): inside, the compiler
-divides any size, so no logit, draw or optimizer ever meets them.
+A parameter has two shapes. Checkpoints have its *true* shape. On a mesh that does not divide the
+vocabulary, the table is *padded* with rows of zeros to a size that the mesh divides, because arrays
+at the edge of a program must be divided evenly. Programs trim the padding first (`trim`): inside,
+the compiler divides any size, so no logit, random draw or optimizer state sees it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Replicated:
     """A dimension that the rules divide and the mesh cannot, so that every device holds all of it.
 
     Attributes:
-        path: the parameter's.
-        dimension, size: which dimension, and how large.
-        axes, parts: the axes that do not divide it, and into how many parts.
+        path: path of the parameter.
+        dimension, size: the dimension and its size.
+        axes, parts: the axes that do not divide it, and the number of parts that they make.
     """
 
     path: str
@@ -54,9 +54,9 @@ class ParamSharding:
     Attributes:
         mesh: may be abstract, to plan without devices.
         shapes: path -> true shape.
-        specs: path -> how the placed array is divided.
-        padded: path -> placed shape, of those whose placed shape is not the true one.
-        replicated: what the rules would divide and the mesh does not.
+        specs: path -> PartitionSpec of the padded array.
+        padded: path -> padded shape, for parameters that are padded.
+        replicated: dimensions that the rules divide and the mesh cannot.
     """
 
     mesh: Mesh | AbstractMesh
@@ -74,18 +74,16 @@ class ParamSharding:
         return NamedSharding(self.mesh, self.specs[path])
 
     def true_sharding(self, path: str) -> NamedSharding:
-        """The true-shaped array's: `sharding`, or where that cannot be, the nearest that can."""
+        """The sharding of the true-shaped array: `sharding`, or the nearest it allows."""
         if path not in self.padded:
             return self.sharding(path)
-        return NamedSharding(
-            self.mesh, _stored_spec(self.shapes[path], self.specs[path], self.mesh)
-        )
+        return NamedSharding(self.mesh, _true_spec(self.shapes[path], self.specs[path], self.mesh))
 
     def gather_for_compute(self, params: Any) -> Any:
         """Gather nested parameters along `fsdp` for arithmetic, inside a program.
 
-        Their gradients are divided as they are. Left to itself, the compiler sometimes moves
-        activations instead of parameters. Leaves that are no parameter of the layout stay.
+        Gradients keep the parameters' sharding. Without this the compiler sometimes moves
+        activations instead of parameters. Leaves that are not in the layout stay unchanged.
         """
 
         def whole(path: tuple, leaf: jax.Array) -> jax.Array:
@@ -100,7 +98,7 @@ class ParamSharding:
     def to_padded(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Pad flat parameters of true shape, wherever they lie, and put them on the mesh.
 
-        Each array is copied at most once, and freed by whoever held it.
+        Each array is copied at most once; the caller frees the original.
         """
         return {
             path: self._pad(path)(jax.device_put(leaf, self.true_sharding(path)))
@@ -222,7 +220,7 @@ def trim(leaf: jax.Array, shape: Shape) -> jax.Array:
     return leaf[tuple(slice(size) for size in shape)]
 
 
-def _stored_spec(shape: Shape, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+def _true_spec(shape: Shape, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Move the axes of the padded first dimension to another dimension that they divide."""
     first, *rest = (*spec, *(None,) * (len(shape) - len(spec)))
     for number, (size, entry) in enumerate(zip(shape[1:], rest, strict=True)):
