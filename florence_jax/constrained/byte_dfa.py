@@ -49,9 +49,9 @@ LABEL = TextRule(label=True, angle=False)
 class ByteAutomaton(NamedTuple):
     """A finite automaton over bytes.
 
-    Fields:
-      next_state: int16[S, 256], -1 where the byte is not allowed. State 0 is the beginning.
-      complete: bool[S], whether the text may end there.
+    Attributes:
+        next_state: int16[S, 256], -1 where the byte is not allowed. State 0 is the beginning.
+        complete: bool[S], whether the text may end there.
     """
 
     next_state: np.ndarray

@@ -39,7 +39,7 @@ class Hypotheses(NamedTuple):
     tokens: jax.Array  # int32[B, K, T + 1]
     token_scores: jax.Array  # float32[B, K, T]
     lengths: jax.Array  # int32[B, K]: generated tokens
-    scores: jax.Array  # float32[B, K]: sum of token scores; divided by length once complete
+    scores: jax.Array  # float32[B, K]: sum of token scores; divided by length once finished
 
 
 class BeamState(NamedTuple):
@@ -49,7 +49,7 @@ class BeamState(NamedTuple):
     running: Hypotheses
     finished: Hypotheses  # the best K so far, best first; places not yet taken score NEG_INF
     is_finished: jax.Array  # bool[B, K]: which places of `finished` are taken
-    can_improve: jax.Array  # bool[B]: a running hypothesis may still beat a complete one
+    can_improve: jax.Array  # bool[B]: a running hypothesis may still beat a finished one
     cache: Cache
     states: jax.Array | None = None  # int32[B, K]: of the constraint, after the running hypotheses
 
@@ -156,7 +156,7 @@ def _initial_state(cache: Cache, batch: int, plan: DecodeStatic) -> BeamState:
     )
     return BeamState(
         index=jnp.zeros((), jnp.int32),
-        # All beams start equal: only the first may speak, or all would say the same.
+        # All beams start equal: only the first may continue, or all would generate the same.
         running=start._replace(scores=start.scores.at[:, 0].set(0.0)),
         finished=start,
         is_finished=jnp.zeros((batch, beams), jnp.bool_),
@@ -182,8 +182,8 @@ def _extend(
 ) -> tuple[Hypotheses, jax.Array, jax.Array]:
     """The 2 K best (or sampled) one-token continuations of a row's beams.
 
-    2 K, because at most K of them can end here (one `</s>` per beam), so that K go on; with several
-    end tokens, as many times K more.
+    At most K of 2 K can end here (one `</s>` per beam), so that K continue. Each further end token
+    adds K.
 
     Returns:
         The continuations, the beam that each extends (int32[B, N]) and whether it ends (bool[B,
@@ -219,7 +219,7 @@ def _extend(
 def _best_of_all_beams(scores_BKV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """The beams and tokens of the `count` best of a row's K * V scores: int32[B, N] each."""
     batch, _, vocab = scores_BKV.shape
-    # Each beam for itself and then among them: all in one row would be another layout, and a copy.
+    # Top-k within each beam, then among the beams: one row of K * V would need a copy.
     each = min(count, vocab)
     scores_BKN, tokens_BKN = top_k(scores_BKV, each)
     _, places_BN = top_k(scores_BKN.reshape(batch, -1), count)
@@ -237,18 +237,18 @@ def _keep_best_finished(
     """The K best among finished hypotheses and candidates that finish at this token."""
     beams, count = state.is_finished.shape[1], ends_BN.shape[1]
     # Candidates beyond the first K are there to keep the search going, not to be returned.
-    completes_BN = ends_BN & (jnp.arange(count) < beams)
+    finishes_BN = ends_BN & (jnp.arange(count) < beams)
     scores_BN = candidates.scores / jnp.asarray(values.length_norm)[state.index + 1]
     if early:
         full_B1 = jnp.all(state.is_finished, axis=1, keepdims=True)
         scores_BN += full_B1 * NEG_INF
     scores_BN += ~state.can_improve[:, None] * NEG_INF
-    scores_BN += ~completes_BN * NEG_INF
+    scores_BN += ~finishes_BN * NEG_INF
     # Candidates first: where places are left over, all at NEG_INF, the longest unfinished
-    # hypotheses fill them, so that a row which no sequence can complete still returns one.
+    # hypotheses fill them, so that a row without any finished sequence still returns one.
     merged = jax.tree.map(
         lambda new, old: jnp.concatenate([new, old], axis=1),
-        (candidates._replace(scores=scores_BN), completes_BN),
+        (candidates._replace(scores=scores_BN), finishes_BN),
         (state.finished, state.is_finished),
     )
     _, kept_BK = top_k(merged[0].scores, beams)
@@ -267,26 +267,26 @@ def _advance_states(
         return None
     tokens_BK = lax.dynamic_index_in_dim(tokens_BKT, index + 1, axis=2, keepdims=False)
     states_BK = advance_states(values.constraint, gather_beams(states_BK, parents_BK), tokens_BK)
-    # Hypotheses that have ended run on only where nothing else is legal: to say nothing more, lest
-    # they take the places of complete ones.
+    # Hypotheses that have ended continue only if nothing else is legal. They may not generate more,
+    # or they would take the places of finished ones.
     return jnp.where(states_BK == FINISHED, DEAD, states_BK)
 
 
-def _repeat_best(finished: Hypotheses, is_complete_BK: jax.Array) -> Hypotheses:
+def _repeat_best(finished: Hypotheses, is_finished_BK: jax.Array) -> Hypotheses:
     """Fill places without a finished hypothesis with the best one, scored NEG_INF.
 
-    A constraint may allow fewer answers than there are beams; what else fills the places is cut off
-    in the middle.
+    A constraint may allow fewer answers than there are beams; unfinished hypotheses would fill the
+    other places.
     """
-    own_BK = jnp.where(is_complete_BK, jnp.arange(is_complete_BK.shape[1]), 0)
+    own_BK = jnp.where(is_finished_BK, jnp.arange(is_finished_BK.shape[1]), 0)
     repeated = gather_beams(finished, own_BK)
-    return repeated._replace(scores=jnp.where(is_complete_BK, repeated.scores, NEG_INF))
+    return repeated._replace(scores=jnp.where(is_finished_BK, repeated.scores, NEG_INF))
 
 
 def _may_improve(
     running: Hypotheses,
     finished: Hypotheses,
-    is_complete_BK: jax.Array,
+    is_finished_BK: jax.Array,
     length: jax.Array,
     plan: DecodeStatic,
     values: DecodeParams,
@@ -299,5 +299,5 @@ def _may_improve(
     if plan.early_stopping == "never":
         length = jnp.where(values.prefers_long, values.max_new_tokens, length)
     reachable_B = running.scores[:, 0] / jnp.asarray(values.length_norm)[length]
-    worst_BK = jnp.where(is_complete_BK, jnp.min(finished.scores, axis=1, keepdims=True), NEG_INF)
+    worst_BK = jnp.where(is_finished_BK, jnp.min(finished.scores, axis=1, keepdims=True), NEG_INF)
     return jnp.any(reachable_B[:, None] > worst_BK, axis=1)

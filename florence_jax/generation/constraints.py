@@ -1,9 +1,9 @@
 """Constrained decoding: an automaton over tokens, run inside the compiled loop.
 
-Every row of a batch walks the same table from a start of its own, so that tasks and lists of labels
-mix in one program; tables are padded to powers of two, so that other lists need no other program.
-A token is legal where its class leads on and the answer can still be completed within the token
-limit: an answer that the limit cuts is therefore whole.
+Every row of a batch walks the same table from its own start state, so that tasks and lists of
+labels mix in one program. Tables are padded to powers of two, so that most lists share a program. A
+token is legal if the automaton allows it and the answer can still be completed within the token
+limit; answers that reach the limit are therefore complete.
 
 Shape suffixes: B batch, K beams, T tokens, S states, C classes of tokens, V vocabulary.
 """
@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from florence_jax.generation_config import TokenIds
 
-# The states that every automaton begins with: where what is not allowed leads, and after the end.
+# The states that every automaton begins with: after a token that is not allowed, and after the end.
 DEAD, FINISHED = 0, 1
 NEVER = 2**30
 
@@ -65,8 +65,8 @@ def make_constraint(automaton: Automaton, start: Sequence[int]) -> Constraint:
     """Pad an automaton's table and compute the distance of each state from the end.
 
     Args:
-        automaton: its state 0 refuses and its state 1 has finished.
-        start: the state in which each row of the batch begins.
+        automaton: its state 0 is `DEAD` and its state 1 `FINISHED`.
+        start: the start state of each row of the batch.
     """
     states, classes = automaton.next_state.shape
     room = (_power_of_two(states, _LEAST_STATES), _power_of_two(classes, _LEAST_CLASSES))
@@ -87,7 +87,7 @@ def make_constraint(automaton: Automaton, start: Sequence[int]) -> Constraint:
 
 
 def least_tokens(next_state: np.ndarray) -> np.ndarray:
-    """int32[S]: the fewest tokens from each state to `FINISHED`, `NEVER` where none lead there."""
+    """int32[S]: the fewest tokens from each state to `FINISHED`; `NEVER` if it is out of reach."""
     sources, classes = np.nonzero(next_state)
     targets = next_state[sources, classes]
     least = np.full(len(next_state), NEVER, np.int32)
@@ -160,8 +160,8 @@ def check_constraint(
 def ended_by(constraint: Constraint, eos_token_ids: Sequence[int]) -> Constraint:
     """The constraint with all of `eos_token_ids` ending an answer.
 
-    Answers are still whole: an end token that the constraint takes for a token like others would
-    break them off and is refused within them. With one end token nothing changes.
+    Answers stay complete: an end token that the constraint treats as an ordinary token would cut
+    them off, so it becomes illegal inside answers. With one end token nothing changes.
     """
     within = sorted(set(eos_token_ids) - set(_ends(constraint)))
     if len(eos_token_ids) == 1 or not within:
@@ -231,7 +231,7 @@ def allowed_tokens(
 
     Args:
         states_BK: int32[B, K], after the sequences' last tokens.
-        sequences_BKT, index: as for `processors.apply_logits_processors`.
+        sequences_BKT, index: as for `logits_processors.apply_logits_processors`.
         remaining: int32[], tokens that may still be generated.
     """
     after_BKC = jnp.asarray(constraint.next_state)[states_BK]

@@ -43,10 +43,10 @@ class DecoderInfo(Protocol):
 class DecodeStatic:
     """The static half: hashable; a new value compiles a new program.
 
-    `buffers` are the sizes that token buffers and caches grow through, 64, 128, 256, ..., the last
-    capped by the position table: attention over what was generated then costs what its length
-    asks for and not what the limit allows. `top_k` 0 keeps every token. `optional` names what is
-    set of `OptionalValues`, `tables` are the sizes of its lists.
+    `buffers` are the sizes that token buffers and caches grow through: 64, 128, 256, ..., the last
+    capped by the position table. Attention then costs what the generated length needs rather than
+    what the limit allows. `top_k` 0 keeps every token. `optional` names the fields of
+    `OptionalValues` that are set, and `tables` holds the sizes of its lists.
     """
 
     num_beams: int
@@ -72,9 +72,10 @@ class DecodeStatic:
 class DecodeParams(NamedTuple):
     """The traced half: new values never compile a program.
 
-    `length_norm[n]` is `n ** length_penalty`: a table, because the float64 power rounded once is
-    what transformers divides by, and a float32 power on the device differs in the last bit.
-    `one_minus_top_p` likewise is subtracted in float64. A forced id of -1 forces nothing.
+    `length_norm[n]` is `n ** length_penalty`. It is a table, because transformers divides by the
+    float64 power rounded once, from which a float32 power on the device differs in the last bit.
+    `one_minus_top_p` is subtracted in float64 for the same reason. A forced id of -1 forces
+    nothing.
     """
 
     max_new_tokens: ArrayLike  # int32[]
@@ -104,20 +105,20 @@ class DecodeParams(NamedTuple):
 
 
 def make_plan(
-    config: GenerationConfig, facts: DecoderInfo, constraint: Constraint | None = None
+    config: GenerationConfig, info: DecoderInfo, constraint: Constraint | None = None
 ) -> tuple[DecodeStatic, DecodeParams]:
     """Fill in the model's token ids, check the limits, and split static from traced settings.
 
     Args:
         config: the user's settings.
-        facts: the model's text configuration.
+        info: the model's text configuration.
         constraint: what the answers may be; None for anything.
 
     Raises:
         ValueError: `max_new_tokens` past the position table or too few for the constraint, or a
             token id outside the vocabulary.
     """
-    positions = facts.max_position_embeddings
+    positions = info.max_position_embeddings
     limit = positions if config.max_new_tokens is None else config.max_new_tokens
     if limit > positions:
         raise ValueError(
@@ -130,18 +131,18 @@ def make_plan(
             "the decoder's position table (max_position_embeddings) allows"
         )
     forced_bos, forced_eos = config.forced_bos_token_id, config.forced_eos_token_id
-    bos = _or_model(config.bos_token_id, facts.bos_token_id)
-    eos = facts.eos_token_id if config.eos_token_id is None else config.eos_token_id
+    bos = _or_model(config.bos_token_id, info.bos_token_id)
+    eos = info.eos_token_id if config.eos_token_id is None else config.eos_token_id
     all_eos = eos if isinstance(eos, tuple) else (eos,)
     buffers = token_buckets(limit, positions)
     forced_bos = bos if isinstance(forced_bos, str) else forced_bos
     if isinstance(forced_eos, str):
-        forced_eos = facts.eos_token_id if facts.eos_token_id in all_eos else all_eos[0]
+        forced_eos = info.eos_token_id if info.eos_token_id in all_eos else all_eos[0]
     optional = optional_values(
         config,
         eos_token_ids=all_eos,
         forces_bos=forced_bos is not None,
-        vocab_size=facts.vocab_size,
+        vocab_size=info.vocab_size,
         tokens=buffers[-1],
     )
     names, tables = table_shapes(optional)
@@ -150,22 +151,22 @@ def make_plan(
         do_sample=config.do_sample,
         early_stopping=config.early_stopping,
         no_repeat_ngram_size=config.no_repeat_ngram_size,
-        # Greedy and plain beam search never filter: one program whatever top_k says.
-        top_k=min(config.top_k or 0, facts.vocab_size) if config.do_sample else 0,
+        # Greedy and plain beam search never filter, so top_k does not select another program.
+        top_k=min(config.top_k or 0, info.vocab_size) if config.do_sample else 0,
         num_return_sequences=config.num_return_sequences,
         buffers=buffers,
         decoder_start_token_id=_or_model(
-            config.decoder_start_token_id, facts.decoder_start_token_id
+            config.decoder_start_token_id, info.decoder_start_token_id
         ),
         eos_token_id=eos,
-        pad_token_id=_or_model(config.pad_token_id, facts.pad_token_id),
+        pad_token_id=_or_model(config.pad_token_id, info.pad_token_id),
         # Scores of greedy decoding and sampling are normalised in any case.
         renormalize_logits=config.renormalize_logits and config.num_beams > 1,
         optional=names,
         tables=tables,
     )
     _check_in_vocabulary(
-        facts.vocab_size,
+        info.vocab_size,
         decoder_start_token_id=plan.decoder_start_token_id,
         eos_token_id=eos,
         pad_token_id=plan.pad_token_id,
@@ -177,7 +178,7 @@ def make_plan(
         constraint = ended_by(constraint, all_eos)
         check_constraint(
             constraint,
-            vocab_size=facts.vocab_size,
+            vocab_size=info.vocab_size,
             eos_token_ids=all_eos,
             forced_bos_token_id=forced_bos,
             forced_eos_token_id=forced_eos,

@@ -1,7 +1,7 @@
 """Parts shared by the decoding loops: the model callback, buffers that grow, random keys.
 
-The loops have never heard of a model. They own the tokens and the beams; whoever calls them owns
-the arithmetic, behind one callback.
+The loops know no model. They own the tokens and the beams; the caller owns the model's arithmetic,
+behind one callback.
 
 Shape suffixes: B batch, K beams (or parallel samples), N candidates, V vocabulary.
 """
@@ -28,8 +28,8 @@ Result = TypeVar("Result")
 class Cache(Protocol):
     """The model's cache of every beam: a pytree that only the model looks into.
 
-    What is the same for all beams of a row (cross-attention keys and values) is closed over by the
-    callback and is never in here.
+    State that all beams of a row share (cross-attention keys and values) is not part of it: the
+    callback closes over that.
     """
 
     def reorder(self, parents_BK: jax.Array) -> Self:
@@ -69,10 +69,10 @@ def while_loop_with_growing_buffers(
     Args:
         state: has an `index`, the number of tokens so far, and room for `buffers[0]` of them.
         buffers: the sizes to grow through.
-        unfinished: bool[]: is there more to do?
+        unfinished: returns bool[], whether to continue.
         advance: adds a token.
-        grow: the state with room for so many tokens.
-        result: what to return of the last state; of one shape, whatever the state's buffers are.
+        grow: returns the state with room for a given number of tokens.
+        result: extracts the result from the last state, in one shape for all buffer sizes.
     """
     here, rest = buffers[0], buffers[1:]
     state = lax.while_loop(lambda state: (state.index < here) & unfinished(state), advance, state)
@@ -102,7 +102,7 @@ def grow_axis(leaf: jax.Array, axis: int, size: int, fill: int = 0) -> jax.Array
 def row_keys(rng: jax.Array | None, batch: int) -> jax.Array:
     """One random key per row, key[B]: it depends on the row's index alone.
 
-    Splitting `rng` by the batch size would make a row's draw depend on how many neighbours it has.
+    Splitting `rng` by the batch size would make a row's samples depend on the number of rows.
 
     Raises:
         ValueError: there is no `rng`.

@@ -1,9 +1,9 @@
 """Logits processors: temperature, penalties, n-gram bans, forced tokens, top-k and top-p.
 
-Each function is pure, sees whole batches and leaves the host alone. Order and semantics are those
+Each function is pure, takes whole batches and runs on the device. Order and semantics are those
 of transformers 5 (`generation/utils.py: _get_logits_processor` and `generation/logits_process.py`).
-`sequences_BKT` are the *running* sequences, after beams were reordered: position 0 is the decoder
-start token, `index` is the last position that holds a token, and what lies beyond is not read.
+`sequences_BKT` are the *running* sequences, after beams were reordered. Position 0 is the decoder
+start token, `index` is the last position that holds a token, and later positions are not read.
 
 Shape suffixes: B batch, K beams, T tokens, V vocabulary.
 """
@@ -61,7 +61,7 @@ def apply_logits_processors(
     for eos_token_id in plan.eos_token_ids:
         scores_BKV = ban_token_if(too_short, scores_BKV, eos_token_id)
     if values.constraint is not None:
-        # Here they give way, as all bans, where an answer could not be completed without.
+        # Suppression gives way here, as all bans do, where it would make an answer impossible.
         scores_BKV = suppress(scores_BKV, generated, optional)
     if values.constraint is not None:
         assert states_BK is not None

@@ -19,15 +19,14 @@ from jax.typing import ArrayLike
 from florence_jax.generation_config import GenerationConfig
 from florence_jax.ops.top_k import top_k
 
-# In the token lists of `SequenceBias`: before sequences shorter than the longest, and of rows that
-# only fill the table up.
+# Padding in the token lists of `SequenceBias`: before short sequences, and in rows of padding.
 _NO_TOKEN = -1
 
 
 class SequenceBias(NamedTuple):
     """A bias on the last token of each listed sequence, applied where the others precede it.
 
-    Both axes are padded to powers of two, so that other lists need no other program.
+    Both axes are padded to powers of two, so that most lists share a program.
     """
 
     tokens: ArrayLike  # int32[S, N], flush right

@@ -15,10 +15,9 @@ from florence_jax.sharding.mesh import batch_sharding
 
 
 def shard_inputs(prepared: GenerateInputs, mesh: Mesh) -> GenerateInputs:
-    """Divide a batch over the mesh, with rows added until it divides evenly. Added rows repeat the
-    first and end with it.
+    """Divide a batch over the mesh, with rows added until it divides evenly.
 
-    In several processes each gives the same batch.
+    Added rows repeat the first and end with it. Every process passes the same batch.
     """
     rows = padded_rows(mesh, len(prepared.input_ids))
 
