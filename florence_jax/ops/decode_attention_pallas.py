@@ -72,15 +72,15 @@ def decode_attention_reference(
     """
     batch, queries, dim = q_BKD.shape
     width = dim // heads
-    own_ND = jnp.arange(dim) // width == jnp.arange(heads)[:, None]
-    q_BKND = jnp.where(own_ND, (q_BKD * width**-0.5)[:, :, None], 0.0)
+    head_mask_ND = jnp.arange(dim) // width == jnp.arange(heads)[:, None]
+    q_BKND = jnp.where(head_mask_ND, (q_BKD * width**-0.5)[:, :, None], 0.0)
     q_BQD = q_BKND.reshape(batch, queries * heads, dim)
     scores = jnp.einsum("bqd,bsd->bqs", q_BQD, key_BSD, preferred_element_type=jnp.float32)
     mask = jnp.broadcast_to(mask, (batch, queries, mask.shape[-1]))
     scores = jnp.where(jnp.repeat(mask, heads, axis=1), scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value_BSD.dtype)
     y_BQD = jnp.einsum("bqs,bsd->bqd", weights, value_BSD)
-    return jnp.where(own_ND, y_BQD.reshape(q_BKND.shape), 0.0).sum(2)
+    return jnp.where(head_mask_ND, y_BQD.reshape(q_BKND.shape), 0.0).sum(2)
 
 
 def decode_attention_kernel(
@@ -99,13 +99,18 @@ def decode_attention_kernel(
     rows = kv_block_size(cached_rows, dim, queries)
     # XLA:TPU keeps beams outermost, as they would fill few sublanes of a register.
     group = min(batch, _GROUP)
-    few = pl.BlockSpec((beams, group, dim), lambda b, s: (0, lax.div(b, group), 0))
-    some = pl.BlockSpec((1, rows, dim), lambda b, s: (b, s, 0))
+    q_spec = pl.BlockSpec((beams, group, dim), lambda b, s: (0, lax.div(b, group), 0))
+    kv_spec = pl.BlockSpec((1, rows, dim), lambda b, s: (b, s, 0))
     y_KBD = pl.pallas_call(
         functools.partial(_kernel, heads=heads),
         grid=(batch, cached_rows // rows),
-        in_specs=[few, some, some, pl.BlockSpec((1, mask_rows, rows), lambda b, s: (b, 0, s))],
-        out_specs=few,
+        in_specs=[
+            q_spec,
+            kv_spec,
+            kv_spec,
+            pl.BlockSpec((1, mask_rows, rows), lambda b, s: (b, 0, s)),
+        ],
+        out_specs=q_spec,
         # In float32, of which single rows can be picked: rows of bfloat16 share registers.
         out_shape=jax.ShapeDtypeStruct((beams, batch, dim), jnp.float32),
         scratch_shapes=[
@@ -126,7 +131,7 @@ def _kernel(
     value_ref: Any,
     mask_ref: Any,
     out_ref: Any,
-    highest_ref: Any,
+    max_ref: Any,
     total_ref: Any,
     sum_ref: Any,
     *,
@@ -139,18 +144,18 @@ def _kernel(
 
     @pl.when(pl.program_id(1) == 0)
     def _begin() -> None:
-        highest_ref[...] = jnp.full(highest_ref.shape, _MASKED)
+        max_ref[...] = jnp.full(max_ref.shape, _MASKED)
         total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
         sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
 
     first = lax.broadcasted_iota(jnp.int32, (padded, dim), 0) * width
     channel = lax.broadcasted_iota(jnp.int32, (padded, dim), 1)
-    own_HD = (channel >= first) & (channel < first + width)
+    head_mask_HD = (channel >= first) & (channel < first + width)
 
     def of_queries(x_KHS: jax.Array) -> jax.Array:
         return x_KHS.reshape(beams * padded, x_KHS.shape[-1])
 
-    q_KHD = jnp.where(own_HD, q_ref[:, example] * width**-0.5, 0.0)
+    q_KHD = jnp.where(head_mask_HD, q_ref[:, example] * width**-0.5, 0.0)
     scores_QS = lax.dot_general(
         of_queries(q_KHD).astype(key_ref.dtype),
         key_ref[0],
@@ -159,22 +164,22 @@ def _kernel(
     )
     mask_KHS = jnp.broadcast_to(mask_ref[0][:, None], (beams, padded, mask_ref.shape[-1]))
     scores_QS = jnp.where(of_queries(mask_KHS) != 0, scores_QS, _MASKED)
-    before = highest_ref[:, :1]
-    highest = jnp.maximum(before, scores_QS.max(-1, keepdims=True))
-    weights_QS = jnp.exp(scores_QS - highest)
-    faded = jnp.exp(before - highest)
-    total = faded * total_ref[:, :1] + weights_QS.sum(-1, keepdims=True)
-    sum_QD = faded * sum_ref[...] + jnp.dot(
+    old_max = max_ref[:, :1]
+    new_max = jnp.maximum(old_max, scores_QS.max(-1, keepdims=True))
+    weights_QS = jnp.exp(scores_QS - new_max)
+    rescale = jnp.exp(old_max - new_max)
+    total = rescale * total_ref[:, :1] + weights_QS.sum(-1, keepdims=True)
+    sum_QD = rescale * sum_ref[...] + jnp.dot(
         weights_QS.astype(value_ref.dtype), value_ref[0], preferred_element_type=jnp.float32
     )
-    highest_ref[...] = jnp.broadcast_to(highest, highest_ref.shape)
+    max_ref[...] = jnp.broadcast_to(new_max, max_ref.shape)
     total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
     sum_ref[...] = sum_QD
 
     @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
     def _end() -> None:
         y_KHD = (sum_QD / total).reshape(beams, padded, dim)
-        out_ref[:, example] = jnp.where(own_HD, y_KHD, 0.0).sum(1, keepdims=True)
+        out_ref[:, example] = jnp.where(head_mask_HD, y_KHD, 0.0).sum(1, keepdims=True)
 
 
 decode_attention = make_pallas_primitive(

@@ -84,15 +84,17 @@ def _kernel(
             return x_ref[0, row, :, lanes].astype(jnp.float32)
 
         for row in range(rows):
-            seen = [read(row + step) for step in (-1, 0, 1)]
+            neighbours = [read(row + step) for step in (-1, 0, 1)]
             # Each column of taps is summed where it lies: two sums are moved, not six products.
             left, centre, right = (
-                seen[0] * taps[0][col] + seen[1] * taps[1][col] + seen[2] * taps[2][col]
+                neighbours[0] * taps[0][col]
+                + neighbours[1] * taps[1][col]
+                + neighbours[2] * taps[2][col]
                 for col in range(3)
             )
             left = jnp.where(column == 0, 0.0, pltpu.roll(left, 1, 0))
             right = jnp.where(column == width - 1, 0.0, pltpu.roll(right, width - 1, 0))
-            total = seen[1] + (centre + left + right + bias_ref[0, lanes])
+            total = neighbours[1] + (centre + left + right + bias_ref[0, lanes])
             out_ref[0, row, :, lanes] = total.astype(out_ref.dtype)
 
 

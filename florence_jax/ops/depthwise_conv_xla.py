@@ -49,10 +49,10 @@ def kernel_grad_rowwise(x: jax.Array, g: jax.Array) -> jax.Array:
     padded = _padded(x)
 
     def add_row(row: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        seen = lax.dynamic_slice_in_dim(padded, row, 3, axis=1).astype(jnp.float32)
-        by = lax.dynamic_index_in_dim(g, row, axis=1, keepdims=False).astype(jnp.float32)
+        rows = lax.dynamic_slice_in_dim(padded, row, 3, axis=1).astype(jnp.float32)
+        grad_row = lax.dynamic_index_in_dim(g, row, axis=1, keepdims=False).astype(jnp.float32)
         return tuple(
-            total + seen[:, above, left : left + width] * by
+            total + rows[:, above, left : left + width] * grad_row
             for total, (above, left) in zip(sums, _TAPS, strict=True)
         )
 
