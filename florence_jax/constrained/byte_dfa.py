@@ -22,7 +22,7 @@ _WHITESPACE_BEGINNINGS = frozenset(
 )
 # Lead bytes after which not every continuation byte makes a character (Unicode, table 3-7).
 _SECOND_BYTE = {0xE0: (0xA0, 0xBF), 0xED: (0x80, 0x9F), 0xF0: (0x90, 0xBF), 0xF4: (0x80, 0x8F)}
-# All other unfinished characters are alike but for the bytes they lack: one stands for them.
+# Other unfinished characters differ only in the number of missing bytes: one represents them.
 _UNFINISHED = {1: b"\xc3", 2: b"\xe4", 3: b"\xf1"}
 
 

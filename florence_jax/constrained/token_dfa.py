@@ -68,7 +68,7 @@ class DFABuilder:
     def __post_init__(self) -> None:
         if not self.rows:
             assert (self.add(), self.add()) == (DEAD, FINISHED)
-            # A finished row of a batch is asked on, and needs something that it may say.
+            # Finished rows stay in the batch, and need a token that they may generate.
             self.link(FINISHED, {self.end: FINISHED})
 
     def add(self, *, like: int | None = None, ordered: bool = False) -> int:

@@ -2,7 +2,7 @@
 
 The trainer and the evaluator read COCO files here, so that both take one file for the same thing:
 
-- Annotations are numbered anew: their ids may be missing, repeated, or start at 0.
+- Annotations get new numbers: their ids may be missing, repeated, or start at 0.
 - An id of an image or a category may be a number in one place and its text in another.
 - `area`, `iscrowd` and `id` of an annotation may be missing.
 - Categories of one name are one category.
@@ -34,7 +34,7 @@ from florence_jax.datasets.coco_units import Unit, unit_of
 from florence_jax.datasets.errors import DatasetError
 from florence_jax.datasets.outlines import outline_of
 
-# Boxes of polygons leave an image by rounding; pycocotools shall see those as they are.
+# Boxes of polygons leave an image by rounding; pycocotools gets those unchanged.
 _ROUNDING = 0.5
 _OUTSIDE = "lie outside of their pictures"
 

@@ -11,7 +11,7 @@ Unit = Literal["pixels", "shares"]
 
 # A share beyond the edge, of a box that leaves its image or of rounding, stays below this.
 _LARGEST_SHARE = 2.0
-# A file of pixels may hold one box below a pixel in an image's corner among so many others.
+# A file in pixels may hold one box below a pixel in an image's corner among many others.
 _STRAY = 1000
 
 

@@ -35,9 +35,9 @@ class Automaton(Protocol):
     @property
     def class_of_token(self) -> np.ndarray: ...  # int[V]
     @property
-    def location_of_token(self) -> np.ndarray: ...  # int[V], -1 for what is no location
+    def location_of_token(self) -> np.ndarray: ...  # int[V], -1 for other tokens
     @property
-    def next_state(self) -> np.ndarray: ...  # int[S, C], DEAD for what is not allowed
+    def next_state(self) -> np.ndarray: ...  # int[S, C], DEAD if a token is not allowed
     @property
     def ordered(self) -> np.ndarray: ...  # bool[S]
 
@@ -50,7 +50,7 @@ class Constraint(NamedTuple):
     """
 
     class_of_token: ArrayLike  # int32[V]
-    location_of_token: ArrayLike  # int32[V]: the bin, -1 for what is no location
+    location_of_token: ArrayLike  # int32[V]: the bin, -1 for other tokens
     next_state: ArrayLike  # int16[S, C]
     least_tokens: ArrayLike  # int32[S]: that complete an answer from here, the end token included
     ordered: ArrayLike  # bool[S]

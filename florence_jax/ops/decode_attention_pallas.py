@@ -1,7 +1,7 @@
 """Attention of one decoding step over cached keys and values: reference and Pallas TPU kernel.
 
 A step is bound by reading its cache. XLA:TPU reads it at full speed, but uses five kernels for one
-attention and writes what is between them to memory; this kernel keeps it on the chip.
+attention and writes their intermediate results to memory. This kernel keeps them on the chip.
 
 Shapes: B batch, K beams, S cached rows, D channels of all heads, N heads, H heads padded to whole
         registers, Q = K * H queries.

@@ -30,7 +30,7 @@ SIDE, HEAD_DIM = 12, 32
 # Largest widths whose weights and strip still fit in VMEM.
 _MAX_CHANNELS, _MAX_STRIP_ELEMENTS_PER_ROW = 512, 192 * 128
 # How scores fill the lanes: a window's first 128 keys for each of the four heads in a block of
-# channels, then what is left of all four.
+# channels, then the remaining keys of all four.
 TOKENS, HEADS = SIDE * SIDE, LANES // HEAD_DIM
 TAIL = TOKENS - LANES
 KEYS = (HEADS + 1) * LANES

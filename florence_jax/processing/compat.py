@@ -33,8 +33,8 @@ class CompatRules:
 
     Attributes:
         coordinates: ``(bins, size)`` to pixels, x and y alternating.
-        text_markers: what is removed from free text.
-        ocr_markers: what is removed before OCR lines are read (from the other answers, always
+        text_markers: markers removed from free text.
+        ocr_markers: markers removed before OCR lines are parsed (from other answers, always
             `ALL_MARKERS`).
         strip: free text and OCR labels lose the whitespace around them.
         ascii_labels: box labels lose every character that is not ASCII.

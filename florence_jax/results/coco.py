@@ -146,7 +146,7 @@ class CocoFile:
         """
         Args:
             write: takes the JSON text.
-            file_name: the name of an image, as the file shall have it.
+            file_name: maps the name of an image to the one in the file.
         """
         self._write, self._file_name = write, file_name
         self._results: list[Mapping[str, Any]] = []
@@ -155,7 +155,7 @@ class CocoFile:
 
     def write(self, row: Row) -> None:
         shapes(row, "coco")
-        # Two prompts of one task, such as two classes, are two answers all the same.
+        # Numbers as keys, because two prompts of one task are two answers.
         self._results.append({str(number): value for number, value in enumerate(values(row))})
         self._names.append(self._file_name(picture_name(row)))
         self._sizes.append(size_of(row))

@@ -80,7 +80,7 @@ def draw_result(
         show_scores: write a score after each label that has one.
         font: a TrueType or OpenType file. Default: Pillow's own font, or a system font for text
             which that cannot write. Characters that no font has appear as its "missing" box.
-        colours: RGB of labels that shall not have their own (`label_colour`).
+        colours: RGB of labels, instead of `label_colour`.
 
     Returns:
         A new RGB image. Its top left `width x height` pixels are the image, so coordinates stay.

@@ -26,7 +26,7 @@ class Instruction:
         shape: the printed type of its value, layouts included.
         opcode: such as "all-reduce" or "fusion".
         operands: names of the operands.
-        arguments: what is printed between the parentheses.
+        arguments: the text between the parentheses.
         attributes: everything after the operands.
     """
 

@@ -42,14 +42,14 @@ def sweep(
     """Answer each request; larger batches than one that did not fit are skipped."""
     refused: dict[PlanRequest, Compiled] = {}
     for request in requests:
-        alike = replace(request, global_batch=request.accumulation)
-        smaller = refused.get(alike)
+        without_batch = replace(request, global_batch=request.accumulation)
+        smaller = refused.get(without_batch)
         if smaller is not None:
             yield request, replace(smaller, message="a smaller batch did not fit", peak=0.0)
             continue
         answer = compiled(request)
         if answer.outcome == "too large":
-            refused[alike] = answer
+            refused[without_batch] = answer
         yield request, answer
 
 

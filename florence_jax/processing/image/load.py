@@ -129,7 +129,7 @@ def load_image_and_notes(
         try:
             data = _file_of(source)
             page = source.tell() + 1
-            # Opened anew: decoded, the source would be another image at its next use.
+            # Opened again, because decoding would change the source for its next use.
             image = source if data is None else _open_page(data, name, limits, page)
             image = _decode(image, name, limits, notes, data, page)
         except Exception as error:
@@ -172,7 +172,7 @@ def count_pages(source: Any, *, max_bytes: int = MAX_BYTES) -> int:
         with no_pil_limit():
             pages = getattr(open_encoded(data, name), "n_frames", 1)
     except Exception:
-        # Reading the first page says what is wrong with the file.
+        # The error is raised when the first page is read.
         return 1
     _check_pages(pages, name)
     return pages
