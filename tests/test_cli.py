@@ -11,7 +11,7 @@ from PIL import Image
 
 from florence_jax.cli.main import main
 from florence_jax.processing import TASKS
-from florence_jax.results import drawn_file
+from florence_jax.results import draw
 from tests.random_pipeline import random_checkpoint
 
 
@@ -133,7 +133,7 @@ def test_a_full_disk_of_drawings_loses_no_answer(pictures, tmp_path, monkeypatch
     def full(image, result, path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(drawn_file, "save_drawn", full)
+    monkeypatch.setattr(draw, "save_drawn", full)
     output = tmp_path / "out.jsonl"
     options = ("--task", "<CAPTION>", "--output", output, "--save-images", tmp_path / "drawn")
     assert run(pictures / "b.png", *options) == 1

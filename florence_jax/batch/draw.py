@@ -12,7 +12,7 @@ from typing import Any
 from florence_jax.batch.image_reader import ImageSource, open_image
 from florence_jax.batch.job import Item, Row
 from florence_jax.batch.reader_pool import WorkerPool
-from florence_jax.results.drawn_file import save_drawn
+from florence_jax.results.draw import save_drawn
 from florence_jax.runtime.atomic_file import check_writable, file_name, remove_leftovers
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 

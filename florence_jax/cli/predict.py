@@ -133,7 +133,7 @@ class _Drawn:
 
     def __iter__(self) -> Iterator[Prediction]:
         from florence_jax.inference.predict import PictureNames
-        from florence_jax.results.drawn_file import drawing_error
+        from florence_jax.results.draw import drawing_error
         from florence_jax.results.scores import drop_below
 
         names, folder = PictureNames(), self._options.output.save_images

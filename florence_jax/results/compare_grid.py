@@ -8,8 +8,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from florence_jax.results.draw import PALETTE, TextWriter, draw_result, label_colour
+from florence_jax.results.draw import PALETTE, draw_result, label_colour
 from florence_jax.results.instances import instances
+from florence_jax.results.text_writer import TextWriter
 from florence_jax.runtime.atomic_file import atomic_open
 
 # Small images are enlarged to this height, so that labels can be read on them.

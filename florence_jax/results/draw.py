@@ -10,19 +10,21 @@ from __future__ import annotations
 import math
 import os
 import re
-import unicodedata
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from florence_jax.processing.image.load import load_image
 from florence_jax.results.instances import Instance, instances
+from florence_jax.results.text_writer import MAX_LINES, TextWriter, best_font, one_line
+from florence_jax.runtime.atomic_file import atomic_open
+from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
 # Okabe and Ito's colours (without black) and two of Paul Tol's "muted": nine that stay apart under
 # the common colour-vision deficiencies. More would not, so labels may share one; each is named.
@@ -39,19 +41,6 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
 )
 _DARK, _LIGHT, _MUTED = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 
-# Pillow's own font holds little beyond ASCII. For text it cannot write, the first of these that the
-# system has and that can.
-_SYSTEM_FONTS = (
-    "DejaVuSans.ttf",
-    "NotoSans-Regular.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "Arial Unicode.ttf",
-    "arial.ttf",
-    "PingFang.ttc",
-    "msyh.ttc",
-    "malgun.ttf",
-)
-_MAX_PANEL_LINES = 60
 _MAX_CHARACTERS = 10_000  # twice what 1024 tokens spell; bounds the work on text of other origin
 _LOCATIONS = re.compile(r"<loc_\d+>")
 
@@ -122,6 +111,34 @@ def draw_result(
 
     texts = [(task, value) for task, value in result.items() if isinstance(value, str)]
     return _with_panel(picture, texts, writer) if texts else picture
+
+
+def save_drawn(image: Image.Image, result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw one result on its image into `path`.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
+        ValueError: a result of no known form.
+    """
+    drawn = draw_result(image, result)
+    with atomic_open(path, "wb", durable=False) as file:
+        drawn.save(file, format="png")
+
+
+def drawing_error(
+    image: Image.Image, result: Mapping[str, Any], path: str | os.PathLike[str]
+) -> str | None:
+    """Draw one result on its image into `path`; returns the error, or None.
+
+    The answer is worth keeping whatever becomes of its drawing, a full disk included.
+    """
+    try:
+        save_drawn(image, result, path)
+    except Exception as error:
+        if not is_of_one_input(error):
+            raise
+        return row_error_text(error)
+    return None
 
 
 def label_colour(label: str) -> tuple[int, int, int]:
@@ -228,7 +245,7 @@ def _draw_label(
     show_scores: bool,
 ) -> None:
     """Write the label on a plate inside the image, covering no other plate if possible."""
-    label = _one_line(instance.label[:_MAX_CHARACTERS])
+    label = one_line(instance.label[:_MAX_CHARACTERS])
     has_score = show_scores and instance.score is not None and math.isfinite(instance.score)
     score = f"{instance.score:.2f}" if has_score else ""
     x0, y0, x1, y1 = instance.bounds()
@@ -273,7 +290,7 @@ def _with_panel(
 ) -> Image.Image:
     """Add a light panel below the image: each task's name, muted, and its text, wrapped."""
     if writer.font is None:  # one face for the whole panel, not one per line
-        writer = replace(writer, font=_best_font(_one_line("".join(text for _, text in texts))))
+        writer = replace(writer, font=best_font(one_line("".join(text for _, text in texts))))
     pad = writer.size
     width = max(picture.width, 16 * writer.size)
     lines: list[tuple[str, tuple[int, int, int]]] = []
@@ -281,8 +298,8 @@ def _with_panel(
         lines += [(line, _MUTED) for line in writer.wrap(task, width - 2 * pad)]
         shown = _LOCATIONS.sub("", text[:_MAX_CHARACTERS]).strip() or "(no text)"
         lines += [(line, _DARK) for line in writer.wrap(shown, width - 2 * pad)]
-    if len(lines) > _MAX_PANEL_LINES:
-        lines = [*lines[: _MAX_PANEL_LINES - 1], ("…", _DARK)]
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], ("…", _DARK)]
     pitch = round(1.2 * writer.line_height)
     canvas = Image.new("RGB", (width, picture.height + 2 * pad + pitch * len(lines)), (250,) * 3)
     canvas.paste(picture, (0, 0))
@@ -290,112 +307,3 @@ def _with_panel(
     for row, (line, ink) in enumerate(lines):
         writer.write(draw, (pad, picture.height + pad + row * pitch), line, ink)
     return canvas
-
-
-@dataclass(frozen=True)
-class TextWriter:
-    """Measures and writes text of one size, in a face that has its characters."""
-
-    size: int
-    font: str | None  # None: for each text what _best_font says
-
-    @property
-    def line_height(self) -> int:
-        return round(1.25 * self.size)
-
-    def length(self, text: str) -> float:
-        return self._face(text).getlength(text)
-
-    def write(
-        self,
-        draw: ImageDraw.ImageDraw,
-        position: tuple[float, float],
-        text: str,
-        ink: tuple[int, int, int],
-    ) -> None:
-        """Write one line whose line box has its top left corner at `position`."""
-        baseline = position[1] + round(0.95 * self.size)
-        draw.text((position[0], baseline), text, fill=ink, font=self._face(text), anchor="ls")
-
-    def shorten(self, text: str, limit: float) -> str:
-        """Shorten the text with "…" to at most `limit` pixels."""
-        if self.length(text) <= limit:
-            return text
-        low, high = 0, len(text)
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = self.length(text[:middle].rstrip() + "…") <= limit
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return text[:low].rstrip() + "…" if low else ""
-
-    def wrap(self, text: str, limit: float) -> list[str]:
-        """Wrap to lines of at most `limit` pixels; a longer word is cut."""
-        lines: list[str] = []
-        for paragraph in text.splitlines():
-            line = ""
-            for word in _one_line(paragraph).split(" "):
-                if self.length(f"{line} {word}".strip()) <= limit:
-                    line = f"{line} {word}".strip()
-                    continue
-                lines += [line] if line else []
-                line = word
-                while self.length(line) > limit and len(line) > 1:
-                    cut = max(1, len(self.shorten(line, limit + self.length("…"))) - 1)
-                    lines.append(line[:cut])
-                    line = line[cut:]
-                if len(lines) > _MAX_PANEL_LINES:
-                    return lines
-            lines.append(line)
-        return lines
-
-    def _face(self, text: str) -> ImageFont.FreeTypeFont:
-        return _load_face(_best_font(text) if self.font is None else self.font, self.size)
-
-
-def _best_font(text: str) -> str:
-    """The first font with all the characters, else the one that lacks fewest."""
-    missing, best = len(text) + 1, ""
-    for name in ("", *_SYSTEM_FONTS):
-        count = sum(not _has_glyph(name, character) for character in set(text))
-        if count < missing:
-            missing, best = count, name
-        if not missing:
-            break
-    return best
-
-
-def _one_line(text: str) -> str:
-    """The text without control characters, lone surrogates, line breaks and runs of blanks."""
-    shown = (c if unicodedata.category(c) not in ("Cc", "Cf", "Cs") else " " for c in text)
-    return " ".join("".join(shown).split())
-
-
-@lru_cache(maxsize=64)
-def _load_face(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """The named or system font; "" is Pillow's own."""
-    if name:
-        return ImageFont.truetype(name, size)
-    own = ImageFont.load_default(size)
-    if not isinstance(own, ImageFont.FreeTypeFont):
-        raise OSError("drawing text needs a Pillow with FreeType (every wheel on PyPI has it)")
-    return own
-
-
-@lru_cache(maxsize=16384)
-def _has_glyph(name: str, character: str) -> bool:
-    """Whether a font has the character: its glyph is not the one for "missing" (U+FFFF)."""
-    return _is_installed(name) and _glyph(name, character) != _glyph(name, "\uffff")
-
-
-@lru_cache  # a miss searches every font directory
-def _is_installed(name: str) -> bool:
-    try:
-        return bool(_load_face(name, 16))
-    except OSError:
-        return False
-
-
-def _glyph(name: str, character: str) -> bytes:
-    image = Image.new("L", (32, 32))
-    ImageDraw.Draw(image).text((4, 24), character, fill=255, font=_load_face(name, 16), anchor="ls")
-    return image.tobytes()

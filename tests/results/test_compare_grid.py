@@ -6,7 +6,8 @@ from PIL import Image
 
 from florence_jax.results import compare_grid
 from florence_jax.results.compare_grid import distinct_colours, enlarged, save_side_by_side
-from florence_jax.results.draw import TextWriter, label_colour
+from florence_jax.results.draw import label_colour
+from florence_jax.results.text_writer import TextWriter
 
 GREY = (128, 128, 128)
 LONG = (

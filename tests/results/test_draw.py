@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from florence_jax.results import draw
+from florence_jax.results import draw, text_writer
 from florence_jax.results.draw import PALETTE, draw_result, label_colour
 
 GREY = (128, 128, 128)
@@ -148,12 +148,12 @@ def test_plate_text_is_readable(colour):
 def test_plates_make_room_for_each_other():
     result = boxes([20, 60, 120, 120], [22, 62, 118, 118], labels=["first", "second"])
     plates = []
-    original = draw.TextWriter.write
+    original = text_writer.TextWriter.write
     try:
-        draw.TextWriter.write = lambda self, draw, at, text, ink: plates.append((text, at))
+        text_writer.TextWriter.write = lambda self, draw, at, text, ink: plates.append((text, at))
         draw_result(blank(), result)
     finally:
-        draw.TextWriter.write = original
+        text_writer.TextWriter.write = original
     (_, (_, first_y)), (_, (_, second_y)) = plates
     assert abs(first_y - second_y) >= 9
 
@@ -171,7 +171,7 @@ def test_text_goes_below_the_picture(width):
 
 
 def test_the_panel_wraps_and_keeps_line_breaks():
-    writer = draw.TextWriter(14, None)
+    writer = text_writer.TextWriter(14, None)
     lines = writer.wrap("one two three four five\nsix " + "x" * 200, 80)
     assert all(writer.length(line) <= 80 for line in lines)
     assert "".join(lines).replace(" ", "") == "onetwothreefourfivesix" + "x" * 200
@@ -213,9 +213,9 @@ def test_a_font_can_be_given(tmp_path):
 
 
 def test_text_beyond_ascii_uses_a_font_that_has_it():
-    assert draw._best_font("plain") == ""
-    if draw._is_installed("DejaVuSans.ttf"):
-        assert draw._best_font("Жук") == "DejaVuSans.ttf"
+    assert text_writer.best_font("plain") == ""
+    if text_writer._is_installed("DejaVuSans.ttf"):
+        assert text_writer.best_font("Жук") == "DejaVuSans.ttf"
 
 
 nan, inf = math.nan, math.inf
