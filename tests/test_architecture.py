@@ -19,7 +19,7 @@ ROOMS = {
     "sharding": "",
     "ops": "sharding",
     "model": "config ops quantization sharding",
-    "generation": "generation_config model ops quantization sharding",
+    "generation": "generation_config ops quantization sharding",
     "processing": "runtime",
     "constrained": "processing",
     "datasets": "processing runtime",
@@ -31,7 +31,7 @@ ROOMS = {
     "export": "adapters checkpoint config generation model processing quantization runtime",
     "inference": "adapters checkpoint config constrained export generation model processing "
     "quantization results runtime sharding",
-    "demo": "config generation inference metrics model processing quantization runtime",
+    "demo": "generation inference metrics processing quantization runtime",
     "batch": "export generation inference processing results runtime",
     "annotation": "batch generation inference processing results runtime",
     "evaluation": "batch datasets inference metrics processing results runtime",
