@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import json
 import statistics
 import time
@@ -39,8 +41,6 @@ examples:
   florence-jax bench --task "<OD>" --batch-size 1 --batch-size 8 --json bench.jsonl
   JAX_PLATFORMS=cpu florence-jax bench --dtype bfloat16 --beams 1
 """
-_ENCODE = "encode"
-_PICTURE_SHAPE = (480, 640, 3)
 
 
 def add_bench(commands: Any) -> None:
@@ -117,53 +117,53 @@ def measure(
         A row for each task and for "encode": `case`, `batch_size`, `first_call_seconds`, `seconds`
         (of the warm calls), `images_per_second`, and `tokens_per_second` of a task.
     """
-    import jax
+    encode = functools.partial(_encode, pipeline)
+    for batch_size in batch_sizes:
+        batches = _noise_batches(batch_size)
+        for task in tasks:
+            answer = functools.partial(_answer, pipeline, settings, task, free_prompt)
+            row = _timed(task, answer, itertools.islice(batches, rounds + 1))
+            encoded = encode(next(batches))
+            answer(encoded)  # compiles what a batch of encoded images needs
+            seconds = [_seconds(answer, encoded) for _ in range(rounds)]
+            tokens = batch_size * (settings.max_new_tokens or 0)
+            yield row | {"tokens_per_second": tokens / statistics.median(seconds)}
+        yield _timed("encode", encode, itertools.islice(batches, rounds + 1))
 
+
+def _answer(
+    pipeline: Florence2Pipeline,
+    settings: GenerationConfig,
+    task: str,
+    free_prompt: bool,
+    images: list[Any],
+) -> None:
     from florence_jax.inference.requests import Request
 
-    pictures = _pictures()
-    for batch_size in batch_sizes:
+    requests = [Request(image=image, prompt=task) for image in images]
+    list(pipeline.answer(requests, settings, batch_size=len(images), free_prompt=free_prompt))
 
-        def new_images(count: int = batch_size) -> list[Any]:
-            return [next(pictures) for _ in range(count)]
 
-        def encode(images: list[Any], size: int = batch_size) -> list[Any]:
-            encoded = pipeline.encode(images, batch_size=size)
-            jax.block_until_ready([image.features for image in encoded])
-            return encoded
+def _encode(pipeline: Florence2Pipeline, images: list[Any]) -> list[Any]:
+    import jax
 
-        for task in tasks:
-
-            def answer(images: list[Any], task: str = task, size: int = batch_size) -> None:
-                requests = [Request(image=image, prompt=task) for image in images]
-                for _ in pipeline.answer(
-                    requests, settings, batch_size=size, free_prompt=free_prompt
-                ):
-                    pass
-
-            row = _timed(task, batch_size, answer, new_images, rounds)
-            encoded = encode(new_images())
-            answer(encoded)
-            again = [_seconds(answer, encoded) for _ in range(rounds)]
-            tokens = batch_size * (settings.max_new_tokens or 0)
-            yield row | {"tokens_per_second": tokens / statistics.median(again)}
-        yield _timed(_ENCODE, batch_size, encode, new_images, rounds)
+    encoded = pipeline.encode(images, batch_size=len(images))
+    jax.block_until_ready([image.features for image in encoded])
+    return encoded
 
 
 def _timed(
-    case: str,
-    batch_size: int,
-    call: Callable[[list[Any]], Any],
-    new_images: Callable[[], list[Any]],
-    rounds: int,
+    case: str, call: Callable[[list[Any]], Any], batches: Iterator[list[Any]]
 ) -> dict[str, Any]:
-    first, *warm = (_seconds(call, new_images()) for _ in range(rounds + 1))
+    images: list[Any] = next(batches)
+    first = _seconds(call, images)
+    warm = [_seconds(call, batch) for batch in batches]
     return {
         "case": case,
-        "batch_size": batch_size,
+        "batch_size": len(images),
         "first_call_seconds": first,
         "seconds": warm,
-        "images_per_second": batch_size / statistics.median(warm),
+        "images_per_second": len(images) / statistics.median(warm),
     }
 
 
@@ -173,13 +173,13 @@ def _seconds(call: Callable[[list[Any]], Any], images: list[Any]) -> float:
     return time.perf_counter() - start
 
 
-def _pictures() -> Iterator[np.ndarray]:
-    """Pictures of noise, each one new: the pipeline would not encode the same one twice."""
+def _noise_batches(batch_size: int) -> Iterator[list[np.ndarray]]:
+    """Batches of noise, all different: the pipeline would not encode an image twice."""
     import numpy as np
 
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(batch_size)
     while True:
-        yield generator.integers(0, 256, _PICTURE_SHAPE, np.uint8)
+        yield list(generator.integers(0, 256, (batch_size, 480, 640, 3), np.uint8))
 
 
 def _context(options: argparse.Namespace, settings: GenerationConfig) -> dict[str, Any]:
