@@ -28,9 +28,8 @@ def quantize(points: ArrayLike, size: Sequence[float]) -> np.ndarray:
 
     Returns:
         int32[..., 2 or 4] bins. Integer pixels fall into their bin exactly: the arithmetic is
-        ``x * 1000 / size`` in float64 (the references divide by a float32 bin size, which puts
-        about
-        one integer pixel in 3000, always one on a bin edge, into the bin before).
+        ``x * 1000 / size`` in float64. (The references divide by a float32 bin size, which puts
+        about one integer pixel in 3000, always one on a bin edge, into the bin before.)
 
     Raises:
         ValueError: a wrong last axis, a coordinate that is not finite, or a wrong size.

@@ -59,9 +59,8 @@ def parse(
     Returns:
         The reference's shapes, by answer type: a string; ``{"bboxes", "labels"}``;
         ``{"quad_boxes", "labels"}``; ``{"polygons", "labels"}``, a list of polygons per label; or
-        for
-        open-vocabulary detection ``{"bboxes", "bboxes_labels", "polygons", "polygons_labels"}``.
-        Coordinates are pixels, x and y alternating.
+        for open-vocabulary detection ``{"bboxes", "bboxes_labels", "polygons",
+        "polygons_labels"}``. Coordinates are pixels, x and y alternating.
 
     Raises:
         ValueError: a wrong argument; never the text's content.
@@ -137,8 +136,8 @@ def parse_tokens(
 class Found:
     """One labelled shape: a box or quad is one part, a polygon instance one part per polygon.
 
-    ``drift`` is how far the original's running position is from the phrase's place in the text, and
-    ``named`` where the label stands there.
+    ``drift`` is the distance of the original code's running position from the phrase's place in the
+    text, and ``named`` is the span of the label there.
     """
 
     label: str
