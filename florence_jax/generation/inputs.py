@@ -122,7 +122,7 @@ def prompt_buckets(lengths: Iterable[int], image_tokens: int, positions: int) ->
     """The padded lengths of prompts of `lengths` tokens, in ascending order.
 
     Raises:
-      ValueError: a prompt does not fit behind the image's tokens.
+        ValueError: a prompt does not fit behind the image's tokens.
     """
     limits = {length: prompt_limit(length, image_tokens, positions) for length in lengths}
     return tuple(sorted({prompt_bucket(length, limit) for length, limit in limits.items()}))

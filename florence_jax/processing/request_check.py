@@ -2,7 +2,7 @@
 
 `check_request` refuses what `build_prompt`, which reproduces the reference, would turn into a
 prompt that the model was never trained on: misspelt tasks, missing inputs, and regions that are not
-in the picture.
+in the image.
 """
 
 from __future__ import annotations
