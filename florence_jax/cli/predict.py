@@ -78,8 +78,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
 def _predict(options: PredictOptions) -> int:
     from florence_jax.inference.image_files import find_images
     from florence_jax.inference.predict import pages_of, predict
-    from florence_jax.results.row_writer import write_rows
     from florence_jax.inference.prediction_rows import image_rows
+    from florence_jax.results.row_writer import write_rows
 
     started = time.monotonic()
     paths = find_images(options.images, None if options.quiet else say_on_stderr)
