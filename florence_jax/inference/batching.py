@@ -30,6 +30,17 @@ def padded_rows(count: int, buckets: Sequence[int]) -> np.ndarray:
     return np.minimum(np.arange(min(size for size in buckets if size >= count)), count - 1)
 
 
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], pad_token_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """B prompts as int32[B, L], padded to the longest, and their mask, bool[B, L]."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    input_ids = np.full(mask.shape, pad_token_id, np.int32)
+    input_ids[mask] = np.concatenate(prompts)
+    return input_ids, mask
+
+
 def split_into_buckets(count: int, buckets: Sequence[int]) -> Iterator[slice]:
     """`count` rows cut into the largest buckets that fit: 7 into 4, 2 and 1.
 

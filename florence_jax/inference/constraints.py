@@ -42,3 +42,22 @@ class AnswerConstraints:
     ) -> tuple[Constraint, dict[AnswerSchema, int]]:
         automaton, starts = self._automata.automaton(closed)
         return make_constraint(automaton, []), starts
+
+
+def batch_constraint(
+    constraints: AnswerConstraints | None, requests: Sequence[Request]
+) -> Constraint | None:
+    """The constraint of a batch with a row for each of `requests`; None where answers are free.
+
+    Raises:
+        ValueError: labels that an answer cannot hold, or labels where answers are free.
+    """
+    if constraints is not None:
+        return constraints(requests)
+    labels = next((request.labels for request in requests if request.labels is not None), None)
+    if labels is not None:
+        raise ValueError(
+            f"labels={labels!r} confine only constrained answers: pass constrained=True "
+            "(--constrained) too"
+        )
+    return None

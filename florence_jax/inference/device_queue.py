@@ -15,10 +15,12 @@ Fetched = TypeVar("Fetched")
 
 # Computations in the device's queue: enough that it finds the next one when it has done one.
 DEPTH = 4
+# Shared, so that a queue made for one call starts no threads: more than all queues ever need.
+_FETCHERS = ThreadPoolExecutor(64, thread_name_prefix="fetch")
 
 
 class DeviceQueue:
-    """Launches computations, a few ahead, and fetches their results on threads of its own.
+    """Launches computations, a few ahead, and fetches their results on other threads.
 
     The launching thread goes on to prepare the next batch. It waits only where the queue is full.
     """
@@ -29,7 +31,6 @@ class DeviceQueue:
         # Devices with collectives between them must all get their programs in one order, or they
         # deadlock; and a new shape is compiled once.
         self._order = threading.Lock()
-        self._threads = ThreadPoolExecutor(depth, thread_name_prefix="fetch")
 
     def launch(
         self, compute: Callable[[], Any], fetch: Callable[[Any], Fetched]
@@ -52,7 +53,7 @@ class DeviceQueue:
             raise
         # After the call, which compiles a new shape: the device is idle meanwhile.
         self._stats.begin()
-        return arrays, self._threads.submit(self._collect, arrays, fetch)
+        return arrays, _FETCHERS.submit(self._collect, arrays, fetch)
 
     def _collect(self, arrays: Any, fetch: Callable[[Any], Fetched]) -> Fetched:
         try:

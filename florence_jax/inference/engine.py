@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig
+from florence_jax.generation import GenerateOutput, GenerationConfig
 from florence_jax.generation.inputs import prompt_bucket
-from florence_jax.inference.batching import DEFAULT_BATCH_SIZE, padded_rows
+from florence_jax.inference.batching import DEFAULT_BATCH_SIZE, pad_prompts, padded_rows
 from florence_jax.inference.compiled_fns import CompiledFns
-from florence_jax.inference.constraints import AnswerConstraints
+from florence_jax.inference.constraints import AnswerConstraints, batch_constraint
 from florence_jax.inference.device_queue import DeviceQueue
 from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.inference.image_encoder import (
@@ -170,7 +170,7 @@ class Engine:
             free_prompt=self._free_prompt,
         )
         if labels:
-            self._constraint([request])
+            batch_constraint(self._constraints, [request])
 
     def encode_images(self, images: Iterable[Any]) -> Iterator[EncodedImage]:
         """The images encoded, in order, a batch at a time as they are taken.
@@ -343,16 +343,14 @@ class Engine:
     ) -> Callable[[], GenerateOutput]:
         """The call that answers a batch, padded to one of the compiled sizes."""
         rows = padded_rows(len(batch), self._buckets)
-        constraint = self._constraint([batch[row].request for row in rows])
+        constraint = batch_constraint(self._constraints, [batch[row].request for row in rows])
         encoded = self._encoder.encode([one.image for one in batch if one.image is not None])
         features = tuple(encoded[row].features for row in rows)
-        longest = max(len(one.input_ids) for one in batch)
-        input_ids = np.full((len(rows), longest), self._tokenizer.pad_id, np.int32)
-        mask = np.full((len(rows), longest), self._compat == "original")
-        for place, row in enumerate(rows):
-            length = len(batch[row].input_ids)
-            input_ids[place, :length] = batch[row].input_ids
-            mask[place, :length] = True
+        input_ids, mask = pad_prompts(
+            [batch[row].input_ids for row in rows], self._tokenizer.pad_id
+        )
+        if self._compat == "original":
+            mask = np.ones_like(mask)
 
         def generate() -> GenerateOutput:
             output = self.programs.generate(
@@ -370,18 +368,6 @@ class Engine:
             lambda: self.programs.encode(self._normalize(pixels)), lambda _: None
         )
         return features
-
-    def _constraint(self, requests: Sequence[Request]) -> Constraint | None:
-        """The constraint of a batch with a row for each of `requests`; None where there is none."""
-        if self._constraints is not None:
-            return self._constraints(requests)
-        labels = next((request.labels for request in requests if request.labels is not None), None)
-        if labels is not None:
-            raise ValueError(
-                f"labels={labels!r} confine only constrained answers: pass constrained=True "
-                "(--constrained) too"
-            )
-        return None
 
     def _collect(self, batch: Sequence[_Pending], output: GenerateOutput) -> None:
         """Fetch the tokens of a batch, and parse each row."""
