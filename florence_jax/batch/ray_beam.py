@@ -1,6 +1,6 @@
-"""Answers to batches of rows in other people's engines: Ray Data, Apache Beam.
+"""`RowsAnswerer`: answer batches of rows within Ray Data or Apache Beam.
 
-They bring scheduling, retries and storage of their own, for those who outgrow one directory.
+These engines bring scheduling, retries and storage of their own, for data that outgrow a directory.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _IN_THIS_PROCESS = 0
 
 
 class RowsAnswerer:
-    """Answers rows; what it returns depends on its arguments and the rows alone.
+    """Answers rows; the answers depend on its arguments and the rows alone.
 
     A row has `image` (encoded bytes, or the name of a file below `image_root`) and may have a task
-    of its own, as the rows of `florence-jax predict --output-dir` do. The model is loaded when the
-    first batch comes, in whichever process that is: an instance is a few bytes to send.
+    of its own, as the rows of `florence-jax predict --output-dir` do. The model is loaded in the
+    process of the first batch, when it comes: an instance is a few bytes to send.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class RowsAnswerer:
             dtype: of weights and activations.
             batch_size: rows in one compiled call, on each device of the process.
             constrained: allow only answers that can be read whole.
-            image_root: the directory below which rows name pictures.
+            image_root: the directory below which rows name images.
             free_prompt: allow prompts that look like a task and are none.
             decoding: fields of `GenerationConfig`, such as `max_new_tokens=64`.
         """
@@ -66,8 +66,8 @@ class RowsAnswerer:
         """Columns in, columns out, as Ray Data's `map_batches` calls it with numpy batches.
 
         Returns:
-            The batch's columns without the pictures, and `answers` (JSON text), `width`, `height`
-            and `error` (text). Where the picture or the row cannot be read, answers are "[]" and
+            The batch's columns without the images, and `answers` (JSON text), `width`, `height`
+            and `error` (text). Where the image or the row cannot be read, answers are "[]" and
             the sizes 0; where no question could be asked, each answer has an error too.
         """
         names = list(batch)

@@ -1,4 +1,4 @@
-"""The directory of exported programs: what is in it, and whether it is whole.
+"""The manifest of exported programs: the files of their directory, and checks that it is whole.
 
     manifest.json       what follows, the sizes and sha256 of every file, and its own sha256
     config.json         the model's sizes, as transformers writes them
@@ -73,7 +73,7 @@ class Generator:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a directory of exported programs says of itself.
+    """The description of a directory of exported programs.
 
     Attributes:
         made_with: versions of florence_jax and jax.

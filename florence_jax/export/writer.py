@@ -44,7 +44,7 @@ from florence_jax.runtime.atomic_dir import atomic_directory
 
 
 class Exportable(Protocol):
-    """What an export takes of a `Florence2Pipeline`."""
+    """The attributes of a `Florence2Pipeline` that an export needs."""
 
     @property
     def model(self) -> Model: ...
@@ -139,8 +139,8 @@ def _exports(
     settings: GenerationConfig,
     constraints: Sequence[Constraint | None],
 ) -> Iterator[_Export]:
-    """Everything for one image size and batch size. Arguments and results are plain containers:
-    whoever calls a program needs no class of ours."""
+    """Everything for one image size and batch size. Arguments and results are plain containers,
+    so that a caller of a program needs no class of ours."""
     name = f"{size[0]}x{size[1]}-batch{batch}"
 
     def encode(params: Params, pixel_values: jax.Array) -> tuple[jax.Array, ...]:

@@ -1,1 +1,1 @@
-"""Images in, results out: the pipeline, its pictures and its exports."""
+"""The pipeline and the engine: images and prompts in, parsed results out."""

@@ -70,7 +70,7 @@ class BasePipeline(abc.ABC):
     @property
     @abc.abstractmethod
     def constraints(self) -> AnswerConstraints:
-        """What constrained answers may be."""
+        """The constraints for `constrained=True`."""
 
     def __call__(
         self,
@@ -178,7 +178,7 @@ class BasePipeline(abc.ABC):
         should follow each other: an image of this batch or of the one before is not encoded again.
 
         Args:
-            requests: what is asked.
+            requests: images with their prompts.
             generation: decoding settings; by default the checkpoint's.
             on_error: as for a call.
             options: `constrained`, `batch_size`, `seed` and `free_prompt`, as for a call.

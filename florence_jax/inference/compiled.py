@@ -114,7 +114,7 @@ class JitFns:
         settings: GenerationConfig,
         constraint: Constraint | None = None,
     ) -> None:
-        """Compile for `batch` prompts of so many tokens, about images with these features.
+        """Compile for `batch` prompts of `prompt_tokens` tokens, about images with these features.
 
         Each row begins where the first row of `constraint` does.
         """

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator
 
 
 class DeviceStats:
@@ -41,15 +39,6 @@ class DeviceStats:
             if self._running == 0:
                 self._busy += self._last - self._since
 
-    @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """`begin` and `end` around work that is waited for."""
-        self.begin()
-        try:
-            yield
-        finally:
-            self.end()
-
     def add_tokens(self, count: int) -> None:
         """`count` more tokens were generated."""
         with self._lock:
@@ -64,9 +53,9 @@ class DeviceStats:
 
     @property
     def utilization(self) -> float:
-        """Of the time from the first tokens to the last result, the share with the device at work.
+        """Share of the time from the first tokens to the last result in which the device was busy.
 
-        Programs are loaded or compiled before the first tokens; 0 as long as there are none.
+        0 before the first tokens, as programs are loaded or compiled until then.
         """
         with self._lock:
             if self._first is None:

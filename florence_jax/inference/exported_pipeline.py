@@ -23,7 +23,7 @@ def load_exported(
     """The pipeline that `Florence2Pipeline.export` wrote.
 
     Args:
-        directory: what it wrote.
+        directory: the directory that it wrote.
         weights: where the directory holds none: the checkpoint, a directory or a hub id, or its
             parameters. They must be the very ones that were exported, in the dtype that they had.
 

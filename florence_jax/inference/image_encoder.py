@@ -42,7 +42,7 @@ class EncodedImage:
         height, width = self.pixel_size
         tokens, channels = self.features.shape
         return (
-            f"EncodedImage({self.size[0]}x{self.size[1]} picture, encoded at {width}x{height}: "
+            f"EncodedImage({self.size[0]}x{self.size[1]} image, encoded at {width}x{height}: "
             f"{tokens} features of {channels} {self.features.dtype})"
         )
 
@@ -52,7 +52,7 @@ class CachedImage:
     """An image that was read, and is encoded once `encoded` is there.
 
     Attributes:
-        source: what was read, kept so that no other object gets its id meanwhile.
+        source: the image as the request has it, kept so that no other object gets its id.
         size: (width, height) of the upright image.
         pixels: uint8[H, W, 3], resized; empty where `source` was encoded before.
     """
@@ -90,10 +90,10 @@ class ImageEncoder:
             return CachedImage(image, image.size, np.empty(0, np.uint8), encoded=image)
         if isinstance(image, DecodedImage):
             return CachedImage(image, image.size, image.pixels)
-        picture = load_image(image)
+        loaded = load_image(image)
         height, width = self._config.size
-        resized = resize_picture(picture, (width, height), self._config.resample)
-        return CachedImage(image, picture.size, np.asarray(resized))
+        resized = resize_picture(loaded, (width, height), self._config.resample)
+        return CachedImage(image, loaded.size, np.asarray(resized))
 
     def read_or_error(self, image: Any) -> CachedImage | Exception:
         """As `read`; the error of an image that cannot be read."""

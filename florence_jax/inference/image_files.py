@@ -26,7 +26,7 @@ _COMPRESSED = frozenset(
 # Kinds of skipped files that are told one by one.
 _SHOWN = 12
 
-# Told what was skipped, one sentence a call.
+# Takes a sentence about skipped files.
 Say = Callable[[str], None]
 
 

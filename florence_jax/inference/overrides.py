@@ -1,4 +1,4 @@
-"""Keywords of a call: which there are, what was probably meant by others, and their values."""
+"""Keywords of a call: check their names and values, and apply decoding settings."""
 
 from __future__ import annotations
 

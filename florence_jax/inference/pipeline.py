@@ -361,7 +361,7 @@ class Florence2Pipeline(BasePipeline):
         save_pipeline(self, Path(path).expanduser(), format, overwrite=overwrite)
 
     def _usual_constraints(self, constrained: bool) -> tuple[Constraint | None, ...]:
-        """What programs are compiled for, with a start for one row: nothing, or a table too."""
+        """The constraints to compile for, with a start for one row; None for free answers."""
         if not constrained:
             return (None,)
         return (None, self.constraints([Request(image=None, prompt=next(iter(TASKS)))]))

@@ -23,12 +23,12 @@ from florence_jax.runtime.error_text import row_error_text
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What one image answered to one query.
+    """The result of one query about one image, or why there is none.
 
     Attributes:
         path: the image file.
-        query: what was asked.
-        image: the upright RGB picture that coordinates refer to; None where it cannot be read.
+        query: the task with its inputs.
+        image: the upright RGB image that coordinates refer to; None where it cannot be read.
         result: `{task: answer}`; None where there is an error.
         error: why there is no result; None where there is one.
         drawing_error: why the result is not drawn, though --save-images asked for it.

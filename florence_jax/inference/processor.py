@@ -1,4 +1,4 @@
-"""`Processor`: pictures to pixel values, prompts to token ids, answers to results.
+"""`Processor`: images to pixel values, prompts to token ids, answers to results.
 
 It is to `florence_jax.load` and `florence_jax.generate` what transformers' `Florence2Processor` is
 to its model, with two differences: `pixel_values` are NHWC, and `input_ids` are the text tokens
@@ -35,11 +35,11 @@ from florence_jax.processing.tasks import Compat, check_compat
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
-    """Turns pictures and prompts into a model's inputs, and its tokens into results.
+    """Turns images and prompts into a model's inputs, and its tokens into results.
 
     Attributes:
         tokenizer: ids to text and back.
-        image_config: how pictures become pixel values.
+        image_config: how images become pixel values.
         compat: as for `florence_jax.Florence2Pipeline`.
         tasks: the checkpoint's own tasks beside the 15.
     """
@@ -83,10 +83,10 @@ class Processor:
         *,
         free_prompt: bool = False,
     ) -> dict[str, np.ndarray]:
-        """Model inputs for B pictures, B prompts or both.
+        """Model inputs for B images, B prompts or both.
 
         Args:
-            images: one picture (path, bytes, PIL, array) or a list of them.
+            images: one image (path, bytes, PIL, array) or a list of them.
             text: one prompt ("<OD>", "<CAPTION_TO_PHRASE_GROUNDING>a car") or a list of them.
             free_prompt: as in a pipeline's call.
 
@@ -95,7 +95,7 @@ class Processor:
             `attention_mask`, int32[B, L], where there is text.
 
         Raises:
-            ImageError: a picture cannot be read.
+            ImageError: an image cannot be read.
             ValueError: a prompt that is no task, or neither images nor text.
         """
         if images is None and text is None:
@@ -109,10 +109,10 @@ class Processor:
         return inputs
 
     def images(self, images: Any) -> np.ndarray:
-        """One picture or a list of B as `pixel_values`, float32[B, H, W, 3], normalised.
+        """One image or a list of B as `pixel_values`, float32[B, H, W, 3], normalised.
 
         Raises:
-            ImageError: a picture cannot be read.
+            ImageError: an image cannot be read.
         """
         several = images if isinstance(images, list | tuple) else [images]
         settings = dataclasses.asdict(self.image_config)
@@ -164,8 +164,8 @@ class Processor:
 
         Args:
             sequence: its text, or its token ids int[T] as `generate` returns them.
-            task: what was asked, "<OD>" or the whole prompt.
-            image_size: ``(width, height)`` in pixels of the picture.
+            task: the task, such as "<OD>", or the whole prompt.
+            image_size: ``(width, height)`` in pixels of the image.
 
         Returns:
             ``{task: answer}``, as `florence_jax.parse` has it.

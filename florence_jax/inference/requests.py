@@ -24,7 +24,7 @@ class Request:
             a free prompt of a fine-tune ("<DocVQA>What is the total?").
         text: the task's text; for open-vocabulary detection also a list of classes.
         region: (x0, y0, x1, y1) in pixels of the upright image, for the `<REGION_TO_...>` tasks.
-        labels: for constrained answers, what they may call things: the labels of their shapes, or
+        labels: for constrained answers, the labels that they may use: those of their shapes, or
             the one label that an answer in text is.
     """
 
@@ -64,7 +64,7 @@ class DecodedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What to ask of an image; the fields are those of `Request`."""
+    """A request without its image; the fields are those of `Request`."""
 
     prompt: str
     text: str | Sequence[str] | None = None
@@ -72,7 +72,7 @@ class Query:
     labels: Sequence[str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The prompt and what was asked with it, as rows of results name it."""
+        """The fields that are not None, as rows of results name them."""
         row: dict[str, Any] = {"prompt": self.prompt}
         if self.text is not None:
             row["text"] = self.text

@@ -133,7 +133,7 @@ def _write_image_processor(pipeline: Florence2Pipeline, files: Path) -> None:
 
 
 def _complete_for_transformers(pipeline: Florence2Pipeline, files: Path) -> None:
-    """What its Florence2Processor reads, where the files are those of the original repositories:
+    """Add what transformers' Florence2Processor reads and the original repositories lack:
     a tokenizer with all tokens and `<image>`, and a processor_config.json."""
     backend = _with_image_token(pipeline, files)
     if backend is not None:

@@ -126,7 +126,7 @@ class BatchScheduler(Generic[Item]):
             self._changed.notify()
 
     def close(self) -> None:
-        """Launch what is left, and take nothing more."""
+        """Launch the batches that are left, and take no more items."""
         with self._changed:
             self._closed = True
             self._ready.extend(self._batcher.flush())
