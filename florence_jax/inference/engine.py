@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 
 from florence_jax.generation import GenerateOutput, GenerationConfig
 from florence_jax.generation.inputs import prompt_bucket
-from florence_jax.inference.batching import DEFAULT_BATCH_SIZE, pad_prompts, padded_rows
+from florence_jax.inference.batching import DEFAULT_BATCH_SIZE, Batcher, pad_prompts, padded_rows
 from florence_jax.inference.compiled_fns import CompiledFns
 from florence_jax.inference.constraints import AnswerConstraints, batch_constraint
 from florence_jax.inference.device_queue import DeviceQueue
@@ -32,12 +33,11 @@ from florence_jax.inference.image_encoder import (
     EncodedImage,
     ImageEncoder,
     Normalizer,
-    SharedReader,
     stack_features,
 )
 from florence_jax.inference.overrides import OnError, check_on_error, sampling_key
 from florence_jax.inference.requests import Request, Response
-from florence_jax.inference.scheduler import Batcher, BatchScheduler, Clock
+from florence_jax.inference.scheduler import BatchScheduler, Clock
 from florence_jax.processing import (
     FlorenceTokenizer,
     ImageConfig,
@@ -138,7 +138,8 @@ class Engine:
         self._encoder = ImageEncoder(self._encode, image_config, self._buckets, programs.params)
         self._max_wait, self._clock = max_wait, clock
         self._scheduler: BatchScheduler[_Pending] | None = None
-        self._shared = SharedReader(self._encoder)
+        # Images of submitted requests that wait: requests about one image share it.
+        self._waiting = weakref.WeakValueDictionary[Hashable, CachedImage]()
         self._batches = itertools.count()
 
     @property
@@ -232,8 +233,10 @@ class Engine:
         """
         if self._scheduler is None:
             raise RuntimeError("requests are submitted within `with engine:`")
-        pending = self._prepare(request, self._shared.read(request))
+        image = self._waiting.get(request.image_key) or self._encoder.read_or_error(request.image)
+        pending = self._prepare(request, image)
         if pending.image is not None:
+            self._waiting[request.image_key] = pending.image
             self._scheduler.submit(pending, self._shape(pending))
         return pending.future
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -148,29 +146,6 @@ class ChunkReader:
         if before is None or isinstance(image, Exception) or before.size != image.size:
             return image
         return before if np.array_equal(before.pixels, image.pixels) else image
-
-
-class SharedReader:
-    """Reads images on any thread; requests that wait at the same time share theirs."""
-
-    def __init__(self, encoder: ImageEncoder) -> None:
-        self._encoder = encoder
-        self._lock = threading.Lock()
-        self._waiting: weakref.WeakValueDictionary[Hashable, CachedImage]
-        self._waiting = weakref.WeakValueDictionary()
-
-    def read(self, request: Request) -> CachedImage | Exception:
-        """The request's image, or why it cannot be read."""
-        key = request.image_key
-        with self._lock:
-            found = self._waiting.get(key)
-        if found is not None:
-            return found
-        read = self._encoder.read_or_error(request.image)
-        if isinstance(read, Exception):
-            return read
-        with self._lock:
-            return self._waiting.setdefault(key, read)
 
 
 class Normalizer:

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from florence_jax.demo.bundled_model import SHAPES
+from florence_jax.inference.batching import Batcher
 from florence_jax.inference.requests import DecodedImage, Request
-from florence_jax.inference.scheduler import Batcher, BatchScheduler, Clock
+from florence_jax.inference.scheduler import BatchScheduler, Clock
 from florence_jax.processing import ImageError
 from tests.inference.counting import counted_images
 from tests.inference.results import assert_close
