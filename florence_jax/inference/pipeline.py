@@ -118,9 +118,10 @@ def _load(
     revision: str | None,
     adapter: str | Path | None,
     merge_adapter: bool,
-    **options: bool,
+    verify: bool,
+    progress: bool = False,
 ) -> tuple[Path, Model, Params]:
-    """The checkpoint's local directory, and the model; `options` are those of `load_checkpoint`."""
+    """The checkpoint's local directory, and the model."""
     check_quantization(quantize)
     keep_low_rank = adapter is not None and not merge_adapter
     if mesh is not None and (quantize is not None or keep_low_rank):
@@ -128,8 +129,10 @@ def _load(
         raise ValueError(f"{what} keeps weights on one device: leave out the mesh")
     directory = resolve_model(source, revision, adapter=adapter if merge_adapter else None)
     if mesh is not None:
-        return directory, *load_on_mesh(directory, dtype, mesh, rules, **options)
-    config, params, _ = load_checkpoint(directory, dtype=dtype, **options)
+        return directory, *load_on_mesh(
+            directory, dtype, mesh, rules, verify=verify, progress=progress
+        )
+    config, params, _ = load_checkpoint(directory, dtype=dtype, verify=verify, progress=progress)
     if adapter is not None and keep_low_rank:
         # Before weights are quantised: an update of lm_head is added to the table itself.
         added = merge(params, config, read_adapter(resolve(adapter)), keep_low_rank=True)
