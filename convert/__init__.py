@@ -1,4 +1,4 @@
-"""Programs that move weights between PyTorch and florence_jax, and show where the two agree.
+"""Programs that convert weights, describe them, and show where PyTorch and this library agree.
 
 Run from a checkout: `python -m convert.<program> --help`.
 """

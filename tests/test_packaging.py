@@ -1,20 +1,58 @@
 """The wheel holds the library alone and answers in a fresh environment that has no torch."""
 
+import functools
 import json
+import os
+import shutil
 import subprocess
 import sys
 import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from florence_jax.demo.bundled_model import held_out_scenes
-from tests.random_pipeline import random_image
+from tests.random_pipeline import random_checkpoint, random_image
 from tests.shared_data import needs_shared
 from tests.small_checkpoint import write_small_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
+
+RECIPE = """
+from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
+from florence_jax.training.data.sources import JsonlConfig
+from florence_jax.training.lora import LoraConfig
+from florence_jax.training.optimizer import OptimizerConfig
+
+config = TrainConfig(
+    directory="run",
+    steps=1,
+    batch_size=1,
+    model=ModelConfig(start="base"),
+    data=DataConfig(train=(JsonlConfig(path="rows.jsonl"),)),
+    lora=LoraConfig(rank=2),
+    optimizer=OptimizerConfig(learning_rate=0.1, schedule="constant"),
+)
+"""
+# The adapter of that run, merged and beside the weights, changes the model, and in the same way.
+APPLY = """
+import numpy as np
+import florence_jax as fj
+
+def logits(**adapter):
+    model, params = fj.load("base", **adapter)
+    ids = np.ones((1, 4), np.int32)
+    pixels = np.zeros((1, 64, 64, 3), np.float32)
+    return model.logits(params, pixel_values=pixels, input_ids=ids, decoder_input_ids=ids)
+
+plain, merged = logits(), logits(adapter="run/adapter")
+beside = logits(adapter="run/adapter", merge_adapter=False)
+np.testing.assert_allclose(merged, beside, atol=1e-4)
+assert np.abs(merged - plain).max() > 0.01
+"""
 
 
 def run(*command, **options):
@@ -89,4 +127,38 @@ def test_reads_a_checkpoint_without_torch(bare, tmp_path):
         *("--task", "<CAPTION>", "--model", "./checkpoint", "--max-new-tokens", "8", "--quiet"),
         cwd=tmp_path,
     )
+    assert isinstance(json.loads(done.stdout)["answers"][0]["result"]["<CAPTION>"], str)
+
+
+def test_converts_both_ways(bare, tmp_path):
+    convert = functools.partial(run, bare / "florence-jax", "convert", "--quiet", cwd=tmp_path)
+    convert("shapes", "ours")
+    assert (tmp_path / "ours" / "manifest.json").is_file()
+    convert("ours", "torch")
+    shapes = load_file(ROOT / "florence_jax/assets/shapes/model.safetensors")
+    back = load_file(tmp_path / "torch" / "model.safetensors")
+    assert back.keys() == shapes.keys()
+    for name, array in shapes.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def trainer(bare, wheel):
+    """`bare` with the extra `train`. What must do without it is tested above."""
+    run(bare / "pip", "install", "--quiet", f"{wheel}[train]")
+    return bare
+
+
+def test_trains_an_adapter_and_applies_it_merged_or_not(trainer, tmp_path):
+    shutil.copytree(random_checkpoint(), tmp_path / "base")
+    random_image().save(tmp_path / "scene.png")
+    row = {"image": "scene.png", "prefix": "<CAPTION>", "suffix": "a red car"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    here = {"cwd": tmp_path, "env": os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}}
+    run(trainer / "florence-jax", "train", "--config", "recipe.py", **here)
+    run(trainer / "python", "-c", APPLY, **here)
+    # The adapter names its base, and is a model by itself.
+    words = ("--task", "<CAPTION>", "--max-new-tokens", "4", "--quiet", "--model", "run/adapter")
+    done = run(trainer / "florence-jax", "predict", "scene.png", *words, **here)
     assert isinstance(json.loads(done.stdout)["answers"][0]["result"]["<CAPTION>"], str)
