@@ -1,4 +1,4 @@
-"""A published or fine-tuned PyTorch checkpoint to this library's format.
+"""Convert a published or fine-tuned PyTorch checkpoint to this library's format.
 
 python -m convert.from_torch SRC DEST [--dtype bfloat16]
 """

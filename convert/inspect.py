@@ -1,4 +1,4 @@
-"""Say what a checkpoint or adapter is, without loading it: `python -m convert.inspect SRC`."""
+"""Describe a checkpoint or adapter without loading it: `python -m convert.inspect SRC`."""
 
 import argparse
 import json
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def inspect(source: str | Path, revision: str | None = None) -> Description:
-    """What `source` is, as a JSON object.
+    """Describe `source` as a JSON object.
 
     Args:
         source: directory of a checkpoint (PyTorch or ours) or of a PEFT adapter, or hub id.
@@ -75,7 +75,8 @@ def inspect(source: str | Path, revision: str | None = None) -> Description:
 
     Returns:
         The description. `kind` is "checkpoint" or "adapter"; `problems` lists what keeps it from
-        being loaded or merged; `quirks` what is odd but harmless. What a problem hides is None.
+        being loaded or merged, and `quirks` what is odd but harmless. A value that a problem hides
+        is None.
 
     Raises:
         CheckpointError: it is neither a Florence-2 checkpoint nor a LoRA adapter.
@@ -160,7 +161,7 @@ def _sizes(directory: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def _token_quirks(directory: Path) -> list[str]:
-    """Tokens that a fine-tune added to the published vocabulary."""
+    """A sentence on the tokens that a fine-tune added to the published vocabulary, if any."""
     entries = (read_json_object(directory, "tokenizer.json") or {}).get("added_tokens")
     tokens = [entry.get("content") for entry in entries or [] if isinstance(entry, dict)]
     tokens += list(read_json_object(directory, "added_tokens.json") or {})
@@ -178,7 +179,7 @@ def _file_quirks(directory: Path) -> list[str]:
 def _decoding(
     config: Mapping[str, Any], generation: Mapping[str, Any] | None
 ) -> dict[str, dict[str, Any]]:
-    """Each decoding setting with the file that decided it."""
+    """Decoding setting -> its value and the file that decided it."""
     settings = vars(GenerationConfig.from_hf(config, generation, strict=False))
     return {
         name: {"value": value, "source": _decided_by(name, value, config, generation or {})}
@@ -269,7 +270,7 @@ def _adapter_tensors(adapter: Adapter | None) -> Description:
 
 
 def _lines(found: Description) -> list[str]:
-    """The table for people."""
+    """Format a description as lines for people."""
     is_adapter_ = found["kind"] == "adapter"
     title = "LoRA adapter for Florence-2" if is_adapter_ else f"Florence-2 {found['variant']}"
     lines = [f"{found['source']}: {title}"]

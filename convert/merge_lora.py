@@ -1,4 +1,4 @@
-"""A LoRA adapter merged into its base model, as a PyTorch checkpoint of either naming.
+"""Merge a LoRA adapter into its base model and write a PyTorch checkpoint of either naming.
 
 python -m convert.merge_lora ADAPTER BASE DEST
 """

@@ -1,4 +1,4 @@
-"""A checkpoint in any format to a PyTorch directory that transformers reads.
+"""Convert a checkpoint in any format to a PyTorch directory that transformers reads.
 
 python -m convert.to_torch SRC DEST --naming native|original
 """

@@ -1,4 +1,4 @@
-"""Where do this library and PyTorch agree on a checkpoint, stage by stage, and where not?
+"""Compare this library with PyTorch on a checkpoint, stage by stage.
 
 python -m convert.verify SRC [--image IMG] [--dtype float32 --dtype bfloat16]
 """
@@ -200,7 +200,7 @@ def _load(options: argparse.Namespace) -> tuple[Florence2Config, Params, Path | 
 def _inputs(
     options: argparse.Namespace, model: Model, directory: Path | None
 ) -> tuple[Inputs, str]:
-    """One batch for both, and what it is in words."""
+    """One batch for both implementations, and its description for people."""
     inputs = random_inputs(
         model,
         batch=1 if options.image else options.batch,

@@ -1,4 +1,4 @@
-"""Whole answers, greedy and beam search, from both, and what the truth says of them.
+"""Compare whole answers of greedy and beam search, judged by the reference model.
 
 Two correct implementations may part where two tokens are equally good up to rounding, and then
 write different words. So tokens are not judged by being equal (that is reported), but by what the
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What one way of decoding gave.
+    """The result of one way of decoding.
 
     Attributes:
         sequences: int[B, T], the decoder start token first.
@@ -105,7 +105,7 @@ def losses(
     best: Answers,
     new_tokens: int,
 ) -> dict[str, float]:
-    """What `answers` lose by the judgement of `reference` in float32; the worst row's.
+    """The largest loss of any row of `answers`, as `reference` in float32 judges it.
 
     Greedy: the most that a chosen token's logit is below the highest one. Beam search: how much
     the mean log-probability differs from that of the truth's own answer.

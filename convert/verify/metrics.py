@@ -1,4 +1,4 @@
-"""How far two implementations are apart at a stage, and how far they may be.
+"""Measure the distance of two implementations at a stage, and set its tolerance.
 
 The truth is PyTorch in float64. Ours and PyTorch's results in the same dtype are both off it by
 their own roundings, and ours may be a small multiple of PyTorch's distance off: no fixed number
@@ -61,7 +61,7 @@ class Row:
 
     @property
     def is_over(self) -> bool:
-        """Past its tolerance? A NaN is."""
+        """Whether it is past its tolerance; a NaN is."""
         return _exceeds(self.error, self.bound) or _exceeds(self.own_error, self.own_bound)
 
 
@@ -121,7 +121,7 @@ def token_agreement(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def first_over(rows: list[Row]) -> Row | None:
-    """The first stage past its tolerance: where two implementations part."""
+    """The first stage past its tolerance, where the two implementations part."""
     return next((row for row in rows if row.is_over), None)
 
 
@@ -132,7 +132,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _bound(allowed: float, dtype: str) -> float | None:
-    """None, which judges nothing, where PyTorch's own result has overflowed."""
+    """The tolerance; None where PyTorch's own result has overflowed, so nothing is judged."""
     return max(allowed, SPACING[dtype]) if np.isfinite(allowed) else None
 
 

@@ -1,4 +1,4 @@
-"""Ours beside transformers' native class with the same weights: every stage, then whole answers."""
+"""Compare with transformers' native class on the same weights: every stage, then whole answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Ours = Callable[[str], tuple[Model, Params]]
 
 @dataclass(frozen=True, kw_only=True)
 class _Results:
-    """What one implementation gave: end to end, each stage alone on the truth's, and answers."""
+    """Results of one implementation: end to end, each stage on the truth's input, and answers."""
 
     stages: Stages
     alone: Stages

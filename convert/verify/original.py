@@ -1,4 +1,4 @@
-"""Ours beside stored outputs of the original implementation, which no current Python can run.
+"""Compare with stored outputs of the original implementation, which no current Python can run.
 
 The file is an `.npz` with one group of arrays per case, `CASE/NAME`: `input_ids` and
 `decoder_input_ids` (int[B, L], int[B, T]), `pixel_seed` and `image_size` (pixels are

@@ -1,4 +1,4 @@
-"""A comparison as a table for people (and READMEs), as JSON for programs, as a picture."""
+"""Write a comparison as a Markdown table, as JSON or as a plot."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 
 def verdict(dtype: str, rows: list[Row]) -> str:
-    """One sentence: do the two agree in `dtype`, and if not, from where on?"""
+    """A sentence on whether the two agree in `dtype`, and if not, from which stage on."""
     first = first_over(rows)
     if first is None:
         return f"{dtype}: all {len(rows)} stages are within their tolerances"
@@ -67,7 +67,7 @@ def verdict(dtype: str, rows: list[Row]) -> str:
 
 
 def as_json(rows: Rows, **about: Any) -> dict[str, Any]:
-    """Everything, with the verdicts; `about` says what was compared."""
+    """All rows and verdicts; `about` describes what was compared."""
     return about | {
         "passed": not any(first_over(found) for found in rows.values()),
         "dtypes": {

@@ -1,4 +1,4 @@
-"""Every intermediate result of one forward pass, from this implementation and from transformers'.
+"""Collect every intermediate result of a forward pass, here and in transformers.
 
 Both functions take the same numpy inputs and return arrays of the same shapes under the same names,
 in the order of computation: `vision/stage{s}/embed`, `vision/stage{s}/block{b}/spatial` and
@@ -169,7 +169,7 @@ def compare(ours: Stages, reference: Stages, mask: np.ndarray) -> dict[str, floa
 
 
 def attended(name: str, stage: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The part of a stage that counts: all but the padded rows (mask 0) of the encoder's."""
+    """A stage without the padded rows (mask 0) of the encoder's, which do not count."""
     if not name.startswith("encoder/"):
         return stage
     images = stage.shape[1] - mask.shape[1]

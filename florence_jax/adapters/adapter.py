@@ -40,7 +40,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """The rank r of the update."""
         return self.a.shape[1]
 
 

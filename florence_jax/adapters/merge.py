@@ -68,7 +68,7 @@ def merge(
 
 
 class _Merge:
-    """One merge: collects every problem before any result is handed out."""
+    """The state of one merge, which collects every problem before it returns a result."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class _Merge:
                 self._store(path, array.astype(np.float32), leaf.dtype)
 
     def _check_tables(self, shared: np.ndarray | None, decoder: np.ndarray | None) -> None:
-        """Our model embeds prompt and decoder tokens with one table: refuse two."""
+        """Refuse two token tables: the model embeds prompt and decoder tokens with one."""
         if shared is None and decoder is None:
             return
         table = np.asarray(self.leaves[SHARED])
@@ -171,7 +171,7 @@ class _Merge:
             self._store(f"{module}/adapter/{name}", factor, factor.dtype)
 
     def finish(self) -> Merged:
-        """The merged model; raises what was found."""
+        """The merged model; raises CheckpointError with every problem found."""
         self.problems.raise_if_any("the adapter cannot be merged into this model")
         head = self.leaves.pop(LM_HEAD)
         shared = self.leaves[SHARED]

@@ -19,7 +19,7 @@ from florence_jax.runtime.atomic_dir import check_apart
 
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
-    """What was read, decided and written.
+    """The result of a merge: what was read, decided and written.
 
     Attributes:
         adapter: the adapter.

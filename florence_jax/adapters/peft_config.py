@@ -1,4 +1,4 @@
-"""PEFT's adapter_config.json: which adapters are plain LoRA, and each module's rank and alpha."""
+"""Read PEFT's adapter_config.json: refuse all but plain LoRA, give each module's rank and alpha."""
 
 import dataclasses
 import re
@@ -54,7 +54,7 @@ class LoraSettings:
     """The part of adapter_config.json that says what the tensors mean.
 
     Attributes:
-        rank, alpha: of modules that no pattern names.
+        rank, alpha: those of modules that no pattern names.
         rank_pattern, alpha_pattern: (pattern, value) in the file's order.
         use_rslora: the scale is alpha / sqrt(r) instead of alpha / r.
         notes: settings that were not read, one sentence each.

@@ -54,7 +54,7 @@ def has_weights(directory: Path) -> bool:
 
 
 def unknown_model(source: str | Path) -> CheckpointError:
-    """The error for what names no model: what is accepted, and what was probably meant."""
+    """The error for a name that is no model: what is accepted, and what was probably meant."""
     meant = _similar(str(source))
     hint = f"; did you mean {meant!r}?" if meant else ""
     return CheckpointError(

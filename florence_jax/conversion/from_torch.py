@@ -22,7 +22,7 @@ _GENERATION = "generation_config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What was read and what was written."""
+    """The result of a conversion: what was read and what was written."""
 
     plan: LoadPlan
     manifest: Manifest

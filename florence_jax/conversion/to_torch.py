@@ -42,7 +42,7 @@ TiedNames = Literal["source", "once", "all"]
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """What was read and written.
+    """The result of a conversion: what was read and what was written.
 
     Attributes:
         plan: the source.
@@ -81,7 +81,7 @@ def to_torch(
         naming: "native" for transformers' class, "original" for Microsoft's code.
         dtype: "float32", "bfloat16" or "float16"; None keeps each tensor's own.
         vocab_size: rows of the token table; None keeps them.
-        tied_names: names under which a tied token table is written (see --help).
+        tied_names: names under which a tied token table is written (`florence-jax convert --help`).
         revision: branch, tag or commit of a hub id.
         overwrite: replace an existing checkpoint.
         progress: show progress bars on stderr.
@@ -117,7 +117,7 @@ def to_torch(
 
 
 def _check_rows(rows: int, directory: Path) -> None:
-    """Raises ValueError where tokens of `directory`'s tokenizer, if it has one, get no row."""
+    """Raise ValueError if tokens of `directory`'s tokenizer, where it has one, get no row."""
     try:
         tokens = load_tokenizer(directory).vocab_size
     except FileNotFoundError:
@@ -201,7 +201,7 @@ def _name(path: str, naming: Naming) -> str:
 
 
 def _ties_embed_tokens(plan: LoadPlan, naming: Naming, names: Iterable[str]) -> bool:
-    """What `text_config.tie_word_embeddings` says: are the embed_tokens tied to `shared`?
+    """The value of `text_config.tie_word_embeddings`: whether embed_tokens are tied to `shared`.
 
     In the original it decides about lm_head, too. transformers 5 asks the top level for lm_head;
     versions before ask here, so that False is right for all of them where every name is written.

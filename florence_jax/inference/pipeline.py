@@ -94,18 +94,8 @@ def load(
         TypeError: a keyword that does not exist (`unknown` takes none).
     """
     check_keywords(unknown, _LOADING)
-    _, model, params = _load(
-        source,
-        dtype,
-        quantize,
-        mesh,
-        rules,
-        revision=revision,
-        adapter=adapter,
-        merge_adapter=merge_adapter,
-        verify=verify,
-    )
-    return model, params
+    chosen = (source, dtype, quantize, mesh, rules, revision, adapter, merge_adapter)
+    return _load(*chosen, verify=verify)[1:]
 
 
 def _load(
@@ -114,7 +104,6 @@ def _load(
     quantize: Quantization | None,
     mesh: MeshLike | None,
     rules: RulesLike,
-    *,
     revision: str | None,
     adapter: str | Path | None,
     merge_adapter: bool,
@@ -216,18 +205,8 @@ class Florence2Pipeline(BasePipeline):
         """
         check_keywords(unknown, (*_LOADING, "processor", "compat", "progress"))
         check_compat(compat)
-        directory, model, params = _load(
-            source,
-            dtype,
-            quantize,
-            mesh,
-            rules,
-            revision=revision,
-            adapter=adapter,
-            merge_adapter=merge_adapter,
-            verify=verify,
-            progress=progress,
-        )
+        chosen = (source, dtype, quantize, mesh, rules, revision, adapter, merge_adapter)
+        directory, model, params = _load(*chosen, verify=verify, progress=progress)
         files = read_config(directory)
         tokenizer, tokenizer_source = _find_tokenizer(directory, files.has_tokenizer, processor)
         return cls(

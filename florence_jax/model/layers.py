@@ -27,7 +27,7 @@ class Linear(nnx.Module):
 
     # One per output channel where the kernel is int8, see `florence_jax.quantization`.
     scale: nnx.Param | None = None
-    # Added to the output: a `LowRank`, or what fine-tuning sets on a module being traced.
+    # Added to the output: a `LowRankAdapter`, or what fine-tuning sets on a module being traced.
     adapter: Callable[[jax.Array], jax.Array] | None = None
 
     def __init__(self, in_dim: int, out_dim: int, *, use_bias: bool = True, rngs: nnx.Rngs | None):
@@ -57,7 +57,7 @@ class Linear(nnx.Module):
         return kernel, bias.astype(dtype)
 
 
-class LowRank(nnx.Module):
+class LowRankAdapter(nnx.Module):
     """A LoRA adapter's output, x @ a @ b, with a [in, r] and b [r, out], which carries the scale.
 
     Its factors come from a checkpoint, see `florence_jax.adapters`.

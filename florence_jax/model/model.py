@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from florence_jax.config import Florence2Config
 from florence_jax.model.florence2 import Florence2
-from florence_jax.model.layers import Linear, LowRank
+from florence_jax.model.layers import Linear, LowRankAdapter
 from florence_jax.quantization import quantized_modules
 from florence_jax.sharding.batch import use_mesh
 
@@ -135,7 +135,7 @@ def _structure(
             with contextlib.suppress(AttributeError):
                 linear = operator.attrgetter(path.replace("/", "."))(module)
                 if isinstance(linear, Linear):
-                    linear.adapter = LowRank()
+                    linear.adapter = LowRankAdapter()
         return module
 
     graphdef, state = nnx.split(nnx.eval_shape(build))
