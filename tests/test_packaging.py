@@ -55,10 +55,11 @@ assert np.abs(merged - plain).max() > 0.01
 """
 
 
-def run(*command, **options):
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, **options
-    )
+def run(*command, cwd=None, **variables):
+    """Run a command whose Python finds installed packages alone, with environment `variables`."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
+    words = [str(part) for part in command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd, env=env)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -155,7 +156,7 @@ def test_trains_an_adapter_and_applies_it_merged_or_not(trainer, tmp_path):
     row = {"image": "scene.png", "prefix": "<CAPTION>", "suffix": "a red car"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "recipe.py").write_text(RECIPE)
-    here = {"cwd": tmp_path, "env": os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}}
+    here = {"cwd": tmp_path, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     run(trainer / "florence-jax", "train", "--config", "recipe.py", **here)
     run(trainer / "python", "-c", APPLY, **here)
     # The adapter names its base, and is a model by itself.
