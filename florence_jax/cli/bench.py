@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence_jax.cli.options import (
+    ModelOptions,
     add_decoding_options,
     add_free_prompt_option,
     add_model_options,
+    decoding_from,
     decoding_settings,
-    load_pipeline,
+    load_checkpoint_pipeline,
+    options_from,
 )
 
 if TYPE_CHECKING:
@@ -69,12 +72,13 @@ def add_bench(commands: Any) -> None:
     bench.set_defaults(run=_bench)
 
 
-def _bench(options: argparse.Namespace) -> int:
-    if options.rounds < 1:
-        raise ValueError(f"--rounds is {options.rounds}, expected at least 1")
-    pipeline = load_pipeline(options, progress=True)
-    settings = decoding_settings(pipeline, options)
-    count = options.max_new_tokens or 64
+def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.rounds < 1:
+        raise ValueError(f"--rounds is {arguments.rounds}, expected at least 1")
+    options = options_from(ModelOptions, arguments)
+    pipeline = load_checkpoint_pipeline(options, progress=True)
+    settings = decoding_settings(pipeline, decoding_from(arguments))
+    count = arguments.max_new_tokens or 64
     settings = dataclasses.replace(settings, min_new_tokens=count, max_new_tokens=count)
     context = _context(options, settings)
     print(", ".join(f"{name} {value}" for name, value in context.items()))
@@ -82,14 +86,14 @@ def _bench(options: argparse.Namespace) -> int:
     for row in measure(
         pipeline,
         settings,
-        tasks=options.task or ["<CAPTION>", "<OD>"],
-        batch_sizes=options.batch_size or [1, 4, 8],
-        rounds=options.rounds,
-        free_prompt=options.free_prompt,
+        tasks=arguments.task or ["<CAPTION>", "<OD>"],
+        batch_sizes=arguments.batch_size or [1, 4, 8],
+        rounds=arguments.rounds,
+        free_prompt=arguments.free_prompt,
     ):
         print(_line(row), flush=True)
-        if options.json is not None:
-            with options.json.open("a", encoding="utf-8") as output:
+        if arguments.json is not None:
+            with arguments.json.open("a", encoding="utf-8") as output:
                 print(json.dumps(context | row), file=output)
     return 0
 
@@ -182,7 +186,7 @@ def _noise_batches(batch_size: int) -> Iterator[list[np.ndarray]]:
         yield list(generator.integers(0, 256, (batch_size, 480, 640, 3), np.uint8))
 
 
-def _context(options: argparse.Namespace, settings: GenerationConfig) -> dict[str, Any]:
+def _context(options: ModelOptions, settings: GenerationConfig) -> dict[str, Any]:
     import jax
 
     return {
