@@ -1,4 +1,4 @@
-"""Questions about encoded images, with the confidences that the filters need."""
+"""Answers about encoded images, with the confidences that the filters need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from florence_jax.runtime.error_text import row_error_text
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The model's answer to one question.
+    """The model's answer to one prompt.
 
     Attributes:
         value: what `florence_jax.parse` gives for the task, with scores and label_scores.
@@ -31,7 +31,7 @@ class Answer:
 
 
 class AnnotationEngine:
-    """Encodes images and asks about them, in batches that are functions of one call's questions."""
+    """Encodes images and answers prompts; batches depend on the prompts of one call alone."""
 
     def __init__(
         self,

@@ -104,10 +104,10 @@ class AnnotateJob:
         for stage in zip(*(image.stages() for image in images), strict=True):
             asked = [
                 (number, *one)
-                for number, questions in enumerate(stage)
-                for one in attempt(number, questions) or ()
+                for number, requests in enumerate(stage)
+                for one in attempt(number, requests) or ()
             ]
-            answers = self._engine.ask([question for _, question, _ in asked])
+            answers = self._engine.ask([request for _, request, _ in asked])
             for (number, _, read), answer in zip(asked, answers, strict=True):
                 attempt(number, read, answer)
         rows = [

@@ -47,13 +47,13 @@ class Refine:
 
     Attributes:
         directory: OUT.
-        model: of the first round.
+        model: the model of the first round.
         rounds: fine-tunes; there is one more annotation than that.
         recipe: of `florence-jax train`; its `data.train` is replaced by the round's annotations.
         checkout: the directory that the phases run in, whose modules a recipe may import.
         image_root: the directory that image names start from.
         also: further sources of `data.train`, as JSON, such as labels made by hand.
-        questions: of one image that a fine-tune asks together, at most.
+        questions: number of one image's examples that a fine-tune learns together, at most.
         words: further settings of the fine-tune, as name=value.
         annotate: the command line of an annotation.
     """

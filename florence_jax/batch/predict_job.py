@@ -1,7 +1,7 @@
-"""The job of `florence-jax predict`: every item's queries, answered by a pipeline.
+"""The job of `florence-jax predict`: answer every item's queries with a pipeline.
 
-How items are put into batches is a function of the block alone, and every batch is padded to the
-one size that its program has: neither timing nor worker processes nor restarts reach the numbers.
+Batches depend on the block alone, and every batch is padded to the one size that its program has:
+timing, worker processes and restarts do not change the numbers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from florence_jax.runtime.error_text import row_error_text
 
 
 class PredictJob:
-    """Rows `{"width", "height", "answers": [{"prompt": ..., "result" or "error": ...}, ...]}`.
+    """Makes rows `{"width", "height", "answers": [{"prompt": ..., "result" or "error": ...}]}`.
 
-    A row none of whose questions could be asked has an "error" too.
+    A row whose answers are all errors has an "error" too.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class PredictJob:
             pipeline: on one device, on all of this host's (`replicate_over_local_devices`), or on a
                 mesh.
             generation: decoding settings; by default the checkpoint's.
-            constrained: allow only answers that can be read whole.
+            constrained: allow only answers that parse completely.
             min_score: leave out shapes with a lower score; answers without scores are errors then.
             batch_size: rows in one compiled call, on each device; exported programs have their own.
             free_prompt: allow prompts that look like a task and are none.
@@ -89,7 +89,7 @@ class PredictJob:
         return self._engine.stats
 
     def check(self, queries: Iterable[Query]) -> None:
-        """Refuse queries that suit no image, before a million rows say so.
+        """Refuse queries that suit no image, before the run begins.
 
         Raises:
             ValueError: a prompt, text, region or label that does not go together with its task.

@@ -47,7 +47,7 @@ class RowsAnswerer:
         """
         Args:
             model: as for `Florence2Pipeline.from_pretrained`.
-            tasks: asked about rows that bring none of their own.
+            tasks: the tasks of rows that have none of their own.
             dtype: of weights and activations.
             batch_size: rows in one compiled call, on each device of the process.
             constrained: allow only answers that can be read whole.

@@ -135,7 +135,7 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
         "--polygons",
         choices=("none", "phrases", "all"),
         default="none",
-        help="outline the boxes of phrases, or all: one question a box (default: %(default)s)",
+        help="outline the boxes of phrases, or all: one prompt a box (default: %(default)s)",
     )
     asked.add_argument(
         "--threshold",
