@@ -12,9 +12,8 @@ from florence_jax.adapters.peft import CONFIG_FILE
 from florence_jax.checkpoint import CheckpointError, plan_checkpoint, read_config, resolve
 from florence_jax.checkpoint.errors import sample
 from florence_jax.checkpoint.files import read_json_object
-from florence_jax.checkpoint.hub import METADATA_FILES
-from florence_jax.checkpoint.model_directory import has_weights
-from florence_jax.checkpoint.native.manifest import MANIFEST, is_saved
+from florence_jax.checkpoint.hub import METADATA_FILES, has_weights, is_saved
+from florence_jax.checkpoint.native.manifest import MANIFEST
 from florence_jax.checkpoint.pytorch.weight_files import WEIGHT_FILES
 from florence_jax.config import PRESETS, ConfigError, Florence2Config
 from florence_jax.generation import GenerationConfig

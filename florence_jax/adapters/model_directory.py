@@ -16,7 +16,7 @@ from florence_jax.adapters.merge_checkpoint import merge_lora
 from florence_jax.adapters.peft import is_adapter, read_adapter
 from florence_jax.checkpoint import CheckpointError, resolve
 from florence_jax.checkpoint.errors import clip
-from florence_jax.checkpoint.model_directory import has_weights
+from florence_jax.checkpoint.hub import has_weights
 
 
 def resolve_model(

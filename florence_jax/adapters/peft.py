@@ -33,8 +33,7 @@ from florence_jax.checkpoint.pytorch.key_map import (
     match_path,
 )
 from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
-from florence_jax.checkpoint.pytorch.safetensors_reader import open_safetensors
-from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
+from florence_jax.checkpoint.pytorch.safetensors import open_safetensors, save_tensors
 from florence_jax.checkpoint.pytorch.transforms import CONV, LINEAR
 
 CONFIG_FILE = "adapter_config.json"

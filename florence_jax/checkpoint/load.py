@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from florence_jax.checkpoint.hub import resolve
-from florence_jax.checkpoint.native.manifest import is_saved
+from florence_jax.checkpoint.hub import is_saved, resolve
 from florence_jax.checkpoint.native.reader import open_native
 from florence_jax.checkpoint.param_tree import insert
 from florence_jax.checkpoint.plan import LoadPlan, Report, Source

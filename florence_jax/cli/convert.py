@@ -186,14 +186,18 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _other_format(source: str, revision: str | None) -> Direction:
     from florence_jax.adapters import resolve_model
-    from florence_jax.checkpoint.native.manifest import is_saved
+    from florence_jax.checkpoint.hub import is_saved
 
     return "torch" if is_saved(resolve_model(source, revision)) else "jax"
 
 
 def _run_from_torch(options: argparse.Namespace) -> int:
+    import jax
+
     from florence_jax.conversion import from_torch
 
+    # Orbax asks jax for its devices, and a conversion needs no accelerator, which may be in use.
+    jax.config.update("jax_platforms", "cpu")
     started = time.monotonic()
     conversion = from_torch(
         options.source,

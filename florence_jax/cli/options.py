@@ -176,7 +176,7 @@ def add_free_prompt_option(parser: argparse.ArgumentParser) -> None:
 
 def model_from_anywhere(model: str) -> str:
     """--model, as a process in another working directory has to name it."""
-    from florence_jax.checkpoint.model_directory import BUNDLED
+    from florence_jax.checkpoint.hub import BUNDLED
 
     is_path = model not in BUNDLED and Path(model).expanduser().exists()
     return os.path.abspath(Path(model).expanduser()) if is_path else model

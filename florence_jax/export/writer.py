@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import florence_jax
-from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
+from florence_jax.checkpoint.pytorch.safetensors import save_tensors
 from florence_jax.export.manifest import (
     CONFIG,
     MANIFEST,

@@ -14,7 +14,7 @@ from florence_jax.checkpoint import read_config, save_checkpoint
 from florence_jax.checkpoint.decoding_settings import settings_json
 from florence_jax.checkpoint.hub import METADATA_FILES
 from florence_jax.checkpoint.param_tree import flatten, insert
-from florence_jax.checkpoint.pytorch.processor_config import post_processor_config
+from florence_jax.checkpoint.pytorch.config_files import post_processor_config
 from florence_jax.checkpoint.pytorch.save import save_torch
 from florence_jax.generation import GenerationConfig
 from florence_jax.model.model import adapted_modules

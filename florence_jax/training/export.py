@@ -19,7 +19,7 @@ import numpy as np
 
 from florence_jax.adapters import write_adapter
 from florence_jax.checkpoint import read_config, save_checkpoint
-from florence_jax.checkpoint.model_directory import BUNDLED
+from florence_jax.checkpoint.hub import BUNDLED
 from florence_jax.checkpoint.pytorch.config_files import dialect
 from florence_jax.checkpoint.pytorch.key_map import Naming
 from florence_jax.runtime.directory_lock import directory_lock

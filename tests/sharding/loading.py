@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import florence_jax as fj
-from florence_jax.checkpoint import load, torch_tensors
+from florence_jax.checkpoint import load, save_checkpoint, torch_tensors
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.sharding import trim
@@ -28,6 +28,7 @@ def main():
     tensors = {n: np.ascontiguousarray(a) for n, a in torch_tensors(params, "native")}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(sizes.to_hf("native")))
+    save_checkpoint(directory / "saved", sizes, params)
 
     read = []
     fetch = load.fetch
@@ -43,10 +44,16 @@ def main():
         model, loaded = fj.load(directory, mesh=mesh, rules=rules)
         layout, found = model.layout, dict(flatten(loaded))
         true = dict(flatten(params))
+        restored = dict(flatten(fj.load(directory / "saved", mesh=mesh, rules=rules)[1]))
         line = {
             "case": case,
             "exact": all(
                 np.asarray(trim(leaf, true[path].shape)).tobytes() == true[path].tobytes()
+                for path, leaf in found.items()
+            ),
+            "restored_alike": all(
+                leaf.sharding == restored[path].sharding
+                and np.asarray(leaf).tobytes() == np.asarray(restored[path]).tobytes()
                 for path, leaf in found.items()
             ),
             "zeros_behind": all(

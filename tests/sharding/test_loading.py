@@ -1,4 +1,7 @@
-"""Each device's part of each tensor is read straight from the file: nothing holds a whole model."""
+"""Each device's part of each tensor is read straight from the file: nothing holds a whole model.
+
+Orbax restores a saved checkpoint onto the same shardings.
+"""
 
 import json
 import subprocess
@@ -19,6 +22,7 @@ def test_a_checkpoint_is_read_in_the_parts_that_devices_keep(tmp_path):
     assert [line["case"] for line in found] == list(CASES)
     for line in found:
         assert line["exact"], line
+        assert line["restored_alike"], line
         assert line["zeros_behind"], line
         assert line["parts_only"], line
         assert line["read_once"], line

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models, processors, trainers
 
-from florence_jax.checkpoint.pytorch.processor_config import post_processor_config
+from florence_jax.checkpoint.pytorch.config_files import post_processor_config
 from florence_jax.processing import TASKS, FlorenceTokenizer, load_tokenizer
 from florence_jax.processing.image.pixels import BICUBIC, IMAGENET_MEAN, IMAGENET_STD
 from florence_jax.processing.tasks import CLASS_SEPARATOR

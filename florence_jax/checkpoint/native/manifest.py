@@ -63,22 +63,6 @@ class Manifest:
         )
 
 
-def is_saved(directory: Path) -> bool:
-    """Whether `save_checkpoint` wrote this directory, judged by what is left of it.
-
-    Raises:
-        CheckpointError: its manifest.json leaves the directory or is no regular file.
-    """
-    if (directory / ARRAYS).is_dir():
-        return True
-    try:
-        manifest = contained_file(directory, MANIFEST)
-    except FileNotFoundError:
-        return False
-    with manifest.open("rb") as file:
-        return f'"{FORMAT}"'.encode() in file.read(_BLOCK)
-
-
 def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of a saved checkpoint and check it against its own digest.
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,14 @@ from florence_jax.checkpoint.native.manifest import MANIFEST, Manifest, hash_fil
 from florence_jax.checkpoint.native.reader import SECTION
 from florence_jax.checkpoint.param_shapes import check_parameters
 from florence_jax.checkpoint.param_tree import flatten
+from florence_jax.checkpoint.pytorch.config_files import completed_processor
 from florence_jax.checkpoint.pytorch.key_map import SHARED, match_name
 from florence_jax.checkpoint.pytorch.lazy_tensor import FLOAT_DTYPES
-from florence_jax.checkpoint.pytorch.processor_config import completed_processor
 from florence_jax.checkpoint.pytorch.provenance import SourceFormat
 from florence_jax.checkpoint.resize_vocabulary import with_vocabulary
 from florence_jax.config import Florence2Config
 
 _CONFIG = "config.json"
-_READERS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Leaf:
         path: "encoder/layers/0/fc1/kernel".
         shape: its shape.
         dtype: float32, float16 or bfloat16.
-        read: gives the array; called once, from any thread.
+        read: gives the array; called once.
     """
 
     path: str
@@ -140,10 +138,9 @@ def save_leaves(
         for name, content in small_files.items():
             (new / name).write_bytes(content)
         arrays = {}
-        with ThreadPoolExecutor(_READERS) as pool:
-            for leaf, array in zip(leaves, pool.map(lambda leaf: leaf.read(), leaves), strict=True):
-                arrays[leaf.path] = array
-                progress_bar.update(array.nbytes)
+        for leaf in leaves:
+            arrays[leaf.path] = leaf.read()
+            progress_bar.update(arrays[leaf.path].nbytes)
         write_arrays(new, arrays)
         manifest = Manifest(hash_files(new, progress_bar.update), entries)
         (new / MANIFEST).write_bytes(manifest.encode())

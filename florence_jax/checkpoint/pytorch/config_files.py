@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from florence_jax.checkpoint.decoding_settings import decoding_settings
+from florence_jax.checkpoint.hub import BUNDLED
 from florence_jax.checkpoint.native.reader import SECTION
 from florence_jax.checkpoint.pytorch.key_map import Naming
 from florence_jax.checkpoint.pytorch.repo_config import RepositoryConfig
@@ -14,6 +16,10 @@ from florence_jax.checkpoint.resize_vocabulary import with_vocabulary
 from florence_jax.config import Florence2Config
 
 _DTYPE_KEY: Mapping[Naming, str] = {"original": "torch_dtype", "native": "dtype"}
+_PROCESSOR = "processor_config.json"
+# transformers' `Florence2Processor` reads the rules that parse answers from here, and fails without
+# them, as many fine-tunes are. They are the same for every Florence-2.
+_POST_PROCESSOR = "post_processor_config"
 
 
 def torch_config(
@@ -80,3 +86,22 @@ def _set_dtype(written: dict[str, Any], dtype: str, naming: Naming) -> None:
         for key in keys:
             if section.get(key) is not None:
                 section[key] = dtype
+
+
+def post_processor_config() -> dict[str, Any]:
+    """The rules that parse answers, as in the checkpoints that transformers' authors converted."""
+    return json.loads((BUNDLED["shapes"] / _PROCESSOR).read_text(encoding="utf-8"))[_POST_PROCESSOR]
+
+
+def completed_processor(name: str, content: bytes) -> bytes:
+    """The content of a checkpoint's file `name`; a processor_config.json gets missing rules."""
+    if name != _PROCESSOR:
+        return content
+    try:
+        fields = json.loads(content)
+    except ValueError:
+        return content  # its reader reports what is wrong with it
+    if not isinstance(fields, dict) or fields.get(_POST_PROCESSOR):
+        return content
+    fields[_POST_PROCESSOR] = post_processor_config()
+    return json.dumps(fields, indent=2).encode() + b"\n"

@@ -19,11 +19,10 @@ from florence_jax.checkpoint.files import (
 )
 from florence_jax.checkpoint.hub import METADATA_FILES
 from florence_jax.checkpoint.param_tree import flatten, insert
-from florence_jax.checkpoint.pytorch.config_files import torch_config
+from florence_jax.checkpoint.pytorch.config_files import completed_processor, torch_config
 from florence_jax.checkpoint.pytorch.key_map import LM_HEAD, LOGITS_BIAS_PATH, SHARED, Naming
-from florence_jax.checkpoint.pytorch.processor_config import completed_processor
 from florence_jax.checkpoint.pytorch.repo_config import read_config
-from florence_jax.checkpoint.pytorch.safetensors_writer import save_tensors
+from florence_jax.checkpoint.pytorch.safetensors import save_tensors
 from florence_jax.checkpoint.pytorch.state_dict import torch_tensors
 from florence_jax.checkpoint.resize_vocabulary import resized
 from florence_jax.config import Florence2Config

@@ -8,7 +8,7 @@ from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, samp
 from florence_jax.checkpoint.files import contained_file, has_file, read_json_object
 from florence_jax.checkpoint.pytorch.bin_reader import open_torch
 from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
-from florence_jax.checkpoint.pytorch.safetensors_reader import open_safetensors
+from florence_jax.checkpoint.pytorch.safetensors import open_safetensors
 
 _Opener = Callable[[Path, str], list[LazyTensor]]
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.checkpoint import CheckpointError
-from florence_jax.checkpoint.pytorch.safetensors_reader import open_safetensors
+from florence_jax.checkpoint.pytorch.safetensors import open_safetensors
 from florence_jax.processing import load_image
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.training.cached_features.fingerprint import FeaturesError, Origin

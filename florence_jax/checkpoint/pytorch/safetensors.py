@@ -1,6 +1,6 @@
-"""A safetensors file as read-only views of a memory mapping.
+"""Read a safetensors file as views of a memory mapping, and write one.
 
-This reader replaces the safetensors library's for two reasons: the library copies every tensor into
+The reader replaces the safetensors library's for two reasons: the library copies every tensor into
 fresh memory, while these views are cast and transposed straight to their destination; and files
 come from strangers, so the header is checked more strictly (duplicate keys, size limit).
 Format: https://github.com/huggingface/safetensors#format
@@ -8,11 +8,15 @@ Format: https://github.com/huggingface/safetensors#format
 
 import math
 import mmap
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from florence_jax.checkpoint.errors import CheckpointError, clip
 from florence_jax.checkpoint.files import parse_json
@@ -83,6 +87,28 @@ def open_safetensors(path: Path, label: str) -> list[LazyTensor]:
 
 
 _Entry = tuple[str, tuple[int, ...], np.dtype, int, int]
+
+
+def save_tensors(
+    tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file of contiguous arrays.
+
+    Raises:
+        OSError: the disk is full, or the system refuses for another reason.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata or {}))
+        # The library makes a file that only its owner may read.
+        path.chmod(mode)
+    except SafetensorError as error:
+        # The library wraps the system's error into its own and keeps the number in the text.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error), str(path)) from error
 
 
 def _entry(name: str, fields: Any, label: str) -> _Entry:
