@@ -115,7 +115,7 @@ def _setting(text: str) -> tuple[str, Any]:
     except ValueError:
         expected = ",".join(number.__name__ for number in numbers)
         raise ValueError(f"{text!r}: expected {name}={expected}") from None
-    return name, values if len(values) > 1 else values[0]
+    return name, values[0] if len(values) == 1 else values
 
 
 def _defaults() -> str:

@@ -1,5 +1,8 @@
 """A run's metrics as TensorBoard's event files, by tensorboardX."""
 
+# Protobuf makes its classes at import, where pyright does not see them.
+# pyright: reportAttributeAccessIssue=false
+
 import os
 import time
 from collections.abc import Mapping
@@ -7,13 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-
-# Protobuf makes these classes at import, where pyright does not see them.
-from tensorboardX.proto.event_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
-    Event,
-    SessionLog,
-)
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 
 class TensorBoardWriter:
