@@ -22,12 +22,12 @@ from florence_jax.training.data.storage import readable_image
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class RowImage:
     """One row's image, ready for the tower.
 
     Attributes:
         row: the example's id.
-        key: of its content.
+        key: the hash of the image's content.
         size: (width, height) as shown.
         pixels: uint8[H, W, 3]; None where its features are there already, or with a problem.
         problem: why it cannot be used, or None.
@@ -56,43 +56,42 @@ def fill(
         sources: with their names.
         preprocessor: resizes images as the run does.
         tower: see `tower_program`; every batch that it gets has `batch_size` rows.
-        threads: that read, decode and resize.
+        threads: number of threads that read, decode and resize.
 
     Returns:
         (id, reason) of the rows whose image cannot be used.
 
     Raises:
-        Interrupted: somebody asked for it; what was computed until then is in the writer.
+        Interrupted: a signal asked for it; what was computed until then is in the writer.
         OSError: the features cannot be written.
     """
     problems: list[tuple[str, str]] = []
     seen: set[bytes] = set()
 
-    def new_pictures(bar: Any) -> Iterator[tuple[Picture, np.ndarray]]:
-        for picture in _prepared(sources, preprocessor, writer, threads):
+    def new_images(bar: Any) -> Iterator[tuple[RowImage, np.ndarray]]:
+        for image in _prepared(sources, preprocessor, writer, threads):
             interruption.check()
             bar.update()
-            if picture.problem is not None:
-                problems.append((picture.row, picture.problem))
-            elif picture.pixels is not None and picture.key not in seen:
-                seen.add(picture.key)
-                yield picture, picture.pixels
+            if image.problem is not None:
+                problems.append((image.row, image.problem))
+            elif image.pixels is not None and image.key not in seen:
+                seen.add(image.key)
+                yield image, image.pixels
 
-    def collect(pictures: Sequence[Picture], maps: jax.Array | None) -> None:
+    def collect(images: Sequence[RowImage], maps: jax.Array | None) -> None:
         if maps is not None:
-            # Rows behind the images only fill the batch.
-            for picture, features in zip(pictures, np.asarray(maps), strict=False):
-                writer.add(picture.key, picture.size, features)
+            # Rows after the images are padding of the batch.
+            for image, features in zip(images, np.asarray(maps), strict=False):
+                writer.add(image.key, image.size, features)
 
     with tqdm(total=sum(len(source) for _, source in sources), unit="row") as bar:
-        pictures = new_pictures(bar)
-        before: tuple[Sequence[Picture], jax.Array | None] = ((), None)
+        images = new_images(bar)
+        before: tuple[Sequence[RowImage], jax.Array | None] = ((), None)
         try:
-            while batch := list(itertools.islice(pictures, batch_size)):
-                images = np.stack([pixels for _, pixels in batch])
-                maps = tower(pad_rows(images, batch_size))
+            while batch := list(itertools.islice(images, batch_size)):
+                maps = tower(pad_rows(np.stack([pixels for _, pixels in batch]), batch_size))
                 # While the device computes these, those before them are hashed and written.
-                done, before = before, ([picture for picture, _ in batch], maps)
+                done, before = before, ([image for image, _ in batch], maps)
                 collect(*done)
         finally:
             collect(*before)
@@ -104,25 +103,25 @@ def _prepared(
     preprocessor: Preprocessor,
     writer: FeatureWriter,
     threads: int,
-) -> Iterator[Picture]:
+) -> Iterator[RowImage]:
     """Every row's image, in order."""
 
-    def prepare(name: str, source: Source, index: int) -> Picture:
+    def prepare(name: str, source: Source, index: int) -> RowImage:
         row = f"{name}:{index}"
         try:
             example = source[index]
             row = example.id
-            image = readable_image(example.image)
-            key = key_of(image)
+            file = readable_image(example.image)
+            key = key_of(file)
             if key in writer:
-                return Picture(row=row, key=key)
-            picture = load_image(image)
-            return Picture(row=row, key=key, size=picture.size, pixels=preprocessor.pixels(picture))
-        # As in `Preprocessor`: whatever is wrong with one row must not end the work on all others.
+                return RowImage(row=row, key=key)
+            image = load_image(file)
+            return RowImage(row=row, key=key, size=image.size, pixels=preprocessor.pixels(image))
+        # As in `Preprocessor`: one bad row must not end the work on all others.
         except Exception as error:
-            return Picture(row=row, problem=f"{type(error).__name__}: {error}")
+            return RowImage(row=row, problem=f"{type(error).__name__}: {error}")
 
-    waiting: deque[Future[Picture]] = deque()
+    waiting: deque[Future[RowImage]] = deque()
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         for name, source in sources:
             for index in range(len(source)):
