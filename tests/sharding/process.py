@@ -37,7 +37,9 @@ def config_of(directory, mesh, steps):
         config,
         batch_size=4,
         mesh=mesh,
-        model=ModelConfig(architecture=architecture, processor="train.shapes.tokenizer:processor"),
+        model=ModelConfig(
+            architecture=architecture, processor="train.shapes.tokenizer:save_processor"
+        ),
         # Several processes pad every batch to the longest; one then has the same arrays.
         data=dataclasses.replace(config.data, min_prompt_bucket=16, min_labels_bucket=32, valid=()),
         optimizer=OptimizerConfig(

@@ -42,7 +42,7 @@ def a_config(directory, *, steps=5, train=None, **changes) -> TrainConfig:
             steps=steps,
             batch_size=2,
             model=ModelConfig(
-                architecture=ARCHITECTURE, processor="train.shapes.tokenizer:processor"
+                architecture=ARCHITECTURE, processor="train.shapes.tokenizer:save_processor"
             ),
             data=DataConfig(
                 train=train or (world(),),

@@ -106,7 +106,7 @@ def squares_config(directory: Path, data: Path, *, steps: int = 600, seed: int =
         seed=seed,
         model=ModelConfig(
             architecture=ARCHITECTURE,
-            processor="train.shapes.tokenizer:processor",
+            processor="train.shapes.tokenizer:save_processor",
             from_scratch=True,
         ),
         data=DataConfig(

@@ -81,7 +81,9 @@ config = TrainConfig(
     batch_size=16,
     # The processor's vocabulary replaces the architecture's.
     model=ModelConfig(
-        architecture=architecture, processor="train.shapes.tokenizer:processor", from_scratch=True
+        architecture=architecture,
+        processor="train.shapes.tokenizer:save_processor",
+        from_scratch=True,
     ),
     data=DataConfig(
         train=tuple(

@@ -48,7 +48,7 @@ def _run(arguments: list[str] | None) -> int:
         print(statistics(world, options.count))
     if options.processor:
         side, tokens = config.side, options.image_tokens
-        save_processor(options.processor, image_side=side, image_tokens=tokens)
+        save_processor(options.processor, image_size=(side, side), image_tokens=tokens)
         print(options.processor)
     return 0
 

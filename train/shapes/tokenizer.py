@@ -70,13 +70,17 @@ def vocabulary_size() -> int:
     return world_tokenizer().vocab_size + 1
 
 
-def save_processor(directory: str | os.PathLike, *, image_side: int, image_tokens: int) -> None:
+def save_processor(
+    directory: str | os.PathLike, *, image_size: tuple[int, int], image_tokens: int
+) -> None:
     """Write what transformers' `Florence2Processor` and `load_tokenizer` read.
+
+    A training run calls it with `model.processor="train.shapes.tokenizer:save_processor"`.
 
     Args:
         directory: is made where absent; gets tokenizer.json, tokenizer_config.json,
             preprocessor_config.json and processor_config.json.
-        image_side: pixels that every picture is resized to.
+        image_size: (height, width) in pixels that every image is resized to.
         image_tokens: image features in front of the prompt, 1 + h * w of `DaViTConfig.grid`.
     """
     folder = Path(directory)
@@ -86,9 +90,9 @@ def save_processor(directory: str | os.PathLike, *, image_side: int, image_token
     backend.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
     assert backend.token_to_id(IMAGE) == size
     backend.save(str(folder / "tokenizer.json"))
-    square = {"height": image_side, "width": image_side}
+    size_of_images = {"height": image_size[0], "width": image_size[1]}
     images = {
-        "crop_size": square,
+        "crop_size": size_of_images,
         "do_center_crop": False,
         "do_normalize": True,
         "do_rescale": True,
@@ -99,7 +103,7 @@ def save_processor(directory: str | os.PathLike, *, image_side: int, image_token
         "image_std": list(IMAGENET_STD),
         "resample": BICUBIC,
         "rescale_factor": 1 / 255,
-        "size": square,
+        "size": size_of_images,
     }
     processor = {"processor_class": "Florence2Processor"}
     contents = {
@@ -131,22 +135,6 @@ def save_processor(directory: str | os.PathLike, *, image_side: int, image_token
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")
     assert load_tokenizer(folder).vocab_size == size
-
-
-def processor(directory: Path, *, image_size: tuple[int, int], image_tokens: int) -> None:
-    """`model.processor=train.shapes.tokenizer:processor` of a training run.
-
-    Args:
-        directory: gets the files.
-        image_size: (height, width) in pixels; a scene is square.
-        image_tokens: see `save_processor`.
-
-    Raises:
-        ValueError: the size is no square.
-    """
-    if image_size[0] != image_size[1]:
-        raise ValueError(f"scenes are square, got image_size {image_size}")
-    save_processor(directory, image_side=image_size[0], image_tokens=image_tokens)
 
 
 def _backend() -> Tokenizer:

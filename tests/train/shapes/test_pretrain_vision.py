@@ -31,7 +31,7 @@ def recipe(directory="unused"):
         steps=1,
         model=ModelConfig(
             architecture=ARCHITECTURE,
-            processor="train.shapes.tokenizer:processor",
+            processor="train.shapes.tokenizer:save_processor",
             from_scratch=True,
         ),
         data=DataConfig(
@@ -75,7 +75,7 @@ def test_a_run_starts_from_what_the_command_wrote(tmp_path, monkeypatch, capsys,
     assert main([str(directory), "--steps", "2"]) == 0
     assert "right at the last step: colour" in capsys.readouterr().out
     written = dict(flatten(load_checkpoint(directory).params))
-    model = ModelConfig(start=str(directory), processor="train.shapes.tokenizer:processor")
+    model = ModelConfig(start=str(directory), processor="train.shapes.tokenizer:save_processor")
     config = dataclasses.replace(recipe(directory=str(tmp_path / "run")), model=model)
     files = tmp_path / "processor"
     started = load_parameters(config, prepare_pretrained(config, files))

@@ -30,7 +30,7 @@ FILES = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("processor")
-    save_processor(path, image_side=224, image_tokens=50)
+    save_processor(path, image_size=(224, 224), image_tokens=50)
     return path
 
 
@@ -78,7 +78,7 @@ def test_the_layout_is_barts_with_florences_tokens(tokenizer):
 def test_the_same_bytes_in_every_process(folder, tmp_path):
     program = (
         "from train.shapes.tokenizer import save_processor;"
-        f"save_processor({str(tmp_path)!r}, image_side=224, image_tokens=50)"
+        f"save_processor({str(tmp_path)!r}, image_size=(224, 224), image_tokens=50)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
     for name in FILES:
