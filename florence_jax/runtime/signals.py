@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 # What a shell reports of a program that Ctrl-C ended.
 INTERRUPTED = 130
@@ -109,7 +109,7 @@ def exit_on_interrupt(how_to_go_on: str) -> Iterator[None]:
         exit_now(INTERRUPTED)
 
 
-def exit_now(status: int) -> None:
+def exit_now(status: int) -> NoReturn:
     """End the process without waiting for threads, which a compiler or a device may hold."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -14,7 +14,7 @@ import runpy
 import traceback
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -93,7 +93,8 @@ def parse_program_flags(
     recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
     path = recipe.parse_known_args(flags)[0].config
-    default = None if path is None else kind(run=load_recipe(path))
+    make: Callable[..., Config] = kind
+    default = None if path is None else make(run=load_recipe(path))
     return parse_flags(kind, flags, default=default, prog=prog, description=description)
 
 
@@ -166,18 +167,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{name}.")
-        elif _alike_lists(before, after):
-            for number, pair in enumerate(zip(before, after, strict=True)):
-                lines += differences(*pair, f"{name}[{number}].")
+        elif isinstance(before, list) and isinstance(after, list) and _alike(before, after):
+            for number, (one, other) in enumerate(zip(before, after, strict=True)):
+                lines += differences(one, other, f"{name}[{number}].")
         elif before != after:
             lines.append(f"{name} was {before!r} and is {after!r}")
     return lines
 
 
-def _alike_lists(before: Any, after: Any) -> bool:
-    """Whether both are lists of mappings of the same length, such as data.train."""
-    lists = isinstance(before, list) and isinstance(after, list) and len(before) == len(after)
-    return lists and all(isinstance(item, Mapping) for item in (*before, *after))
+def _alike(before: list, after: list) -> bool:
+    """Whether both lists, such as data.train, hold the same number of mappings."""
+    mappings = all(isinstance(item, Mapping) for item in (*before, *after))
+    return mappings and len(before) == len(after)
 
 
 def _line_in(path: Path, error: Exception) -> str:
