@@ -66,9 +66,11 @@ _made_here: list[str] = []
 _compile_options = compiler.get_compile_options
 
 
-def _without_emitters(*arguments, env_options_overrides=None, **options):
-    overrides = {_EMITTERS: False, **(env_options_overrides or {})}
-    return _compile_options(*arguments, env_options_overrides=overrides, **options)
+def _without_emitters(*arguments, backend, env_options_overrides=None, **options):
+    overrides = dict(env_options_overrides or {})
+    if backend.platform == "cpu":
+        overrides[_EMITTERS] = False
+    return _compile_options(*arguments, backend=backend, env_options_overrides=overrides, **options)
 
 
 def pytest_configure(config):

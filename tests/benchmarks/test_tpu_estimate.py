@@ -9,6 +9,8 @@ import pytest
 from tests.benchmarks.tpu_bundles import read_kernel, read_kernels
 from tests.benchmarks.tpu_estimate import BUDGET, CASES, HERTZ, estimate
 
+pytestmark = pytest.mark.optimized
+
 STORED = json.loads(BUDGET.read_text())
 
 # 2 bundles, a loop of 3 bundles and 4 more in the shadow of its branch, 10 times less the trip that

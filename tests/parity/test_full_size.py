@@ -9,7 +9,7 @@ from convert.verify.stages import random_inputs
 from florence_jax import config as configs
 from florence_jax.model import Model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimized]
 
 
 def rows(preset, size, dtype):
