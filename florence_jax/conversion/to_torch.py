@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,7 +167,7 @@ def _tensors(
 
 def _table_names(
     plan: LoadPlan, naming: Naming, tied_names: TiedNames
-) -> dict[str, str | None] | None:
+) -> Mapping[str, str | None] | None:
     """Names of the token table and of a zero output bias -> dtype, where the source tells it.
 
     None stands for every name that there is.
