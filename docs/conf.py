@@ -39,7 +39,10 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 # Types of other packages have no pages here, and the build needs no network.
 nitpick_ignore_regex = [
-    ("py:.*", r"(jax|jaxlib|flax|numpy|np|optax|PIL|orbax|grain|collections|pathlib|typing)(\..*)?"),
+    (
+        "py:.*",
+        r"(jax|jaxlib|flax|numpy|np|optax|PIL|orbax|grain|collections|pathlib|typing)(\..*)?",
+    ),
     ("py:class", r"(?!florence_jax\.).*"),
     ("py:obj", r"(?!florence_jax\.).*"),
 ]

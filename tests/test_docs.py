@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from florence_jax.cli import train
+from florence_jax.cli.help import CommandParser
 from florence_jax.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +21,9 @@ PAGES = [
 ] + sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
 # Pages whose Python runs from top to bottom, in one namespace.
 RUN = ("README.md", "docs/guides/one-image.md", "docs/guides/constrained.md")
+
+FOLDERS = "florence_jax|train|convert|tests|notebooks|docs"
+IMPORT = r"^from (florence_jax[\w.]*) import ([\w, ]+)"
 
 
 def blocks(page, language):
@@ -75,8 +79,8 @@ def test_a_command_parses(words, monkeypatch):
         monkeypatch.setattr(train, "parse_program_flags", parsing(train.parse_program_flags))
         run, arguments = train.main, [word for word in arguments if word != "train"]
     else:
-        parse = argparse.ArgumentParser.parse_args
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsing(parse))
+        for parser in (argparse.ArgumentParser, CommandParser):
+            monkeypatch.setattr(parser, "parse_args", parsing(parser.parse_args))
     with pytest.raises(Parsed):
         run(arguments)
 
@@ -87,7 +91,9 @@ def test_links_and_paths_exist(page):
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if not re.match(r"\w+:", target):
             assert (page.parent / target).exists(), f"{name_of(page)} links {target}"
-    for path in re.findall(r"`((?:florence_jax|train|convert|tests|notebooks|docs)/[\w./-]+)`", text):
+    for path in re.findall(
+        r"`((?:florence_jax|train|convert|tests|notebooks|docs)/[\w./-]+)`", text
+    ):
         assert (ROOT / path).exists(), f"{name_of(page)} names {path}"
 
 
@@ -99,7 +105,9 @@ def test_python_compiles_and_its_names_exist(page):
         compile(block, name_of(page), "exec")
         for name in re.findall(r"\bfj\.(\w+)", block):
             assert name in florence_jax.__all__, f"{name_of(page)}: fj.{name}"
-        for module, names in re.findall(r"^from (florence_jax[\w.]*) import ([\w, ]+)", block, re.M):
+        for module, names in re.findall(
+            r"^from (florence_jax[\w.]*) import ([\w, ]+)", block, re.M
+        ):
             for name in names.split(", "):
                 assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 

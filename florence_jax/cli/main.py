@@ -11,6 +11,7 @@ from florence_jax.cli.annotate import add_annotate
 from florence_jax.cli.bench import add_bench
 from florence_jax.cli.convert import add_convert
 from florence_jax.cli.demo import add_demo
+from florence_jax.cli.doctor import add_doctor
 from florence_jax.cli.evaluate import add_evaluate
 from florence_jax.cli.export import add_export
 from florence_jax.cli.help import DESCRIPTION, EPILOG, CommandParser, VersionAction
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         add_annotate,
         add_bench,
         add_train,
+        add_doctor,
     ):
         add(commands)
     return parser

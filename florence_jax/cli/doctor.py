@@ -1,0 +1,108 @@
+"""`florence-jax doctor`: what is installed here, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from florence_jax.cli.help import version_text
+
+# What the extras of jax bring, which its own metadata does not tell.
+_PLUGINS = {"tpu": ["libtpu"], "cuda": ["jax-cuda13-plugin"]}
+# Whether something is in order, and what a terminal shows for it.
+_MARKS = {True: "ok", False: "missing"}
+
+
+def add_doctor(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    doctor = commands.add_parser(
+        "doctor",
+        help="show versions, devices, memory, caches and extras, with a remedy for what is missing",
+        description="Show what florence-jax finds here: versions, devices, memory, caches, and "
+        "optional packages, with a remedy for each that is missing. Exit status: 0, or 1 if jax "
+        "finds no device.",
+    )
+    doctor.set_defaults(run=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    print(version_text())
+    print(f"processor: {os.cpu_count()} cores, {_memory()} of memory")
+    for name, directory in _caches():
+        free = shutil.disk_usage(_existing(directory)).free
+        print(f"{name}: {directory}, {free / 2**30:,.1f} GiB free")
+    found = _print_devices()
+    print("extras:")
+    for extra, missing in _extras():
+        line = f"  {extra:<10} {_MARKS[not missing]}"
+        remedy = f': {", ".join(missing)}; pip install "florence-jax[{extra}]"' if missing else ""
+        print(line + remedy)
+    return 0 if found else 1
+
+
+def _print_devices() -> bool:
+    """Print jax's devices with their memory; whether there are any."""
+    try:
+        import jax
+
+        devices = jax.devices()
+    except Exception as error:  # a broken driver raises what it likes
+        print(
+            f"devices: none, {' '.join(str(error).split())}\n  JAX_PLATFORMS=cpu runs on the CPU; "
+            "otherwise reinstall jax for your accelerator and check its driver"
+        )
+        return False
+    for device in devices:
+        memory = (device.memory_stats() or {}).get("bytes_limit")
+        size = f", {memory / 2**30:,.1f} GiB" if memory else ""
+        print(f"device {device.id}: {device.device_kind} ({device.platform}){size}")
+    return True
+
+
+def _extras() -> Iterator[tuple[str, list[str]]]:
+    """(extra, names of its packages that are not installed), in the package's order."""
+    metadata = importlib.metadata.metadata("florence-jax")
+    required = importlib.metadata.requires("florence-jax") or []
+    for extra in metadata.get_all("Provides-Extra") or []:
+        pattern = re.compile(rf"([\w.-]+).*extra == .{re.escape(extra)}\W")
+        names = [match[1] for line in required if (match := pattern.match(line)) is not None]
+        names = _PLUGINS.get(extra, [name for name in names if name != "florence-jax"])
+        yield extra, [name for name in names if not _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _memory() -> str:
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return f"an unknown size ({platform.system()})"
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def _caches() -> Iterator[tuple[str, Path]]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from florence_jax.runtime.compilation_cache import use_compilation_cache
+
+    yield "checkpoints", Path(HF_HUB_CACHE)
+    compiled = use_compilation_cache()
+    if compiled is not None:
+        yield "compiled programs", compiled
+
+
+def _existing(directory: Path) -> Path:
+    return directory if directory.exists() else _existing(directory.parent)
