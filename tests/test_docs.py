@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import inspect
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,9 @@ from PIL import Image
 from florence_jax.cli import train
 from florence_jax.cli.help import CommandParser
 from florence_jax.cli.main import main
+from train import features
+from train.plan import __main__ as plan
+from train.shapes import pretrain_vision
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -63,26 +68,32 @@ def parsing(function):
     "words",
     [pytest.param(words, id=" ".join(words)) for page in PAGES for words in commands(page)],
 )
-def test_a_command_parses(words, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    if words[0] == "florence-jax":
+def test_a_command_parses(words, tmp_path, monkeypatch):
+    (tmp_path / "train").symlink_to(ROOT / "train")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", words[2:] if words[0] == "python" else words)
+    for parser in (argparse.ArgumentParser, CommandParser):
+        monkeypatch.setattr(parser, "parse_args", parsing(parser.parse_args))
+    for module in (train, features):
+        monkeypatch.setattr(module, "parse_program_flags", parsing(module.parse_program_flags))
+    monkeypatch.setattr(plan, "_requests", parsing(plan._requests))
+    monkeypatch.setattr(pretrain_vision, "load_config", parsing(pretrain_vision.load_config))
+    if words[:2] == ["florence-jax", "train"]:
+        run, arguments = train.main, words[2:]
+    elif words[0] == "florence-jax":
         run, arguments = main, words[1:]
     else:
         name, arguments = words[2], words[3:]
         if name.split(".")[0] not in ("train", "convert", "tests"):
             pytest.skip("a module of another project")
-        try:
-            run = importlib.import_module(f"{name}.__main__").main
-        except ModuleNotFoundError:
-            run = importlib.import_module(name).main
-    if arguments[:1] == ["train"] or words[2:3] == ["train.main"]:
-        monkeypatch.setattr(train, "parse_program_flags", parsing(train.parse_program_flags))
-        run, arguments = train.main, [word for word in arguments if word != "train"]
-    else:
-        for parser in (argparse.ArgumentParser, CommandParser):
-            monkeypatch.setattr(parser, "parse_args", parsing(parser.parse_args))
+        run = importlib.import_module(_module_of(name)).main
     with pytest.raises(Parsed):
-        run(arguments)
+        run(arguments) if inspect.signature(run).parameters else run()
+
+
+def _module_of(name):
+    path = ROOT / name.replace(".", "/")
+    return f"{name}.__main__" if path.is_dir() else name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
