@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import inspect
+import itertools
 import re
 import shlex
 import sys
@@ -44,7 +45,9 @@ def commands(page):
     """The words of every command of ours in a page's shell blocks."""
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
-            words = [word for word in shlex.split(line, comments=True) if "=" not in word[:12]]
+            words = shlex.split(line, comments=True)
+            # Variables of the environment stand first.
+            words = list(itertools.dropwhile(re.compile(r"[A-Z_]+=").match, words))
             if "..." in words or not words:
                 continue
             words = words[words.index("&&") + 1 :] if "&&" in words else words
