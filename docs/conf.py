@@ -39,6 +39,9 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 # Types of other packages have no pages here, and the build needs no network.
 nitpick_ignore_regex = [
+    # A type alias, and errors that docstrings name without their module.
+    ("py:class", r"florence_jax\.sharding\.rules\.Rules"),
+    ("py:exc", r"\w+Error"),
     (
         "py:.*",
         r"(jax|jaxlib|flax|numpy|np|optax|PIL|orbax|grain|collections|pathlib|typing)(\..*)?",

@@ -217,10 +217,12 @@ class GenerationConfig:
                 programs that only copy the files.
 
         For each setting the first source that has it decides:
-          1. `text_config` of `config.json`, when it departs from transformers' global default;
-          2. `generation_config.json`;
-          3. `text_config`, when it spells out the default;
-          4. `PUBLISHED`.
+
+        1. `text_config` of `config.json`, when it departs from transformers' global default;
+        2. `generation_config.json`;
+        3. `text_config`, when it spells out the default;
+        4. `PUBLISHED`.
+
         The first rule is why large keeps early_stopping True: its `text_config` says so and its
         `generation_config.json`, which says False, was never used by the original code. Token ids
         come from `text_config` first, because many fine-tunes carry wrong ids everywhere else;

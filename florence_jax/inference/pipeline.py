@@ -334,7 +334,7 @@ class Florence2Pipeline(BasePipeline):
             path: the directory; it appears when it is complete.
             format: "jax" is this library's own, verified when it is loaded; "native" is read by
                 transformers' `Florence2ForConditionalGeneration` and `AutoProcessor`; "original" by
-                Microsoft's code (beside its *.py files).
+                Microsoft's code (beside its `.py` files).
             overwrite: replace an existing checkpoint.
 
         Raises:
