@@ -93,7 +93,7 @@ def parse_program_flags(
     recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
     path = recipe.parse_known_args(flags)[0].config
-    make: Callable[..., Config] = kind
+    make = typing.cast(Callable[..., Config], kind)
     default = None if path is None else make(run=load_recipe(path))
     return parse_flags(kind, flags, default=default, prog=prog, description=description)
 
