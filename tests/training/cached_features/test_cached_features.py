@@ -258,7 +258,7 @@ def test_what_is_cached_costs_no_flops():
     param_groups = assign_param_groups(
         param_shapes(config), (("vision_tower/.*", 0.0), (".*", 1.0)), config
     )
-    sizes = {"rows": 2, "image_size": (768, 768), "prompt": 16, "target": 64}
+    sizes = {"rows": 2, "image_size": (768, 768), "prompt": 16, "labels": 64}
     computed = update_flops(config, param_groups, **sizes)
     cached = update_flops(config, param_groups, cached_features=True, **sizes)
     # The tower's forward pass goes; the projector, counted once with it, is counted three times.
