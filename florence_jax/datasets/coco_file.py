@@ -16,12 +16,12 @@ cut or left out.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from florence_jax.datasets.coco_boxes import OUTSIDE, box_within, doubts, other_boxes
 from florence_jax.datasets.coco_parts import (
     CocoFile,
     CocoImage,
@@ -33,10 +33,6 @@ from florence_jax.datasets.coco_parts import (
 from florence_jax.datasets.coco_units import Unit, unit_of
 from florence_jax.datasets.errors import DatasetError
 from florence_jax.datasets.outlines import outline_of
-
-# Boxes of polygons leave an image by rounding; pycocotools gets those unchanged.
-_ROUNDING = 0.5
-_OUTSIDE = "lie outside of their pictures"
 
 
 def read_coco(
@@ -281,7 +277,7 @@ class _Reader:
                     "remove the annotation, for without it the picture would teach that nothing "
                     "is there"
                 )
-            box, fault = _within(corners, size)
+            box, fault = box_within(corners, size)
             if fault:
                 left_out.setdefault(fault, []).append(
                     f"{one.name}, bbox {one.record.get('bbox')!s:.80}"
@@ -296,7 +292,9 @@ class _Reader:
                     area=_area(one.record, box, of_pixels=units == "pixels"),
                 )
             )
-        self._refuse_other_boxes(placed, left_out)
+        refused = other_boxes(placed, left_out.get(OUTSIDE, []))
+        if refused:
+            raise self._error(refused)
         for fault, names in left_out.items():
             self._note(
                 f"{len(names)} of {len(raw)} annotations {fault} and are left out, such as "
@@ -304,48 +302,9 @@ class _Reader:
             )
         if cut:
             self._note(f"{cut} boxes leave their pictures and are cut at the edges")
-        self._doubt(objects, placed)
+        for doubt in doubts(objects, placed):
+            self._note(doubt)
         return objects
-
-    def _refuse_other_boxes(
-        self, placed: Sequence[tuple[Corners, Size | None]], left_out: Mapping[str, list[str]]
-    ) -> None:
-        """Refuse a file whose boxes are not COCO's: corners, or pixels of other images."""
-        leave = sum(_as_corners(*one) for one in placed)
-        if leave * 2 > len(placed) and all(_fits_as_corners(*one) for one in placed):
-            raise self._error(
-                "most boxes leave their pictures, and each bbox would fit as corners [x0, y0, x1, "
-                "y1]: write them as [x, y, width, height], as COCO has them"
-            )
-        outside = left_out.get(_OUTSIDE, [])
-        if len(outside) > 1 and len(outside) * 2 > len(placed):
-            raise self._error(
-                f"{len(outside)} of {len(placed)} boxes {_OUTSIDE}, such as {outside[0]}: they are "
-                "not in pixels of the images' `width` and `height`; write them so"
-            )
-
-    def _doubt(
-        self, objects: Sequence[CocoObject], placed: Sequence[tuple[Corners, Size | None]]
-    ) -> None:
-        """Warn about values that are allowed and rarely intended."""
-        boxes = [one for one in objects if one.box is not None]
-        again = len(boxes) - len({(one.image, one.label, one.box) for one in boxes})
-        if again:
-            self._note(
-                f"{again} of {len(boxes)} annotations repeat another one of their image, box and "
-                "category alike: remove them, for no answer can find both"
-            )
-        # Both at once are no accident of a few small things.
-        if (
-            len(placed) >= 4
-            and all(size and min(size) > 110 for _, size in placed)
-            and 50 < max(max(corners) for corners, _ in placed) <= 100
-            and any(side % 1 for corners, _ in placed for side in corners)
-        ):
-            self._note(
-                "no box reaches beyond pixel 100, and all pictures do: boxes in percent must be "
-                "written in pixels"
-            )
 
     def _unit_of_outlines(self, raw: Sequence[_Raw]) -> Unit:
         """The unit of polygons, which may be pixels while boxes are fractions."""
@@ -420,39 +379,6 @@ def _size(image: Mapping[str, Any]) -> Size | None:
 
 def _checked_size(size: Any) -> Size | None:
     return size if size and all(is_number(side) and side > 0 for side in size) else None
-
-
-def _within(corners: Corners, size: Size | None) -> tuple[Corners, str]:
-    """The part of a box inside its image, or the reason that there is none."""
-    x0, y0, x1, y1 = corners
-    if x1 < x0 or y1 < y0:
-        return corners, "have a negative width or height"
-    if x1 == x0 or y1 == y0:
-        return corners, "have a width or height of 0"
-    right, lower = size or (math.inf, math.inf)
-    if x0 >= right or y0 >= lower or x1 <= 0 or y1 <= 0:
-        return corners, _OUTSIDE
-    if min(x0, y0) >= -_ROUNDING and x1 <= right + _ROUNDING and y1 <= lower + _ROUNDING:
-        return corners, ""
-    return (max(x0, 0.0), max(y0, 0.0), min(x1, right), min(y1, lower)), ""
-
-
-def _fits_as_corners(corners: Corners, size: Size | None) -> bool:
-    """Whether a box lies inside its image if its numbers are read as corners."""
-    x, y, right, lower = corners
-    x1, y1 = right - x, lower - y
-    if size is None or not (0 <= x < x1 and 0 <= y < y1):
-        return False
-    return x1 <= size[0] + _ROUNDING and y1 <= size[1] + _ROUNDING
-
-
-def _as_corners(corners: Corners, size: Size | None) -> bool:
-    """Whether a box fits only when read as corners, and as it stands leaves its image by a wide
-    margin.
-    """
-    if size is None or not _fits_as_corners(corners, size):
-        return False
-    return corners[2] > 1.02 * size[0] or corners[3] > 1.02 * size[1]
 
 
 def _area(record: Mapping[str, Any], box: Corners, *, of_pixels: bool) -> float:
