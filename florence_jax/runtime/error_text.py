@@ -6,8 +6,8 @@ import errno
 
 MAX_CHARACTERS = 2000
 
-# Exceptions whose message is already a sentence for the user.
-_WRITTEN_FOR_USERS = (ValueError,)
+# Packages whose own exceptions have a sentence for the user as their message.
+_OURS = ("florence_jax", "convert", "train")
 
 
 def error_text(error: BaseException) -> str:
@@ -60,7 +60,8 @@ def _message(error: BaseException) -> str:
             return f"{error} is missing"
         case UnicodeError():
             return f"text that cannot be encoded or decoded: {error}"
-    if isinstance(error, _WRITTEN_FOR_USERS) and str(error):
+    is_ours = type(error).__module__.partition(".")[0] in _OURS
+    if (is_ours or isinstance(error, ValueError)) and str(error):
         return str(error)
     return f"{type(error).__name__}{_detail(error)}"
 

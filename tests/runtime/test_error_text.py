@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from florence_jax.batch.block_runner import JobError
 from florence_jax.runtime.error_text import MAX_CHARACTERS, error_text
 
 
@@ -15,6 +16,7 @@ from florence_jax.runtime.error_text import MAX_CHARACTERS, error_text
         (MemoryError(), "not enough memory"),
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply to be read"),
         (KeyError("bbox"), "'bbox' is missing"),
+        (JobError("3 rows for 4 items"), "3 rows for 4 items"),
         (OverflowError("too large"), "OverflowError: too large"),
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.jsonl"),
