@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,16 +58,18 @@ def atomic_directory(
             lock = _open_locked(new)
     except OSError as error:
         raise _explained(error, destination) from error
+    failed = True
     try:
         yield new
         make_durable(new)
         _swap(new, destination)
         sync(destination.parent)
+        failed = False
     except OSError as error:
         raise _explained(error, destination) from error
     finally:
         # After a failure this is the new directory, after success the old one, if there was one.
-        shutil.rmtree(new, ignore_errors=True)
+        _remove(new, failed=failed)
         os.close(lock)
 
 
@@ -159,6 +162,16 @@ def _swap(new: Path, destination: Path) -> None:
         destination.rename(old)
         new.rename(destination)
         shutil.rmtree(old)
+
+
+def _remove(directory: Path, *, failed: bool) -> None:
+    """Remove a directory. After a failed write, threads of it may still finish files of theirs."""
+    for pause in (0, 0.05, 0.1, 0.2, 0.4, 0.8):
+        time.sleep(pause)
+        absent = not directory.exists()
+        shutil.rmtree(directory, ignore_errors=True)
+        if absent or not (failed or directory.exists()):
+            return
 
 
 def _exchange(a: Path, b: Path) -> bool:
