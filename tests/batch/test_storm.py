@@ -95,8 +95,8 @@ def test_a_hundred_kills_lose_no_row_and_double_none(starts, tmp_path):
         while not early and finished(output) == before and process.is_alive():
             assert time.monotonic() < deadline, f"no block after {LONGEST_START} s, kill {kill}"
             time.sleep(0.02)
-        # A fast machine must not be done before the last kill.
-        ahead = finished(output) * KILLS * BLOCK > INPUTS * kill
+        # A fast machine must not be done before the last kill, though blocks come in bursts.
+        ahead = finished(output) * KILLS * BLOCK > 0.7 * INPUTS * kill
         longest = (1.0 if ahead else 3.0) if early else (0.02 if ahead else 0.4)
         time.sleep(rng.random() * longest)
         if rng.random() < 0.3:
