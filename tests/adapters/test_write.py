@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from convert.export_lora import main as export_lora
 from convert.verify.reference import native_model
 from florence_jax.adapters import Adapter, merge, read_adapter, write_adapter
 from florence_jax.checkpoint import CheckpointError, torch_tensors
@@ -197,3 +198,22 @@ def test_an_existing_destination_is_kept_unless_it_is_an_adapter_to_overwrite(tm
 
 def test_an_adapter_without_updates_has_an_empty_summary():
     assert Adapter(modules={}).summary() == []
+
+
+def test_the_program_writes_the_other_naming_and_back(tmp_path, capsys):
+    _, params = peft_side.base_model()
+    tree = random_factors({"encoder": params["encoder"]}, np.random.default_rng(0))
+    first, other, back = tmp_path / "first", tmp_path / "other", tmp_path / "back"
+    write_adapter(first, peft_side.adapter_of_factors(tree, 2), "native", base_model="org/name")
+    assert export_lora([str(first), str(other), "--to", "original", "--base-model", "a/b"]) == 0
+    assert "for the original naming" in capsys.readouterr().out
+    assert (
+        json.loads((other / "adapter_config.json").read_text())["base_model_name_or_path"] == "a/b"
+    )
+    assert export_lora([str(other), str(back), "--to", "native", "--base-model", "org/name"]) == 0
+    tensors, returned = (load_file(one / "adapter_model.safetensors") for one in (first, back))
+    assert tensors.keys() == returned.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(returned[name], tensor)
+    assert export_lora([str(first), str(back), "--to", "native"]) == 2
+    assert "exists already" in capsys.readouterr().err
