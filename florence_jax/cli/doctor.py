@@ -16,8 +16,6 @@ from florence_jax.cli.help import version_text
 
 # What the extras of jax bring, which its own metadata does not tell.
 _PLUGINS = {"tpu": ["libtpu"], "cuda": ["jax-cuda13-plugin"]}
-# Whether something is in order, and what a terminal shows for it.
-_MARKS = {True: "ok", False: "missing"}
 
 
 def add_doctor(commands: Any) -> None:
@@ -41,9 +39,8 @@ def _doctor(options: argparse.Namespace) -> int:
     found = _print_devices()
     print("extras:")
     for extra, missing in _extras():
-        line = f"  {extra:<10} {_MARKS[not missing]}"
-        remedy = f': {", ".join(missing)}; pip install "florence-jax[{extra}]"' if missing else ""
-        print(line + remedy)
+        remedy = f'missing: {", ".join(missing)}; pip install "florence-jax[{extra}]"'
+        print(f"  {extra:<10} {remedy if missing else 'ok'}")
     return 0 if found else 1
 
 

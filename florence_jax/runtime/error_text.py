@@ -39,7 +39,8 @@ def row_error_text(error: BaseException) -> str:
 def is_of_one_input(error: Exception) -> bool:
     """Whether the current input may be to blame, and not the device, the disk or the process.
 
-    jax raises a RuntimeError for what fails on a device; RecursionError is one of its subclasses.
+    jax raises a RuntimeError for what fails on a device. RecursionError and NotImplementedError are
+    subclasses of it: readers raise them for data nested too deeply, or of a kind they do not know.
     """
     if isinstance(error, RecursionError | NotImplementedError):
         return True

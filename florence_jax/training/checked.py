@@ -7,6 +7,7 @@ import contextvars
 import dataclasses
 import difflib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,12 +23,12 @@ _collected: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
 )
 
 
-class Checked:
+class Checked(ABC):
     """A base of settings classes; a subclass yields what is wrong with it from `problems`."""
 
+    @abstractmethod
     def problems(self) -> Iterator[str]:
         """A sentence for each value that does not fit."""
-        raise NotImplementedError
 
     def __post_init__(self) -> None:
         found = list(self.problems())

@@ -1,6 +1,7 @@
 """The model that a run starts from: its config, tokenizer, processor files and parameters."""
 
 import dataclasses
+import inspect
 import json
 import pkgutil
 import shutil
@@ -153,17 +154,22 @@ def _names_function(processor: str) -> bool:
 
 
 def _imported(name: str) -> Callable[..., object]:
-    """The function "module:function".
+    """The function "module:function", which writes a processor.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it does not take what a writer of processors takes.
     """
     try:
         function = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"model.processor={name} cannot be imported: {error}") from None
-    if not callable(function):
-        raise ValueError(f"model.processor={name} is no function")
+    # The name may come from a file: nothing is called that was not written for this.
+    parameters = inspect.signature(function).parameters if inspect.isfunction(function) else {}
+    if not {"image_size", "image_tokens"} <= parameters.keys():
+        raise ValueError(
+            f"model.processor={name} is no function (directory, *, image_size, image_tokens) that "
+            "writes a processor: name one, or a directory or hub id of a processor"
+        )
     return function
 
 

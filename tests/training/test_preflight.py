@@ -13,6 +13,7 @@ from florence_jax.training.data.preprocess import longest_texts_of, padded_lengt
 from florence_jax.training.data.sources import CocoConfig, JsonlConfig
 from florence_jax.training.loop import train
 from florence_jax.training.preflight import prepare, with_steps
+from florence_jax.training.pretrained import prepare_pretrained
 from tests.training.runs import a_config, world
 
 
@@ -146,3 +147,20 @@ def test_a_run_whose_own_notes_are_damaged_names_them(tmp_path, name, content):
 
     with pytest.raises(RunError, match=rf"{name} is damaged or not there.* from a backup"):
         resume()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shutil:rmtree", "is no function .* that writes a processor: name one, or a directory"),
+        ("os:sep", "is no function"),
+        ("absent_module:function", "cannot be imported"),
+    ],
+)
+def test_only_functions_that_write_processors_are_called(tmp_path, name, message):
+    config = a_config(tmp_path / "run")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, processor=name))
+    files = tmp_path / "files"
+    with pytest.raises(ValueError, match=f"model.processor={name} {message}"):
+        prepare_pretrained(config, files)
+    assert files.is_dir(), "nothing was called"

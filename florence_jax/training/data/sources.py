@@ -1,7 +1,7 @@
 """Settings of data sets: one dataclass for each layout, which opens the files that it names."""
 
 import pkgutil
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, is_dataclass
 from typing import ClassVar
@@ -19,7 +19,7 @@ Named = tuple[str, Source, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig(Checked, ABC):
+class SourceConfig(Checked):
     """One data set of a mixture. Each layout is a subclass, and a program may bring its own.
 
     Attributes:
