@@ -6,7 +6,6 @@ import importlib
 import inspect
 
 from docutils import nodes
-from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -30,34 +29,47 @@ class Commands(SphinxDirective):
 
 
 class Settings(SphinxDirective):
-    """The fields of a dataclass and of those within it: name, default, and docstring."""
+    """The docstring and the defaults of a dataclass, and of those within it."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         module, _, name = self.arguments[0].rpartition(".")
-        lines = list(_described(getattr(importlib.import_module(module), name), set()))
-        container = nodes.section()
-        self.state.nested_parse(StringList(lines), self.content_offset, container, match_titles=1)
-        return container.children
+        found = []
+        for cls in _with_nested(getattr(importlib.import_module(module), name)):
+            section = nodes.section(ids=[cls.__name__.lower()])
+            section += nodes.title(text=cls.__name__)
+            # As they stand: regular expressions among the values are no markup.
+            text = f"{inspect.getdoc(cls)}\n\nDefaults:\n" + "\n".join(_defaults(cls))
+            section += nodes.literal_block(text=text, language="text")
+            found.append(section)
+        return found
 
 
-def _described(cls: type, seen: set[type]):
-    if cls in seen:
-        return
-    seen.add(cls)
-    yield from (f"## {cls.__name__}", "", f"```{{autoclass}} {cls.__module__}.{cls.__qualname__}")
-    yield from (":no-members:", ":noindex:", "```", "")
-    for field in dataclasses.fields(cls):
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        if dataclasses.is_dataclass(default):
-            yield from _described(type(default), seen)
+def _with_nested(cls: type) -> list[type]:
+    nested = [type(value) for value in _values(cls).values() if dataclasses.is_dataclass(value)]
+    return [cls, *(one for inner in dict.fromkeys(nested) for one in _with_nested(inner))]
+
+
+def _defaults(cls: type):
+    for name, value in _values(cls).items():
+        required = value is dataclasses.MISSING
+        shown = type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)
+        yield f"    {name}: {'required' if required else shown}"
+
+
+def _values(cls: type) -> dict:
+    """The default of each field; `dataclasses.MISSING` where there is none."""
+    return {
+        field.name: field.default
+        if field.default_factory is dataclasses.MISSING
+        else field.default_factory()
+        for field in dataclasses.fields(cls)
+    }
 
 
 def setup(app) -> dict:
     """Register the directives with Sphinx."""
     app.add_directive("florence-commands", Commands)
     app.add_directive("florence-settings", Settings)
-    return {"parallel_read_safe": True, "version": inspect.getdoc(app) and "1"}
+    return {"parallel_read_safe": True, "version": "1"}
