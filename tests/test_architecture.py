@@ -16,10 +16,11 @@ ROOMS = {
     "hf_config": "",
     "config": "hf_config",
     "quantization": "",
+    "matmul_precision": "",
     "sharding": "",
-    "ops": "sharding",
-    "model": "config ops quantization sharding",
-    "generation": "generation_config ops quantization sharding",
+    "ops": "matmul_precision sharding",
+    "model": "config matmul_precision ops quantization sharding",
+    "generation": "generation_config matmul_precision ops quantization sharding",
     "processing": "runtime",
     "constrained": "processing",
     "datasets": "processing runtime",
@@ -28,15 +29,16 @@ ROOMS = {
     "conversion": "adapters checkpoint config processing runtime",
     "metrics": "",
     "results": "processing runtime",
-    "export": "adapters checkpoint config generation model processing quantization runtime",
-    "inference": "adapters checkpoint config constrained export generation model processing "
-    "quantization results runtime sharding",
-    "demo": "generation inference metrics processing quantization runtime",
+    "export": "adapters checkpoint config generation matmul_precision model processing "
+    "quantization runtime",
+    "inference": "adapters checkpoint config constrained export generation matmul_precision model "
+    "processing quantization results runtime sharding",
+    "demo": "generation inference matmul_precision metrics processing quantization runtime",
     "batch": "export generation inference processing results runtime",
     "annotation": "batch generation inference processing results runtime",
     "evaluation": "batch datasets inference metrics processing results runtime",
-    "training": "adapters annotation checkpoint config datasets generation inference metrics model "
-    "processing results runtime sharding",
+    "training": "adapters annotation checkpoint config datasets generation inference "
+    "matmul_precision metrics model processing results runtime sharding",
     "cli": "adapters annotation batch checkpoint config conversion demo evaluation export "
     "generation inference processing results runtime training",
     "__main__": "cli",

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from convert.verify.metrics import Row, first_over
@@ -135,17 +134,15 @@ def _run(options: argparse.Namespace) -> int:
     dtypes = tuple(dict.fromkeys(options.dtype or _DTYPES))
     config, params, directory = _load(options)
     model = Model(config=config)
-    # Accelerators multiply float32 in fewer bits unless told otherwise.
-    with jax.default_matmul_precision("highest"):
-        if options.reference == "original-npz":
-            about = f"{options.source} beside {options.npz.name}"
-            rows = {"float32": compare_with_original(model, params, options.npz)}
-        else:
-            inputs, subject = _inputs(options, model, directory)
-            about = f"{options.source} beside transformers' native class, {subject}"
-            rows = compare_with_native(
-                config, params, inputs, dtypes, new_tokens=options.new_tokens, progress=True
-            )
+    if options.reference == "original-npz":
+        about = f"{options.source} beside {options.npz.name}"
+        rows = {"float32": compare_with_original(model, params, options.npz)}
+    else:
+        inputs, subject = _inputs(options, model, directory)
+        about = f"{options.source} beside transformers' native class, {subject}"
+        rows = compare_with_native(
+            config, params, inputs, dtypes, new_tokens=options.new_tokens, progress=True
+        )
     _print(about, rows)
     if options.json:
         report = as_json(rows, source=options.source, compared=about, versions=_versions())

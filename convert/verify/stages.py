@@ -21,6 +21,7 @@ import numpy as np
 
 from convert.verify.reference import UNUSED_TOKEN
 from florence_jax.config import Florence2Config
+from florence_jax.matmul_precision import at_model_precision
 from florence_jax.model import Model, Params
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def random_inputs(
 
 
 def jax_stages(model: Model, params: Params, inputs: Inputs, given: Stages | None = None) -> Stages:
-    """Run `model` at the caller's matmul precision and keep every stage, float32."""
+    """Run `model` and keep every stage, float32."""
     if given is not None:
         given = {name: np.asarray(value, jnp.dtype(model.dtype)) for name, value in given.items()}
     outputs = _forward(
@@ -177,6 +178,7 @@ def attended(name: str, stage: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@at_model_precision
 def _forward(
     model: Model, params: Params, pixels, input_ids, attention_mask, decoder_input_ids, given
 ) -> dict[str, jax.Array]:

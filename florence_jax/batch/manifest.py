@@ -61,7 +61,7 @@ def pipeline_fingerprint(pipeline: BasePipeline) -> dict[str, Any]:
         "compat": pipeline.compat or "florence_jax",
         "software": {"florence_jax": florence_jax.__version__, "jax": jax.__version__},
         "device": jax.local_devices()[0].device_kind,
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore[reportAttributeAccessIssue]
+        "matmul_precision": pipeline.programs.matmul_precision,
     }
 
 

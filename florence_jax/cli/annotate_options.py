@@ -257,7 +257,7 @@ def annotate_arguments(options: argparse.Namespace, model: str, output: Path) ->
     arguments += ["--process-index", "0", "--process-count", "1"]
     for name in (
         *("analyser", "polygons", "batch_size", "block_size", "workers", "gallery", "image_root"),
-        *("dtype", "quantize", "beams", "max_new_tokens", "mesh", "rules"),
+        *("dtype", "matmul_precision", "quantize", "beams", "max_new_tokens", "mesh", "rules"),
     ):
         value = getattr(options, name)
         # Rules are a preset's name or a file; the loop's processes run elsewhere.

@@ -192,6 +192,7 @@ def _context(options: ModelOptions, settings: GenerationConfig) -> dict[str, Any
     return {
         "model": options.model,
         "dtype": options.dtype or "float32",
+        "matmul_precision": options.matmul_precision or "highest",
         "quantize": options.quantize or "none",
         "mesh": options.mesh or "none",
         "beams": settings.num_beams,

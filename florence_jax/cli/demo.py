@@ -58,7 +58,11 @@ def _show_demo(arguments: argparse.Namespace, output: Path) -> int:
     from florence_jax.results.json_rows import result_to_json
 
     model = options_from(ModelOptions, arguments)
-    pipeline = shapes_pipeline(model.dtype or "float32", quantize=model.quantize)
+    pipeline = shapes_pipeline(
+        model.dtype or "float32",
+        matmul_precision=model.matmul_precision or "highest",
+        quantize=model.quantize,
+    )
     settings, count = decoding_settings(pipeline, decoding_from(arguments)), len(held_out_scenes())
     right, scene = 0, ""
     with LineWriter(output / "results.jsonl", overwrite=True) as rows:

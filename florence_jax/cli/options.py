@@ -37,6 +37,7 @@ class ModelOptions:
     weights: str | None = None
     compat: Literal["original", "native"] | None = None
     dtype: str | None = None
+    matmul_precision: Literal["default", "high", "highest"] | None = None
     quantize: Literal["int8"] | None = None
     mesh: str | None = None
     rules: str | None = None
@@ -133,11 +134,17 @@ def add_adapter_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    """Add --dtype, --quantize, --beams and --max-new-tokens."""
+    """Add --dtype, --matmul-precision, --quantize, --beams and --max-new-tokens."""
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="of weights and activations (default: float32)",
+    )
+    parser.add_argument(
+        "--matmul-precision",
+        choices=("default", "high", "highest"),
+        help="how float32 is multiplied on a GPU or TPU: highest (the default) in float32, the "
+        "others faster and less exact",
     )
     parser.add_argument(
         "--quantize",
@@ -210,6 +217,7 @@ def load_checkpoint_pipeline(options: ModelOptions, *, progress: bool) -> Floren
     return Florence2Pipeline.from_pretrained(
         options.model,
         dtype=options.dtype or "float32",
+        matmul_precision=options.matmul_precision or "highest",
         quantize=options.quantize,
         mesh=options.mesh,
         rules=options.rules or DEFAULT_RULES,
@@ -235,9 +243,12 @@ def load_pipeline(options: ModelOptions, *, progress: bool) -> BasePipeline:
         return load_checkpoint_pipeline(options, progress=progress)
     from florence_jax.inference.exported_pipeline import load_exported
 
-    for name in ("dtype", "quantize", "revision", "adapter", "processor", "mesh", "rules"):
+    fixed = ("dtype", "matmul_precision", "quantize", "revision", "adapter", "processor")
+    for name in (*fixed, "mesh", "rules"):
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name} is fixed by the export in {directory}: leave it out")
+            raise ValueError(
+                f"--{name.replace('_', '-')} is fixed by the export in {directory}: leave it out"
+            )
     pipeline = load_exported(directory, weights=options.weights)
     return pipeline if not options.compat else dataclasses.replace(pipeline, compat=options.compat)
 

@@ -20,6 +20,7 @@ from florence_jax.evaluation.metrics.masks import mask_iou
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.inference.requests import Request
+from florence_jax.matmul_precision import MatmulPrecision
 from florence_jax.processing import parse, task_of
 from florence_jax.quantization import Quantization
 from florence_jax.runtime.text_file import json_lines
@@ -81,10 +82,15 @@ class Shown:
 
 
 def shapes_pipeline(
-    dtype: str = "float32", *, quantize: Quantization | None = None
+    dtype: str = "float32",
+    *,
+    matmul_precision: MatmulPrecision = "highest",
+    quantize: Quantization | None = None,
 ) -> Florence2Pipeline:
     """Load the bundled model."""
-    return Florence2Pipeline.from_pretrained("shapes", dtype=dtype, quantize=quantize)
+    return Florence2Pipeline.from_pretrained(
+        "shapes", dtype=dtype, matmul_precision=matmul_precision, quantize=quantize
+    )
 
 
 def held_out_scenes() -> list[dict[str, str]]:

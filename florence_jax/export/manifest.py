@@ -27,6 +27,7 @@ import numpy as np
 
 from florence_jax.generation import Constraint, DecodeParams, DecodeStatic, GenerationConfig
 from florence_jax.generation.optional_processors import OptionalValues, SequenceBias
+from florence_jax.matmul_precision import MatmulPrecision
 from florence_jax.processing import ImageConfig
 from florence_jax.processing.tasks import Compat
 from florence_jax.quantization import Quantization
@@ -79,6 +80,7 @@ class Manifest:
         made_with: versions of florence_jax and jax.
         platforms: as `jax.export` calls them: "cpu", "cuda", "rocm", "tpu".
         dtype: of activations, and of weights that are not quantised.
+        matmul_precision: how float32 is multiplied, see `florence_jax.model.Model`.
         quantize: how weights are, see `florence_jax.quantization`.
         image, generation, compat: the pipeline's settings.
         weights_sha256: `weights_sha256` of the parameters.
@@ -89,6 +91,7 @@ class Manifest:
     made_with: Mapping[str, str]
     platforms: tuple[str, ...]
     dtype: str
+    matmul_precision: MatmulPrecision
     quantize: Quantization | None
     image: ImageConfig
     generation: GenerationConfig

@@ -28,6 +28,7 @@ from florence_jax.export.manifest import (
 from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig, make_plan
 from florence_jax.generation.decode_config import DecodeStatic
 from florence_jax.generation.inputs import check_prompt, pad_prompt
+from florence_jax.matmul_precision import MatmulPrecision
 from florence_jax.quantization import quantized
 from florence_jax.runtime.text_file import TextFileError, check_regular
 
@@ -74,6 +75,10 @@ class ExportedPrograms:
             f"{', ' + made.quantize if made.quantize else ''}, for {', '.join(made.platforms)}: "
             f"{len(made.encoders)} encoders, {len(made.generators)} generators)"
         )
+
+    @property
+    def matmul_precision(self) -> MatmulPrecision:
+        return self.manifest.matmul_precision
 
     @property
     def device_count(self) -> int:

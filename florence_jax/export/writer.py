@@ -109,6 +109,7 @@ def export_pipeline(
             made_with={"florence_jax": florence_jax.__version__, "jax": jax.__version__},
             platforms=tuple(platforms),
             dtype=pipeline.model.dtype,
+            matmul_precision=pipeline.model.matmul_precision,
             quantize="int8" if quantized_modules(pipeline.params) else None,
             image=pipeline.image_config,
             generation=settings,

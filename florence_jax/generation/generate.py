@@ -23,6 +23,7 @@ from florence_jax.generation.output import GenerateOutput
 from florence_jax.generation.sampling import sample
 from florence_jax.generation.shard_inputs import shard_inputs, unpad_outputs
 from florence_jax.generation_config import GenerationConfig
+from florence_jax.matmul_precision import at_model_precision
 from florence_jax.quantization import quantized_modules, widened
 from florence_jax.sharding.activations import axis_size
 from florence_jax.sharding.batch import use_mesh
@@ -99,6 +100,7 @@ def compilation_count() -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@at_model_precision
 def generate_jit(
     model: Model,
     plan: DecodeStatic,

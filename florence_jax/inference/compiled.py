@@ -21,6 +21,7 @@ from florence_jax.generation.inputs import GenerateInputs, prepare_inputs
 from florence_jax.generation.shard_inputs import shard_inputs, unpad_outputs
 from florence_jax.inference.batching import batch_buckets
 from florence_jax.inference.image_encoder import stack_features
+from florence_jax.matmul_precision import MatmulPrecision
 from florence_jax.model import Model, Params
 from florence_jax.sharding import all_gather_to_hosts, use_mesh
 from florence_jax.sharding.batch import divide_batch
@@ -41,6 +42,10 @@ class JitFns:
     model: Model
     params: Params = field(repr=False)
     replicas: Mesh | None = None
+
+    @property
+    def matmul_precision(self) -> MatmulPrecision:
+        return self.model.matmul_precision
 
     @property
     def device_count(self) -> int:

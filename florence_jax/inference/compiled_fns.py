@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig
+from florence_jax.matmul_precision import MatmulPrecision
 
 
 class CompiledFns(Protocol):
@@ -16,6 +17,11 @@ class CompiledFns(Protocol):
     @property
     def params(self) -> Any:
         """The weights that they run with."""
+        ...
+
+    @property
+    def matmul_precision(self) -> MatmulPrecision:
+        """How they multiply float32, see `florence_jax.model.Model`."""
         ...
 
     @property

@@ -12,6 +12,7 @@ from florence_jax.checkpoint import plan_checkpoint, read_params
 from florence_jax.checkpoint.param_shapes import param_shapes
 from florence_jax.checkpoint.param_tree import flatten, insert
 from florence_jax.config import Florence2Config
+from florence_jax.matmul_precision import MatmulPrecision
 from florence_jax.model import Model, Params
 from florence_jax.sharding import ParamSharding, Rules, load_rules, make_layout, make_mesh
 
@@ -27,6 +28,7 @@ def load_on_mesh(
     mesh: MeshLike,
     rules: RulesLike,
     *,
+    matmul_precision: MatmulPrecision = "highest",
     verify: bool = True,
     progress: bool = False,
 ) -> tuple[Model, Params]:
@@ -35,6 +37,7 @@ def load_on_mesh(
     Args:
         mesh: or its axes, as "data=2,tensor=4".
         rules: a preset's name, a .toml file, or a table.
+        matmul_precision: see `Model`.
         verify: compare a checkpoint in this library's own format with its manifest first.
         progress: show progress bars on stderr.
 
@@ -44,7 +47,8 @@ def load_on_mesh(
     plan = plan_checkpoint(directory, verify=verify, progress=progress)
     layout = make_param_sharding(plan.config, mesh, rules)
     params = read_params(plan, dtype, layout.true_sharding, progress)
-    return Model(config=plan.config, dtype=dtype, layout=layout), to_mesh(params, layout)
+    model = Model(config=plan.config, dtype=dtype, matmul_precision=matmul_precision, layout=layout)
+    return model, to_mesh(params, layout)
 
 
 def make_param_sharding(config: Florence2Config, mesh: MeshLike, rules: RulesLike) -> ParamSharding:

@@ -26,6 +26,7 @@ from florence_jax.inference.overrides import check_keywords, with_overrides
 from florence_jax.inference.requests import Request, Result
 from florence_jax.inference.save_pretrained import SaveFormat, save_pipeline
 from florence_jax.inference.warmup import usual_prompts, warm_up
+from florence_jax.matmul_precision import MatmulPrecision, check_matmul_precision
 from florence_jax.model import Model, Params
 from florence_jax.processing import (
     TASKS,
@@ -50,8 +51,8 @@ __all__ = ["Florence2Pipeline", "Request", "Result", "load"]
 _WARMUP = ("image_sizes", "prompts", "batch_sizes", "generation", "constrained", "progress")
 # Keywords of both ways to load.
 _LOADING = (
-    *("source", "dtype", "quantize", "mesh", "rules", "revision", "adapter", "merge_adapter"),
-    "verify",
+    *("source", "dtype", "matmul_precision", "quantize", "mesh", "rules", "revision", "adapter"),
+    *("merge_adapter", "verify"),
 )
 # Where the tokenizer of checkpoints that ship none comes from; all Florence-2s share it.
 BASE_PROCESSOR = "microsoft/Florence-2-base"
@@ -61,6 +62,7 @@ def load(
     source: str | Path,
     dtype: str = "float32",
     *,
+    matmul_precision: MatmulPrecision = "highest",
     quantize: Quantization | None = None,
     mesh: MeshLike | None = None,
     rules: RulesLike = DEFAULT_RULES,
@@ -75,6 +77,8 @@ def load(
     Args:
         source: a directory or a hub id, as for `Florence2Pipeline.from_pretrained`.
         dtype: "float32", "bfloat16" or "float16", for weights and activations.
+        matmul_precision: how float32 is multiplied: "highest" computes in float32 everywhere;
+            "high" and "default" are faster and less exact on a GPU or TPU, see `Model`.
         quantize: "int8" keeps the decoder's and the token table's weights in that, see
             `florence_jax.quantization`; by default everything is of `dtype`.
         mesh: devices to divide the parameters and batches among, such as "data=4,tensor=2"; each
@@ -94,13 +98,24 @@ def load(
         TypeError: a keyword that does not exist (`unknown` takes none).
     """
     check_keywords(unknown, _LOADING)
-    chosen = (source, dtype, quantize, mesh, rules, revision, adapter, merge_adapter)
+    chosen = (
+        source,
+        dtype,
+        matmul_precision,
+        quantize,
+        mesh,
+        rules,
+        revision,
+        adapter,
+        merge_adapter,
+    )
     return _load(*chosen, verify=verify)[1:]
 
 
 def _load(
     source: str | Path,
     dtype: str,
+    matmul_precision: MatmulPrecision,
     quantize: Quantization | None,
     mesh: MeshLike | None,
     rules: RulesLike,
@@ -112,6 +127,7 @@ def _load(
 ) -> tuple[Path, Model, Params]:
     """The checkpoint's local directory, and the model."""
     check_quantization(quantize)
+    check_matmul_precision(matmul_precision)
     keep_low_rank = adapter is not None and not merge_adapter
     if mesh is not None and (quantize is not None or keep_low_rank):
         what = "merge_adapter=False" if quantize is None else f"quantize={quantize}"
@@ -119,14 +135,21 @@ def _load(
     directory = resolve_model(source, revision, adapter=adapter if merge_adapter else None)
     if mesh is not None:
         return directory, *load_on_mesh(
-            directory, dtype, mesh, rules, verify=verify, progress=progress
+            directory,
+            dtype,
+            mesh,
+            rules,
+            matmul_precision=matmul_precision,
+            verify=verify,
+            progress=progress,
         )
     config, params, _ = load_checkpoint(directory, dtype=dtype, verify=verify, progress=progress)
     if adapter is not None and keep_low_rank:
         # Before weights are quantised: an update of lm_head is added to the table itself.
         added = merge(params, config, read_adapter(resolve(adapter)), keep_low_rank=True)
         config, params = added.config, jax.device_put(added.params)
-    return directory, Model(config=config, dtype=dtype), quantized(params, quantize)
+    model = Model(config=config, dtype=dtype, matmul_precision=matmul_precision)
+    return directory, model, quantized(params, quantize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +193,7 @@ class Florence2Pipeline(BasePipeline):
         source: str | Path,
         *,
         dtype: str = "float32",
+        matmul_precision: MatmulPrecision = "highest",
         quantize: Quantization | None = None,
         mesh: MeshLike | None = None,
         rules: RulesLike = DEFAULT_RULES,
@@ -189,6 +213,8 @@ class Florence2Pipeline(BasePipeline):
                 or in transformers' native naming, or a directory in this library's own format; the
                 directory of a training run or of a PEFT adapter; or "shapes", the bundled model.
             dtype: "float32", "bfloat16" or "float16", for weights and activations.
+            matmul_precision: how float32 is multiplied: "highest" computes in float32 everywhere;
+                "high" and "default" are faster and less exact on a GPU or TPU, see `Model`.
             quantize: "int8" keeps the decoder's and the token table's weights in that, see
                 `florence_jax.quantization`; by default everything is of `dtype`.
             mesh, rules: devices to divide parameters and batches among, see `florence_jax.load`.
@@ -205,7 +231,17 @@ class Florence2Pipeline(BasePipeline):
         """
         check_keywords(unknown, (*_LOADING, "processor", "compat", "progress"))
         check_compat(compat)
-        chosen = (source, dtype, quantize, mesh, rules, revision, adapter, merge_adapter)
+        chosen = (
+            source,
+            dtype,
+            matmul_precision,
+            quantize,
+            mesh,
+            rules,
+            revision,
+            adapter,
+            merge_adapter,
+        )
         directory, model, params = _load(*chosen, verify=verify, progress=progress)
         files = read_config(directory)
         tokenizer, tokenizer_source = _find_tokenizer(directory, files.has_tokenizer, processor)

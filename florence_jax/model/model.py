@@ -19,6 +19,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from florence_jax.config import Florence2Config
+from florence_jax.matmul_precision import (
+    MatmulPrecision,
+    at_model_precision,
+    check_matmul_precision,
+    precision_scope,
+)
 from florence_jax.model.florence2 import Florence2
 from florence_jax.model.layers import Linear, LowRankAdapter
 from florence_jax.quantization import quantized_modules
@@ -38,17 +44,32 @@ class Model:
         config: the sizes.
         dtype: what activations are computed in ("float32", "bfloat16", "float16"); parameters of
             another dtype are cast where they are used.
+        matmul_precision: how products and convolutions of float32 are computed. "highest" is
+            float32; "high" is three bfloat16 passes on a TPU and TensorFloat32 on a GPU; "default"
+            is one bfloat16 pass on a TPU and TensorFloat32 on a GPU. The CPU always computes in
+            float32. It changes nothing where `dtype` is not float32.
         layout: how the parameters are divided among the devices of a mesh; None where all of them
             are on one.
     """
 
     config: Florence2Config
     dtype: str = "float32"
+    matmul_precision: MatmulPrecision = "highest"
     layout: ParamSharding | None = None
+
+    def __post_init__(self) -> None:
+        check_matmul_precision(self.matmul_precision)
 
     def __repr__(self) -> str:
         mesh = "" if self.mesh is None else f", mesh {dict(self.mesh.shape)}"
         return f"Model({self.config.describe()}, {self.dtype}{mesh})"
+
+    def precision_scope(self) -> contextlib.AbstractContextManager[None]:
+        """Applies `matmul_precision` to what is traced inside.
+
+        The library's programs are traced in it; trace the modules of `bind` in it yourself.
+        """
+        return precision_scope(self.dtype, self.matmul_precision)
 
     @property
     def mesh(self) -> Mesh | None:
@@ -63,7 +84,8 @@ class Model:
     def bind(self, params: Params) -> Florence2:
         """The modules with these weights in them, for use inside a function being traced.
 
-        The parameters may be quantised, see `florence_jax.quantization`, and have an adapter beside
+        Products have jax's default precision unless they are traced in `precision_scope`. The
+        parameters may be quantised, see `florence_jax.quantization`, and have an adapter beside
         them, see `florence_jax.adapters.merge`.
 
         Raises:
@@ -149,11 +171,13 @@ def _init(model: Model, key: jax.Array) -> Params:
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@at_model_precision
 def _encode_image(model: Model, params: Params, pixel_values: jax.Array) -> jax.Array:
     return model.bind(params).encode_image(pixel_values)
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@at_model_precision
 def _logits(
     model: Model,
     params: Params,

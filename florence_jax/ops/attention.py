@@ -10,6 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from florence_jax.matmul_precision import current_precision, same_precision
+
 
 def dot_product_attention(
     q: jax.Array,
@@ -35,10 +37,11 @@ def dot_product_attention(
     if dropout_key is not None and dropout_rate > 0.0:
         shape = (*q.shape[:-1], k.shape[-2])
         kept = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, shape)
-    return softmax_attention(q * q.shape[-1] ** -0.5, k, v, mask, kept, dropout_rate)
+    q = q * q.shape[-1] ** -0.5
+    return softmax_attention(q, k, v, mask, kept, dropout_rate, current_precision())
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def softmax_attention(
     q: jax.Array,
     k: jax.Array,
@@ -46,6 +49,7 @@ def softmax_attention(
     mask: jax.Array | None,
     kept: jax.Array | None,
     dropout_rate: float,
+    precision: str | None = None,
 ) -> jax.Array:
     """softmax(q k^T) v, in the dtype of `v`, with a reverse-mode derivative only (no `jax.jvp`).
 
@@ -54,11 +58,25 @@ def softmax_attention(
         mask: bool, broadcastable to [..., Q, S]; False keys are not attended to.
         kept: bool[..., Q, S], the weights that dropout keeps; None keeps all.
         dropout_rate: the share of weights that dropout removes.
+        precision: the matmul precision, in the gradient too.
     """
-    return _forward(q, k, v, mask, kept, dropout_rate)[0]
+    return _forward(q, k, v, mask, kept, dropout_rate, precision)[0]
 
 
 def _forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    kept: jax.Array | None,
+    dropout_rate: float,
+    precision: str | None,
+) -> tuple[jax.Array, tuple]:
+    with same_precision(precision):
+        return _attend(q, k, v, mask, kept, dropout_rate)
+
+
+def _attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -78,7 +96,12 @@ def _forward(
     return y.astype(v.dtype), (q, k, v, mask, kept, weights, total, y)
 
 
-def _backward(dropout_rate: float, residuals: tuple, g: jax.Array) -> tuple:
+def _backward(dropout_rate: float, precision: str | None, residuals: tuple, g: jax.Array) -> tuple:
+    with same_precision(precision):
+        return _gradient(dropout_rate, residuals, g)
+
+
+def _gradient(dropout_rate: float, residuals: tuple, g: jax.Array) -> tuple:
     q, k, v, mask, kept, weights, total, y = residuals
     by_total = g.astype(jnp.float32) / total
     # A component that all keys share does not change a softmax, nor does one that all values share

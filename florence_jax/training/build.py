@@ -119,6 +119,7 @@ def build_training(
     model = Model(
         config=_with_dropout(pretrained.config, config.model),
         dtype=config.model.dtype,
+        matmul_precision=config.model.matmul_precision,
         # Equal models are equal programs; with a layout, a model is equal to itself alone.
         layout=placement.layout if mesh.size > 1 else None,
     )

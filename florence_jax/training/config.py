@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from florence_jax.config import PRESETS, Florence2Config
+from florence_jax.matmul_precision import MatmulPrecision
 from florence_jax.sharding import parse_mesh
 from florence_jax.training.checked import (
     Checked,
@@ -42,6 +43,9 @@ class ModelConfig(Checked):
         from_scratch: Initialise random weights for training from scratch
             (`florence_jax.training.init_params`), not as the reference does.
         dtype: Dtype of the activations. Trainable parameters are float32 in any case.
+        matmul_precision: How products of float32 are computed: highest, in float32; high, in three
+            bfloat16 passes on a TPU and in TensorFloat32 on a GPU; default, in one bfloat16 pass on
+            a TPU and in TensorFloat32 on a GPU. With another dtype it changes nothing.
         frozen_dtype: Dtype of frozen parameters.
         dropout: Dropout rate; by default the checkpoint's.
         attention_dropout: Dropout rate of attention weights; by default the checkpoint's.
@@ -57,6 +61,7 @@ class ModelConfig(Checked):
     processor: str = ""
     from_scratch: bool = False
     dtype: Dtype = "float32"
+    matmul_precision: MatmulPrecision = "highest"
     frozen_dtype: Dtype = "float32"
     dropout: float | None = None
     attention_dropout: float | None = None

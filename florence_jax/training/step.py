@@ -177,6 +177,11 @@ def build_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # Around the gradient too: attention and depthwise convolutions compute theirs themselves.
+        with objective.model.precision_scope():
+            return update(state, batch)
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss(trainable: Flat, micro: Batch, number: jax.Array) -> tuple[jax.Array, TokenSums]:
@@ -251,7 +256,8 @@ def build_evaluation(objective: LossFn) -> Callable[[Flat, Batch], TokenSums]:
         def one(micro: Batch) -> TokenSums:
             return objective(params, micro, None)
 
-        return jax.tree.map(lambda sums: sums.sum(0), jax.lax.map(one, batch))
+        with objective.model.precision_scope():
+            return jax.tree.map(lambda sums: sums.sum(0), jax.lax.map(one, batch))
 
     return evaluate
 

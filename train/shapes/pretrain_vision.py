@@ -153,7 +153,8 @@ def pretrained(
 
     @jax.jit
     def update(params: Flat, state: optax.OptState, batch: PointBatch) -> tuple:
-        gradient, seen = jax.grad(loss, has_aux=True)(params, batch)
+        with objective.model.precision_scope():
+            gradient, seen = jax.grad(loss, has_aux=True)(params, batch)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, seen
 

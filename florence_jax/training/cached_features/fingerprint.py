@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from florence_jax.config import DaViTConfig
+from florence_jax.matmul_precision import MatmulPrecision
 from florence_jax.processing import ImageConfig
 from florence_jax.training.config import Dtype
 from florence_jax.training.config_loader import to_tree
@@ -27,12 +28,14 @@ class Origin:
         vision: its sizes.
         image: how images become its pixels.
         dtype: what it computes in, and what the features are stored in.
+        matmul_precision: how it multiplies float32, see `florence_jax.model.Model`.
     """
 
     weights: str
     vision: DaViTConfig
     image: ImageConfig
     dtype: Dtype
+    matmul_precision: MatmulPrecision = "highest"
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -73,6 +73,7 @@ def origin_of(training: TrainSetup, tower: Mapping[str, Any]) -> Origin:
         vision=model.config.vision,
         image=training.objective.image,
         dtype=training.config.model.dtype,
+        matmul_precision=training.config.model.matmul_precision,
     )
 
 
@@ -95,8 +96,9 @@ def tower_program(training: TrainSetup, tower: Flat) -> Callable[[np.ndarray], j
             for path in layout.shapes
             if path not in tower and not is_factor(path)
         }
-        module = objective.bind({**rest, **tower})
-        return module.vision_tower(objective.pixels(images).astype(module.dtype))
+        with objective.model.precision_scope():
+            module = objective.bind({**rest, **tower})
+            return module.vision_tower(objective.pixels(images).astype(module.dtype))
 
     sharding = batch_sharding(placement.mesh)
     jitted = jax.jit(encode, in_shardings=(None, sharding), out_shardings=sharding)

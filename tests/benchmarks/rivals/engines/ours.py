@@ -11,6 +11,7 @@ import numpy as np
 
 from florence_jax.generation import PUBLISHED, generate
 from florence_jax.inference.pipeline import load
+from florence_jax.matmul_precision import at_model_precision
 from florence_jax.model import Model, Params
 from florence_jax.runtime.compilation_cache import use_compilation_cache
 from tests.benchmarks.rivals.engines.engine import Call, NotOffered
@@ -32,9 +33,6 @@ class Ours:
     """An `Engine`."""
 
     def __init__(self, settings: Settings):
-        if settings.dtype == "float32":
-            # A GPU would otherwise multiply float32 in TensorFloat32, which the others do not.
-            jax.config.update("jax_default_matmul_precision", "highest")
         # As the pipeline does for its users.
         use_compilation_cache()
         self.settings = settings
@@ -165,15 +163,18 @@ class Ours:
 
 @jax.jit
 def _multiply(left: jax.Array, right: jax.Array) -> jax.Array:
-    return left @ right
+    # A ceiling of float32 is that of float32, as everything of ours that it is held against.
+    return jnp.matmul(left, right, precision="highest" if left.dtype == jnp.float32 else None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@at_model_precision
 def _encode(model: Model, params: Params, features: jax.Array, prompt: jax.Array) -> jax.Array:
     return model.bind(params).encode(features, prompt, jnp.ones(prompt.shape, bool))[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@at_model_precision
 def _log_likelihood(
     model: Model, params: Params, features: jax.Array, prompt: jax.Array, tokens: jax.Array
 ) -> jax.Array:
