@@ -49,7 +49,8 @@ class Refine:
         directory: OUT.
         model: the model of the first round.
         rounds: fine-tunes; there is one more annotation than that.
-        recipe: of `florence-jax train`; its `data.train` is replaced by the round's annotations.
+        recipe: of `florence-jax train`; the round's annotations replace its `data.train` and
+            `data.directory`.
         checkout: the directory that the phases run in, whose modules a recipe may import.
         image_root: the directory that image names start from.
         also: further sources of `data.train`, as JSON, such as labels made by hand.
@@ -125,6 +126,8 @@ class Refine:
             *("--model.start", model, "--model.architecture", "None"),
             *("--directory", str(training)),
             *("--data.train", f"[{', '.join([json.dumps(first), *self.also])}]"),
+            # A recipe's own folder would be learnt beside the annotations, or be missing.
+            "--data.directory=",
             *(flag for word in self.words for flag in setting_flags(word)),
         ]
 

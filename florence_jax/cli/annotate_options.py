@@ -192,7 +192,10 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
     )
     loop = annotate.add_argument_group("refining (needs the extra `train`)")
     loop.add_argument(
-        "--refine", type=Path, metavar="RECIPE", help="fine-tune on the annotations by this recipe"
+        "--refine",
+        type=Path,
+        metavar="RECIPE",
+        help="fine-tune by this recipe, on the annotations in place of the recipe's own data",
     )
     loop.add_argument("--rounds", type=int, default=1, help="fine-tunes (default: %(default)s)")
     loop.add_argument(

@@ -101,7 +101,8 @@ def test_the_commands_of_a_loop(tmp_path):
         "--model.start", "first", "--model.architecture", "None",
         "--directory", str(out / "round-0/training"),
     ]  # fmt: skip
-    assert flags[8:] == ["--steps", "9", "--optimizer.rules", "a", "0.0", ".* b", "1.0", "--no-x"]
+    assert flags[8] == "--data.directory="
+    assert flags[9:] == ["--steps", "9", "--optimizer.rules", "a", "0.0", ".* b", "1.0", "--no-x"]
     assert last.command[5] == export
     assert flags[6] == "--data.train"
     assert json.loads(flags[7]) == [
