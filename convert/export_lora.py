@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from florence_jax.adapters import read_adapter, write_adapter
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
 
 _PROGRAM = "convert.export_lora"
 
@@ -54,11 +55,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog=f"python -m {_PROGRAM}",
         description="Write a LoRA adapter for PEFT on a model of the other naming.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("adapter", metavar="ADAPTER", help="directory of a PEFT adapter")
     parser.add_argument("destination", metavar="DEST", help="directory to write")

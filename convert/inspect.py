@@ -1,6 +1,6 @@
 """Describe a checkpoint or adapter without loading it: `python -m convert.inspect SRC`."""
 
-import argparse
+import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,11 @@ from florence_jax.checkpoint.files import read_json_object
 from florence_jax.checkpoint.hub import METADATA_FILES, has_weights, is_saved
 from florence_jax.checkpoint.native.manifest import MANIFEST
 from florence_jax.checkpoint.pytorch.weight_files import WEIGHT_FILES
-from florence_jax.config import PRESETS, ConfigError, Florence2Config
+from florence_jax.config import PRESETS, Florence2Config
 from florence_jax.generation import GenerationConfig
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS, SPECIAL_TOKENS
+from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
 
 _HELP = """\
 Only headers are read, and the token tables where they must be compared: a checkpoint of any size
@@ -42,11 +44,14 @@ Description = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Describe one source on standard output; see `--help` for the exit status."""
-    parser = argparse.ArgumentParser(
+    return run_program("convert.inspect", functools.partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = ProgramParser(
         prog="python -m convert.inspect",
         description="Say what a Florence-2 checkpoint or LoRA adapter is, without loading it.",
         epilog=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "source",
@@ -56,11 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
-    try:
-        found = inspect(options.source, options.revision)
-    except (CheckpointError, ConfigError, OSError) as error:
-        print(f"convert.inspect: {error}", file=sys.stderr)
-        return 2
+    found = inspect(options.source, options.revision)
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
     return 1 if found["problems"] else 0
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from florence_jax.adapters.merge_checkpoint import MergeReport, merge_lora
 from florence_jax.cli.convert import add_writing_options, as_size
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
 
 _PROGRAM = "convert.merge_lora"
 
@@ -90,11 +91,10 @@ def _summary(merged: MergeReport, options: argparse.Namespace, seconds: float) -
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog=f"python -m {_PROGRAM}",
         description="Merge a LoRA adapter into its base model.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("adapter", metavar="ADAPTER", help="directory of a PEFT adapter")
     parser.add_argument("base", metavar="BASE", help="base model: checkpoint directory or hub id")

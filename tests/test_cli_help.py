@@ -1,6 +1,11 @@
 """What `florence-jax` says before it does anything."""
 
+import argparse
 import importlib.metadata
+import os
+import pty
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import florence_jax
-from florence_jax.cli.main import main
+from florence_jax.cli.help import COMMANDS, GROUPS
+from florence_jax.cli.main import command_parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,22 +32,28 @@ def test_no_command_is_the_help(capsys):
     status, text, errors = said(capsys)
     assert (status, errors) == (0, "")
     assert said(capsys, "--help") == (0, text, "")
-    for command in ("predict", "verify-output", "demo", "export", "evaluate", "annotate", "bench"):
-        assert command in text
-    examples = text.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
-    assert len(examples) == 3
-    assert all(line.startswith("  florence-jax ") for line in examples)
-    models = text.partition("models (--model):\n")[2]
-    assert "shapes " in models
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    for group, commands in GROUPS.items():
+        at = lines.index(group)
+        for number, (name, command) in enumerate(commands.items()):
+            assert lines[at + 1 + 2 * number].split()[0] == name
+            assert lines[at + 2 + 2 * number].strip() == command.example
 
 
-def test_the_examples_of_the_help_are_commands(capsys):
-    from florence_jax.cli.help import EPILOG
-    from florence_jax.cli.main import _parser
-
-    for line in EPILOG.splitlines():
-        if line.startswith("  florence-jax "):
-            _parser().parse_args(line.replace('"', "").split()[1:])
+@pytest.mark.parametrize(("name", "command"), COMMANDS.items(), ids=list(COMMANDS))
+def test_a_command_has_examples_and_they_parse(name, command):
+    parser = command_parser([name])
+    example = shlex.split(command.example.partition(" >")[0])[1:]
+    assert example[0] == name
+    parser.parse_args(example)
+    if name != "train":  # whose help is tyro's
+        (commands,) = (
+            action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+        )
+        assert re.search(
+            rf"^examples?:\n.*florence-jax {name}", commands.choices[name].epilog, re.S | re.M
+        )
 
 
 def test_the_version_names_what_is_at_work(capsys):
@@ -53,15 +65,63 @@ def test_the_version_names_what_is_at_work(capsys):
     assert "cpu" in text.partition("backends installed: ")[2]
 
 
-def test_the_version_and_the_help_import_no_jax():
-    code = (
-        "import sys\nfrom florence_jax.cli.main import main\n"
-        "assert main([]) == 0\n"
-        "try:\n    main(['--version'])\nexcept SystemExit as left:\n    assert not left.code\n"
-        "loaded = {'jax', 'flax', 'torch', 'transformers'} & set(sys.modules)\n"
-        "assert not loaded, loaded\n"
+IMPORTED = """
+import contextlib, io, sys
+from florence_jax.cli.main import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    for call in {calls}:
+        with contextlib.suppress(SystemExit):
+            main(call)
+    print(*sorted({heavy} & set(sys.modules)), file=sys.__stdout__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("calls", "heavy"),
+    [
+        ([[], ["--version"], ["--nonsense"], ["predcit"]], {"numpy", "PIL", "huggingface_hub"}),
+        ([[name, "--help"] for name in COMMANDS if name != "train"], set()),
+        ([[name, "--nonsense"] for name in COMMANDS if name != "train"], set()),
+    ],
+    ids=["the program", "help", "a wrong option"],
+)
+def test_what_needs_no_model_imports_no_jax(calls, heavy):
+    """Nor anything else that makes a user wait."""
+    code = IMPORTED.format(calls=calls, heavy=heavy | {"jax", "flax", "torch", "transformers"})
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    assert done.stdout.split() == []
+
+
+def test_the_version_stands_in_one_place():
+    for page, pattern in (("CITATION.cff", r"^version: (\S+)$"), ("CHANGELOG.md", r"^## (\S+)")):
+        found = re.search(pattern, (ROOT / page).read_text(encoding="utf-8"), re.M)
+        assert found is not None, page
+        assert found[1] == florence_jax.__version__, page
+    assert importlib.metadata.version("florence-jax") == florence_jax.__version__
+
+
+def on_a_terminal(**variables):
+    """What a wrong call prints where standard error is a terminal."""
+    ours, theirs = pty.openpty()
+    environment = {"TERM": "xterm", **variables}
+    inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    done = subprocess.Popen(
+        [sys.executable, "-m", "florence_jax", "verify-output", "/nowhere"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs, env=inherited | environment,
+    )  # fmt: skip
+    os.close(theirs)
+    with open(ours, "rb", buffering=0) as terminal:
+        text = terminal.read(4096)
+        assert done.wait() == 2
+    return text.decode()
+
+
+def test_an_error_has_colour_on_a_terminal_alone():
+    assert on_a_terminal().startswith("\033[1;31mflorence-jax:\033[0m /nowhere")
+    assert on_a_terminal(NO_COLOR="1").startswith("florence-jax: /nowhere")
+    assert on_a_terminal(TERM="dumb").startswith("florence-jax: /nowhere")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +139,8 @@ def test_the_version_and_the_help_import_no_jax():
         (["demo", "--ouput", "x"], "did you mean '--output'?"),
         (["predict", "x.jpg", "--format", "yol"], "did you mean 'yolo'?"),
         (["--versoin"], "did you mean '--version'?"),
+        (["predict", "x.jpg", "--batch-size", "0"], "'0' is no whole number of at least 1"),
+        (["bench", "--batch-size", "two"], "'two' is no whole number of at least 1"),
     ],
 )
 def test_a_near_miss_is_named(capsys, monkeypatch, arguments, message):
@@ -86,3 +148,4 @@ def test_a_near_miss_is_named(capsys, monkeypatch, arguments, message):
     status, text, errors = said(capsys, *arguments)
     assert (status, text) == (2, "")
     assert message in errors
+    assert errors.count("\n") == 1

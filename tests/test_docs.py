@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from florence_jax.cli import train
-from florence_jax.cli.help import CommandParser
 from florence_jax.cli.main import main
+from florence_jax.runtime.program_parser import ProgramParser
 from train import features
 from train.plan import __main__ as plan
 from train.shapes import pretrain_vision
@@ -75,7 +75,7 @@ def test_a_command_parses(words, tmp_path, monkeypatch):
     (tmp_path / "train").symlink_to(ROOT / "train")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", words[2:] if words[0] == "python" else words)
-    for parser in (argparse.ArgumentParser, CommandParser):
+    for parser in (argparse.ArgumentParser, ProgramParser):
         monkeypatch.setattr(parser, "parse_args", parsing(parser.parse_args))
     for module in (train, features):
         monkeypatch.setattr(module, "parse_program_flags", parsing(module.parse_program_flags))

@@ -35,6 +35,7 @@ from florence_jax.processing import (
 )
 from florence_jax.processing.request_check import check_task_of_data
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
 
 _PROGRAM = "convert.verify"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -73,11 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog=f"python -m {_PROGRAM}",
         description="Run PyTorch and JAX side by side on one checkpoint and compare every stage.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "source",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from convert.verify.answers import Answers, answer_rows, jax_answers, losses, torch_answers
 from convert.verify.metrics import Row, stage_row
@@ -17,6 +16,7 @@ from convert.verify.reference import native_model
 from convert.verify.stages import Inputs, Stages, attended, jax_stages, torch_stages
 from florence_jax.config import Florence2Config
 from florence_jax.model import Model, Params
+from florence_jax.runtime.terminal_bar import terminal_bar
 
 if TYPE_CHECKING:
     from transformers import Florence2ForConditionalGeneration
@@ -57,7 +57,7 @@ def compare_with_native(
 
     make_ours = ours or (lambda dtype: _cast(config, params, dtype))
     rows: dict[str, list[Row]] = {}
-    with tqdm(total=2 * len(dtypes) + 1, disable=not progress) as bar:
+    with terminal_bar(total=2 * len(dtypes) + 1, shown=progress) as bar:
         bar.set_description("PyTorch float64")
         truth = _run_torch(native_model(config, params).double(), inputs, None, new_tokens)
         bar.update()

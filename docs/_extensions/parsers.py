@@ -13,9 +13,9 @@ class Commands(SphinxDirective):
     """Each command of `florence-jax` with its help text, as the terminal shows it."""
 
     def run(self) -> list[nodes.Node]:
-        from florence_jax.cli.main import _parser
+        from florence_jax.cli.main import command_parser
 
-        parser = _parser()
+        parser = command_parser()
         (commands,) = (
             action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
         )

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from florence_jax.adapters.adapter import Adapter, LowRank
 from florence_jax.checkpoint.errors import ErrorCollector
@@ -18,6 +17,7 @@ from florence_jax.checkpoint.pytorch.key_map import (
     SHARED,
 )
 from florence_jax.config import Florence2Config
+from florence_jax.runtime.terminal_bar import terminal_bar
 
 
 class Merged(NamedTuple):
@@ -62,7 +62,7 @@ def merge(
     target = None if dtype is None else np.dtype(dtype)
     work = _Merge(params, config, adapter, target, keep_low_rank)
     work.replace()
-    for path in tqdm(adapter.modules, desc="merging", unit="weight", disable=not progress):
+    for path in terminal_bar(adapter.modules, desc="merging", unit="weight", shown=progress):
         work.add(path)
     return work.finish()
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from florence_jax.batch.blocks import digest_path, is_block_name, read_rows
 from florence_jax.batch.manifest import MANIFEST, RunError, read_manifest
 from florence_jax.batch.run_inputs import blocks_of_manifest
+from florence_jax.runtime.terminal_bar import terminal_bar
 
 # Problems that are listed one by one.
 _SHOWN = 20
@@ -79,7 +79,7 @@ def verify_output(directory: str | Path, *, progress: bool = False) -> Report:
     names = list(blocks.names(kind))
     report, ids, keys = Report(), hashlib.sha256(), np.zeros(blocks.total, np.uint64)
     report.lost = list(_lost(manifest["inputs"].get("row_files", {})))
-    for number, name in enumerate(tqdm(names, desc="verifying", disable=not progress)):
+    for number, name in enumerate(terminal_bar(names, desc="verifying", shown=progress)):
         path = directory / name
         if not path.exists():
             report.missing.append(name)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from florence_jax.checkpoint.hub import is_saved, resolve
 from florence_jax.checkpoint.native.reader import open_native
@@ -19,6 +18,7 @@ from florence_jax.checkpoint.plan import LoadPlan, Report, Source
 from florence_jax.checkpoint.pytorch.match import plan_pytorch
 from florence_jax.checkpoint.pytorch.read_tensor import checked_dtype, fetch, leaf_dtype
 from florence_jax.config import Florence2Config
+from florence_jax.runtime.terminal_bar import terminal_bar
 
 if TYPE_CHECKING:
     import jax
@@ -131,8 +131,8 @@ def _read_pytorch(
 ) -> dict[str, jax.Array]:
     total = sum(entry.tensor.nbytes for entry in plan.sources.values())
     leaves = {}
-    with tqdm(
-        total=total, desc="loading", unit="B", unit_scale=True, disable=not progress
+    with terminal_bar(
+        total=total, desc="loading", unit="B", unit_scale=True, shown=progress
     ) as progress_bar:
         for path, entry in plan.sources.items():
             placement = sharding(path) if callable(sharding) else sharding

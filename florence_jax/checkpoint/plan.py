@@ -1,6 +1,7 @@
 """`LoadPlan`: how each parameter of a checkpoint is read; `Report`: what was decided on the way."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from florence_jax.checkpoint.native.arrays import SavedArrays
@@ -48,8 +49,10 @@ class Report:
 
     def __str__(self) -> str:
         dtypes = ", ".join(f"{dtype} ({count})" for dtype, count in self.stored_dtypes.items())
+        # Of Orbax's own directory, whose files have names for no one, the directory.
+        places = dict.fromkeys(re.sub("/.*", "/", name) for name in self.files)
         lines = [
-            f"{self.source}: {self.parameters:,} parameters from {', '.join(self.files)}",
+            f"{self.source}: {self.parameters:,} parameters from {', '.join(places)}",
             f"  naming: {self.naming}; stored as {dtypes}",
         ]
         if self.tied:

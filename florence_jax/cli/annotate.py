@@ -65,12 +65,10 @@ def add_annotate(commands: Any) -> None:
     """Add the command to the parser's."""
     annotate = commands.add_parser(
         "annotate",
-        help="annotate images: captions, boxes, written text, grounded phrases",
         description="Annotate each image with captions of three levels, named and described "
         "boxes, written text, and the noun phrases of the captions with their boxes. Each image "
         "is encoded once; every answer has a confidence; what the filters take out is counted.",
         epilog=_EPILOG + thresholds(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(annotate)
     annotate.set_defaults(run=run_annotate)

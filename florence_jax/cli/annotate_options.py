@@ -29,6 +29,7 @@ from florence_jax.cli.run_options import (
     add_worker_option,
     run_options,
 )
+from florence_jax.runtime.program_parser import positive
 
 if TYPE_CHECKING:
     from florence_jax.annotation.merge import Captions, Fusion
@@ -157,7 +158,7 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also allow answers that do not parse completely (faster to start)",
     )
-    annotate.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    annotate.add_argument("--batch-size", type=positive, default=8, help="default: %(default)s")
     add_block_options(annotate)
     add_worker_option(annotate)
     add_process_options(annotate)

@@ -23,6 +23,7 @@ from florence_jax.cli.options import (
     load_checkpoint_pipeline,
     options_from,
 )
+from florence_jax.runtime.program_parser import positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,10 +51,8 @@ def add_bench(commands: Any) -> None:
     """Add the subcommand to an argparse `add_subparsers` object."""
     bench = commands.add_parser(
         "bench",
-        help="time a model on this machine: images/s and tokens/s by batch size",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(bench, compat=False)
     add_decoding_options(bench)
@@ -65,7 +64,10 @@ def add_bench(commands: Any) -> None:
         "several (default: <CAPTION> and <OD>)",
     )
     bench.add_argument(
-        "--batch-size", type=int, action="append", help="repeat it for several (default: 1, 4, 8)"
+        "--batch-size",
+        type=positive,
+        action="append",
+        help="repeat it for several (default: 1, 4, 8)",
     )
     bench.add_argument("--rounds", type=int, default=5, help="warm calls (default: %(default)s)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="append one JSON line a row")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
 
 if TYPE_CHECKING:
     from florence_jax.conversion import Conversion, Export
@@ -75,11 +76,9 @@ def add_convert(commands: Any) -> None:
     """Add the subcommand to an argparse `add_subparsers` object."""
     parser = commands.add_parser(
         "convert",
-        help="a checkpoint from PyTorch to this library's format, or back",
         description="Convert a Florence-2 checkpoint from PyTorch to this library's format, or "
         "back to PyTorch.",
         epilog=_epilog("florence-jax convert", "jax", "torch"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_paths(parser)
     parser.add_argument(
@@ -98,11 +97,10 @@ def convert_program(program: str, to: Direction, arguments: Sequence[str] | None
 
     def run() -> int:
         described = "to the format of florence_jax" if to == "jax" else "to PyTorch"
-        parser = argparse.ArgumentParser(
+        parser = ProgramParser(
             prog=f"python -m {program}",
             description=f"Convert a Florence-2 checkpoint {described}.",
             epilog=_epilog(f"python -m {program}", to),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_paths(parser)
         add_writing_options(parser)

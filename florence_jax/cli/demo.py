@@ -23,7 +23,6 @@ def add_demo(commands: Any) -> None:
     """Add the command to the parser's."""
     demo = commands.add_parser(
         "demo",
-        help="run every task offline: a small trained model on scenes that it never saw",
         description="Run all 15 tasks offline with the model that the library carries: a small "
         "Florence-2, trained on a synthetic world of shapes and drawn words, on scenes that it "
         "never saw. Every answer is drawn beside the truth.",

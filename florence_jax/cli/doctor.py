@@ -22,7 +22,6 @@ def add_doctor(commands: Any) -> None:
     """Add the command to the parser's subcommands."""
     doctor = commands.add_parser(
         "doctor",
-        help="show versions, devices, memory, caches and extras, with a remedy for what is missing",
         description="Show what florence-jax finds here: versions, devices, memory, caches, and "
         "optional packages, with a remedy for each that is missing. Exit status: 0, or 1 if jax "
         "finds no device.",

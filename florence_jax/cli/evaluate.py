@@ -25,6 +25,7 @@ from florence_jax.cli.options import (
 from florence_jax.cli.run_options import add_process_options, add_worker_option, run_options
 from florence_jax.runtime.atomic_file import atomic_write, check_writable, remove_leftovers
 from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.program_parser import positive
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
@@ -63,10 +64,8 @@ def add_evaluate(commands: Any) -> None:
     """Add the command to the parser's."""
     evaluate = commands.add_parser(
         "evaluate",
-        help="recompute the published tables, or judge your own data",
         description=_DESCRIPTION,
         epilog=_EXAMPLES + _list_of_data_sets(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluate.add_argument(
         "benchmark", nargs="?", metavar="DATASET", help="a name below, or own for your own file"
@@ -115,7 +114,7 @@ def add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--constrained", action="store_true", help="allow only answers that parse completely"
     )
-    evaluate.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    evaluate.add_argument("--batch-size", type=positive, default=8, help="default: %(default)s")
     add_worker_option(evaluate)
     add_process_options(evaluate)
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")

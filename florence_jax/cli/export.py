@@ -16,6 +16,7 @@ from florence_jax.cli.options import (
     load_checkpoint_pipeline,
     options_from,
 )
+from florence_jax.runtime.program_parser import positive
 
 _EXAMPLES = """\
 examples:
@@ -29,11 +30,9 @@ def add_export(commands: Any) -> None:
     """Add the command to the parser's."""
     export = commands.add_parser(
         "export",
-        help="write compiled programs that need no model code (StableHLO)",
         description="Write what a pipeline compiles as StableHLO, for several platforms at once. "
         "`predict --model DIR` and florence_jax.load_exported(DIR) answer with it.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     export.add_argument("output", type=Path, metavar="DIR", help="the directory to write")
     add_model_options(export, mesh=False)
@@ -46,7 +45,7 @@ def add_export(commands: Any) -> None:
     )
     export.add_argument(
         "--batch-size",
-        type=int,
+        type=positive,
         action="append",
         help="requests in one call; repeat it for several (default: 1, 2, 4 and 8)",
     )

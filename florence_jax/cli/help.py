@@ -1,31 +1,110 @@
-"""Help and version of `florence-jax`, and a parser that suggests corrections of mistyped words."""
+"""The commands of `florence-jax` in groups, the help that lists them, and its version."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.metadata
 import os
 import platform
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NoReturn
 
 DESCRIPTION = "Florence-2 in JAX: captions, boxes, masks and text, on TPU, GPU and CPU."
 
-EPILOG = """\
-examples:
-  florence-jax demo
-  florence-jax predict photo.jpg --task "<OD>" --save-images drawn/
-  florence-jax predict photos/ --task "<MORE_DETAILED_CAPTION>" --format txt
 
-models (--model):
-  microsoft/Florence-2-base-ft   and the other Florence-2 checkpoints, by hub id or directory
-  shapes                         comes with the library: small and trained, but it knows nothing
-                                 but drawn shapes and words; no download
+@dataclass(frozen=True)
+class Command:
+    """One command, as the list of commands shows it.
 
-`florence-jax COMMAND --help` says what a command takes; `florence-jax predict --help` lists the
-tasks and formats."""
+    Attributes:
+        adder: the module below `florence_jax.cli` and its function that adds the command's parser.
+        summary: what the command does, in a line.
+        example: a call.
+    """
+
+    adder: str
+    summary: str
+    example: str
+
+
+GROUPS = {
+    "Use the model": {
+        "predict": Command(
+            "predict:add_predict",
+            "answer tasks about images: caption, detect, segment, read",
+            'florence-jax predict photo.jpg --task "<OD>" --save-images drawn/',
+        ),
+        "demo": Command(
+            "demo:add_demo",
+            "answer all 15 tasks offline with a small trained model",
+            "florence-jax demo",
+        ),
+    },
+    "Long runs and data": {
+        "annotate": Command(
+            "annotate:add_annotate",
+            "annotate images: captions, boxes, text, grounded phrases",
+            "florence-jax annotate photos/ --output annotated/",
+        ),
+        "verify-output": Command(
+            "verify_output:add_verify_output",
+            "check what predict --output-dir or annotate wrote",
+            "florence-jax verify-output answers/",
+        ),
+    },
+    "Train and evaluate": {
+        "train": Command(
+            "train_command:add_train",
+            "train or fine-tune a model by a recipe",
+            "florence-jax train --config train/recipes/lora.py --dry-run",
+        ),
+        "evaluate": Command(
+            "evaluate:add_evaluate",
+            "recompute the published tables, or score your own data",
+            "florence-jax evaluate own --data rows.jsonl --model runs/mine",
+        ),
+        "bench": Command(
+            "bench:add_bench",
+            "time a model on this machine by batch size",
+            "florence-jax bench --model shapes",
+        ),
+    },
+    "Convert and export": {
+        "convert": Command(
+            "convert:add_convert",
+            "convert a checkpoint from PyTorch, or back to it",
+            "florence-jax convert microsoft/Florence-2-base-ft mine/",
+        ),
+        "export": Command(
+            "export:add_export",
+            "write compiled programs that need no model code (StableHLO)",
+            "florence-jax export exported/ --batch-size 1",
+        ),
+    },
+    "Environment": {
+        "doctor": Command(
+            "doctor:add_doctor",
+            "show versions, devices, caches and what is missing",
+            "florence-jax doctor",
+        ),
+        "completion": Command(
+            "completion:add_completion",
+            "print a script that completes commands in your shell",
+            "florence-jax completion bash > ~/.florence-jax-completion.bash",
+        ),
+    },
+}
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+_MODELS = """\
+Models (--model)
+  microsoft/Florence-2-base-ft (default) and every other Florence-2, by hub id
+  or directory; `shapes` comes with the library and needs no download, but it
+  knows nothing but drawn shapes and words.
+
+`florence-jax COMMAND --help` has the options, their defaults and examples.
+"""
 
 # Backends beside the CPU, by the distribution that brings them.
 _BACKENDS = {
@@ -37,46 +116,6 @@ _BACKENDS = {
 }
 
 
-class CommandParser(argparse.ArgumentParser):
-    """An argparse parser that asks "did you mean" about commands, options and choices."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: object = None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Parse as argparse does, but suggest an option for one that is unknown."""
-        options, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            parser = self._parser_of(sys.argv[1:] if args is None else args)
-            known = parser._option_string_actions
-            hints = [hint for word in unknown if (hint := did_you_mean(word, known))]
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints[:1])}")
-        return options
-
-    def _check_value(self, action: argparse.Action, value: object) -> None:
-        if action.choices is None or value in action.choices:
-            return
-        choices = list(map(str, action.choices))
-        hint = did_you_mean(str(value), choices)
-        what = "no command" if isinstance(action, argparse._SubParsersAction) else "no choice"
-        if not hint and what == "no command":
-            hint = self._meant_otherwise(str(value))
-        raise argparse.ArgumentError(
-            action, f"{value!r} is {what}{hint} (choose from {', '.join(choices)})"
-        )
-
-    def _meant_otherwise(self, word: str) -> str:
-        if word in ("help", "version"):
-            return f": did you mean `{self.prog} --{word}`?"
-        exists = os.path.exists(word)
-        return f": did you mean `{self.prog} predict {word} --task ...`?" if exists else ""
-
-    def _parser_of(self, arguments: Iterable[str]) -> argparse.ArgumentParser:
-        """The parser of the command among the arguments."""
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                names = [word for word in arguments if word in action.choices]
-                return action.choices[names[0]] if names else self
-        return self
-
-
 class VersionAction(argparse.Action):
     """`--version`: print the versions and exit."""
 
@@ -85,11 +124,18 @@ class VersionAction(argparse.Action):
         parser.exit()
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ ": did you mean 'predict'?" for a near miss of a known word, or nothing."""
-    lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.partition("=")[0].lower(), lower, 1, 0.6)
-    return f": did you mean {lower[near[0]]!r}?" if near else ""
+def commands_text() -> str:
+    """Every command by group, with an example of each; 80 columns wide."""
+    return "\n".join([*_listed(), _MODELS])
+
+
+def _listed() -> Iterator[str]:
+    for group, commands in GROUPS.items():
+        yield group
+        for name, command in commands.items():
+            yield f"  {name:<15}{command.summary}"
+            yield f"      {command.example}"
+        yield ""
 
 
 def version_text() -> str:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from florence_jax.cli.annotate import add_annotate
-from florence_jax.cli.bench import add_bench
-from florence_jax.cli.convert import add_convert
-from florence_jax.cli.demo import add_demo
-from florence_jax.cli.doctor import add_doctor
-from florence_jax.cli.evaluate import add_evaluate
-from florence_jax.cli.export import add_export
-from florence_jax.cli.help import DESCRIPTION, EPILOG, CommandParser, VersionAction
-from florence_jax.cli.predict import add_predict
-from florence_jax.cli.train_command import add_train
-from florence_jax.cli.verify_output import add_verify_output
+from florence_jax.cli.help import COMMANDS, DESCRIPTION, VersionAction, commands_text
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,8 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    parser = command_parser(() if chosen is None else (chosen,))
+    parsed = parser.parse_args(words)
     if parsed.run is None:
         parser.print_help()
         return 0
@@ -36,12 +31,17 @@ def _run(arguments: Sequence[str] | None) -> int:
     return parsed.run(parsed)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
+def command_parser(complete: Iterable[str] = tuple(COMMANDS)) -> ProgramParser:
+    """The parser of the command line.
+
+    Args:
+        complete: the commands whose options it knows, and whose modules are imported for that; of
+            the others it knows the names.
+    """
+    parser = ProgramParser(
         prog="florence-jax",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="florence-jax COMMAND [OPTION ...]",
+        description=f"{DESCRIPTION}\n\n{commands_text()}",
     )
     parser.add_argument(
         "-V",
@@ -52,21 +52,27 @@ def _parser() -> argparse.ArgumentParser:
         help="print the versions of the library and what it runs on, and exit",
     )
     parser.set_defaults(run=None)
-    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for add in (
-        add_predict,
-        add_verify_output,
-        add_demo,
-        add_export,
-        add_convert,
-        add_evaluate,
-        add_annotate,
-        add_bench,
-        add_train,
-        add_doctor,
-    ):
-        add(commands)
+    commands = parser.add_subparsers(
+        action=_Commands, metavar="COMMAND", prog="florence-jax", help=argparse.SUPPRESS
+    )
+    for name, command in COMMANDS.items():
+        if name in complete:
+            module, _, function = command.adder.partition(":")
+            getattr(importlib.import_module(f"florence_jax.cli.{module}"), function)(commands)
+        else:
+            commands.add_parser(name)
     return parser
+
+
+class _Commands(argparse._SubParsersAction):
+    """Gives each command its summary, and its example where its help has no other."""
+
+    def add_parser(
+        self, name: str, *, epilog: str | None = None, **settings: Any
+    ) -> argparse.ArgumentParser:
+        command = COMMANDS[name]
+        epilog = epilog or f"example:\n  {command.example}"
+        return super().add_parser(name, help=command.summary, epilog=epilog, **settings)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from florence_jax.cli.predict_options import PredictOptions, add_predict_options
 from florence_jax.cli.predict_output import open_output
 from florence_jax.processing import TASKS
 from florence_jax.runtime.atomic_file import remove_leftovers
+from florence_jax.runtime.terminal_bar import terminal_bar
 
 if TYPE_CHECKING:
     from florence_jax.inference.predict import Prediction
@@ -51,11 +52,8 @@ def add_predict(commands: Any) -> None:
     )
     predict = commands.add_parser(
         "predict",
-        help="answer tasks about images: caption, detect, segment, read; as JSON, CSV, COCO, "
-        "YOLO, VOC, text or Parquet",
         description="Answer one or more tasks about each image; one JSON line per image.",
         epilog=_EXAMPLES + tasks,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_predict_options(predict)
     predict.set_defaults(run=run_predict)
@@ -167,8 +165,5 @@ class _Noted:
 
 
 def answer_bar(items: Iterable, total: int, quiet: bool) -> Iterable:
-    """A progress bar of answers on stderr."""
-    from tqdm import tqdm
-
-    # A dumb terminal would only get noise in its log.
-    return tqdm(items, total=total, unit="answer", disable=True if quiet else None, smoothing=0.1)
+    """A progress bar of answers."""
+    return terminal_bar(items, total=total, unit="answer", shown=not quiet, smoothing=0.1)

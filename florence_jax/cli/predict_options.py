@@ -30,6 +30,7 @@ from florence_jax.cli.run_options import (
 from florence_jax.inference.requests import Query
 from florence_jax.results.formats import BLOCKS, FORMATS, SIDECARS, OutputOptions, check_tasks
 from florence_jax.results.scores import check_scored
+from florence_jax.runtime.program_parser import positive
 
 if TYPE_CHECKING:
     from florence_jax.batch.run_options import RowFormat, RunOptions
@@ -225,7 +226,7 @@ def add_predict_options(predict: argparse.ArgumentParser) -> None:
         help="answer for every page of a TIFF and every frame of an animation, as IMAGE#page=N "
         "(default: the first, and a note in its row)",
     )
-    predict.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    predict.add_argument("--batch-size", type=positive, default=8, help="default: %(default)s")
     predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     _add_format_options(predict.add_argument_group("formats", _FORMATS_HELP))
     _add_run_options(predict.add_argument_group("runs over many images", _RUNS_HELP))

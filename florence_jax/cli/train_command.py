@@ -12,7 +12,6 @@ def add_train(commands: Any) -> None:
         "train",
         add_help=False,
         prefix_chars="\0",  # tyro reads the flags, which are the fields of the settings
-        help="train or fine-tune a model by a recipe; needs the extra `train`",
     )
     train.add_argument("flags", nargs="*")
     train.set_defaults(run=_train)

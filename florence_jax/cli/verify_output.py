@@ -12,7 +12,6 @@ def add_verify_output(commands: Any) -> None:
     """Add the command to the parser's."""
     verify = commands.add_parser(
         "verify-output",
-        help="check the rows, ids and checksums that predict --output-dir wrote",
         description="Check that DIR has every input's row, once, as it was written. The exit "
         "status is 0 if it has, and 1 if something is missing or wrong.",
     )

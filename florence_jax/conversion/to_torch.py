@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from florence_jax.adapters import resolve_model
 from florence_jax.checkpoint import LoadPlan, plan_checkpoint, read_config, torch_tensors
@@ -36,6 +35,7 @@ from florence_jax.checkpoint.resize_vocabulary import resized
 from florence_jax.config import Florence2Config
 from florence_jax.processing import load_tokenizer
 from florence_jax.runtime.atomic_dir import check_apart
+from florence_jax.runtime.terminal_bar import terminal_bar
 
 TiedNames = Literal["source", "once", "all"]
 
@@ -146,8 +146,8 @@ def _tensors(
         insert(params, path, view)
     wanted = _table_names(plan, naming, tied_names)
     tensors = {}
-    with tqdm(
-        total=len(plan.sources), desc="reading", unit="tensor", disable=not progress
+    with terminal_bar(
+        total=len(plan.sources), desc="reading", unit="tensor", shown=progress
     ) as progress_bar:
         for name, view in torch_tensors(params, naming, tied_names=True):
             match = match_name(name, naming)

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import jax
 import jax.export
 import numpy as np
-from tqdm import tqdm
 
 import florence_jax
 from florence_jax.checkpoint.pytorch.safetensors import save_tensors
@@ -41,6 +40,7 @@ from florence_jax.processing import FlorenceTokenizer, ImageConfig
 from florence_jax.processing.tasks import Compat
 from florence_jax.quantization import quantized_modules
 from florence_jax.runtime.atomic_dir import atomic_directory
+from florence_jax.runtime.terminal_bar import terminal_bar
 
 
 class Exportable(Protocol):
@@ -96,7 +96,7 @@ def export_pipeline(
             (new / name).write_bytes(content)
             files[name] = file_entry(content)
 
-        for export in tqdm(exports, unit="program", disable=not progress):
+        for export in terminal_bar(exports, unit="program", shown=progress):
             exported = jax.export.export(jax.jit(export.function), platforms=tuple(platforms))
             write(export.program.file, bytes(exported(shapes, *export.arguments).serialize()))
         write(CONFIG, _json(config.to_hf("native")))

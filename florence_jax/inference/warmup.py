@@ -10,13 +10,13 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.generation.inputs import prompt_buckets
 from florence_jax.inference.compiled import JitFns
 from florence_jax.inference.image_encoder import Normalizer
 from florence_jax.processing import TASKS, ImageConfig, build_prompt
+from florence_jax.runtime.terminal_bar import terminal_bar
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ def warm_up(
     total = sum(
         len(batch_sizes) * (1 + len(lengths) * len(constraints)) for lengths in buckets.values()
     )
-    with tqdm(total=total, unit="program", disable=not progress) as bar:
+    with terminal_bar(total=total, unit="program", shown=progress) as bar:
 
         def timed(name: str, compile: Callable[[], T]) -> T:
             bar.set_description(name)

@@ -6,6 +6,17 @@ import errno
 
 MAX_CHARACTERS = 2000
 
+_REMEDIES = {
+    errno.ENOSPC: "make room, or name another place",
+    errno.EDQUOT: "make room, or name another place",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.EROFS: "name another place",
+    errno.ENOENT: "check the name, and make the directory first if it is to be written to",
+    errno.ENOTDIR: "a file stands where the path needs a directory; name another place",
+    errno.EISDIR: "it is a directory; name a file",
+}
+
 # Packages whose own exceptions have a sentence for the user as their message.
 _OURS = ("florence_jax", "convert", "train")
 
@@ -72,10 +83,8 @@ def _os_error(error: OSError) -> str:
         return str(error) or type(error).__name__
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     where = f"{' -> '.join(names)}: " if names else ""
-    remedy = (
-        ": make room, or name another place" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    )
-    return f"{where}{error.strerror}{remedy}"
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{where}{error.strerror}" + (f": {remedy}" if remedy else "")
 
 
 def _detail(error: BaseException) -> str:

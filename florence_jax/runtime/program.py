@@ -63,8 +63,22 @@ def run_program(
             discard_standard_output()
         if os.environ.get(TRACEBACK):
             raise
-        _say(f"{name}: {error_text(error)}{_report(error)}")
+        print_error(name, f"{error_text(error)}{_report(error)}")
         return failed
+
+
+def print_error(name: str, text: str) -> None:
+    """Print "name: text" on standard error; on a terminal with colours, the name in bold red."""
+    _say(f"\033[1;31m{name}:\033[0m {text}" if _has_colours() else f"{name}: {text}")
+
+
+def _has_colours() -> bool:
+    """Whether standard error is a terminal that shows colours, and the user wants them."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    with contextlib.suppress(OSError, ValueError):  # closed
+        return sys.stderr.isatty()
+    return False
 
 
 def _report(error: Exception) -> str:

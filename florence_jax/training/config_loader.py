@@ -58,7 +58,9 @@ def load_recipe(path: str | Path) -> TrainConfig:
     """
     path = Path(path)
     if not path.is_file():
-        raise SettingsError(f"recipe {path}: there is no such file")
+        raise SettingsError(
+            f"recipe {path}: there is no such file; a checkout has recipes in train/recipes/"
+        )
     if path.suffix == ".json":
         try:
             return from_tree(TrainConfig, read_json(path, max_bytes=MAX_SETTINGS_BYTES))

@@ -7,7 +7,6 @@ in PEFT's format and the naming of the model that it started from: to RUN/adapte
 DIRECTORY to DIRECTORY.adapter.
 """
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ from florence_jax.checkpoint.pytorch.config_files import dialect
 from florence_jax.checkpoint.pytorch.key_map import Naming
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.sharding import all_gather_to_hosts
 from florence_jax.training.build import TrainSetup, build_training, drop_frozen, eval_params
@@ -122,10 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m train.export",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, help="the run's directory")
     parser.add_argument("--out", type=Path, help="default: RUN/export")

@@ -72,7 +72,8 @@ def warmup_problem(config: OptimizerConfig, steps: int) -> str | None:
         return None
     return (
         f"optimizer.warmup_steps is {config.warmup_steps} and the run has {steps} steps: the peak "
-        "would never be reached; shorten the warm-up or lengthen the run"
+        "would never be reached; lengthen the run, or shorten the warm-up "
+        f"(--optimizer.warmup-steps {steps // 10})"
     )
 
 

@@ -19,7 +19,7 @@ from florence_jax.batch.run_options import RunOptions
 from florence_jax.batch.verify import verify_output
 from florence_jax.cli import annotate
 from florence_jax.cli.annotate_options import annotate_arguments
-from florence_jax.cli.main import _parser, main
+from florence_jax.cli.main import command_parser, main
 from florence_jax.processing import ImageConfig
 from tests.inference.counting import counted_images
 from tests.random_pipeline import random_pipeline
@@ -192,7 +192,7 @@ class TestCommand:
                  "--block-size", "5", "--workers", "1", "--export", "rows", "--gallery", "4",
                  "--mesh", "data=-1", "--rules", "tp",
                  "--image-root", str(pictures), "--quiet"]  # fmt: skip
-        options = _parser().parse_args(given)
+        options = command_parser().parse_args(given)
         own = {"output", "model", "process_index", "process_count"}
         loop = {"merge", "fusion", "captions", "refine", "rounds", "checkout", "also", "words"}
         refused = {"revision", "processor", "compat", "weights", "dry_run", "extend"}
@@ -202,7 +202,9 @@ class TestCommand:
             if name not in own | loop | refused and value in (None, [], False)
         ]
         assert unset == []  # an option that is new belongs into this test
-        passed = _parser().parse_args(annotate_arguments(options, "second", pictures / "out"))
+        passed = command_parser().parse_args(
+            annotate_arguments(options, "second", pictures / "out")
+        )
         assert {name: value for name, value in vars(passed).items() if name not in own} == {
             name: value for name, value in vars(options).items() if name not in own
         }

@@ -22,6 +22,11 @@ from florence_jax.runtime.error_text import MAX_CHARACTERS, error_text
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.jsonl"),
             "a.jsonl: No space left on device: make room, or name another place",
         ),
+        (
+            NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "a.txt/run.json"),
+            "a.txt/run.json: Not a directory: a file stands where the path needs a directory; name "
+            "another place",
+        ),
         (FileNotFoundError("no such list"), "no such list"),
         (ValueError("caf\udce9.png"), "caf\\udce9.png"),
     ],

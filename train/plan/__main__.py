@@ -15,6 +15,7 @@ from typing import get_args
 from florence_jax.config import PRESETS
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
 from florence_jax.sharding.mesh import AXES
 from florence_jax.training.data.storage import is_url
 from florence_jax.training.remat import Remat
@@ -172,11 +173,10 @@ def _directory(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m train.plan",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     default = PlanRequest()

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 from florence_jax.processing import TASKS
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
 from train.shapes.config import SPLITS, SceneConfig
 from train.shapes.gallery import save_gallery
 from train.shapes.statistics import statistics
@@ -54,11 +55,10 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m train.shapes",
         description=__doc__,
         epilog=f"{_EPILOG}\n{getdoc(SceneConfig)}\n{_defaults()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made = parser.add_argument_group("what is made").add_mutually_exclusive_group(required=True)
     made.add_argument(

@@ -19,6 +19,7 @@ import jax
 from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.runtime.atomic_dir import atomic_directory
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
 from train.shapes.config import SceneConfig
 from train.shapes.evaluate import answers, table
 from train.shapes.judge import judge
@@ -53,10 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m train.shapes.bundle",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("bundle", type=Path, metavar="DIR")

@@ -7,19 +7,18 @@ prints `judge`'s figure of each task as a table; `--output` writes the figures a
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.processing import TASKS
 from florence_jax.runtime.atomic_file import atomic_write, check_writable
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
+from florence_jax.runtime.terminal_bar import terminal_bar
 from florence_jax.training.metrics.judge import Answered, Score
 from train.shapes.config import SPLITS, SceneConfig
 from train.shapes.judge import judge
@@ -70,10 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m train.shapes.evaluate",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--split", choices=SPLITS, default="held-out", help="(%(default)s)")
@@ -89,7 +87,9 @@ def _run(arguments: list[str] | None) -> int:
     world = ShapesWorld(config=config, seed=options.seed, split=options.split)
     tasks = tuple(options.task or TASKS)
     found = answers(pipe, world, options.scenes, tasks)
-    scores = judge(tqdm(found, total=options.scenes * len(tasks), unit="answer", disable=None))
+    scores = judge(
+        terminal_bar(found, total=options.scenes * len(tasks), unit="answer", shown=True)
+    )
     print(table(scores))
     if options.output:
         figures = {

@@ -13,7 +13,6 @@ checkpoint, otherwise random, to train from:
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 import tempfile
@@ -27,11 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from florence_jax.checkpoint import save_checkpoint
 from florence_jax.runtime.compilation_cache import use_compilation_cache
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
+from florence_jax.runtime.terminal_bar import terminal_bar
 from florence_jax.training.build import build_training
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import load_config
@@ -160,7 +160,7 @@ def pretrained(
 
     state = optimizer.init(trained)
     shown = {}
-    for step in (bar := tqdm(range(steps), unit="step", disable=None)):
+    for step in (bar := terminal_bar(range(steps), unit="step", shown=True)):
         trained, state, seen = update(trained, state, next(batches))
         if step % 50 == 49 or step + 1 == steps:
             shown = {name: float(value) for name, value in seen.items()}
@@ -195,10 +195,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m train.shapes.pretrain_vision",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="is made, or replaced")

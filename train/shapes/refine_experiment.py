@@ -31,6 +31,7 @@ from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.program import run_program
+from florence_jax.runtime.program_parser import ProgramParser
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import load_config
 from florence_jax.training.metrics.judge import Answered
@@ -113,10 +114,9 @@ def _curve(options: argparse.Namespace, out: Path) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="python -m train.shapes.refine_experiment",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument(

@@ -15,12 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, clip
 from florence_jax.checkpoint.files import contained_bytes, contained_file, parse_json
 from florence_jax.checkpoint.native.arrays import ARRAYS, ArrayEntry
 from florence_jax.checkpoint.pytorch.lazy_tensor import FLOAT_DTYPES
+from florence_jax.runtime.terminal_bar import terminal_bar
 
 MANIFEST = "manifest.json"
 FORMAT = "florence-jax checkpoint"
@@ -139,8 +138,8 @@ def verify_files(
             problems.add("files that the manifest does not list", name)
     if content:
         total = sum(manifest.files[name].bytes for name in paths)
-        with tqdm(
-            total=total, desc="verifying", unit="B", unit_scale=True, disable=not progress
+        with terminal_bar(
+            total=total, desc="verifying", unit="B", unit_scale=True, shown=progress
         ) as progress_bar:
             digests = _digests(paths.values(), progress_bar.update)
         for name, digest in zip(paths, digests, strict=True):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector
 from florence_jax.checkpoint.files import (
@@ -29,6 +28,7 @@ from florence_jax.checkpoint.pytorch.lazy_tensor import FLOAT_DTYPES
 from florence_jax.checkpoint.pytorch.provenance import SourceFormat
 from florence_jax.checkpoint.resize_vocabulary import with_vocabulary
 from florence_jax.config import Florence2Config
+from florence_jax.runtime.terminal_bar import terminal_bar
 
 _CONFIG = "config.json"
 
@@ -131,8 +131,8 @@ def save_leaves(
     total = 2 * sum(entry.nbytes for entry in entries)  # read once, and hashed once written
     with (
         checkpoint_directory(directory, overwrite=overwrite) as new,
-        tqdm(
-            total=total, desc="writing", unit="B", unit_scale=True, disable=not progress
+        terminal_bar(
+            total=total, desc="writing", unit="B", unit_scale=True, shown=progress
         ) as progress_bar,
     ):
         for name, content in small_files.items():
