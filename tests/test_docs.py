@@ -48,6 +48,7 @@ def commands(page):
             words = shlex.split(line, comments=True)
             # Variables of the environment stand first.
             words = list(itertools.dropwhile(re.compile(r"[A-Z_]+=").match, words))
+            words = list(itertools.takewhile(lambda word: word != ">", words))
             if "..." in words or not words:
                 continue
             words = words[words.index("&&") + 1 :] if "&&" in words else words
