@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 
 from florence_jax.model.layers import Linear, per_token
-from florence_jax.ops import window_attention_pallas
+from florence_jax.ops import window_attention_core_pallas, window_attention_pallas
 from florence_jax.ops.channel_attention import channel_attention_folded, channel_attention_reference
 from florence_jax.ops.window_attention import (
     window_attention_folded,
@@ -45,16 +45,23 @@ class WindowAttention(nnx.Module):
         _, height, width, _ = x_BHWC.shape
         side = self.window_size
         x = jnp.pad(x_BHWC, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)))
-        if not _is_adapted(self) and window_attention_pallas.pallas_supported(
-            x, side=side, num_heads=self.num_heads
-        ):
-            y = lax.platform_dependent(x, tpu=self._pallas, default=self._windowed)
-        else:
+        sizes = {"side": side, "num_heads": self.num_heads}
+        if not window_attention_core_pallas.pallas_supported(x, **sizes):
             y = self._windowed(x)
+        else:
+            plain = self.qkv.is_plain and self.proj.is_plain
+            fused = plain and window_attention_pallas.pallas_supported(x, **sizes)
+            tpu = self._fused if fused else self._projected
+            y = lax.platform_dependent(x, tpu=tpu, default=self._windowed)
         return y[:, :height, :width]
 
-    def _pallas(self, x_BHWC: jax.Array) -> jax.Array:
-        return window_attention_pallas.window_attention(x_BHWC, *_qkv_and_proj(self, x_BHWC.dtype))
+    def _fused(self, x_BHWC: jax.Array) -> jax.Array:
+        weights = _qkv_and_proj(self, x_BHWC.dtype)
+        return window_attention_core_pallas.window_attention(x_BHWC, *weights)
+
+    def _projected(self, x_BHWC: jax.Array) -> jax.Array:
+        y_BHWC = window_attention_core_pallas.window_attention_core(self.qkv(x_BHWC))
+        return self.proj(y_BHWC)
 
     def _windowed(self, x_BHWC: jax.Array) -> jax.Array:
         x_BSC = window_partition(x_BHWC, self.window_size)

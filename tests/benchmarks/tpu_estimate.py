@@ -72,6 +72,23 @@ def windows(number: int) -> Callable[[Any], tuple[Callable, tuple]]:
     return case
 
 
+def windows_gradient(number: int) -> Callable[[Any], tuple[Callable, tuple]]:
+    """The same, forward and backward, for parameters and map."""
+
+    def case(model: Any) -> tuple[Callable, tuple]:
+        import jax
+
+        forward, (maps,) = windows(number)(model)
+
+        def run(params: Any, x: Any, cotangent: Any) -> Any:
+            y, backward = jax.vjp(forward, params, x)
+            return y, backward(cotangent)
+
+        return run, (maps, maps)
+
+    return case
+
+
 def projector(model: Any) -> tuple[Callable, tuple]:
     side = SIDE // 32
     channels = model.config.vision.embed_dims[-1]
@@ -131,6 +148,9 @@ CASES: dict[str, Callable] = {
     "windows 1": windows(0),
     "windows 2": windows(1),
     "windows 3": windows(2),
+    "windows 1 gradient": windows_gradient(0),
+    "windows 2 gradient": windows_gradient(1),
+    "windows 3 gradient": windows_gradient(2),
     "encoder": encoder,
     "beam body": beam,
 }
