@@ -19,8 +19,10 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "parsers",
+    "modules",
 ]
-exclude_patterns = ["_build", "_extensions"]
+# myst-nb leaves jupyter_execute beside the build.
+exclude_patterns = ["_build", "_extensions", "jupyter_execute", "**.ipynb_checkpoints"]
 html_theme = "sphinx_book_theme"
 html_title = "florence-jax"
 html_theme_options = {"show_navbar_depth": 1, "home_page_in_toc": True}
@@ -30,6 +32,10 @@ myst_heading_anchors = 3
 # Notebooks are stored with their outputs, and tests/test_notebooks.py runs them.
 nb_execution_mode = "off"
 
+# In docstrings, what stands in backticks is code.
+default_role = "code"
+# A bare name that two modules define leads to one of them.
+suppress_warnings = ["ref.python"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
@@ -41,7 +47,7 @@ napoleon_use_ivar = True
 nitpick_ignore_regex = [
     # A type alias, and errors that docstrings name without their module.
     ("py:class", r"florence_jax\.sharding\.rules\.Rules"),
-    ("py:exc", r"\w+Error"),
+    ("py:exc", r"\w+"),
     (
         "py:.*",
         r"(jax|jaxlib|flax|numpy|np|optax|PIL|orbax|grain|collections|pathlib|typing)(\..*)?",

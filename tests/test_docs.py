@@ -1,9 +1,12 @@
-"""README and docs: commands parse, links lead somewhere, and Python blocks run or compile."""
+"""README and docs: commands parse, Python runs or compiles, links lead somewhere, and pages name
+every public name, every field of the files that are written, and errors as they are raised."""
 
 import argparse
+import ast
 import importlib
 import inspect
 import itertools
+import json
 import re
 import shlex
 import sys
@@ -13,8 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import florence_jax as fj
+from florence_jax.annotation import schema
 from florence_jax.cli import train
 from florence_jax.cli.main import main
+from florence_jax.export.manifest import Encoder, Generator, Manifest
+from florence_jax.results.csv_rows import COLUMNS
 from florence_jax.runtime.program_parser import ProgramParser
 from train import features
 from train.plan import __main__ as plan
@@ -26,7 +33,18 @@ PAGES = [
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "train/launch/README.md")
 ] + sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
 # Pages whose Python runs from top to bottom, in one namespace.
-RUN = ("README.md", "docs/guides/one-image.md", "docs/guides/constrained.md")
+RUN = (
+    "README.md",
+    "docs/start/quickstart.md",
+    "docs/guides/one-image.md",
+    "docs/guides/constrained.md",
+    "docs/guides/encode-once.md",
+    "docs/guides/confidences.md",
+    "docs/concepts/how-the-model-works.md",
+)
+# What users of the library have no use for, and what other pages describe.
+INTERNAL = {"__main__", "assets", "cli", "datasets", "demo", "generation_config", "generation_keys",
+            "hf_config", "ops", "runtime"}  # fmt: skip
 
 FOLDERS = "florence_jax|train|convert|tests|notebooks|docs"
 IMPORT = r"^from (florence_jax[\w.]*) import ([\w, ]+)"
@@ -44,8 +62,7 @@ def name_of(page):
 def commands(page):
     """The words of every command of ours in a page's shell blocks."""
     for block in blocks(page, "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
+        for words in lines_of_words(block):
             # Variables of the environment stand first.
             words = list(itertools.dropwhile(re.compile(r"[A-Z_]+=").match, words))
             words = list(itertools.takewhile(lambda word: word != ">", words))
@@ -54,6 +71,19 @@ def commands(page):
             words = words[words.index("&&") + 1 :] if "&&" in words else words
             if words[0] == "florence-jax" or words[:2] == ["python", "-m"]:
                 yield words
+
+
+def lines_of_words(block):
+    """The words of each command of a shell block; a quoted word may hold line ends."""
+    begun = ""
+    for line in block.replace("\\\n", " ").splitlines():
+        begun += line
+        try:
+            yield shlex.split(begun, comments=True)
+            begun = ""
+        except ValueError:
+            begun += "\n"
+    assert not begun, f"a quote is not closed: {begun}"
 
 
 class Parsed(BaseException):
@@ -114,12 +144,10 @@ def test_links_and_paths_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_compiles_and_its_names_exist(page):
-    import florence_jax
-
     for block in blocks(page, "python"):
         compile(block, name_of(page), "exec")
         for name in re.findall(r"\bfj\.(\w+)", block):
-            assert name in florence_jax.__all__, f"{name_of(page)}: fj.{name}"
+            assert name in fj.__all__, f"{name_of(page)}: fj.{name}"
         for module, names in re.findall(
             r"^from (florence_jax[\w.]*) import ([\w, ]+)", block, re.M
         ):
@@ -150,3 +178,83 @@ def test_python_runs_with_the_bundled_model(page, namespace, monkeypatch):
 
 def test_the_front_page_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_api_page_has_every_public_name():
+    page = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^\.\. auto(?:class|function|exception):: (\w+)$", page, re.M)
+    assert sorted(entries) == sorted(fj.__all__)
+
+
+def test_every_package_has_a_page():
+    pages = (ROOT / "docs/reference/library").glob("*.md")
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    shown = set(re.findall(r"florence-modules:: florence_jax\.(\w+)", text))
+    found = {one.stem for one in (ROOT / "florence_jax").iterdir() if one.name[:2] != "__"}
+    assert shown == found - INTERNAL, "pages of docs/reference/library, or INTERNAL above"
+
+
+def keys(value):
+    """The names of the fields of a JSON value, those of a mapping by data left out."""
+    if isinstance(value, list):
+        yield from itertools.chain.from_iterable(map(keys, value))
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if re.fullmatch(r"[a-z_0-9]+", name):
+                yield name
+                if name not in ("decoding", "image", "software", "files", "parameters"):
+                    yield from keys(inner)
+            else:
+                yield from keys(inner)
+
+
+def test_the_page_of_file_formats_has_every_field(tmp_path):
+    scene = next((ROOT / "florence_jax/assets/shapes/scenes/test").glob("*.png"))
+    tasks = ["--task", "<OD>", "--task", "<OPEN_VOCABULARY_DETECTION>circle", "--model", "shapes"]
+    limit = ["--max-new-tokens", "60", "--workers", "0", "--quiet"]
+    main(["predict", str(scene), *tasks, *limit, "--output-dir", str(tmp_path / "run")])
+    main(["convert", str(scene.parents[2]), str(tmp_path / "saved"), "--quiet"])
+    written = set(COLUMNS)
+    for file in (tmp_path / "run/run.json", tmp_path / "saved/manifest.json"):
+        written |= set(keys(json.loads(file.read_text(encoding="utf-8"))))
+    for block in (tmp_path / "run").glob("block-*.jsonl"):
+        for line in block.read_text(encoding="utf-8").splitlines():
+            written |= set(keys(json.loads(line)))
+    assert {"bboxes_scores", "ids_sha256", "parameters"} <= written
+    for kind in (schema.Text, schema.Region, schema.OCRLine, schema.Phrase, schema.Annotation,
+                 Manifest, Encoder, Generator):  # fmt: skip
+        written |= set(kind.__dataclass_fields__)
+    page = (ROOT / "docs/reference/file-formats.md").read_text(encoding="utf-8")
+    code = " ".join(re.findall(r"`([^`\n]+)`", page))
+    assert not {name for name in written if not re.search(rf"\b{name}\b", code)}
+
+
+def test_errors_of_the_troubleshooting_page_are_raised():
+    texts = set()
+    for folder in ("florence_jax", "train"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    texts.add(node.value)
+    quoted = blocks(ROOT / "docs/guides/troubleshooting.md", "text")
+    parts = [one.strip() for text in quoted for one in text.split("...")]
+    assert len(quoted) > 10
+    assert not [one for one in parts if one and not any(one in text for text in texts)]
+
+
+def test_diagrams_are_of_this_code():
+    sys.path.insert(0, str(ROOT / "docs/_extensions"))
+    drawings = importlib.import_module("diagrams").diagrams()
+    sys.path.pop(0)
+    for name, drawing in drawings.items():
+        assert (ROOT / "docs/_static" / name).read_text(encoding="utf-8") == drawing, name
+
+
+def test_the_documentation_is_small():
+    files = [file for file in (ROOT / "docs").rglob("*") if file.is_file()]
+    size = sum(
+        file.stat().st_size
+        for file in files
+        if not {"_build", "jupyter_execute", "__pycache__"} & {*file.parts}
+    )
+    assert size < 3 * 2**20

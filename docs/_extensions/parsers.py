@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import re
+import typing
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
@@ -29,33 +31,68 @@ class Commands(SphinxDirective):
 
 
 class Settings(SphinxDirective):
-    """The docstring and the defaults of a dataclass, and of those within it."""
+    """Each field of a dataclass, and of those within it, with its default and its meaning."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         module, _, name = self.arguments[0].rpartition(".")
-        found = []
-        for cls in _with_nested(getattr(importlib.import_module(module), name)):
-            section = nodes.section(ids=[cls.__name__.lower()])
-            section += nodes.title(text=cls.__name__)
-            # As they stand: regular expressions among the values are no markup.
-            text = f"{inspect.getdoc(cls)}\n\nDefaults:\n" + "\n".join(_defaults(cls))
-            section += nodes.literal_block(text=text, language="text")
-            found.append(section)
-        return found
+        cls = getattr(importlib.import_module(module), name)
+        return [_section(cls, prefix) for prefix, cls in _with_nested(cls, "")]
 
 
-def _with_nested(cls: type) -> list[type]:
-    nested = [type(value) for value in _values(cls).values() if dataclasses.is_dataclass(value)]
-    return [cls, *(one for inner in dict.fromkeys(nested) for one in _with_nested(inner))]
-
-
-def _defaults(cls: type):
+def _section(cls: type, prefix: str) -> nodes.section:
+    """The fields of one class; those that are classes themselves have sections of their own."""
+    text, meanings = _docstring(cls)
+    title = f"{prefix.removesuffix('.')}: {cls.__name__}" if prefix else cls.__name__
+    section = nodes.section(ids=[nodes.make_id(title)])
+    section += [nodes.title(text=title), nodes.paragraph("", "", *_inline(text))]
+    fields = nodes.definition_list()
     for name, value in _values(cls).items():
-        required = value is dataclasses.MISSING
-        shown = type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)
-        yield f"    {name}: {'required' if required else shown}"
+        shown = "required" if value is dataclasses.MISSING else repr(value)
+        if dataclasses.is_dataclass(value):
+            shown = type(value).__name__
+        term = nodes.term("", "", nodes.literal(text=f"{prefix}{name}"))
+        term += [nodes.Text(" = "), nodes.literal(text=shown)]
+        meaning = nodes.paragraph("", "", *_inline(meanings.get(name, "")))
+        fields += nodes.definition_list_item("", term, nodes.definition("", meaning))
+    section += fields
+    return section
+
+
+def _with_nested(cls: type, prefix: str):
+    yield prefix, cls
+    for name, value in _values(cls).items():
+        if dataclasses.is_dataclass(value):
+            yield from _with_nested(type(value), f"{prefix}{name}.")
+    for name, kind in _required(cls):
+        yield from _with_nested(kind, f"{prefix}{name}.")
+
+
+def _required(cls: type):
+    """Fields without a default that hold a dataclass."""
+    kinds = typing.get_type_hints(cls)
+    for name, value in _values(cls).items():
+        if value is dataclasses.MISSING and dataclasses.is_dataclass(kinds[name]):
+            yield name, kinds[name]
+
+
+def _docstring(cls: type) -> tuple[str, dict[str, str]]:
+    """The text of a Google-style docstring, and the meaning of each attribute."""
+    meanings: dict[str, str] = {}
+    for one in reversed(cls.__mro__[:-1]):
+        _, _, attributes = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")
+        for names, meaning in re.findall(
+            r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE
+        ):
+            meanings |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
+    return inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[0].strip(), meanings
+
+
+def _inline(text: str) -> list[nodes.Node]:
+    """Text as nodes: what stands in backticks is code."""
+    parts = enumerate(text.split("`"))
+    return [nodes.literal(text=part) if odd % 2 else nodes.Text(part) for odd, part in parts]
 
 
 def _values(cls: type) -> dict:
