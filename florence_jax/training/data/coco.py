@@ -116,7 +116,7 @@ class Coco(Source):
                     raise DataError(f"{self.path}: category {label!r:.80}: {error}") from None
 
     def _picture_size(self, name: str) -> Size | None:
-        """Of an image on this machine; those of a bucket are fetched when they are drawn."""
+        """The size of an image on this machine; a bucket's images are fetched when drawn."""
         if not isinstance(self.image_root, Path):
             return None
         try:
@@ -180,7 +180,7 @@ class Coco(Source):
 
 
 def _file_names(content: Any) -> list[str]:
-    """Of a file whose layout is not checked yet."""
+    """The file names in a COCO file whose layout is not checked yet."""
     images = content.get("images") if isinstance(content, dict) else None
     entries = images if isinstance(images, list) else []
     names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
