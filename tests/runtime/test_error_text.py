@@ -27,6 +27,14 @@ from florence_jax.runtime.error_text import MAX_CHARACTERS, error_text
             "a.txt/run.json: Not a directory: a file stands where the path needs a directory; name "
             "another place",
         ),
+        (
+            ModuleNotFoundError("No module named 'x'", name="x"),
+            "the package x is not installed: No module named 'x'",
+        ),
+        (
+            ModuleNotFoundError("training needs optax: install it"),
+            "training needs optax: install it",
+        ),
         (FileNotFoundError("no such list"), "no such list"),
         (ValueError("caf\udce9.png"), "caf\\udce9.png"),
     ],
