@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence_jax.batch.block_runner import block_rows, read_items
 from florence_jax.batch.blocks import (
     Blocks,
+    RowFormat,
+    RunOptions,
     check_format,
     commit_block,
     encode_block,
     ensure_digests,
     writable,
 )
-from florence_jax.batch.job import Item, Job, Row, Source
+from florence_jax.batch.job import Item, Job, Row, Source, block_rows, read_items
 from florence_jax.batch.leases import Leases
 from florence_jax.batch.manifest import (
     check_manifest,
@@ -28,7 +29,6 @@ from florence_jax.batch.manifest import (
 from florence_jax.batch.progress import Progress
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.run_inputs import RunInputs, settle_inputs
-from florence_jax.batch.run_options import RowFormat, RunOptions
 from florence_jax.runtime.atomic_file import check_writable, remove_leftovers
 from florence_jax.runtime.signals import Interruption
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from florence_jax.annotation.schema import LEVELS
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
-from florence_jax.batch.run_options import RunOptions
+from florence_jax.batch.blocks import RunOptions
 from florence_jax.cli.options import (
     DecodingOptions,
     ModelOptions,

@@ -29,9 +29,9 @@ from florence_jax.runtime.program_parser import positive
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
+    from florence_jax.batch.blocks import RunOptions
     from florence_jax.batch.image_reader import FileBelow
     from florence_jax.batch.run import Summary
-    from florence_jax.batch.run_options import RunOptions
     from florence_jax.evaluation.report import Report
     from florence_jax.evaluation.run import Plan
 

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def predict_into_directory(options: PredictOptions) -> int:
     """Run the command; the exit status is 1 if rows have errors, 130 if it was interrupted."""
-    from florence_jax.batch.draw import DrawAnswers
-    from florence_jax.batch.row_exporter import RowExporter
+    from florence_jax.batch.exports import DrawAnswers, RowExporter
     from florence_jax.batch.run import describe_run, prepare_run, run_blocks
     from florence_jax.batch.sources.open import open_source
 

@@ -33,7 +33,7 @@ from florence_jax.results.scores import check_scored
 from florence_jax.runtime.program_parser import positive
 
 if TYPE_CHECKING:
-    from florence_jax.batch.run_options import RowFormat, RunOptions
+    from florence_jax.batch.blocks import RowFormat, RunOptions
 
 _FORMATS_HELP = """\
 jsonl  a line for each image: {"id", "width", "height", "answers": [{"prompt", "result"}]}, or

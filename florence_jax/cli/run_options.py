@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from florence_jax.batch.run_options import RowFormat, RunOptions, find_share
+from florence_jax.batch.blocks import RowFormat, RunOptions, find_share
 
 
 def add_block_options(parser: Any) -> None:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from florence_jax.batch.block_runner import JobError
+from florence_jax.batch.job import JobError
 from florence_jax.runtime.error_text import MAX_CHARACTERS, error_text
 
 
