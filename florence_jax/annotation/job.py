@@ -11,8 +11,7 @@ from florence_jax.annotation.noun_phrases import NounPhraseExtractor
 from florence_jax.annotation.schema import SCHEMA, to_row
 from florence_jax.annotation.settings import AnnotateSettings
 from florence_jax.annotation.stages import ImageAnnotator
-from florence_jax.batch.job import DecodedItem, Row
-from florence_jax.batch.manifest import pipeline_fingerprint
+from florence_jax.batch.job import DecodedItem, Row, pipeline_fingerprint
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.base_pipeline import BasePipeline
 from florence_jax.inference.device_stats import DeviceStats

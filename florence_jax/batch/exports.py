@@ -8,22 +8,29 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from florence_jax.batch.blocks import read_rows
+from florence_jax.batch.blocks import RowFormat
 from florence_jax.batch.image_reader import ImageSource, open_image
 from florence_jax.batch.job import Item, Row, Source
-from florence_jax.batch.manifest import blocks_of_manifest, read_manifest
+from florence_jax.batch.manifest import read_run
 from florence_jax.batch.reader_pool import WorkerPool
-from florence_jax.batch.sources.open import DATA_FILES
+from florence_jax.inference.image_files import DATA_SUFFIXES
 from florence_jax.results.coco import CocoFile
 from florence_jax.results.draw import save_drawn
 from florence_jax.results.formats import BLOCKS, SIDECARS, OutputOptions
-from florence_jax.results.places import SidecarPlaces, common_folder, inside, relative_name
 from florence_jax.results.row_writer import line_writer, skipped_text, write_rows
-from florence_jax.results.rows import picture_name
-from florence_jax.results.sidecars import check_sidecars, open_sidecars
+from florence_jax.results.rows import image_name
+from florence_jax.results.sidecars import (
+    SidecarPlaces,
+    check_sidecars,
+    common_folder,
+    inside,
+    open_sidecars,
+    relative_name,
+)
 from florence_jax.runtime.atomic_file import (
     atomic_open,
     atomic_write,
@@ -38,38 +45,52 @@ CSV, COCO = "answers.csv", "annotations.json"
 _LOCK = ".formats.lock"
 
 
-class RowExporter:
-    """Writes the format of `--format` from the finished blocks, where that is no block format."""
+def open_export(options: OutputOptions, source: Source, row_format: RowFormat) -> Export | None:
+    """The export that `--format` asks for; None for a block format.
 
-    def __init__(self, options: OutputOptions, source: Source) -> None:
-        """
-        Args:
-            options: the format and its files; `directory` is the run's.
-            source: the run's inputs.
+    Args:
+        options: the format and its files; `directory` is the run's.
+        source: the run's inputs.
+        row_format: format of the run's blocks.
 
-        Raises:
-            ValueError, OSError: the format cannot be written there; nothing was begun.
-        """
-        assert options.directory is not None
-        self._options, self._kind, self._directory = options, options.kind, options.directory
-        begun = read_manifest(self._directory)
-        if (begun["blocks"]["format"] if begun else self._kind) == "parquet":
-            self._check_table()
-        if self._kind in BLOCKS:
-            return
-        files = [one for one in options.inputs if Path(one).suffix.lower() not in DATA_FILES]
-        has_rows = len(files) < len(options.inputs)
-        has_lists = any(Path(one).suffix.lower() == ".txt" for one in files)
-        ids = source.ids() if has_lists else ()
-        named = [one for one in options.inputs if Path(one).suffix.lower() != ".txt"]
-        alone = [one for one in named if not os.path.isdir(one)]
-        self._root = common_folder(options.inputs, [*alone, *ids])
-        if self._kind in SIDECARS:
-            folder = options.sidecar_dir or self._directory
-            self._places = SidecarPlaces(self._root, folder, SIDECARS[self._kind])
-            # Rows of data name their images only when they are read.
-            if not has_rows:
-                self._check(list(source.ids()))
+    Raises:
+        ValueError, OSError: the format cannot be written there; nothing was begun.
+    """
+    directory, kind, inputs = options.directory, options.kind, options.inputs
+    assert directory is not None
+    if row_format == "parquet":
+        _check_table(options, directory)
+    if kind in BLOCKS:
+        return None
+    files = [one for one in inputs if Path(one).suffix.lower() not in DATA_SUFFIXES]
+    has_lists = any(Path(one).suffix.lower() == ".txt" for one in files)
+    named = [one for one in inputs if Path(one).suffix.lower() != ".txt"]
+    alone = [one for one in named if not os.path.isdir(one)]
+    root = common_folder(inputs, [*alone, *(source.ids() if has_lists else ())])
+    places = None
+    if kind in SIDECARS:
+        places = SidecarPlaces(root, options.sidecar_dir or directory, SIDECARS[kind])
+        # Rows of data name their images only when they are read.
+        if len(files) == len(inputs):
+            check_sidecars(kind, places, list(source.ids()), inputs, overwrite=options.overwrite)
+    return Export(options=options, directory=directory, root=root, places=places)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """The rows of a run in a format that is no block format.
+
+    Attributes:
+        options: the format and its files.
+        directory: the run's.
+        root: the folder below which rows of data name their images.
+        places: the path of each image's sidecar; None for a format of one file.
+    """
+
+    options: OutputOptions
+    directory: Path
+    root: Path
+    places: SidecarPlaces | None
 
     def write(self) -> int:
         """Write the format from all rows, after the last block.
@@ -77,87 +98,79 @@ class RowExporter:
         Returns:
             How many rows the format could not hold; each was reported on stderr.
         """
-        if self._kind in BLOCKS:
-            return 0
         try:
-            with directory_lock(self._directory, _LOCK):
-                return self._write_sidecars() if self._kind in SIDECARS else self._write_file()
+            with directory_lock(self.directory, _LOCK):
+                places = self.places
+                return self._write_file() if places is None else self._write_sidecars(places)
         except DirectoryInUseError as error:
-            print(f"another process writes {self._kind}: {error}", file=sys.stderr)
+            print(f"another process writes {self.options.kind}: {error}", file=sys.stderr)
             return 0
 
     def _write_file(self) -> int:
-        if self._kind == "coco":
-            place = self._directory / COCO
+        if self.options.kind == "coco":
+            place = self.directory / COCO
             coco = CocoFile(
                 functools.partial(atomic_write, place),
-                functools.partial(relative_name, root=self._root),
+                functools.partial(relative_name, root=self.root),
             )
             unsuitable = write_rows(self._rows(), coco)
             coco.save()
         else:
-            place = self._directory / CSV
+            place = self.directory / CSV
             with atomic_open(place) as stream:
-                add_line = functools.partial(print, file=stream)
-                unsuitable = write_rows(self._rows(), line_writer(self._kind, add_line))
+                lines = line_writer(self.options.kind, functools.partial(print, file=stream))
+                unsuitable = write_rows(self._rows(), lines)
         self._say(f"all rows are in {place} too")
         return unsuitable
 
-    def _write_sidecars(self) -> int:
-        names = [picture_name(row) for row in self._rows() if "error" not in row]
-        there = self._check(names)
-        overwrite = self._options.overwrite
-        with open_sidecars(self._kind, self._places, overwrite=overwrite) as sidecars:
+    def _write_sidecars(self, places: SidecarPlaces) -> int:
+        kind, overwrite = self.options.kind, self.options.overwrite
+        names = [image_name(row) for row in self._rows() if "error" not in row]
+        there = check_sidecars(kind, places, names, self.options.inputs, overwrite=overwrite)
+        with open_sidecars(kind, places, overwrite=overwrite) as sidecars:
             unsuitable = write_rows(self._rows(), sidecars)
         if there:
-            self._say(skipped_text(len(there), len(names), self._kind))
-        self._say(f"{sidecars.written} {self._kind} files are written below {self._places.base}/")
+            self._say(skipped_text(len(there), len(names), kind))
+        self._say(f"{sidecars.written} {kind} files are written below {places.base}/")
         return unsuitable
-
-    def _check(self, names: list[str]) -> set[str]:
-        overwrite, inputs = self._options.overwrite, self._options.inputs
-        return check_sidecars(self._kind, self._places, names, inputs, overwrite=overwrite)
-
-    def _check_table(self) -> None:
-        """Refuse files that would make a directory of Parquet unreadable as one table."""
-        if self._kind not in BLOCKS and self._options.sidecar_dir is None:
-            raise ValueError(
-                f"{self._directory} is a table of Parquet files, among which {self._kind} would "
-                "make it unreadable: "
-                + (
-                    "name another folder (--sidecar-dir DIR)"
-                    if self._kind in SIDECARS
-                    else "read the table, or run into another directory"
-                )
-            )
-        table = Path(os.path.realpath(self._directory))
-        for option in ("save_images", "sidecar_dir"):
-            folder = getattr(self._options, option)
-            place = Path(os.path.realpath(folder or os.devnull))
-            if not place.is_relative_to(table):
-                continue
-            # Readers skip names that begin so, and folders of such names.
-            if not any(part.startswith((".", "_")) for part in place.relative_to(table).parts):
-                raise ValueError(
-                    f"--{option.replace('_', '-')} {folder} is in {self._directory}, which is a "
-                    "table of Parquet files, and its files would make that unreadable: name a "
-                    "folder elsewhere, or "
-                    f"one that readers pass over ({self._directory / f'_{place.name}'})"
-                )
 
     def _rows(self) -> Iterator[Row]:
         """The rows of all blocks; the images that rows of data name are below the root."""
-        manifest = read_manifest(self._directory)
-        assert manifest is not None
-        blocks = blocks_of_manifest(manifest)
-        for name in blocks.names(manifest["blocks"]["format"]):
-            for row in read_rows(self._directory / name):
-                named = "image" in row and self._kind != "csv"
-                yield row | {"image": str(self._root / inside(row["image"]))} if named else row
+        for row in read_run(self.directory):
+            named = "image" in row and self.options.kind != "csv"
+            yield row | {"image": str(self.root / inside(row["image"]))} if named else row
 
     def _say(self, text: str) -> None:
-        if not self._options.quiet:
+        if not self.options.quiet:
             print(text, file=sys.stderr)
+
+
+def _check_table(options: OutputOptions, directory: Path) -> None:
+    """Refuse files that would make a directory of Parquet unreadable as one table."""
+    kind = options.kind
+    if kind not in BLOCKS and options.sidecar_dir is None:
+        raise ValueError(
+            f"{directory} is a table of Parquet files, among which {kind} would make it "
+            "unreadable: "
+            + (
+                "name another folder (--sidecar-dir DIR)"
+                if kind in SIDECARS
+                else "read the table, or run into another directory"
+            )
+        )
+    table = Path(os.path.realpath(directory))
+    for option in ("save_images", "sidecar_dir"):
+        folder = getattr(options, option)
+        place = Path(os.path.realpath(folder or os.devnull))
+        if not place.is_relative_to(table):
+            continue
+        # Readers skip names that begin so, and folders of such names.
+        if not any(part.startswith((".", "_")) for part in place.relative_to(table).parts):
+            raise ValueError(
+                f"--{option.replace('_', '-')} {folder} is in {directory}, which is a table of "
+                "Parquet files, and its files would make that unreadable: name a folder "
+                f"elsewhere, or one that readers pass over ({directory / f'_{place.name}'})"
+            )
 
 
 class DrawAnswers:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.inference.requests import Query
 from florence_jax.processing import ImageConfig
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
+
+if TYPE_CHECKING:
+    from florence_jax.inference.base_pipeline import BasePipeline
 
 # As `result_to_json` takes it: str keys, and values that JSON has.
 Row = dict[str, Any]
@@ -233,3 +236,31 @@ def _frame(item: Item) -> Row:
     if name is not None and name != item.id:
         row["image"] = name
     return row | dict(item.extra)
+
+
+def pipeline_fingerprint(pipeline: BasePipeline) -> dict[str, Any]:
+    """Everything of a pipeline that its answers depend on, as JSON.
+
+    These are the weights, tokenizer, image settings, compatibility mode and mesh, and the software
+    and device: another jax, another kind of device or another division of the weights rounds
+    otherwise, so that answers would still be right, but not the same.
+    """
+    import jax
+
+    import florence_jax
+    from florence_jax.export.manifest import weights_sha256
+
+    params = pipeline.programs.params
+    mesh = getattr(getattr(pipeline, "model", None), "mesh", None)
+    return ({} if mesh is None else {"mesh": dict(mesh.shape)}) | {
+        "weights": {
+            "sha256": weights_sha256(params),
+            "dtypes": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)}),
+        },
+        "tokenizer": pipeline.tokenizer.sha256(),
+        "image": dataclasses.asdict(pipeline.image_config),
+        "compat": pipeline.compat or "florence_jax",
+        "software": {"florence_jax": florence_jax.__version__, "jax": jax.__version__},
+        "device": jax.local_devices()[0].device_kind,
+        "matmul_precision": pipeline.programs.matmul_precision,
+    }

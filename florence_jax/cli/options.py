@@ -211,22 +211,11 @@ def decoding_from(arguments: argparse.Namespace) -> DecodingOptions:
 
 def load_checkpoint_pipeline(options: ModelOptions, *, progress: bool) -> Florence2Pipeline:
     """The pipeline of a checkpoint."""
-    from florence_jax.inference.load_sharded import DEFAULT_RULES
     from florence_jax.inference.pipeline import Florence2Pipeline
 
-    return Florence2Pipeline.from_pretrained(
-        options.model,
-        dtype=options.dtype or "float32",
-        matmul_precision=options.matmul_precision or "highest",
-        quantize=options.quantize,
-        mesh=options.mesh,
-        rules=options.rules or DEFAULT_RULES,
-        revision=options.revision,
-        adapter=options.adapter,
-        processor=options.processor,
-        compat=options.compat,
-        progress=progress,
-    )
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    given.pop("weights", None)
+    return Florence2Pipeline.from_pretrained(given.pop("model"), **given, progress=progress)
 
 
 def load_pipeline(options: ModelOptions, *, progress: bool) -> BasePipeline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from florence_jax.runtime.atomic_file import remove_leftovers
 from florence_jax.runtime.terminal_bar import terminal_bar
 
 if TYPE_CHECKING:
+    from florence_jax.batch.predict_job import PredictJob
     from florence_jax.inference.predict import Prediction
     from florence_jax.results.rows import Row
 
@@ -70,7 +72,25 @@ def run_predict(arguments: argparse.Namespace) -> int:
         revision=options.model.revision,
         free_prompt=options.free_prompt,
     )
-    return predict_into_directory(options) if options.run else _predict(options)
+    if options.run is None:
+        return _predict(options)
+    return predict_into_directory(options, functools.partial(_load_job, options))
+
+
+def _load_job(options: PredictOptions) -> PredictJob:
+    from florence_jax.batch.predict_job import PredictJob
+    from florence_jax.inference.multi_device import replicate_over_local_devices
+
+    pipeline = load_pipeline(options.model, progress=not options.quiet)
+    pipeline = replicate_over_local_devices(pipeline)
+    return PredictJob(
+        pipeline,
+        decoding_settings(pipeline, options.decoding),
+        constrained=options.constrained,
+        min_score=options.output.min_score,
+        batch_size=options.batch_size,
+        free_prompt=options.free_prompt,
+    )
 
 
 def _predict(options: PredictOptions) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from florence_jax.cli.options import decoding_settings, load_pipeline, say_on_stderr
+from florence_jax.cli.options import say_on_stderr
 from florence_jax.cli.predict_options import PredictOptions
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
@@ -15,10 +16,18 @@ if TYPE_CHECKING:
     from florence_jax.batch.run import Summary
 
 
-def predict_into_directory(options: PredictOptions) -> int:
-    """Run the command; the exit status is 1 if rows have errors, 130 if it was interrupted."""
-    from florence_jax.batch.exports import DrawAnswers, RowExporter
-    from florence_jax.batch.run import describe_run, prepare_run, run_blocks
+def predict_into_directory(options: PredictOptions, load_job: Callable[[], PredictJob]) -> int:
+    """Run the command.
+
+    Args:
+        options: the inputs, the outputs, and how the run is divided.
+        load_job: loads the model; called when nothing else can be refused.
+
+    Returns:
+        The exit status: 1 if rows have errors, 130 if the run was interrupted.
+    """
+    from florence_jax.batch.exports import DrawAnswers, open_export
+    from florence_jax.batch.run import plan_run, run_blocks
     from florence_jax.batch.sources.open import open_source
 
     run, directory, folder = options.run, options.output.directory, options.output.save_images
@@ -31,14 +40,14 @@ def predict_into_directory(options: PredictOptions) -> int:
         say=None if options.quiet else say_on_stderr,
         all_pages=options.all_pages,
     )
-    exporter = RowExporter(options.output, source)
+    plan = plan_run(source, directory, run)
+    export = open_export(options.output, source, plan.row_format)
     if options.dry_run:
         tasks = ", ".join(query.prompt for query in options.queries) or "each row's own"
-        print(f"{len(source)} images; tasks: {tasks}")
-        print(describe_run(source, directory, run))
+        print(f"{len(source)} images; tasks: {tasks}\n{plan.describe()}")
         return 0
-    prepare_run(source, directory, run)
-    job = _job(options)
+    plan.prepare()
+    job = load_job()
     job.check(options.queries)
     with exit_on_interrupt(_how_to_go_on(directory)):
         summary = run_blocks(
@@ -53,24 +62,8 @@ def predict_into_directory(options: PredictOptions) -> int:
         print(_summary(summary, directory), file=sys.stderr)
     if summary.missing:
         return INTERRUPTED
-    unsuitable = exporter.write()
+    unsuitable = export.write() if export else 0
     return 1 if summary.errors or unsuitable else 0
-
-
-def _job(options: PredictOptions) -> PredictJob:
-    from florence_jax.batch.predict_job import PredictJob
-    from florence_jax.inference.multi_device import replicate_over_local_devices
-
-    pipeline = load_pipeline(options.model, progress=not options.quiet)
-    pipeline = replicate_over_local_devices(pipeline)
-    return PredictJob(
-        pipeline,
-        decoding_settings(pipeline, options.decoding),
-        constrained=options.constrained,
-        min_score=options.output.min_score,
-        batch_size=options.batch_size,
-        free_prompt=options.free_prompt,
-    )
 
 
 def _summary(summary: Summary, directory: Path) -> str:

@@ -38,8 +38,8 @@ def open_output(
         ValueError, OSError: the files cannot be written.
     """
     from florence_jax.inference.predict import Page
-    from florence_jax.results.places import common_folder, relative_name
     from florence_jax.results.row_writer import line_writer
+    from florence_jax.results.sidecars import common_folder, relative_name
 
     files = [one.path if isinstance(one, Page) else one for one in paths]
     inputs = {os.path.realpath(one) for one in (*files, *options.inputs)}
@@ -105,9 +105,13 @@ def _coco(options: OutputOptions, file_name: Callable[[str], str]) -> Iterator[R
 def _sidecars(
     options: OutputOptions, paths: Sequence[Path]
 ) -> Iterator[tuple[RowWriter, Sequence[Path]]]:
-    from florence_jax.results.places import SidecarPlaces, common_folder
     from florence_jax.results.row_writer import skipped_text
-    from florence_jax.results.sidecars import check_sidecars, open_sidecars
+    from florence_jax.results.sidecars import (
+        SidecarPlaces,
+        check_sidecars,
+        common_folder,
+        open_sidecars,
+    )
 
     kind, overwrite = options.kind, options.overwrite
     names = list(dict.fromkeys(map(str, paths)))
