@@ -101,7 +101,7 @@ def _check_mode(arguments: argparse.Namespace) -> None:
 def _annotate(options: AnnotateOptions) -> int:
     from florence_jax.annotation.image_source import find_image_folder
     from florence_jax.annotation.job import AnnotateJob
-    from florence_jax.annotation.noun_phrases_spacy import find_extractor
+    from florence_jax.annotation.noun_phrase_extractors import find_extractor
     from florence_jax.batch.run import plan_run, run_blocks
     from florence_jax.inference.multi_device import replicate_over_local_devices
 
@@ -150,7 +150,7 @@ def _annotate(options: AnnotateOptions) -> int:
 
 def _merge(options: AnnotateOptions) -> int:
     from florence_jax.annotation.merge import merge_sets
-    from florence_jax.annotation.noun_phrases_spacy import find_extractor
+    from florence_jax.annotation.noun_phrase_extractors import find_extractor
     from florence_jax.annotation.schema import read_annotations, write_annotations
 
     inputs = options.merge or ()

@@ -17,16 +17,14 @@ from florence_jax.batch.blocks import RunOptions
 from florence_jax.cli.options import (
     DecodingOptions,
     ModelOptions,
-    add_decoding_options,
-    add_model_options,
-    decoding_from,
-    options_from,
-)
-from florence_jax.cli.run_options import (
     add_block_options,
+    add_decoding_options,
     add_extend_option,
+    add_model_options,
     add_process_options,
     add_worker_option,
+    decoding_from,
+    options_from,
     run_options,
 )
 from florence_jax.runtime.program_parser import positive

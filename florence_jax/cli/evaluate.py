@@ -16,13 +16,15 @@ from florence_jax.cli.options import (
     add_decoding_options,
     add_free_prompt_option,
     add_model_options,
+    add_process_options,
     add_weights_option,
+    add_worker_option,
     decoding_from,
     decoding_settings,
     load_pipeline,
     options_from,
+    run_options,
 )
-from florence_jax.cli.run_options import add_process_options, add_worker_option, run_options
 from florence_jax.runtime.atomic_file import atomic_write, check_writable, remove_leftovers
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.program_parser import positive
@@ -236,8 +238,7 @@ def _answer(plan: Plan, options: EvaluateOptions, directory: Path) -> Summary:
 
 def _report(plan: Plan, options: EvaluateOptions) -> Report:
     from florence_jax.batch.manifest import read_manifest
-    from florence_jax.evaluation.html_report import worst_page
-    from florence_jax.evaluation.report import WORST, save_report, worst
+    from florence_jax.evaluation.report import WORST, save_report, worst, worst_page
     from florence_jax.evaluation.run import ROWS, read_all_rows, score_rows
 
     directory = options.output

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from florence_jax.batch.blocks import RowFormat, RunOptions, find_share
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -283,3 +285,68 @@ def _check_sampling(sampling: SamplingOptions, settings: GenerationConfig) -> No
 def say_on_stderr(sentence: str) -> None:
     """Tell the user something that is neither an error nor an answer."""
     print(f"florence-jax: {sentence}", file=sys.stderr)
+
+
+def add_block_options(parser: Any) -> None:
+    """Add --block-size, to a parser or group."""
+    parser.add_argument(
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="images in a block (default: 512, 32 on a CPU, and at least four batches)",
+    )
+
+
+def add_worker_option(parser: Any) -> None:
+    """Add --workers, to a parser or group."""
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that read images, 0 for none (default: one for each core but one, at most "
+        "16)",
+    )
+
+
+def add_process_options(parser: Any) -> None:
+    """Add --process-index and --process-count, to a parser or group."""
+    parser.add_argument(
+        "--process-index",
+        type=int,
+        metavar="I",
+        help="this is process I, from 0, of several that share DIR (default: what jax.distributed, "
+        "SLURM, Open MPI or Cloud TPU says)",
+    )
+    parser.add_argument("--process-count", type=int, metavar="N", help="how many there are")
+
+
+def add_extend_option(parser: Any) -> None:
+    """Add --extend, to a parser or group."""
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="the inputs have grown since the run in DIR began: do the new ones too, in blocks "
+        "behind the others",
+    )
+
+
+def run_options(
+    arguments: argparse.Namespace,
+    *,
+    row_format: RowFormat | None = None,
+    max_block_size: int | None = None,
+) -> RunOptions:
+    """How the run that the arguments describe is divided.
+
+    Raises:
+        ValueError: numbers that are out of range or do not go together.
+    """
+    return RunOptions(
+        block_size=getattr(arguments, "block_size", None),
+        batch_size=arguments.batch_size,
+        max_block_size=max_block_size,
+        row_format=row_format,
+        workers=arguments.workers,
+        share=find_share(arguments.process_index, arguments.process_count),
+        extend=getattr(arguments, "extend", False),
+    )

@@ -12,19 +12,17 @@ from florence_jax.cli.options import (
     DecodingOptions,
     ModelOptions,
     add_adapter_option,
+    add_block_options,
     add_decoding_options,
+    add_extend_option,
     add_free_prompt_option,
     add_model_options,
+    add_process_options,
     add_sampling_options,
     add_weights_option,
+    add_worker_option,
     decoding_from,
     options_from,
-)
-from florence_jax.cli.run_options import (
-    add_block_options,
-    add_extend_option,
-    add_process_options,
-    add_worker_option,
     run_options,
 )
 from florence_jax.inference.requests import Query

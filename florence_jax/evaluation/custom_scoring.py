@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from florence_jax.evaluation.metrics.boxes import Detection, matched
-from florence_jax.evaluation.metrics.masks import mask_iou
+from florence_jax.evaluation.metrics.boxes import Detection, mask_iou, matched
 from florence_jax.evaluation.scoring import (
     Outcome,
     Row,

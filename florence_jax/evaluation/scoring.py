@@ -30,10 +30,9 @@ from florence_jax.evaluation.metrics import (
     tokenize,
     vqa_accuracy,
 )
-from florence_jax.evaluation.metrics.boxes import Detection, matched
+from florence_jax.evaluation.metrics.boxes import Detection, coco_mask, matched
+from florence_jax.evaluation.metrics.captions import MeteorError, meteor_is_installed
 from florence_jax.evaluation.metrics.coco import import_pycocotools
-from florence_jax.evaluation.metrics.masks import coco_mask
-from florence_jax.evaluation.metrics.meteor import MeteorError, meteor_is_installed
 
 Row = Mapping[str, Any]
 

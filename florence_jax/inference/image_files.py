@@ -15,8 +15,7 @@ from florence_jax.processing.image.suffixes import (
     kind_of_other,
     leftover,
 )
-from florence_jax.runtime.missing_file import missing_file_hint
-from florence_jax.runtime.text_file import check_regular, numbered_lines
+from florence_jax.runtime.text_file import check_regular, missing_file_hint, numbered_lines
 
 # What only runs into a directory read.
 DATA_SUFFIXES = frozenset({".jsonl", ".parquet", ".tar"})

@@ -16,13 +16,13 @@ from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.directory_lock import directory_lock
 
 
-def common_folder(sources: Iterable[str | Path], pictures: Iterable[str | Path]) -> Path:
+def common_folder(sources: Iterable[str | Path], images: Iterable[str | Path]) -> Path:
     """The deepest folder that holds every folder among `sources` and every image.
 
     It does not change as a folder grows, so that a later run finds its files again.
     """
     folders = {os.path.abspath(source) for source in sources if os.path.isdir(source)}
-    folders |= {os.path.dirname(os.path.abspath(picture)) for picture in pictures}
+    folders |= {os.path.dirname(os.path.abspath(image)) for image in images}
     return Path(os.path.commonpath(folders))
 
 
@@ -98,7 +98,7 @@ def check_places(
         if path in kept_free:
             raise ValueError(
                 f"the answers to {name} would be in {path}, which has a meaning of its own: rename "
-                "the picture"
+                "the image"
             )
         if os.path.isdir(path):
             raise ValueError(f"{path} is a folder, and the answers to {name} go there: move it")
@@ -213,7 +213,7 @@ def check_sidecars(
     if kind == "yolo":
         if len(places.base.absolute().parts) == 1:
             raise ValueError(
-                f"the pictures share no folder but {places.base}, where {CLASSES} would go: name a "
+                f"the images share no folder but {places.base}, where {CLASSES} would go: name a "
                 "folder for the labels (--sidecar-dir DIR)"
             )
         check_writable([places.base])
@@ -254,7 +254,5 @@ def _text(row: Row) -> str:
     """The text of a row, as trainers of diffusion models read captions."""
     found = values(row)
     if len(found) != 1 or not isinstance(found[0], str):
-        raise UnsuitableRowError(
-            f"txt holds one answer in text, and this picture has {found!r:.200}"
-        )
+        raise UnsuitableRowError(f"txt holds one answer in text, and this image has {found!r:.200}")
     return plain_text(found[0])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from florence_jax.annotation.image_source import find_image_folder
 from florence_jax.annotation.job import AnnotateJob
-from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
+from florence_jax.annotation.noun_phrase_extractors import RuleBasedExtractor
 from florence_jax.annotation.schema import from_row, read_annotations
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
 from florence_jax.annotation.to_examples import to_examples

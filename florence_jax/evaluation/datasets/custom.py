@@ -7,8 +7,7 @@ from typing import Any
 
 from florence_jax.batch.image_reader import FileBelow
 from florence_jax.batch.job import Item
-from florence_jax.datasets.errors import DatasetError
-from florence_jax.datasets.text_rows import row_columns
+from florence_jax.datasets.text_rows import DatasetError, row_columns
 from florence_jax.evaluation.datasets.dataset import Dataset, LayoutError, numbered_lines
 from florence_jax.evaluation.datasets.detection import detection_file
 from florence_jax.processing import TASKS, parse, task_of

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from florence_jax.datasets.errors import DatasetError
 from florence_jax.datasets.text_rows import (
     COLUMNS,
     FILE_NAME,
+    DatasetError,
     columns_error,
     missing_columns,
     row_columns,

@@ -169,8 +169,8 @@ def test_degenerate_boxes_are_left_out_counted_and_said(file):
     notes = "\n".join(source.notes)
     assert "1 of 5 annotations have a negative width or height and are left out, such as" in notes
     assert "1 of 5 annotations have a width or height of 0" in notes
-    assert "1 of 5 annotations lie outside of their pictures" in notes
-    assert "2 boxes leave their pictures and are cut at the edges" in notes
+    assert "1 of 5 annotations lie outside of their images" in notes
+    assert "2 boxes leave their images and are cut at the edges" in notes
 
 
 def test_a_file_whose_boxes_are_all_left_out_is_refused(file):

@@ -321,7 +321,7 @@ def test_a_file_name_beside_the_image_is_no_contradiction(tmp_path):
     rows = [row() | {"file_name": "train/a.png"}, row() | {"file_name": "b.png"}]
     source = Jsonl(written(tmp_path / "a.jsonl", *rows))
     assert source[0].image == tmp_path / "a.png"
-    with pytest.raises(DataError, match=r"names two pictures, image 'a.png' and file_name"):
+    with pytest.raises(DataError, match=r"names two images, image 'a.png' and file_name"):
         source[1]
 
 
