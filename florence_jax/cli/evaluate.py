@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence_jax.cli.options import (
+    DECODING,
+    MODEL,
+    PROCESSES,
     DecodingOptions,
     ModelOptions,
-    add_decoding_options,
-    add_free_prompt_option,
-    add_model_options,
-    add_process_options,
-    add_weights_option,
-    add_worker_option,
+    add_shared,
     decoding_from,
     decoding_settings,
     load_pipeline,
@@ -27,7 +25,6 @@ from florence_jax.cli.options import (
 )
 from florence_jax.runtime.atomic_file import atomic_write, check_writable, remove_leftovers
 from florence_jax.runtime.directory_lock import directory_lock
-from florence_jax.runtime.program_parser import positive
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
@@ -109,16 +106,11 @@ def add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--score-only", action="store_true", help="score the rows that are there, load no model"
     )
-    add_model_options(evaluate)
-    add_weights_option(evaluate)
-    add_decoding_options(evaluate)
-    add_free_prompt_option(evaluate)
+    add_shared(evaluate, *MODEL, "--compat", "--weights", *DECODING, "--free-prompt")
     evaluate.add_argument(
         "--constrained", action="store_true", help="allow only answers that parse completely"
     )
-    evaluate.add_argument("--batch-size", type=positive, default=8, help="default: %(default)s")
-    add_worker_option(evaluate)
-    add_process_options(evaluate)
+    add_shared(evaluate, "--batch-size", *PROCESSES)
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     evaluate.set_defaults(run=run_evaluate)
 
