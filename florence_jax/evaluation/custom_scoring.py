@@ -1,4 +1,4 @@
-"""Scores of custom rows, whose truths are Florence-2's own text, by the task of each row."""
+"""Scores of custom data, task by task; the truths are in the text that Florence-2 generates."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _CAPTIONS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 
 
 def score_custom(rows: Sequence[Row]) -> dict[str, tuple[list[Row], Outcome]]:
-    """The rows of every task, and their scores.
+    """The rows of each task, and their scores.
 
     | task | metric |
     | --- | --- |
-    | captions | CIDEr and what goes with it |
-    | `<OD>` and other boxes with labels | COCO's AP over the labels of the truth |
+    | captions | CIDEr and the other caption metrics |
+    | `<OD>` and other boxes with labels | COCO AP over the labels of the truth |
     | `<CAPTION_TO_PHRASE_GROUNDING>` | R@1 of the truth's phrases |
     | polygons | mIoU, oIoU |
-    | `<OCR_WITH_REGION>` | F1 of quads with the exact text at half overlap |
+    | `<OCR_WITH_REGION>` | F1 of quads: the exact text, at IoU 0.5 |
     | answers in text, prompts of a fine-tune | exact match, ANLS, edit distance |
 
-    Rows whose image could not be read have no size, to which the truth's coordinates are relative:
-    they are left out where the task answers with coordinates.
+    Tasks that answer with coordinates leave out the rows whose image could not be read: the truth's
+    coordinates are relative to its size.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -67,7 +67,7 @@ def _captions(task: str, rows: list[Row]) -> tuple[list[Row], Outcome]:
 
 
 def _text(task: str, rows: list[Row]) -> tuple[list[Row], Outcome]:
-    """Score text without the region that region tasks repeat."""
+    """Score text without the region that answers of region tasks repeat."""
     plain: list[Row] = []
     for row in rows:
         answer = answer_value(row)

@@ -14,7 +14,7 @@ from florence_jax.processing import TASKS, parse, task_of
 from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 from florence_jax.runtime.text_file import TextFileError, parse_json
 
-# A suffix with one location, of each task that has some.
+# An example of a suffix, for each task that answers with locations.
 _FORMS = {
     "<OD>": "car<loc_52><loc_334><loc_932><loc_774>",
     "<REGION_PROPOSAL>": "<loc_52><loc_334><loc_932><loc_774>",

@@ -24,7 +24,7 @@ from florence_jax.processing.image import ImageError
 from florence_jax.processing.image.load import image_size
 from florence_jax.processing.vocabulary import check_no_control_tokens
 
-# By how much the aspect ratio of an image may differ from the file's, as in training: rounding.
+# Largest relative difference between an image's aspect ratio and the file's, which is rounding.
 _SAME_SHAPE = 0.02
 
 

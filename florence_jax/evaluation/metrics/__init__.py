@@ -32,6 +32,7 @@ from florence_jax.evaluation.metrics.boxes import (
     Detection,
     MaskOverlap,
     box_iou,
+    coco_average_precision,
     coco_mask,
     mask_iou,
     mask_overlap,
@@ -41,7 +42,6 @@ from florence_jax.evaluation.metrics.boxes import (
     recall_at_1,
 )
 from florence_jax.evaluation.metrics.captions import Scores, bleu, cider, cider_d, meteor, rouge_l
-from florence_jax.evaluation.metrics.coco import coco_average_precision
 from florence_jax.evaluation.metrics.treebank import tokenize
 
 __all__ = [

@@ -29,7 +29,7 @@ class Scores:
     """The score of a data set and of each example.
 
     Attributes:
-        value: the score of the data set, in the metric's own unit (CIDEr up to 10, others to 1).
+        value: the score of the data set, in the metric's own range (CIDEr 0..10, others 0..1).
         each: one number per example, in order. Their mean is `value`, except for BLEU and METEOR,
             which pool counts.
     """
@@ -68,15 +68,17 @@ def ngrams(text: str, longest: int) -> Counter[tuple[str, ...]]:
 
 
 def rouge_l(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> Scores:
-    """ROUGE-L (Lin 2004) of tokenised captions: F of the longest common subsequence of words, with
-    the best precision and the best recall over the references.
+    """ROUGE-L (Lin 2004) of tokenised captions.
+
+    The F-measure of the longest common subsequence of words, from the best precision and the best
+    recall over the references.
 
     Args:
         references: the tokenised references of each caption, tokens between single spaces.
         candidates: the tokenised captions.
 
     Returns:
-        The mean and each caption's, 0..1: `pycocoevalcap.rouge`'s.
+        The mean and each caption's score, 0..1, equal to `pycocoevalcap.rouge`.
 
     Raises:
         ValueError: captions and references do not pair up.
@@ -113,17 +115,13 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def bleu(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> tuple[Scores, ...]:
-    """BLEU-1, 2, 3 and 4 (Papineni et al. 2002) of tokenised captions.
+    """BLEU-1, 2, 3 and 4 (Papineni et al. 2002) of tokenised captions; arguments as `rouge_l`.
 
-    Counts are pooled over all captions; the brevity penalty compares with each caption's reference
-    closest in length, the shorter of two. The number of a single caption is its own BLEU.
-
-    Args:
-        references: the tokenised references of each caption, tokens between spaces.
-        candidates: the tokenised captions.
+    Counts are pooled over all captions. The brevity penalty compares with each caption's reference
+    that is closest in length, the shorter one of two. `each` holds the BLEU of each caption alone.
 
     Returns:
-        Four scores, 0..1: `pycocoevalcap.bleu`'s.
+        Four scores, 0..1, equal to `pycocoevalcap.bleu`.
 
     Raises:
         ValueError: captions and references do not pair up.
@@ -141,7 +139,7 @@ def bleu(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> tupl
 
 
 class _Counts:
-    """Counts of one caption or many: matching and given n-grams by order, and the lengths."""
+    """Counts of one or more captions: matching and given n-grams by order, and lengths."""
 
     def __init__(self) -> None:
         self.right = [0] * _LONGEST
@@ -180,18 +178,15 @@ def _counts(references: Sequence[str], candidate: str) -> _Counts:
 
 
 def cider_d(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> Scores:
-    """CIDEr-D (https://arxiv.org/abs/1411.5726, section 5.1), which every table of captions on COCO
-    calls CIDEr: counts are clipped at the reference's, and other lengths are penalised.
+    """CIDEr-D (https://arxiv.org/abs/1411.5726, section 5.1); arguments as `rouge_l`.
 
-    Rare n-grams count most, and how rare they are is counted in these very references: a part of a
-    data set has other figures than the whole, and a single image scores 0.
-
-    Args:
-        references: the tokenised references of each caption, tokens between spaces.
-        candidates: the tokenised captions.
+    Tables of COCO captions call it CIDEr. Counts are clipped at the reference's, and a difference
+    in length is penalised. N-grams are weighted by their rarity among these references: scores of a
+    part of a data set differ from those of the whole, and a single image scores 0.
 
     Returns:
-        The mean and each caption's, 0..10: `pycocoevalcap.cider`'s. Tables print it times 100.
+        The mean and each caption's score, 0..10, equal to `pycocoevalcap.cider`; tables print it
+        times 100.
 
     Raises:
         ValueError: captions and references do not pair up.
@@ -200,15 +195,16 @@ def cider_d(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> S
 
 
 def cider(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> Scores:
-    """CIDEr as first defined (section 3 of the paper), neither clipped nor penalised; the words as
-    they stand, without stemming. `cider_d` says what goes in and comes out.
+    """CIDEr as first defined (section 3 of the paper): not clipped, without a length penalty.
+
+    Words are compared as they are, without stemming. Arguments and result are those of `cider_d`.
     """
     return _cider(references, candidates, clipped=False)
 
 
 @dataclass(frozen=True)
 class _Vector:
-    """One text's weights by n-gram, their norm for each length of n-gram, and how long it is."""
+    """TF-IDF weights of a text by n-gram, their norm for each n-gram length, and the length."""
 
     weights: dict[tuple[str, ...], float]
     norms: list[float]
@@ -246,7 +242,7 @@ def _cider(
 
 
 def _likeness(given: _Vector, true: _Vector, clipped: bool) -> float:
-    """Mean over the lengths of n-grams of the two texts' cosine."""
+    """Cosine similarity of two texts, averaged over the n-gram lengths."""
     products = [0.0] * _LONGEST
     for ngram, weight in given.weights.items():
         against = true.weights.get(ngram, 0.0)
@@ -261,10 +257,10 @@ def _likeness(given: _Vector, true: _Vector, clipped: bool) -> float:
 
 @functools.cache
 def meteor_is_installed() -> bool:
-    """Whether there are Java and the package that brings the program."""
+    """Whether Java and pycocoevalcap, which bundles METEOR's program, are installed."""
     if not shutil.which("java") or importlib.util.find_spec("pycocoevalcap") is None:
         return False
-    # macOS has a `java` that only says where Java is to be had.
+    # macOS ships a `java` that only prints where to install Java.
     try:
         asked = subprocess.run(["java", "-version"], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -273,20 +269,20 @@ def meteor_is_installed() -> bool:
 
 
 class MeteorError(RuntimeError):
-    """The Java program cannot be used."""
+    """METEOR's Java program failed."""
 
 
 def meteor(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> Scores:
-    """METEOR 1.5 (Denkowski and Lavie 2014) of tokenised captions, English.
+    """METEOR 1.5 (Denkowski and Lavie 2014) of tokenised English captions; arguments as `rouge_l`.
 
-    Runs the Java program that pycocoevalcap brings, with its settings: stems, synonyms and
-    paraphrases of 1.5 are data of hundreds of megabytes, not rules to be written again.
+    Runs the Java program that pycocoevalcap bundles, with its settings: METEOR's stems, synonyms
+    and paraphrases are hundreds of megabytes of data.
 
     Returns:
-        METEOR of the whole, 0..1, and of each caption.
+        The data set's METEOR, 0..1, and each caption's.
 
     Raises:
-        ModuleNotFoundError: there is no Java, or no pycocoevalcap.
+        ModuleNotFoundError: Java or pycocoevalcap is missing.
         MeteorError: the program fails.
         ValueError: captions and references do not pair up.
     """
@@ -304,11 +300,11 @@ def meteor(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> Sc
             {number: list(texts) for number, texts in enumerate(references)},
             {number: [candidate] for number, candidate in enumerate(candidates)},
         )
-    # It has ended, or answers with something else than numbers.
+    # It has exited, or printed something other than numbers.
     except (OSError, ValueError) as error:
         raise MeteorError(f"the Java program of METEOR fails ({error})") from error
     finally:
-        # An error leaves its lock taken, and its destructor would wait for it for ever.
+        # After an error its lock stays taken, and its destructor would wait for it forever.
         if program.lock.locked():
             program.lock.release()
         del program
