@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence_jax.cli.options import decoding_settings, load_pipeline, say_on_stderr
-from florence_jax.cli.predict_dir import predict_into_directory
+from florence_jax.cli.predict_dir import load_job, predict_into_directory
 from florence_jax.cli.predict_options import PredictOptions, add_predict_options, predict_options
 from florence_jax.processing import TASKS
 from florence_jax.results.formats import SIDECARS, OutputOptions
@@ -26,7 +26,6 @@ from florence_jax.runtime.standard_streams import standard_output
 from florence_jax.runtime.terminal_bar import terminal_bar
 
 if TYPE_CHECKING:
-    from florence_jax.batch.predict_job import PredictJob
     from florence_jax.inference.predict import Page, Prediction
     from florence_jax.results.row_writer import RowWriter
     from florence_jax.results.rows import Row
@@ -80,23 +79,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     )
     if options.run is None:
         return _predict(options)
-    return predict_into_directory(options, functools.partial(_load_job, options))
-
-
-def _load_job(options: PredictOptions) -> PredictJob:
-    from florence_jax.batch.predict_job import PredictJob
-    from florence_jax.inference.multi_device import replicate_over_local_devices
-
-    pipeline = load_pipeline(options.model, progress=not options.quiet)
-    pipeline = replicate_over_local_devices(pipeline)
-    return PredictJob(
-        pipeline,
-        decoding_settings(pipeline, options.decoding),
-        constrained=options.constrained,
-        min_score=options.output.min_score,
-        batch_size=options.batch_size,
-        free_prompt=options.free_prompt,
-    )
+    return predict_into_directory(options, functools.partial(load_job, options))
 
 
 def _predict(options: PredictOptions) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from florence_jax.cli.options import say_on_stderr
+from florence_jax.cli.options import decoding_settings, load_pipeline, say_on_stderr
 from florence_jax.cli.predict_options import PredictOptions
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from florence_jax.batch.run import Summary
 
 
-def predict_into_directory(options: PredictOptions, load_job: Callable[[], PredictJob]) -> int:
+def predict_into_directory(options: PredictOptions, make_job: Callable[[], PredictJob]) -> int:
     """Run the command.
 
     Args:
         options: the inputs, the outputs, and how the run is divided.
-        load_job: loads the model; called when nothing else can be refused.
+        make_job: loads the model; called when nothing else can be refused.
 
     Returns:
         The exit status: 1 if rows have errors, 130 if the run was interrupted.
@@ -47,7 +47,7 @@ def predict_into_directory(options: PredictOptions, load_job: Callable[[], Predi
         print(f"{len(source)} images; tasks: {tasks}\n{plan.describe()}")
         return 0
     plan.prepare()
-    job = load_job()
+    job = make_job()
     job.check(options.queries)
     with exit_on_interrupt(_how_to_go_on(directory)):
         summary = run_blocks(
@@ -64,6 +64,23 @@ def predict_into_directory(options: PredictOptions, load_job: Callable[[], Predi
         return INTERRUPTED
     unsuitable = export.write() if export else 0
     return 1 if summary.errors or unsuitable else 0
+
+
+def load_job(options: PredictOptions) -> PredictJob:
+    """Load the model, on all of this host's devices."""
+    from florence_jax.batch.predict_job import PredictJob
+    from florence_jax.inference.multi_device import replicate_over_local_devices
+
+    pipeline = load_pipeline(options.model, progress=not options.quiet)
+    pipeline = replicate_over_local_devices(pipeline)
+    return PredictJob(
+        pipeline,
+        decoding_settings(pipeline, options.decoding),
+        constrained=options.constrained,
+        min_score=options.output.min_score,
+        batch_size=options.batch_size,
+        free_prompt=options.free_prompt,
+    )
 
 
 def _summary(summary: Summary, directory: Path) -> str:

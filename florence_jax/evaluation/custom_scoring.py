@@ -44,12 +44,12 @@ def score_custom(rows: Sequence[Row]) -> dict[str, tuple[list[Row], Outcome]]:
         located = task in TASKS and TASKS[task].answer != "pure_text"
         if "width" in row or not located:
             groups.setdefault(task, []).append(row)
-    return {task: _SCORINGS[_kind(task)](task, found) for task, found in groups.items()}
+    return {task: _SCORERS[_kind(task)][0](task, found) for task, found in groups.items()}
 
 
 def scorings_of(prefixes: Iterable[str]) -> set[Scoring]:
     """The scoring functions of rows with these prefixes."""
-    return {_COUNTED[_SCORINGS[_kind(task_of(prefix))]] for prefix in prefixes}
+    return {_SCORERS[_kind(task_of(prefix))][1] for prefix in prefixes}
 
 
 def _kind(task: str) -> str:
@@ -156,21 +156,15 @@ def _without_locations(text: str) -> str:
     return text.strip()
 
 
-_SCORINGS: Mapping[str, Callable[[str, list[Row]], tuple[list[Row], Outcome]]] = {
-    "captions": _captions,
-    "pure_text": _text,
-    "description_with_bboxes": _boxes,
-    "description_with_bboxes_or_polygons": _boxes,
-    "bboxes": _boxes,
-    "phrase_grounding": _phrases,
-    "polygons": _masks,
-    "ocr": _quads,
-}
-_COUNTED: Mapping[Callable[[str, list[Row]], tuple[list[Row], Outcome]], Scoring] = {
-    _captions: score_captions,
-    _text: score_text,
-    _boxes: score_detection,
-    _phrases: score_phrases,
-    _masks: score_masks,
-    _quads: score_text,
+_Scorer = Callable[[str, list[Row]], tuple[list[Row], Outcome]]
+# By a task's type of answer: the scorer of its rows, and the function that it scores them with.
+_SCORERS: Mapping[str, tuple[_Scorer, Scoring]] = {
+    "captions": (_captions, score_captions),
+    "pure_text": (_text, score_text),
+    "description_with_bboxes": (_boxes, score_detection),
+    "description_with_bboxes_or_polygons": (_boxes, score_detection),
+    "bboxes": (_boxes, score_detection),
+    "phrase_grounding": (_phrases, score_phrases),
+    "polygons": (_masks, score_masks),
+    "ocr": (_quads, score_text),
 }

@@ -52,9 +52,8 @@ class Outcome:
     others: dict[str, float] = field(default_factory=dict)
 
 
-def score_captions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+def score_captions(rows: Sequence[Row], _truth: Mapping[str, Any]) -> Outcome:
     """CIDEr-D, CIDEr, BLEU, ROUGE-L, and METEOR if its program is installed."""
-    del truth
     flat = tokenize([reference for row in rows for reference in row["truth"]])
     stretches = iter(flat)
     references = [[next(stretches) for _ in row["truth"]] for row in rows]
@@ -111,9 +110,8 @@ def score_detection(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
     )
 
 
-def score_phrases(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+def score_phrases(rows: Sequence[Row], _truth: Mapping[str, Any]) -> Outcome:
     """Recall@1 over phrases: the first box, or the most confident one, against any true box."""
-    del truth
     first, surest, merged, each = [], [], [], []
     for row in rows:
         found = _found(row)
@@ -138,9 +136,8 @@ def score_phrases(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
     )
 
 
-def score_expressions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+def score_expressions(rows: Sequence[Row], _truth: Mapping[str, Any]) -> Outcome:
     """accuracy@0.5: the first box of each answer against the one true box."""
-    del truth
     first, surest = [], []
     for row in rows:
         found, box = _found(row), row["truth"]["box"]
@@ -158,9 +155,8 @@ def score_expressions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
     )
 
 
-def score_masks(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+def score_masks(rows: Sequence[Row], _truth: Mapping[str, Any]) -> Outcome:
     """mIoU and oIoU of referring expression segmentation."""
-    del truth
     areas = []
     for row in rows:
         size = (int(row["truth"]["size"][0]), int(row["truth"]["size"][1]))
@@ -184,12 +180,11 @@ def score_masks(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
 
 def score_vqa(
     rows: Sequence[Row],
-    truth: Mapping[str, Any],
+    _truth: Mapping[str, Any],
     *,
     accuracy: Callable[[Sequence[str], str], float] = vqa_accuracy,
 ) -> Outcome:
     """Accuracy as in the VQA challenge, or of another data set."""
-    del truth
     each = [accuracy(row["truth"], _text(row)) for row in rows]
     exact = _mean(exact_match(row["truth"], _text(row)) for row in rows)
     return Outcome(
@@ -209,9 +204,8 @@ def score_documents(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
     return Outcome(metric="ANLS", value=value, each=each, others={"exact": outcome.value} | others)
 
 
-def score_text(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+def score_text(rows: Sequence[Row], _truth: Mapping[str, Any]) -> Outcome:
     """Exact match, ANLS and edit distance of answers in text."""
-    del truth
     exact, near, distances, each = [], [], [], []
     for row in rows:
         answer, truths = _text(row), row["truth"]

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-
 # In the order of `COCOeval.stats`.
 _SIZES = ("small", "medium", "large")
 COCO_FIGURES = (
