@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from florence_jax.adapters import Adapter, is_adapter, read_adapter
-from florence_jax.adapters.peft import CONFIG_FILE
+from florence_jax.adapters import Adapter, read_adapter
 from florence_jax.checkpoint import CheckpointError, plan_checkpoint, read_config, resolve
 from florence_jax.checkpoint.errors import sample
-from florence_jax.checkpoint.files import read_json_object
-from florence_jax.checkpoint.hub import METADATA_FILES, has_weights, is_saved
-from florence_jax.checkpoint.native.manifest import MANIFEST
-from florence_jax.checkpoint.pytorch.weight_files import WEIGHT_FILES
+from florence_jax.checkpoint.hub import METADATA_FILES, has_weights
+from florence_jax.checkpoint.repository import (
+    ADAPTER_CONFIG,
+    MANIFEST,
+    WEIGHT_FILES,
+    is_adapter,
+    is_saved,
+    read_json_object,
+)
 from florence_jax.config import PRESETS, Florence2Config
 from florence_jax.generation import GenerationConfig
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS, SPECIAL_TOKENS
@@ -229,7 +233,7 @@ def _describe_adapter(path: Path) -> Description:
         adapter = read_adapter(path)
     except CheckpointError as error:
         problems.append(str(error))
-    config = read_json_object(path, CONFIG_FILE) or {}
+    config = read_json_object(path, ADAPTER_CONFIG) or {}
     files = [file for file in path.glob("adapter_*") if file.is_file()]
     return {
         "kind": "adapter",

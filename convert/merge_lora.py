@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from florence_jax.adapters.merge_checkpoint import MergeReport, merge_lora
+from florence_jax.adapters.merge import MergeReport, merge_lora
 from florence_jax.cli.convert import add_writing_options, as_size
 from florence_jax.runtime.program import run_program
 from florence_jax.runtime.program_parser import ProgramParser

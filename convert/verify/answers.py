@@ -1,8 +1,8 @@
 """Compare whole answers of greedy and beam search, judged by the reference model.
 
-Two correct implementations may part where two tokens are equally good up to rounding, and then
-write different words. So tokens are not judged by being equal (that is reported), but by what the
-truth, PyTorch in float64, says they lose.
+Two correct implementations may choose different tokens where two are equal up to rounding, and then
+write different texts. Equality of tokens is therefore reported and not judged: an answer is judged
+by the score that it loses according to the reference model.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Measure the distance of two implementations at a stage, and set its tolerance.
+"""Measure the error of two implementations at a stage, and set its tolerance.
 
-The truth is PyTorch in float64. Ours and PyTorch's results in the same dtype are both off it by
-their own roundings, and ours may be a small multiple of PyTorch's distance off: no fixed number
+The truth is PyTorch in float64. In a lower dtype, PyTorch's results and ours differ from it by
+rounding, and the tolerance of ours is a small multiple of PyTorch's own error: no fixed number
 would fit a tiny and a large model, a float32 and a bfloat16 run, the first layer and the last.
 Each stage is judged twice: after all stages before it, and alone, on the truth's inputs, where
-no sum of earlier roundings hides a fault. A fault that changes less than rounding does is not seen.
+no sum of earlier roundings hides a fault. A fault smaller than rounding is not found.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Ours may be this many times as far from the truth as PyTorch in the same dtype: the two round the
-# same sums in another order, equal up to their luck. The largest ratio measured, over tiny and base
-# in all dtypes and large in float32: 1.7 of a stage alone, and 2.1 end to end, where luck adds up.
+# The largest error that passes, in units of PyTorch's error in the same dtype: the two round the
+# same sums in another order. The largest ratios measured, over tiny and base in all dtypes and
+# large in float32, are 1.7 for a stage alone and 2.1 end to end, where rounding errors add up.
 ALONE_FACTOR = 3.0
 FACTOR = 4.0
-# A chosen token loses up to twice the largest error of a logit; other tokens, other luck.
+# A chosen token loses up to twice the largest error of a logit.
 ANSWER_FACTOR = 2 * FACTOR
-# Where PyTorch is exact by luck or by a wider accumulator, ours may still be off by the dtype's own
-# spacing, relative to the stage.
+# Where PyTorch happens to be exact, or has a wider accumulator, ours may still have an error of the
+# dtype's own spacing, relative to the stage.
 SPACING = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-# Where there is no truth, only float32 numbers that another machine stored: 40 times float32's
-# spacing, several times what two correct implementations of the tiny model differ by.
+# The tolerance against float32 numbers that another machine stored, without a truth: 40 times
+# float32's spacing, several times the difference of two correct implementations of the tiny model.
 STORED_TOLERANCE = 5e-6
 
 
@@ -39,7 +39,7 @@ class Row:
         cosine: cosine of the angle between the two.
         kl: mean Kullback-Leibler divergence of our next-token distribution from PyTorch's, nats.
         top1: share of positions with the same most likely (or the same generated) token.
-        error, reference_error: how far ours and PyTorch's are from the truth, all stages before
+        error, reference_error: distance of ours and of PyTorch's from the truth, all stages before
             included: relative to the truth's norm, or for answers in units of logits.
         bound: the largest `error` that passes.
         own_error, own_reference_error, own_bound: the same of this stage alone, when the stages
@@ -61,7 +61,7 @@ class Row:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is past its tolerance; a NaN is."""
+        """Whether the error exceeds its tolerance; a NaN does."""
         return _exceeds(self.error, self.bound) or _exceeds(self.own_error, self.own_bound)
 
 

@@ -3,13 +3,12 @@
 from florence_jax.adapters.adapter import Adapter, LowRank
 from florence_jax.adapters.merge import Merged, merge
 from florence_jax.adapters.model_directory import resolve_model
-from florence_jax.adapters.peft import is_adapter, read_adapter, write_adapter
+from florence_jax.adapters.peft import read_adapter, write_adapter
 
 __all__ = [
     "Adapter",
     "LowRank",
     "Merged",
-    "is_adapter",
     "merge",
     "read_adapter",
     "resolve_model",

@@ -1,22 +1,31 @@
-"""Add a LoRA adapter to a model's parameters: merged into the weights, or beside them."""
+"""Add a LoRA adapter to a model: to its parameters, merged or beside them, or to its checkpoint."""
+
+from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from florence_jax.adapters.adapter import Adapter, LowRank
+from florence_jax.adapters.peft import read_adapter
+from florence_jax.checkpoint import Report, plan_checkpoint, resolve
 from florence_jax.checkpoint.errors import ErrorCollector
-from florence_jax.checkpoint.param_tree import flatten, insert
+from florence_jax.checkpoint.load import checked_dtype, leaf_dtype
+from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.checkpoint.pytorch.key_map import (
     DECODER_TOKENS,
     ENCODER_TOKENS,
     LM_HEAD,
     LOGITS_BIAS_PATH,
     SHARED,
+    Naming,
 )
+from florence_jax.checkpoint.pytorch.save import save_torch
 from florence_jax.config import Florence2Config
+from florence_jax.runtime.atomic_dir import check_apart
 from florence_jax.runtime.terminal_bar import terminal_bar
 
 
@@ -65,6 +74,86 @@ def merge(
     for path in terminal_bar(adapter.modules, desc="merging", unit="weight", shown=progress):
         work.add(path)
     return work.finish()
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeReport:
+    """The result of a merge: what was read, decided and written.
+
+    Attributes:
+        adapter: the adapter.
+        base: what loading the base model found.
+        naming: of the tensors written.
+        tensors: their number.
+        nbytes: their size.
+        dtypes: their dtypes.
+        notes: what merging decided, one sentence each.
+    """
+
+    adapter: Adapter
+    base: Report
+    naming: Naming
+    tensors: int
+    nbytes: int
+    dtypes: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def merge_lora(
+    adapter: str | Path,
+    base: str | Path,
+    destination: str | Path,
+    *,
+    dtype: str | None = None,
+    naming: Naming | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> MergeReport:
+    """Merge one adapter and write the model; weights that no update touches are never copied.
+
+    Args:
+        adapter: directory of a PEFT adapter.
+        base: directory or hub id of the base model, in either naming or in our format.
+        destination: directory to write.
+        dtype: "float32", "bfloat16" or "float16"; None keeps each parameter's own.
+        naming: of the tensors and config.json to write; None is the base model's.
+        revision: branch, tag or commit of a hub id.
+        overwrite: replace an existing checkpoint.
+        progress: show progress bars on stderr.
+
+    Raises:
+        CheckpointError, ConfigError, ValueError: what is wrong, and what to do.
+    """
+    target = checked_dtype(dtype)
+    updates = read_adapter(adapter)
+    directory, destination = resolve(base, revision), Path(destination).expanduser()
+    for source in (directory, Path(adapter).expanduser()):
+        check_apart(source, destination)
+    plan = plan_checkpoint(directory, verify=True, progress=progress)
+    for source in plan.sources.values():
+        leaf_dtype(source, target)  # refuses a dtype that parameters do not have
+    params = unflatten({path: source.view() for path, source in plan.sources.items()})
+    merged = merge(params, plan.config, updates, dtype=target, progress=progress)
+    naming = naming or plan.report.naming
+    written = save_torch(
+        destination,
+        merged.config,
+        merged.params,
+        naming,
+        files=directory,
+        pad_image_row=False,
+        overwrite=overwrite,
+    )
+    return MergeReport(
+        adapter=updates,
+        base=plan.report,
+        naming=naming,
+        tensors=len(written),
+        nbytes=sum(array.nbytes for array in written.values()),
+        dtypes=frozenset(array.dtype.name for array in written.values()),
+        notes=merged.notes,
+    )
 
 
 class _Merge:
@@ -186,12 +275,11 @@ class _Merge:
                 "changes one of the two (PEFT's merge_and_unload would change both)"
             )
         config = dataclasses.replace(self.config, tie_word_embeddings=tied)
-        params: dict[str, Any] = {}
-        for path, leaf in self.leaves.items():
-            insert(params, path, leaf if self.dtype is None else self._cast(path, leaf, self.dtype))
+        if self.dtype is not None:
+            self.leaves = {p: self._cast(p, leaf, self.dtype) for p, leaf in self.leaves.items()}
         # A narrow dtype may not hold parameters that no update touched.
         self.problems.raise_if_any("the merged model cannot be written")
-        return Merged(params, config, tuple(self.notes))
+        return Merged(unflatten(self.leaves), config, tuple(self.notes))
 
     def _leaf(self, path: str) -> Any | None:
         leaf = self.leaves.get(path)

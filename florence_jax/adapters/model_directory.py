@@ -1,6 +1,6 @@
-"""Resolve what may stand where a model is expected, PEFT adapters included.
+"""Resolve a model's name to a checkpoint directory; a PEFT adapter is merged into its base.
 
-An adapter stands for its base with the adapter merged into it. The merged checkpoint goes to
+The merged checkpoint goes to
 `$XDG_CACHE_HOME/florence-jax/merged` (`~/.cache/florence-jax/merged`) under a digest of the
 adapter's and the base's files, so that it is made once. Nothing is ever removed there: delete the
 directory at will.
@@ -12,11 +12,12 @@ import hashlib
 import os
 from pathlib import Path
 
-from florence_jax.adapters.merge_checkpoint import merge_lora
-from florence_jax.adapters.peft import is_adapter, read_adapter
+from florence_jax.adapters.merge import merge_lora
+from florence_jax.adapters.peft import read_adapter
 from florence_jax.checkpoint import CheckpointError, resolve
 from florence_jax.checkpoint.errors import clip
 from florence_jax.checkpoint.hub import has_weights
+from florence_jax.checkpoint.repository import is_adapter
 
 
 def resolve_model(
@@ -28,7 +29,7 @@ def resolve_model(
 ) -> Path:
     """The local directory of the checkpoint that a model's name stands for.
 
-    Everything that takes a model takes what this takes.
+    Every function and command that takes a model accepts the same names.
 
     Args:
         source: what `florence_jax.checkpoint.resolve` takes; or the directory or hub id of a PEFT

@@ -7,7 +7,7 @@ The names come from the checkpoint's key table: <module> plus ".weight" is the a
 
 import collections
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,10 @@ import numpy as np
 from florence_jax.adapters.adapter import Adapter, LowRank
 from florence_jax.adapters.peft_config import LoraSettings, read_settings
 from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, sample
-from florence_jax.checkpoint.files import (
-    checkpoint_directory,
-    contained_file,
-    has_file,
-    read_json_object,
-)
-from florence_jax.checkpoint.pytorch.bin_reader import open_torch
+from florence_jax.checkpoint.plan import LazyTensor
 from florence_jax.checkpoint.pytorch.key_map import (
+    CONV,
+    LINEAR,
     LM_HEAD,
     NAMINGS,
     Match,
@@ -32,11 +28,16 @@ from florence_jax.checkpoint.pytorch.key_map import (
     match_name,
     match_path,
 )
-from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
-from florence_jax.checkpoint.pytorch.safetensors import open_safetensors, save_tensors
-from florence_jax.checkpoint.pytorch.transforms import CONV, LINEAR
+from florence_jax.checkpoint.pytorch.save import save_tensors
+from florence_jax.checkpoint.pytorch.weights import open_tensors
+from florence_jax.checkpoint.repository import (
+    ADAPTER_CONFIG,
+    checkpoint_directory,
+    contained_file,
+    has_file,
+    read_json_object,
+)
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TORCH_WEIGHTS_FILE = "adapter_model.bin"
 
@@ -55,11 +56,6 @@ _REFUSED_PARTS = {
 }
 
 
-def is_adapter(directory: Path) -> bool:
-    """Whether `directory` holds a PEFT adapter."""
-    return has_file(directory, CONFIG_FILE)
-
-
 def read_adapter(directory: str | Path) -> Adapter:
     """Read a PEFT LoRA adapter trained on either naming.
 
@@ -72,15 +68,15 @@ def read_adapter(directory: str | Path) -> Adapter:
             layers of a Florence-2, and what to do.
     """
     directory = Path(directory).expanduser()
-    config = read_json_object(directory, CONFIG_FILE) if directory.is_dir() else None
+    config = read_json_object(directory, ADAPTER_CONFIG) if directory.is_dir() else None
     if config is None:
-        what = f"has no {CONFIG_FILE}" if directory.is_dir() else "is no directory"
+        what = f"has no {ADAPTER_CONFIG}" if directory.is_dir() else "is no directory"
         raise CheckpointError(
             f"{directory} {what}; expected the directory of a PEFT adapter. To get one from "
             "Hugging Face: hf download ORG/NAME --local-dir DIR"
         )
     problems = ErrorCollector()
-    settings = read_settings(config, str(directory / CONFIG_FILE), problems)
+    settings = read_settings(config, str(directory / ADAPTER_CONFIG), problems)
     parts, plain = _sorted_by_module(_open(directory), problems)
     names = [*(f"{module}.weight" for module in parts), *plain]
     naming = _naming(names, str(directory))
@@ -142,9 +138,9 @@ def write_adapter(
     base = {"base_model_name_or_path": base_model, "revision": revision} if base_model else {}
     config, tensors = _peft_files(adapter, naming, base)
     destination = Path(directory).expanduser()
-    with checkpoint_directory(destination, overwrite=overwrite, marker=CONFIG_FILE) as new:
+    with checkpoint_directory(destination, overwrite=overwrite, marker=ADAPTER_CONFIG) as new:
         # Both files as PEFT writes them.
-        (new / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True))
+        (new / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
         save_tensors(tensors, new / WEIGHTS_FILE, {"format": "pt"})
 
 
@@ -193,15 +189,11 @@ def _peft_files(
 
 
 def _open(directory: Path) -> list[LazyTensor]:
-    openers: tuple[tuple[str, Callable[[Path, str], list[LazyTensor]]], ...] = (
-        (WEIGHTS_FILE, open_safetensors),
-        (TORCH_WEIGHTS_FILE, open_torch),
-    )
-    for name, opener in openers:
+    for name in (WEIGHTS_FILE, TORCH_WEIGHTS_FILE):
         if has_file(directory, name):
-            return opener(contained_file(directory, name), str(directory / name))
+            return open_tensors(contained_file(directory, name), str(directory / name))
     raise CheckpointError(
-        f"{directory} has {CONFIG_FILE} but neither {WEIGHTS_FILE} nor {TORCH_WEIGHTS_FILE}: is "
+        f"{directory} has {ADAPTER_CONFIG} but neither {WEIGHTS_FILE} nor {TORCH_WEIGHTS_FILE}: is "
         "the download complete?"
     )
 

@@ -8,10 +8,9 @@ from florence_jax.checkpoint.hub import resolve
 from florence_jax.checkpoint.load import Checkpoint, load_checkpoint, plan_checkpoint, read_params
 from florence_jax.checkpoint.native.manifest import Manifest
 from florence_jax.checkpoint.native.save import save_checkpoint
-from florence_jax.checkpoint.plan import LoadPlan, Report
-from florence_jax.checkpoint.pytorch.provenance import SourceFormat
-from florence_jax.checkpoint.pytorch.repo_config import RepositoryConfig, read_config
-from florence_jax.checkpoint.pytorch.state_dict import torch_tensors
+from florence_jax.checkpoint.plan import LoadPlan, Report, SourceFormat
+from florence_jax.checkpoint.pytorch.save import torch_tensors
+from florence_jax.checkpoint.repository import RepositoryConfig, read_config
 
 __all__ = [
     "Checkpoint",

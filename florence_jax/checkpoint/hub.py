@@ -9,10 +9,7 @@ import re
 from pathlib import Path
 
 from florence_jax.checkpoint.errors import CheckpointError
-from florence_jax.checkpoint.files import contained_file
-from florence_jax.checkpoint.native.arrays import ARRAYS
-from florence_jax.checkpoint.native.manifest import FORMAT, MANIFEST
-from florence_jax.checkpoint.pytorch.weight_files import WEIGHT_FILES
+from florence_jax.checkpoint.repository import ADAPTER_CONFIG, ARRAYS, MANIFEST, WEIGHT_FILES
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 # Models that the library carries, by the names under which they are loaded.
@@ -44,7 +41,7 @@ _SAFETENSORS = (
     "model.safetensors.index.json",
 )
 _SAVED = (MANIFEST, f"{ARRAYS}/*")
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER = (ADAPTER_CONFIG, "adapter_model.safetensors")
 _TORCH = (
     "pytorch_model.bin",
     "pytorch_model-?????-of-?????.bin",
@@ -88,7 +85,7 @@ def resolve(source: str | Path, revision: str | None = None, *, weights: bool = 
     if not weights:
         return _download(source, revision, METADATA_FILES)
     directory = _download(source, revision, (*METADATA_FILES, *_SAFETENSORS, *_SAVED, *_ADAPTER))
-    if not any((directory / name).exists() for name in (*WEIGHT_FILES, MANIFEST, _ADAPTER[0])):
+    if not any((directory / name).exists() for name in (*WEIGHT_FILES, MANIFEST, ADAPTER_CONFIG)):
         directory = _download(source, revision, (*METADATA_FILES, *_TORCH))
     return _model_directory(directory, weights=True)
 
@@ -110,7 +107,15 @@ def _model_directory(directory: Path, weights: bool) -> Path:
     if has_weights(directory):
         return directory
     if (directory / "checkpoints").is_dir():
-        return _of_run(directory, weights)
+        export, processor = directory / "export", directory / "processor"
+        if (export / "config.json").is_file():
+            return export
+        if not weights and processor.is_dir():
+            return processor
+        raise CheckpointError(
+            f"{directory} is a training run that has no export yet: write one from its newest "
+            f"checkpoint with python -m train.export {directory}"
+        )
     if directory.parent.name == "checkpoints" and (directory / "state").is_dir():
         run, step = directory.parents[1], directory.name.rpartition("_")[2].lstrip("0") or "0"
         raise CheckpointError(
@@ -122,23 +127,7 @@ def _model_directory(directory: Path, weights: bool) -> Path:
 
 def has_weights(directory: Path) -> bool:
     """Whether `directory` holds a checkpoint's weights, in our format or in PyTorch's."""
-    return is_saved(directory) or any((directory / name).exists() for name in WEIGHT_FILES)
-
-
-def is_saved(directory: Path) -> bool:
-    """Whether `save_checkpoint` wrote this directory, judged by what is left of it.
-
-    Raises:
-        CheckpointError: its manifest.json leaves the directory or is no regular file.
-    """
-    if (directory / ARRAYS).is_dir():
-        return True
-    try:
-        manifest = contained_file(directory, MANIFEST)
-    except FileNotFoundError:
-        return False
-    with manifest.open("rb") as file:
-        return f'"{FORMAT}"'.encode() in file.read(1 << 20)
+    return (directory / ARRAYS).is_dir() or any((directory / n).exists() for n in WEIGHT_FILES)
 
 
 def _download(repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
@@ -192,15 +181,3 @@ def _similar(source: str) -> str | None:
     known |= {name.rpartition("/")[2].casefold(): name for name in _PUBLISHED}
     close = difflib.get_close_matches(source.casefold(), known, n=1, cutoff=0.75)
     return known[close[0]] if close else None
-
-
-def _of_run(run: Path, weights: bool) -> Path:
-    export, processor = run / "export", run / "processor"
-    if (export / "config.json").is_file():
-        return export
-    if not weights and processor.is_dir():
-        return processor
-    raise CheckpointError(
-        f"{run} is a training run that has no export yet: write one from its newest checkpoint "
-        f"with python -m train.export {run}"
-    )

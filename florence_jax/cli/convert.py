@@ -184,7 +184,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _other_format(source: str, revision: str | None) -> Direction:
     from florence_jax.adapters import resolve_model
-    from florence_jax.checkpoint.hub import is_saved
+    from florence_jax.checkpoint.repository import is_saved
 
     return "torch" if is_saved(resolve_model(source, revision)) else "jax"
 

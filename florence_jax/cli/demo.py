@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.cli.options import (
-    DECODING,
     ModelOptions,
-    add_shared,
+    add_decoding_options,
     decoding_from,
     decoding_settings,
     options_from,
@@ -35,7 +34,7 @@ def add_demo(commands: Any) -> None:
         metavar="DIR",
         help="the directory for drawn answers and results.jsonl (default: %(default)s)",
     )
-    add_shared(demo, *DECODING)
+    add_decoding_options(demo)
     demo.set_defaults(run=_demo, max_new_tokens=120)
 
 

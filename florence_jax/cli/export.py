@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.cli.options import (
-    DECODING,
     ModelOptions,
-    add_shared,
+    add_decoding_options,
+    add_model_options,
     decoding_from,
     decoding_settings,
     load_checkpoint_pipeline,
@@ -35,7 +35,8 @@ def add_export(commands: Any) -> None:
         epilog=_EXAMPLES,
     )
     export.add_argument("output", type=Path, metavar="DIR", help="the directory to write")
-    add_shared(export, "--model", "--revision", "--processor", "--compat", *DECODING)
+    add_model_options(export, mesh=False)
+    add_decoding_options(export)
     export.add_argument(
         "--platform",
         action="append",

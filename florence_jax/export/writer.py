@@ -15,7 +15,7 @@ import jax.export
 import numpy as np
 
 import florence_jax
-from florence_jax.checkpoint.pytorch.safetensors import save_tensors
+from florence_jax.checkpoint.pytorch.save import save_tensors
 from florence_jax.export.manifest import (
     CONFIG,
     MANIFEST,

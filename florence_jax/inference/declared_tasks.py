@@ -11,7 +11,7 @@ from pathlib import Path
 
 from florence_jax.adapters import resolve_model
 from florence_jax.checkpoint import CheckpointError
-from florence_jax.checkpoint.files import read_json_object
+from florence_jax.checkpoint.repository import read_json_object
 from florence_jax.inference.requests import Query
 from florence_jax.processing import check_request, load_tokenizer
 from florence_jax.processing.request_check import may_be_declared

@@ -13,7 +13,14 @@ import jax
 from jax.sharding import Mesh
 
 from florence_jax.adapters import merge, read_adapter, resolve_model
-from florence_jax.checkpoint import CheckpointError, load_checkpoint, read_config, resolve
+from florence_jax.checkpoint import (
+    CheckpointError,
+    RepositoryConfig,
+    plan_checkpoint,
+    read_params,
+    resolve,
+)
+from florence_jax.checkpoint.load import checked_dtype
 from florence_jax.export.writer import export_pipeline
 from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.inference.base_pipeline import BasePipeline
@@ -21,7 +28,13 @@ from florence_jax.inference.batching import DEFAULT_BATCH_SIZE, batch_buckets
 from florence_jax.inference.compiled import JitFns
 from florence_jax.inference.constraints import AnswerConstraints
 from florence_jax.inference.declared_tasks import own_tasks
-from florence_jax.inference.load_sharded import DEFAULT_RULES, MeshLike, RulesLike, load_on_mesh
+from florence_jax.inference.load_sharded import (
+    DEFAULT_RULES,
+    MeshLike,
+    RulesLike,
+    make_param_sharding,
+    to_mesh,
+)
 from florence_jax.inference.overrides import check_keywords, with_overrides
 from florence_jax.inference.requests import Request, Result
 from florence_jax.inference.save_pretrained import SaveFormat, save_pipeline
@@ -124,8 +137,9 @@ def _load(
     merge_adapter: bool,
     verify: bool,
     progress: bool = False,
-) -> tuple[Path, Model, Params]:
-    """The checkpoint's local directory, and the model."""
+) -> tuple[RepositoryConfig, Model, Params]:
+    """The checkpoint's configuration files, and the model."""
+    checked_dtype(dtype)
     check_quantization(quantize)
     check_matmul_precision(matmul_precision)
     keep_low_rank = adapter is not None and not merge_adapter
@@ -133,23 +147,19 @@ def _load(
         what = "merge_adapter=False" if quantize is None else f"quantize={quantize}"
         raise ValueError(f"{what} keeps weights on one device: leave out the mesh")
     directory = resolve_model(source, revision, adapter=adapter if merge_adapter else None)
+    plan = plan_checkpoint(directory, verify=verify, progress=progress)
+    config, layout = plan.config, None
     if mesh is not None:
-        return directory, *load_on_mesh(
-            directory,
-            dtype,
-            mesh,
-            rules,
-            matmul_precision=matmul_precision,
-            verify=verify,
-            progress=progress,
-        )
-    config, params, _ = load_checkpoint(directory, dtype=dtype, verify=verify, progress=progress)
+        layout = make_param_sharding(config, mesh, rules)
+    params = read_params(plan, dtype, layout and layout.true_sharding, progress)
+    if layout is not None:
+        params = to_mesh(params, layout)
     if adapter is not None and keep_low_rank:
         # Before weights are quantised: an update of lm_head is added to the table itself.
         added = merge(params, config, read_adapter(resolve(adapter)), keep_low_rank=True)
         config, params = added.config, jax.device_put(added.params)
-    model = Model(config=config, dtype=dtype, matmul_precision=matmul_precision)
-    return directory, model, quantized(params, quantize)
+    model = Model(config=config, dtype=dtype, matmul_precision=matmul_precision, layout=layout)
+    return plan.repository, model, quantized(params, quantize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,8 +252,8 @@ class Florence2Pipeline(BasePipeline):
             adapter,
             merge_adapter,
         )
-        directory, model, params = _load(*chosen, verify=verify, progress=progress)
-        files = read_config(directory)
+        files, model, params = _load(*chosen, verify=verify, progress=progress)
+        directory = files.directory
         tokenizer, tokenizer_source = _find_tokenizer(directory, files.has_tokenizer, processor)
         return cls(
             model=model,

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from florence_jax.adapters import resolve_model
-from florence_jax.checkpoint.files import read_json_object
-from florence_jax.checkpoint.pytorch.repo_config import PROCESSOR_FILES
+from florence_jax.checkpoint.repository import PROCESSOR_FILES, read_json_object
 from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.processing import (
     FlorenceTokenizer,

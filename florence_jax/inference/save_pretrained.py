@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from tokenizers import AddedToken, Tokenizer
 
 from florence_jax.checkpoint import read_config, save_checkpoint
-from florence_jax.checkpoint.decoding_settings import settings_json
 from florence_jax.checkpoint.hub import METADATA_FILES
-from florence_jax.checkpoint.param_tree import flatten, insert
-from florence_jax.checkpoint.pytorch.config_files import post_processor_config
+from florence_jax.checkpoint.json_files import dump_json, post_processor_config, settings_json
+from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.checkpoint.pytorch.save import save_torch
 from florence_jax.generation import GenerationConfig
 from florence_jax.model.model import adapted_modules
@@ -54,10 +53,7 @@ def save_pipeline(
         )
     model, params = pipeline.model, pipeline.params
     if model.layout is not None:
-        whole: dict[str, Any] = {}
-        for path, leaf in model.layout.to_true_shape(dict(flatten(params))).items():
-            insert(whole, path, leaf)
-        params = whole
+        params = unflatten(model.layout.to_true_shape(dict(flatten(params))))
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder)
         _write_files(pipeline, files, for_transformers=format == "native")
@@ -196,4 +192,4 @@ def _with_image_token(pipeline: Florence2Pipeline, files: Path) -> Tokenizer | N
 
 
 def _dump(path: Path, fields: Any) -> None:
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    path.write_bytes(dump_json(fields))

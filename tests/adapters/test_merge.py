@@ -10,7 +10,7 @@ import pytest
 from convert.verify.reference import native_model
 from florence_jax.adapters import Adapter, LowRank, merge, read_adapter
 from florence_jax.checkpoint import CheckpointError
-from florence_jax.checkpoint.param_tree import flatten, insert
+from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.checkpoint.pytorch.key_map import match_name
 from tests.adapters import peft_adapters as peft_side
 from tests.adapters.peft_adapters import NATIVE_TARGETS, ORIGINAL_TARGETS
@@ -205,7 +205,7 @@ def test_sums_are_taken_in_float32_and_rounded_once(stored):
     adapter = Adapter(modules={path: LowRank(a=a, b=b, alpha=3)})
     exact = narrow[path].astype(np.float32) + a @ b * np.float32(1.5)
     for target in (None, "float32"):
-        merged = dict(flatten(merge(nest(narrow), config, adapter, dtype=target).params))
+        merged = dict(flatten(merge(unflatten(narrow), config, adapter, dtype=target).params))
         wanted = dtype if target is None else np.dtype(target)
         assert {leaf.dtype for leaf in merged.values()} == {wanted}
         np.testing.assert_array_equal(merged[path], exact.astype(wanted))
@@ -265,13 +265,6 @@ def test_float16_overflow_is_named():
     big = LowRank(a=np.full((24, 1), 300.0), b=np.full((1, 48), 300.0), alpha=1)
     with pytest.raises(CheckpointError, match=r"float16's 65504[\s\S]*encoder/layers/0/fc1"):
         merge(params, config, Adapter(modules={path: big}), dtype="float16")
-
-
-def nest(leaves):
-    tree = {}
-    for path, leaf in leaves.items():
-        insert(tree, path, leaf)
-    return tree
 
 
 def test_overlapping_alphas_are_those_of_peft_after_loading(tmp_path):

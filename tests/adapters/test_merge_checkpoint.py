@@ -8,7 +8,7 @@ import pytest
 from convert.merge_lora import main
 from convert.verify.reference import native_model
 from florence_jax.adapters import read_adapter, write_adapter
-from florence_jax.adapters.merge_checkpoint import merge_lora
+from florence_jax.adapters.merge import merge_lora
 from florence_jax.checkpoint import (
     CheckpointError,
     load_checkpoint,

@@ -9,7 +9,7 @@ import pytest
 import florence_jax as fj
 from convert.inspect import inspect
 from florence_jax.adapters import resolve_model
-from florence_jax.adapters.merge_checkpoint import merge_lora
+from florence_jax.adapters.merge import merge_lora
 from florence_jax.checkpoint import (
     CheckpointError,
     load_checkpoint,

@@ -11,7 +11,7 @@ from convert.export_lora import main as export_lora
 from convert.verify.reference import native_model
 from florence_jax.adapters import Adapter, merge, read_adapter, write_adapter
 from florence_jax.checkpoint import CheckpointError, torch_tensors
-from florence_jax.checkpoint.param_tree import flatten, insert
+from florence_jax.checkpoint.param_tree import flatten, unflatten
 from tests.adapters import peft_adapters as peft_side
 from tests.adapters.peft_adapters import NATIVE_TARGETS, ORIGINAL_TARGETS
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-5  # of logits up to 15, where one rounding of one weight makes 5
 
 def random_factors(params, rng, *, head=False):
     """Nested factors for every second linear layer, with ranks from 1 to 4."""
-    tree = {}
+    factors = {}
     linear = [
         (path, leaf.shape)
         for path, leaf in flatten(params)
@@ -30,9 +30,9 @@ def random_factors(params, rng, *, head=False):
         linear.append(("lm_head/embedding", params["shared"]["embedding"].shape[::-1]))
     for number, (path, (inputs, outputs)) in enumerate(linear[::2]):
         rank = 1 + number % 4
-        insert(tree, f"{path}/a", 0.1 * rng.standard_normal((inputs, rank), np.float32))
-        insert(tree, f"{path}/b", 0.1 * rng.standard_normal((rank, outputs), np.float32))
-    return tree
+        factors[f"{path}/a"] = 0.1 * rng.standard_normal((inputs, rank), np.float32)
+        factors[f"{path}/b"] = 0.1 * rng.standard_normal((rank, outputs), np.float32)
+    return unflatten(factors)
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from florence_jax.checkpoint.pytorch.safetensors import MAX_HEADER_BYTES
+from florence_jax.checkpoint.pytorch.weights import MAX_HEADER_BYTES
 from tests.checkpoint.generated import tiny_config, tiny_tensors
 
 SEED = 20_240_611

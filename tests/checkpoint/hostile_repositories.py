@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from florence_jax.checkpoint.pytorch.safetensors import MAX_HEADER_BYTES
+from florence_jax.checkpoint.pytorch.weights import MAX_HEADER_BYTES
 from florence_jax.processing import demo_tokenizer
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory
 

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from florence_jax.checkpoint.load import cast_into
 from florence_jax.checkpoint.pytorch.key_map import NAMINGS, RULES
-from florence_jax.checkpoint.pytorch.read_tensor import cast_into
 
 HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 FLOATS = [np.dtype(np.float32), *HALVES]

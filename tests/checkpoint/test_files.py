@@ -8,7 +8,7 @@ import pytest
 
 from florence_jax.adapters import resolve_model
 from florence_jax.checkpoint import CheckpointError, load_checkpoint
-from florence_jax.checkpoint.pytorch.safetensors import MAX_HEADER_BYTES, open_safetensors
+from florence_jax.checkpoint.pytorch.weights import MAX_HEADER_BYTES, open_safetensors
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory
 
 OUTSIDE = [

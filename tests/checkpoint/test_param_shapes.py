@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from florence_jax.checkpoint.param_shapes import param_shapes
-from florence_jax.checkpoint.param_tree import flatten
+from florence_jax.checkpoint.param_tree import flatten, param_shapes
 from florence_jax.config import PRESETS, BartConfig, DaViTConfig, Florence2Config
 from florence_jax.model import abstract_params
 

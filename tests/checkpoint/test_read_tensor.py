@@ -4,20 +4,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from florence_jax.checkpoint.plan import Source
-from florence_jax.checkpoint.pytorch.key_map import match_path
-from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
-from florence_jax.checkpoint.pytorch.read_tensor import fetch
-from florence_jax.checkpoint.pytorch.transforms import LINEAR
+from florence_jax.checkpoint.load import fetch
+from florence_jax.checkpoint.plan import LazyTensor, Source
+from florence_jax.checkpoint.pytorch.key_map import LINEAR
 
 EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 
 
 def fetched(view, dtype):
     tensor = LazyTensor("fc1.weight", view.shape, view.dtype, "file", lambda: view)
-    match = match_path("encoder/layers/0/fc1/kernel")
-    assert match is not None
-    return fetch(Source(tensor, match, LINEAR), view, np.dtype(dtype))
+    return fetch(Source(tensor, LINEAR), view, np.dtype(dtype))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from florence_jax.checkpoint import load_checkpoint
-from florence_jax.checkpoint.hub import is_saved
 from florence_jax.checkpoint.param_tree import flatten
+from florence_jax.checkpoint.repository import is_saved
 from florence_jax.cli.main import main
 from tests.checkpoint.generated import tiny_config, tiny_tensors, write_directory
 

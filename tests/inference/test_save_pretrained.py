@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import florence_jax as fj
-from florence_jax.checkpoint.param_tree import flatten, insert
+from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.checkpoint.pytorch.key_map import SHARED
 from florence_jax.conversion import to_torch
 from florence_jax.demo.bundled_model import SHAPES
@@ -121,9 +121,7 @@ def test_a_table_without_a_row_for_the_image_is_padded_for_transformers(tmp_path
     demo = random_pipeline()
     leaves = dict(flatten(demo.params))
     rows = demo.model.config.image_token_id
-    params = {}
-    for path, leaf in leaves.items():
-        insert(params, path, leaf[:rows] if path == SHARED else leaf)
+    params = unflatten(leaves | {SHARED: leaves[SHARED][:rows]})
     config = demo.model.config
     text = dataclasses.replace(config.text, vocab_size=rows)
     model = dataclasses.replace(demo.model, config=dataclasses.replace(config, text=text))

@@ -11,8 +11,7 @@ import sys
 import jax
 import numpy as np
 
-from florence_jax.checkpoint.param_shapes import param_shapes
-from florence_jax.checkpoint.param_tree import insert
+from florence_jax.checkpoint.param_tree import param_shapes, unflatten
 from florence_jax.generation import GenerationConfig
 from florence_jax.generation.generate import generate_jit
 from florence_jax.generation.inputs import prepare_inputs
@@ -41,10 +40,11 @@ def generation(case):
     mesh, rules = case.split(":")
     sizes = SIZES["small"]
     layout = make_layout(load_rules(rules), param_shapes(sizes), make_mesh(mesh))
-    params = {}
-    for path in layout.shapes:
-        leaf = jax.ShapeDtypeStruct(layout.shape(path), np.float32, sharding=layout.sharding(path))
-        insert(params, path, leaf)
+    leaves = {
+        path: jax.ShapeDtypeStruct(layout.shape(path), np.float32, sharding=layout.sharding(path))
+        for path in layout.shapes
+    }
+    params = unflatten(leaves)
     model = Model(config=sizes, layout=layout)
     config: GenerationConfig = DECODING["beams"]
     prepared = prepare_inputs(model, params, **inputs(sizes), config=config)

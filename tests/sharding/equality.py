@@ -19,16 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from florence_jax.checkpoint.param_tree import flatten, insert
+from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.config import PRESETS
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.processing import ImageConfig
 from florence_jax.sharding import MeshShape, make_mesh, pad_rows, padded_rows, use_mesh
+from florence_jax.training.build import TrainSetup, build_training
 from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
 from florence_jax.training.optimizer import OptimizerConfig
-from florence_jax.training.prepare import TrainSetup, build_training
 from florence_jax.training.pretrained import PretrainedFiles
-from florence_jax.training.state import Batch
+from florence_jax.training.step import Batch
 from tests.training.small import CONFIG, small_batch
 from train.shapes.source import ShapesConfig
 
@@ -107,9 +107,7 @@ def moments(opt_state: Any) -> dict[str, jax.Array]:
 
 def logits(training: TrainSetup, params: dict[str, jax.Array]) -> np.ndarray:
     model, batch = training.objective.model, batches("")[0]
-    tree: dict[str, Any] = {}
-    for path, leaf in params.items():
-        insert(tree, path, leaf)
+    tree = unflatten(params)
     rows = padded_rows(training.placement.mesh, ROWS)
     arrays = [
         pad_rows(array[0], rows)

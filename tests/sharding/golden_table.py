@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jax.sharding import AbstractMesh, AxisType
 
-from florence_jax.checkpoint.param_shapes import param_shapes
+from florence_jax.checkpoint.param_tree import param_shapes
 from florence_jax.config import PRESETS as SIZES
 from florence_jax.sharding import AXES, PRESETS, make_layout
 

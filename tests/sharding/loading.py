@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 import florence_jax as fj
 from florence_jax.checkpoint import load, save_checkpoint, torch_tensors
 from florence_jax.checkpoint.param_tree import flatten
+from florence_jax.checkpoint.pytorch.key_map import match_name
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.sharding import trim
 from tests.sharding.equality import SIZES
@@ -34,7 +35,7 @@ def main():
     fetch = load.fetch
 
     def noted(entry, view, dtype):
-        read.append((entry.match.path, view.size))
+        read.append((match_name(entry.tensor.name, "native").path, view.size))
         return fetch(entry, view, dtype)
 
     load.fetch = noted

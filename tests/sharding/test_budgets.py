@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from florence_jax.checkpoint.param_shapes import param_shapes
+from florence_jax.checkpoint.param_tree import param_shapes
 from tests.sharding.equality import SIZES
 from tests.sharding.subprocesses import run_lines
 

@@ -12,8 +12,7 @@ import sys
 import jax
 import numpy as np
 
-from florence_jax.checkpoint.param_shapes import param_shapes
-from florence_jax.checkpoint.param_tree import flatten, insert
+from florence_jax.checkpoint.param_tree import flatten, param_shapes, unflatten
 from florence_jax.generation import GenerationConfig, generate, make_constraint
 from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.sharding import load_rules, make_layout, make_mesh
@@ -73,11 +72,11 @@ def main():
         return program(*prepared)
 
     module.generate_jit = spied
-    alone = {kind: answers(Model(config=sizes), nested(flat), kind) for kind in kinds.split(",")}
+    alone = {kind: answers(Model(config=sizes), unflatten(flat), kind) for kind in kinds.split(",")}
     for case in cases:
         mesh, rules = case.split(":")
         layout = make_layout(load_rules(rules), param_shapes(sizes), make_mesh(mesh))
-        model, params = Model(config=sizes, layout=layout), nested(layout.to_padded(flat))
+        model, params = Model(config=sizes, layout=layout), unflatten(layout.to_padded(flat))
         for kind, theirs in alone.items():
             ours = answers(model, params, kind)
             line = {
@@ -92,13 +91,6 @@ def main():
             }
             print(json.dumps(line))
             sys.stdout.flush()
-
-
-def nested(flat):
-    tree = {}
-    for path, leaf in flat.items():
-        insert(tree, path, leaf)
-    return tree
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ import torch
 
 from convert.verify.reference import native_model
 from florence_jax.checkpoint import torch_tensors
-from florence_jax.checkpoint.param_tree import flatten, insert
+from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.config import tiny
 from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.processing.image.pixels import ImageConfig
 from florence_jax.training.losses import IGNORE
-from florence_jax.training.state import Batch
-from florence_jax.training.step import LossFn
+from florence_jax.training.step import Batch, LossFn
 
 pytestmark = pytest.mark.optimized
 
@@ -47,9 +46,7 @@ def sides():
 
     with jax.default_matmul_precision("highest"):
         loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(dict(flatten(params)))
-    tree = {}
-    for path, leaf in gradients.items():
-        insert(tree, path, np.asarray(leaf))
+    tree = unflatten({path: np.asarray(leaf) for path, leaf in gradients.items()})
     ours = dict(torch_tensors(tree, "native", tied_names=False))
 
     model = native_model(CONFIG, params).train()

@@ -81,7 +81,7 @@ class HloModule:
     """A compiled program.
 
     Attributes:
-        computations: Computations by name.
+        computations: by name.
         entry: name of the one that runs first.
         devices: partitions times replicas that it is compiled for.
     """

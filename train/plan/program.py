@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from florence_jax.checkpoint.param_shapes import param_shapes
-from florence_jax.checkpoint.param_tree import insert
+from florence_jax.checkpoint.param_tree import param_shapes, unflatten
 from florence_jax.generation import GenerationConfig
 from florence_jax.generation.generate import generate_jit
 from florence_jax.generation.inputs import prepare_inputs
@@ -27,13 +26,13 @@ from florence_jax.sharding import (
     make_mesh,
     use_mesh,
 )
+from florence_jax.training.build import TrainSetup, build_training
 from florence_jax.training.cached_features.vision_tower import origin_of
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import load_config
 from florence_jax.training.metrics.flops import update_flops
-from florence_jax.training.prepare import TrainSetup, build_training
 from florence_jax.training.pretrained import PretrainedFiles
-from florence_jax.training.state import Batch
+from florence_jax.training.step import Batch
 from train.plan.bounds import PAPER_SAMPLES, generation_flops
 from train.plan.request import PlanRequest
 from train.plan.topology import load_devices
@@ -46,10 +45,10 @@ class Lowered:
     Attributes:
         lowered: jax's.
         parameters, optimizer, frozen, inputs: bytes on the fullest device.
-        flops: FLOPs of one run, all devices together.
+        flops: of one run, all devices together.
         turns: how often the generation loops turn, for the longest answers.
         paper_flops: FLOPs for one sample at the paper's image sizes.
-        notes: Dimensions that the mesh cannot divide as the rules ask.
+        notes: what the layout had to do otherwise than the rules ask.
     """
 
     lowered: jax.stages.Lowered
@@ -67,7 +66,7 @@ def lower(request: PlanRequest) -> Lowered:
     """Trace the program for the request's machine.
 
     Raises:
-        CompilerMissing: the compiler of the machine's platform is not installed.
+        CompilerMissing: of the machine's platform.
         ValueError: settings, rules or a mesh that do not fit, or cached features of a tower that
             trains.
     """
@@ -146,10 +145,11 @@ def _generation(request: PlanRequest, mesh: Mesh) -> Lowered:
     layout = make_layout(load_rules(request.rules), param_shapes(request.sizes), mesh)
     model = Model(config=request.sizes, dtype=request.dtype, layout=layout)
     dtype = jnp.dtype(request.dtype)
-    params: dict[str, Any] = {}
-    for path in layout.shapes:
-        leaf = jax.ShapeDtypeStruct(layout.shape(path), dtype, sharding=layout.sharding(path))
-        insert(params, path, leaf)
+    leaves = {
+        path: jax.ShapeDtypeStruct(layout.shape(path), dtype, sharding=layout.sharding(path))
+        for path in layout.shapes
+    }
+    params = unflatten(leaves)
     rows, side = request.global_batch, request.image_size
     divided = batch_sharding(mesh)
     # Three tokens that are no padding; the program depends on their number alone.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models, processors, trainers
 
-from florence_jax.checkpoint.pytorch.config_files import post_processor_config
+from florence_jax.checkpoint.json_files import post_processor_config
 from florence_jax.processing import TASKS, FlorenceTokenizer, load_tokenizer
 from florence_jax.processing.image.pixels import BICUBIC, IMAGENET_MEAN, IMAGENET_STD
 from florence_jax.processing.tasks import CLASS_SEPARATOR
@@ -63,6 +63,11 @@ def world_texts() -> list[str]:
 def world_tokenizer() -> FlorenceTokenizer:
     """The tokenizer of the world, made in code: the same one every time."""
     return FlorenceTokenizer(_backend())
+
+
+def vocabulary_size() -> int:
+    """Rows of the embedding table that the tokens need, with `<image>`, the last, counted."""
+    return world_tokenizer().vocab_size + 1
 
 
 def save_processor(

@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, clip
-from florence_jax.checkpoint.param_tree import flatten, insert
+from florence_jax.checkpoint.param_tree import flatten, unflatten
+from florence_jax.checkpoint.repository import ARRAYS
 
 if TYPE_CHECKING:
     import jax
     from jax.sharding import Sharding
 
-ARRAYS = "params"
 # A device that holds a part of an array reads whole chunks.
 _CHUNK_BYTES = 4 << 20
 # Several files are hashed in parallel.
@@ -78,9 +78,7 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
             f"{directory}: Orbax writes arrays of the host from process 0 only, this is process "
             f"{jax.process_index()}: save there"
         )
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        insert(tree, path, array)
+    tree = unflatten(arrays)
     save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
     arguments = ocp.args.PyTreeSave(
         tree, save_args=save_args, ocdbt_target_data_file_size=_FILE_BYTES
@@ -159,9 +157,7 @@ class SavedArrays:
         from etils import epath
 
         folder, handler = epath.Path(self.directory.absolute() / ARRAYS), _handler()
-        restore_args: dict[str, Any] = {}
-        for path in self.entries:
-            insert(restore_args, path, options(path))
+        restore_args = unflatten({path: options(path) for path in self.entries})
         try:
             self._check(dict(flatten(handler.metadata(folder).tree)))
             arguments = ocp.args.PyTreeRestore(restore_args=restore_args)

@@ -1,37 +1,67 @@
-"""`manifest.json` of a saved checkpoint: sha256 of every file, shape and dtype of every array.
+"""Plan the loading of a checkpoint that `save_checkpoint` wrote, after a check of its manifest.
 
-Orbax restores arrays with flipped bits without an error, so every file is compared with the
-manifest before anything is used. The manifest ends with its own sha256. It finds damage and
-mix-ups; it is not a signature: anyone who can write the directory can write a new manifest.
+`manifest.json` has the sha256 of every file, and the shape and dtype of every array. Orbax restores
+arrays with flipped bits without an error, so every file is compared with the manifest before
+anything is used. The manifest ends with its own sha256. It finds damage and mix-ups; it is not a
+signature: anyone who can write the directory can write a new manifest.
+
+config.json is that of the published checkpoint that the model came from, or transformers' native
+dialect where there was none, so that one reader reads both. One section is added:
+
+    "florence_jax": {"tie_word_embeddings": true, "final_logits_bias": false, "origin": {...}}
+
+As for published checkpoints, the weights decide over what the rest of the file claims.
 """
 
+import collections
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, clip
-from florence_jax.checkpoint.files import contained_bytes, contained_file, parse_json
-from florence_jax.checkpoint.native.arrays import ARRAYS, ArrayEntry
-from florence_jax.checkpoint.pytorch.lazy_tensor import FLOAT_DTYPES
+from florence_jax.checkpoint.native.arrays import ArrayEntry, SavedArrays
+from florence_jax.checkpoint.param_tree import check_sources
+from florence_jax.checkpoint.plan import (
+    FLOAT_DTYPES,
+    READABLE_DTYPES,
+    LazyTensor,
+    LoadPlan,
+    Report,
+    Source,
+    SourceFormat,
+)
+from florence_jax.checkpoint.pytorch.key_map import (
+    DUPLICATE_PATHS,
+    LM_HEAD,
+    LOGITS_BIAS_PATH,
+    NAMINGS,
+    TABLE_PATHS,
+)
+from florence_jax.checkpoint.repository import (
+    ARRAYS,
+    FORMAT,
+    MANIFEST,
+    SECTION,
+    RepositoryConfig,
+    contained_file,
+)
+from florence_jax.config import Florence2Config
 from florence_jax.runtime.terminal_bar import terminal_bar
 
-MANIFEST = "manifest.json"
-FORMAT = "florence-jax checkpoint"
 VERSION = 1
-
 # Files that model hubs and version control add to a checkpoint; none of them is ever read.
 _BYSTANDERS = frozenset({"README.md", "LICENSE", ".gitattributes", ".git", ".cache"})
-# The manifest of Florence-2-large has 100 kB.
-_MAX_BYTES = 8 << 20
 _MAX_THREADS = 4
-_BLOCK = 1 << 20
 _DTYPES = {dtype.name: dtype for dtype in FLOAT_DTYPES}
+_EXTRA_DTYPES = tuple(dtype.name for dtype in READABLE_DTYPES)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -62,35 +92,94 @@ class Manifest:
         )
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """Read the manifest of a saved checkpoint and check it against its own digest.
+def plan_saved(
+    repository: RepositoryConfig,
+    stored: tuple[bytes, Any],
+    *,
+    ignore: Sequence[str] = (),
+    verify: bool = False,
+    progress: bool = False,
+) -> LoadPlan:
+    """Match the parameters of a saved checkpoint to its config.
+
+    Args:
+        repository: the checkpoint's configuration files.
+        stored: its manifest, as `read_manifest` gives it.
+        ignore: of `plan_checkpoint`; refused, because every parameter has a place here.
+        verify: compare the content of every file with the manifest, not only the names and sizes
+            of the arrays' files.
+        progress: show a progress bar on stderr while verifying.
 
     Raises:
-        CheckpointError: it is missing, damaged, edited, or of a newer format.
+        CheckpointError: the directory is incomplete, or its parameters are not its config's.
+        ConfigError: config.json describes a model that this library does not support.
     """
-    label = str(directory / MANIFEST)
-    try:
-        content = contained_bytes(directory, MANIFEST, _MAX_BYTES)
-    except FileNotFoundError as error:
+    directory = repository.directory
+    manifest = _parse(*stored, str(directory / MANIFEST))
+    _verify_files(directory, manifest, content=verify, progress=progress)
+    label = str(directory / "config.json")
+    section = repository.config.get(SECTION)
+    if not isinstance(section, dict):
         raise CheckpointError(
-            f"{label} is missing: without it nothing says whether the checkpoint is whole. Copy "
-            "or convert the checkpoint again"
-        ) from error
-    fields = parse_json(content, label)
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise CheckpointError(f"{label} is not the manifest of a saved checkpoint, or is damaged")
-    if fields.get("version") != VERSION:
-        raise CheckpointError(
-            f"{label} is of version {clip(repr(fields.get('version')))}; this release reads "
-            f"version {VERSION}: upgrade florence-jax"
+            f"{label} has no section {SECTION!r}, which save_checkpoint writes: it is not the "
+            "config.json of this checkpoint"
         )
-    fields.pop("sha256", None)
-    if _encode(fields) != content:
-        raise CheckpointError(
-            f"{label} is damaged or was edited: its content does not have the sha256 that it "
-            "ends with. Copy or convert the checkpoint again"
+    flags = {name: section.get(name) for name in ("tie_word_embeddings", "final_logits_bias")}
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{label}: {SECTION}.{name} is {value!r}, expected true or false")
+    origin = read_origin(section, label)
+    config = dataclasses.replace(Florence2Config.from_hf(repository.config), **flags)
+    saved = SavedArrays(directory, {entry.path: entry for entry in manifest.parameters})
+    # The first parameter that is looked at has Orbax read them all.
+    read = functools.cache(saved.read)
+    file = str(directory / ARRAYS)
+    sources = {
+        path: Source(
+            LazyTensor(path, entry.shape, entry.dtype, file, lambda path=path: read()[path])
         )
-    return _parse(fields, label)
+        for path, entry in saved.entries.items()
+    }
+    copies = TABLE_PATHS[origin.naming]
+    report = Report(
+        source=str(directory),
+        files=tuple(name for name in manifest.files if name.startswith(f"{ARRAYS}/")),
+        naming=origin.naming,
+        parameters=sum(math.prod(parameter.shape) for parameter in manifest.parameters),
+        stored_dtypes=collections.Counter(entry.dtype.name for entry in manifest.parameters),
+        tied=tuple(name for name in origin.extra if copies[name] in DUPLICATE_PATHS),
+        untied=tuple(f"{path} is kept" for path in (LM_HEAD, LOGITS_BIAS_PATH) if path in sources),
+        warnings=repository.warnings,
+    )
+    problems = ErrorCollector()
+    for pattern in ignore:
+        problems.add("ignore patterns, which a saved checkpoint has no use for", pattern)
+    check_sources(config, sources, problems)
+    problems.raise_if_any(f"{directory}: the parameters do not fit config.json")
+    return LoadPlan(repository, config, sources, report, origin, saved)
+
+
+def read_origin(section: Mapping[str, Any], label: str) -> SourceFormat:
+    """The PyTorch file that a saved checkpoint came from, as its config.json's section says.
+
+    Raises:
+        CheckpointError: the section, which `label` holds, has another form.
+    """
+    value = section.get("origin")
+    fields = value if isinstance(value, dict) else {}
+    naming, rows, extra = (fields.get(name) for name in ("naming", "vocab_size", "extra"))
+    if (
+        naming not in NAMINGS
+        or type(rows) is not int
+        or not isinstance(extra, dict)
+        or not extra.keys() <= TABLE_PATHS[naming].keys()
+        or not all(dtype in _EXTRA_DTYPES for dtype in extra.values())
+    ):
+        raise CheckpointError(
+            f"{label}: {clip(repr(value))} does not say what the checkpoint was converted from "
+            "(naming, vocab_size, extra): convert it again"
+        )
+    return SourceFormat(naming=naming, vocab_size=rows, extra=extra)
 
 
 def hash_files(directory: Path, on_read: Callable[[int], object]) -> dict[str, FileEntry]:
@@ -103,19 +192,8 @@ def hash_files(directory: Path, on_read: Callable[[int], object]) -> dict[str, F
     }
 
 
-def verify_files(
-    directory: Path, manifest: Manifest, *, content: bool = True, progress: bool = False
-) -> None:
-    """Compare every file of a saved checkpoint with the manifest.
-
-    Args:
-        content: False compares the names and sizes of the arrays' files alone.
-        progress: show a progress bar on stderr.
-
-    Raises:
-        CheckpointError: lists every file that is missing, extra, of another size or content, or
-            outside the directory.
-    """
+def _verify_files(directory: Path, manifest: Manifest, *, content: bool, progress: bool) -> None:
+    """Compare every file with the manifest; without `content`, names and sizes of arrays alone."""
     problems = ErrorCollector()
     paths: dict[str, Path] = {}
     for name, entry in manifest.files.items():
@@ -138,10 +216,9 @@ def verify_files(
             problems.add("files that the manifest does not list", name)
     if content:
         total = sum(manifest.files[name].bytes for name in paths)
-        with terminal_bar(
-            total=total, desc="verifying", unit="B", unit_scale=True, shown=progress
-        ) as progress_bar:
-            digests = _digests(paths.values(), progress_bar.update)
+        bar = terminal_bar(total=total, desc="verifying", unit="B", unit_scale=True, shown=progress)
+        with bar:
+            digests = _digests(paths.values(), bar.update)
         for name, digest in zip(paths, digests, strict=True):
             if digest != manifest.files[name].sha256:
                 problems.add("damaged or changed files", name, f"sha256 is {digest}")
@@ -159,19 +236,15 @@ def _encode(fields: dict[str, Any]) -> bytes:
 
 
 def _digests(paths: Iterable[Path], on_read: Callable[[int], object]) -> list[str]:
+    def digest(path: Path) -> str:
+        with path.open("rb", buffering=0) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            on_read(file.tell())
+        return found
+
     # hashlib releases the GIL, so files are hashed in parallel.
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda path: _digest(path, on_read), paths))
-
-
-def _digest(path: Path, on_read: Callable[[int], object]) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            on_read(count)
-    return digest.hexdigest()
+        return list(pool.map(digest, paths))
 
 
 def _walk(directory: Path) -> Iterator[str]:
@@ -185,7 +258,21 @@ def _walk(directory: Path) -> Iterator[str]:
                 yield (Path(folder) / name).relative_to(directory).as_posix()
 
 
-def _parse(fields: dict[str, Any], label: str) -> Manifest:
+def _parse(content: bytes, fields: Any, label: str) -> Manifest:
+    """The manifest, checked against its own digest."""
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise CheckpointError(f"{label} is not the manifest of a saved checkpoint, or is damaged")
+    if fields.get("version") != VERSION:
+        raise CheckpointError(
+            f"{label} is of version {clip(repr(fields.get('version')))}; this release reads "
+            f"version {VERSION}: upgrade florence-jax"
+        )
+    fields.pop("sha256", None)
+    if _encode(fields) != content:
+        raise CheckpointError(
+            f"{label} is damaged or was edited: its content does not have the sha256 that it "
+            "ends with. Copy or convert the checkpoint again"
+        )
     try:
         files = {
             name: FileEntry(_size(entry["bytes"]), _sha256(entry["sha256"]))

@@ -1,53 +1,30 @@
 """Save a checkpoint: Orbax arrays, configuration, tokenizer and processor files, manifest."""
 
-import contextlib
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector
-from florence_jax.checkpoint.files import (
-    MAX_METADATA_BYTES,
+from florence_jax.checkpoint.json_files import copied_files, dialect, dump_json, with_vocabulary
+from florence_jax.checkpoint.load import contiguous, leaf_dtype
+from florence_jax.checkpoint.native.arrays import ArrayEntry, write_arrays
+from florence_jax.checkpoint.native.manifest import Manifest, hash_files, read_origin
+from florence_jax.checkpoint.param_tree import check_sources, flatten
+from florence_jax.checkpoint.plan import FLOAT_DTYPES, LazyTensor, Source, SourceFormat
+from florence_jax.checkpoint.pytorch.key_map import SHARED, TABLE_PATHS
+from florence_jax.checkpoint.repository import (
+    MANIFEST,
+    SECTION,
     checkpoint_directory,
-    contained_bytes,
     read_json_object,
 )
-from florence_jax.checkpoint.hub import METADATA_FILES
-from florence_jax.checkpoint.native.arrays import ArrayEntry, write_arrays
-from florence_jax.checkpoint.native.manifest import MANIFEST, Manifest, hash_files
-from florence_jax.checkpoint.native.reader import SECTION
-from florence_jax.checkpoint.param_shapes import check_parameters
-from florence_jax.checkpoint.param_tree import flatten
-from florence_jax.checkpoint.pytorch.config_files import completed_processor
-from florence_jax.checkpoint.pytorch.key_map import SHARED, match_name
-from florence_jax.checkpoint.pytorch.lazy_tensor import FLOAT_DTYPES
-from florence_jax.checkpoint.pytorch.provenance import SourceFormat
-from florence_jax.checkpoint.resize_vocabulary import with_vocabulary
 from florence_jax.config import Florence2Config
 from florence_jax.runtime.terminal_bar import terminal_bar
 
 _CONFIG = "config.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """A parameter to be saved, read when its turn comes.
-
-    Attributes:
-        path: "encoder/layers/0/fc1/kernel".
-        shape: its shape.
-        dtype: float32, float16 or bfloat16.
-        read: gives the array; called once.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray] = dataclasses.field(repr=False, compare=False)
 
 
 def save_checkpoint(
@@ -80,25 +57,25 @@ def save_checkpoint(
         CheckpointError: the parameters are not the config's, the directory exists already, or the
             disk is full.
     """
-    leaves = [_leaf(path, array) for path, array in flatten(params)]
+    sources = {path: _in_memory(path, array) for path, array in flatten(params)}
     folder = None if files is None else Path(files)
-    origin = None if folder is None else _inherited_origin(folder, config, leaves)
-    return save_leaves(
+    return save_sources(
         Path(directory),
         config,
-        leaves,
+        sources,
         files=folder,
-        origin=origin,
+        origin=None if folder is None else _inherited_origin(folder, config, sources),
         overwrite=overwrite,
         progress=progress,
     )
 
 
-def save_leaves(
+def save_sources(
     directory: Path,
     config: Florence2Config,
-    leaves: Sequence[Leaf],
+    sources: Mapping[str, Source],
     *,
+    dtype: np.dtype | None = None,
     files: Path | None = None,
     origin: SourceFormat | None = None,
     extra_files: Mapping[str, bytes] | None = None,
@@ -109,7 +86,8 @@ def save_leaves(
 
     Args:
         directory, config, files, overwrite, progress: as for `save_checkpoint`.
-        leaves: the parameters, in any order.
+        sources: the tensors of the parameters, by path.
+        dtype: of every parameter; None keeps the stored ones.
         origin: the PyTorch file that they come from.
         extra_files: further files by name; one of `files` is preferred to one of the same name.
 
@@ -117,32 +95,34 @@ def save_leaves(
         CheckpointError: as `save_checkpoint`.
     """
     problems = ErrorCollector()
-    check_parameters(config, {leaf.path: leaf.shape for leaf in leaves}, problems)
-    for leaf in leaves:
-        if leaf.dtype not in FLOAT_DTYPES:
-            problems.add("parameters of an unsupported dtype", leaf.path, leaf.dtype.name)
+    check_sources(config, sources, problems)
+    for path, source in sources.items():
+        if dtype is None and source.tensor.dtype not in FLOAT_DTYPES:
+            problems.add("parameters of an unsupported dtype", path, source.tensor.dtype.name)
             problems.hint("cast them to float32, bfloat16 or float16")
     problems.raise_if_any("these parameters cannot be saved")
     small_files = dict(extra_files or {})
     if files is not None:
-        small_files |= dict(_copied(files))
-    small_files[_CONFIG] = _dump(saved_config(config, origin, files))
-    entries = tuple(ArrayEntry(leaf.path, leaf.shape, leaf.dtype) for leaf in leaves)
+        small_files |= copied_files(files)
+    small_files[_CONFIG] = dump_json(saved_config(config, origin, files))
+    entries = tuple(
+        ArrayEntry(path, source.shape or (), leaf_dtype(source, dtype))
+        for path, source in sources.items()
+    )
     total = 2 * sum(entry.nbytes for entry in entries)  # read once, and hashed once written
     with (
         checkpoint_directory(directory, overwrite=overwrite) as new,
-        terminal_bar(
-            total=total, desc="writing", unit="B", unit_scale=True, shown=progress
-        ) as progress_bar,
+        terminal_bar(total=total, desc="writing", unit="B", unit_scale=True, shown=progress) as bar,
     ):
         for name, content in small_files.items():
             (new / name).write_bytes(content)
         arrays = {}
-        for leaf in leaves:
-            arrays[leaf.path] = leaf.read()
-            progress_bar.update(arrays[leaf.path].nbytes)
+        for entry in entries:
+            source = sources[entry.path]
+            arrays[entry.path] = contiguous(source, source.view(), entry.dtype)
+            bar.update(entry.nbytes)
         write_arrays(new, arrays)
-        manifest = Manifest(hash_files(new, progress_bar.update), entries)
+        manifest = Manifest(hash_files(new, bar.update), entries)
         (new / MANIFEST).write_bytes(manifest.encode())
     return manifest
 
@@ -176,71 +156,48 @@ def saved_config(
                 f"{_difference(described, config)}. Leave `files` out, or pass the directory that "
                 "the model came from"
             )
+    if origin is None:
+        rows = written["text_config"]["vocab_size"]
+        origin = SourceFormat(naming=dialect(written), vocab_size=rows, extra={})
     return written | {
         SECTION: {
             "tie_word_embeddings": config.tie_word_embeddings,
             "final_logits_bias": config.final_logits_bias,
-            "origin": (origin or SourceFormat.none(written)).to_json(),
+            "origin": vars(origin) | {"extra": dict(sorted(origin.extra.items()))},
         }
     }
 
 
-def _leaf(path: str, array: Any) -> Leaf:
+def _in_memory(path: str, array: Any) -> Source:
     if not getattr(array, "is_fully_addressable", True):  # which only a jax.Array may not be
         raise CheckpointError(
             f"{path} is spread over several processes, and this one holds a part of it: gather the "
             "parameters first (jax.experimental.multihost_utils.process_allgather, "
             "tiled=True), and save from one process"
         )
-    return Leaf(path, tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
+    shape, dtype = tuple(array.shape), np.dtype(array.dtype)
+    return Source(LazyTensor(path, shape, dtype, "memory", lambda: np.asarray(array)))
 
 
 def _inherited_origin(
-    files: Path, config: Florence2Config, leaves: Sequence[Leaf]
+    files: Path, config: Florence2Config, sources: Mapping[str, Source]
 ) -> SourceFormat | None:
-    """What a saved checkpoint remembers of its PyTorch file, as far as it still holds."""
+    """The origin that the saved checkpoint `files` remembers, as far as it still holds."""
     section = (read_json_object(files, _CONFIG) or {}).get(SECTION)
-    if not isinstance(section, dict):
+    if not isinstance(section, dict) or SHARED not in sources:
         return None
-    origin = SourceFormat.from_json(section.get("origin"), str(files / _CONFIG))
-    paths = {leaf.path: leaf for leaf in leaves}
-    if SHARED not in paths:
-        return None  # reported as missing later
-    dtype = paths[SHARED].dtype.name
+    origin = read_origin(section, str(files / _CONFIG))
     # What has become a parameter of its own since then is no longer a copy of the table.
-    matches = {name: match_name(name, origin.naming) for name in origin.extra}
-    extra = {
-        name: dtype
-        for name, match in matches.items()
-        if match is not None and (match.path == SHARED or match.path not in paths)
-    }
+    paths = TABLE_PATHS[origin.naming]
+    kept = [name for name in origin.extra if paths[name] == SHARED or paths[name] not in sources]
+    extra = dict.fromkeys(kept, sources[SHARED].tensor.dtype.name)
     return SourceFormat(naming=origin.naming, vocab_size=config.text.vocab_size, extra=extra)
 
 
-def _copied(files: Path) -> Iterator[tuple[str, bytes]]:
-    for name in METADATA_FILES:
-        if name != _CONFIG:
-            with contextlib.suppress(FileNotFoundError):
-                content = contained_bytes(files, name, MAX_METADATA_BYTES)
-                yield name, completed_processor(name, content)
-
-
-def _dump(value: Any) -> bytes:
-    return json.dumps(value, indent=2).encode() + b"\n"
-
-
 def _difference(described: Florence2Config, wanted: Florence2Config) -> str:
-    def fields(value: Any, prefix: str = "") -> dict[str, Any]:
-        found = {}
-        for own in dataclasses.fields(value):
-            item = getattr(value, own.name)
-            name = f"{prefix}{own.name}"
-            found |= fields(item, f"{name}.") if dataclasses.is_dataclass(item) else {name: item}
-        return found
-
-    theirs, ours = fields(described), fields(wanted)
+    theirs, ours = (dict(flatten(dataclasses.asdict(one))) for one in (described, wanted))
     return ", ".join(
-        f"{name} is {theirs[name]!r} there and {ours[name]!r} here"
-        for name in ours
-        if ours[name] != theirs[name]
+        f"{path.replace('/', '.')} is {theirs[path]!r} there and {value!r} here"
+        for path, value in ours.items()
+        if value != theirs[path]
     )

@@ -1,7 +1,8 @@
-"""A `pytorch_model.bin` as read-only views. The only module of the library that imports torch.
+"""List the tensors of a `pytorch_model.bin` as read-only views.
 
-Torch's zip format keeps a pickle that can run code, so it is only ever unpickled by
-`torch.load(weights_only=True)`, and only by a torch whose restricted unpickler has no known hole.
+This is the only module of the library that imports torch. Torch's zip format contains a pickle,
+which can run code, so it is only unpickled by `torch.load(weights_only=True)`, and only by a torch
+whose restricted unpickler has no known hole.
 """
 
 import pickle
@@ -13,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from florence_jax.checkpoint.errors import CheckpointError, clip, sample
-from florence_jax.checkpoint.pytorch.lazy_tensor import LazyTensor
+from florence_jax.checkpoint.plan import LazyTensor
 
 _MIN_TORCH = (2, 10)
 _INSTALL = 'install the extra (pip install "florence-jax[torch]"), or convert it to safetensors'

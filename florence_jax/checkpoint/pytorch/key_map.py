@@ -1,9 +1,9 @@
-"""The one table of names: original <-> florence_jax <-> native, with each tensor's transform.
+"""The table of tensor names: original <-> florence_jax <-> native, with each tensor's transform.
 
 "original" is the naming of Microsoft's published checkpoints; "native" is that of transformers'
 built-in `Florence2ForConditionalGeneration`. Both were taken from the published files' key lists.
 A name is looked up by its skeleton (numeric segments replaced by a placeholder), so a match is
-exact and no two rules can claim the same tensor.
+exact, and no two rules can claim the same tensor.
 """
 
 import dataclasses
@@ -11,17 +11,60 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from florence_jax.checkpoint.pytorch.transforms import (
-    CONV,
-    LINEAR,
-    LOGITS_BIAS,
-    TABLE,
-    VECTOR,
-    Transform,
-)
+import numpy as np
 
 Naming = Literal["original", "native"]
 NAMINGS: tuple[Naming, Naming] = ("original", "native")
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """The layout of a torch tensor: a transposition, after a leading 1 is dropped if there is one.
+
+    Every transform is an exact, invertible view: nothing is copied or rounded, and a reader can
+    transform a file mapping and then fetch only the slice that it needs.
+
+    Attributes:
+        layout: what it does, for messages.
+        axes: for each of our dimensions, the torch dimension it comes from.
+        leading_one: the torch tensor has one more leading dimension, of size 1.
+    """
+
+    layout: str
+    axes: tuple[int, ...]
+    leading_one: bool = False
+
+    def shape_to_ours(self, shape: Shape) -> Shape | None:
+        """Our shape of a torch tensor of `shape`; None where this transform cannot apply."""
+        if self.leading_one:
+            if shape[:1] != (1,):
+                return None
+            shape = shape[1:]
+        if len(shape) != len(self.axes):
+            return None
+        return tuple(shape[axis] for axis in self.axes)
+
+    def shape_to_torch(self, shape: Shape) -> Shape:
+        """The torch shape of one of our tensors; `shape` has `len(axes)` dimensions."""
+        torch_shape = tuple(shape[self.axes.index(axis)] for axis in range(len(self.axes)))
+        return (1, *torch_shape) if self.leading_one else torch_shape
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        """A view of a torch-layout array in our layout."""
+        return np.transpose(array[0] if self.leading_one else array, self.axes)
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """A view of one of our arrays in torch's layout."""
+        array = np.transpose(array, tuple(self.axes.index(axis) for axis in range(len(self.axes))))
+        return array[None] if self.leading_one else array
+
+
+VECTOR = Transform("[n]", (0,))
+TABLE = Transform("[rows, width]", (0, 1))
+LINEAR = Transform("[out, in] -> [in, out]", (1, 0))
+CONV = Transform("[O, I, kh, kw] -> [kh, kw, I, O]", (2, 3, 1, 0))
+LOGITS_BIAS = Transform("[1, V] -> [V]", (0,), leading_one=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +76,14 @@ class Rule:
         original: name in the original naming.
         native: name in the native naming, None where that class has no such tensor.
         from_original: transform from the original tensor to ours.
-        from_native: transform from the native tensor to ours.
-        duplicate_of_shared: in a tied model this is one more name of `shared/embedding`.
+        from_native: transform from the native tensor to ours; None where it is the same.
     """
 
     ours: str
     original: str
     native: str | None
     from_original: Transform
-    from_native: Transform
-    duplicate_of_shared: bool = False
+    from_native: Transform | None = None
 
     def pattern(self, naming: Naming) -> str | None:
         """This tensor's name in `naming`, with `{}` for layer numbers."""
@@ -50,7 +91,7 @@ class Rule:
 
     def transform(self, naming: Naming) -> Transform:
         """The transform from a tensor in `naming` to ours."""
-        return self.from_original if naming == "original" else self.from_native
+        return (naming == "native" and self.from_native) or self.from_original
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +114,7 @@ class Match:
 
 @dataclasses.dataclass(frozen=True)
 class Ignored:
-    """A tensor that neither reference reads, and why."""
+    """A tensor that neither reference model reads, and why."""
 
     pattern: str
     naming: Naming
@@ -81,7 +122,7 @@ class Ignored:
 
 
 SHARED = "shared/embedding"
-ENCODER_TOKENS = "encoder/embed_tokens"  # no leaf of its own: see tied_embeddings.py
+ENCODER_TOKENS = "encoder/embed_tokens"  # no leaf of its own: see match.py
 DECODER_TOKENS = "decoder/embed_tokens"  # no leaf of its own
 LM_HEAD = "lm_head/embedding"  # a leaf when config.tie_word_embeddings is False
 LOGITS_BIAS_PATH = "final_logits_bias"  # a leaf when config.final_logits_bias is True
@@ -138,7 +179,6 @@ _DECODER_LAYER = (
 
 _DAVIT = "vision_tower.blocks.{}.{}"
 _BART = "language_model.model"
-_PROJECTOR = "model.multi_modal_projector"
 
 # (our group, original group, native group, rows)
 _GROUPS = (
@@ -176,63 +216,27 @@ _GROUPS = (
     ),
 )
 
-# (ours, original, native, from original, from native)
-_SINGLES = (
-    # The original keeps a bare parameter P[C, D] and computes x @ P; the native, a Linear [D, C].
-    (
-        "projector/proj/kernel",
-        "image_projection",
-        f"{_PROJECTOR}.image_projection.weight",
-        TABLE,
-        LINEAR,
+# The projector: (ours, original, native, from original, from native where it differs). The original
+# keeps a bare parameter P[C, D] and computes x @ P; the native, a Linear [D, C].
+_PROJECTOR = (
+    ("proj/kernel", "image_projection", "image_projection.weight", TABLE, LINEAR),
+    ("norm/scale", "image_proj_norm.weight", "image_proj_norm.weight", VECTOR),
+    ("norm/bias", "image_proj_norm.bias", "image_proj_norm.bias", VECTOR),
+    *(
+        (
+            f"{axis}_positions",
+            f"image_pos_embed.{axis}_embeddings.weight",
+            f"image_position_embed.{axis}_embeddings.weight",
+            TABLE,
+        )
+        for axis in ("row", "column")
     ),
-    (
-        "projector/norm/scale",
-        "image_proj_norm.weight",
-        f"{_PROJECTOR}.image_proj_norm.weight",
-        VECTOR,
-        VECTOR,
-    ),
-    (
-        "projector/norm/bias",
-        "image_proj_norm.bias",
-        f"{_PROJECTOR}.image_proj_norm.bias",
-        VECTOR,
-        VECTOR,
-    ),
-    (
-        "projector/row_positions",
-        "image_pos_embed.row_embeddings.weight",
-        f"{_PROJECTOR}.image_position_embed.row_embeddings.weight",
-        TABLE,
-        TABLE,
-    ),
-    (
-        "projector/column_positions",
-        "image_pos_embed.column_embeddings.weight",
-        f"{_PROJECTOR}.image_position_embed.column_embeddings.weight",
-        TABLE,
-        TABLE,
-    ),
-    (
-        "projector/temporal_positions",
-        "visual_temporal_embed.pos_idx_to_embed",
-        f"{_PROJECTOR}.visual_temporal_embed.pos_idx_to_embed",
-        TABLE,
-        TABLE,
-    ),
-    (
-        LOGITS_BIAS_PATH,
-        "language_model.final_logits_bias",
-        None,
-        LOGITS_BIAS,
-        LOGITS_BIAS,
-    ),
-    (SHARED, f"{_BART}.shared.weight", "model.language_model.shared.weight", TABLE, TABLE),
+    ("temporal_positions", *["visual_temporal_embed.pos_idx_to_embed"] * 2, TABLE),
 )
 
-# (ours, original, native): further names of the token table.
-_SHARED_DUPLICATES = (
+# (ours, original, native): the token table and, in a tied model, its further names.
+_TOKEN_TABLES = (
+    (SHARED, f"{_BART}.shared.weight", "model.language_model.shared.weight"),
     (
         ENCODER_TOKENS,
         f"{_BART}.encoder.embed_tokens.weight",
@@ -252,16 +256,18 @@ def _rules() -> Iterator[Rule]:
         for kind, our_module, original_module, native_module in rows:
             for our_leaf, torch_leaf, transform in _LEAVES[kind]:
                 yield Rule(
-                    ours=f"{ours}/{our_module}{our_leaf}",
-                    original=f"{original}.{original_module}{torch_leaf}",
-                    native=f"{native}.{native_module}{torch_leaf}",
-                    from_original=transform,
-                    from_native=transform,
+                    f"{ours}/{our_module}{our_leaf}",
+                    f"{original}.{original_module}{torch_leaf}",
+                    f"{native}.{native_module}{torch_leaf}",
+                    transform,
                 )
-    for ours, original, native, from_original, from_native in _SINGLES:
-        yield Rule(ours, original, native, from_original, from_native)
-    for ours, original, native in _SHARED_DUPLICATES:
-        yield Rule(ours, original, native, TABLE, TABLE, duplicate_of_shared=True)
+    for ours, original, native, *transforms in _PROJECTOR:
+        yield Rule(
+            f"projector/{ours}", original, f"model.multi_modal_projector.{native}", *transforms
+        )
+    yield Rule(LOGITS_BIAS_PATH, "language_model.final_logits_bias", None, LOGITS_BIAS)
+    for ours, original, native in _TOKEN_TABLES:
+        yield Rule(ours, original, native, TABLE)
 
 
 RULES: tuple[Rule, ...] = tuple(_rules())
@@ -289,6 +295,19 @@ def _index(patterns: Iterable[tuple[str | None, Rule]]) -> dict[str, Rule]:
     return index
 
 
+# The paths that hold the token table once more in a tied model.
+DUPLICATE_PATHS = (DECODER_TOKENS, ENCODER_TOKENS, LM_HEAD)
+_TABLES = (SHARED, *DUPLICATE_PATHS, LOGITS_BIAS_PATH)
+# Names of tensors that may hold the token table or an output bias -> path. A file may have more of
+# these than there are parameters.
+TABLE_PATHS: dict[Naming, dict[str, str]] = {
+    naming: {
+        name: rule.ours
+        for rule in RULES
+        if rule.ours in _TABLES and (name := rule.pattern(naming)) is not None
+    }
+    for naming in NAMINGS
+}
 _BY_NAME = {naming: _index((rule.pattern(naming), rule) for rule in RULES) for naming in NAMINGS}
 _BY_PATH = _index((rule.ours, rule) for rule in RULES)
 _IGNORED = {(rule.naming, rule.pattern): rule for rule in IGNORED}
@@ -297,6 +316,18 @@ _IGNORED = {(rule.naming, rule.pattern): rule for rule in IGNORED}
 def skeleton(name: str) -> str:
     """`name` with every numeric segment replaced by `{}`."""
     return _NUMBER.sub("{}", name)
+
+
+def torch_name(path: str, naming: Naming) -> str | None:
+    """The name in `naming` of our parameter `path`; None where that class has no such tensor.
+
+    Raises:
+        KeyError: no rule claims `path`.
+    """
+    match = match_path(path)
+    if match is None:
+        raise KeyError(f"key_map.py has no rule for the parameter {path!r}")
+    return match.name(naming)
 
 
 def match_name(name: str, naming: Naming) -> Match | None:
@@ -316,5 +347,5 @@ def _match(name: str, index: dict[str, Rule]) -> Match | None:
 
 
 def ignored(name: str, naming: Naming) -> Ignored | None:
-    """Why the torch tensor `name` is not read; None where it is."""
+    """The entry for a torch tensor that is never read; None for any other name."""
     return _IGNORED.get((naming, name))
