@@ -25,7 +25,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _LOWEST_LEVEL = "JAX_DISABLE_MOST_OPTIMIZATIONS"
-_EMITTERS = "xla_cpu_use_fusion_emitters"  # MLIR's, half of what compilation costs
+# MLIR's, half of what compilation costs; from jax 0.11 on they cannot be switched off.
+_EMITTERS = "xla_cpu_use_fusion_emitters" if jax.__version_info__ < (0, 11) else None
 # The longest first, so that `--dist loadfile` ends with short ones; the others in any order.
 _LONGEST = (
     "training/test_learning.py",
@@ -112,8 +113,10 @@ def _compilation(request):
         if request.node.get_closest_marker("optimized") is None:
             jax.devices()  # This process has read XLA_FLAGS; those below are for its children.
             patch.setenv(_LOWEST_LEVEL, "1")
-            patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --{_EMITTERS}=false")
-            patch.setattr(compiler, "get_compile_options", _without_emitters)
+            if _EMITTERS is not None:
+                flags = f"{os.environ.get('XLA_FLAGS', '')} --{_EMITTERS}=false"
+                patch.setenv("XLA_FLAGS", flags)
+                patch.setattr(compiler, "get_compile_options", _without_emitters)
             jax.config.update(_LOWEST_LEVEL.lower(), True)
         yield
     jax.config.update(_LOWEST_LEVEL.lower(), False)
