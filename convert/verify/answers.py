@@ -93,8 +93,8 @@ def torch_answers(
                 output_scores=True,
             ),
         )
-        scores = out.sequences_scores.double().numpy() if config.num_beams > 1 else None
-        answers[name] = Answer(sequences=out.sequences.numpy(), scores=scores)
+        scores = out.sequences_scores.double().cpu().numpy() if config.num_beams > 1 else None
+        answers[name] = Answer(sequences=out.sequences.cpu().numpy(), scores=scores)
     return answers
 
 
@@ -185,11 +185,11 @@ def _score(
     with torch.no_grad():
         logits = reference(
             **torch_inputs(reference, inputs),
-            decoder_input_ids=torch.tensor(sequences[:, :-1]).long(),
-        ).logits.numpy()
+            decoder_input_ids=torch.tensor(sequences[:, :-1]).long().to(reference.device),
+        ).logits
     ended = np.cumsum(tokens == text.eos_token_id, axis=1) - (tokens == text.eos_token_id) > 0
     free = ~ended
     lengths = free.sum(1)
     free[:, 0] = False  # the forced `<s>`
     free[:, new_tokens - 1 :] = False  # the forced `</s>`
-    return logits, free, lengths
+    return logits.cpu().numpy(), free, lengths

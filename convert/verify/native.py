@@ -41,6 +41,7 @@ def compare_with_native(
     *,
     new_tokens: int,
     ours: Ours | None = None,
+    torch_device: str = "cpu",
     progress: bool = False,
 ) -> dict[str, list[Row]]:
     """Rows for each dtype, in order of computation.
@@ -51,6 +52,7 @@ def compare_with_native(
         dtypes: any of "float32", "bfloat16" and "float16".
         new_tokens: length of the generated answers; 0 generates none.
         ours: (model, parameters) in a dtype, to test other ones than `params` against these.
+        torch_device: where PyTorch computes.
         progress: show a bar on stderr.
     """
     import torch
@@ -59,7 +61,9 @@ def compare_with_native(
     rows: dict[str, list[Row]] = {}
     with terminal_bar(total=2 * len(dtypes) + 1, shown=progress) as bar:
         bar.set_description("PyTorch float64")
-        truth = _run_torch(native_model(config, params).double(), inputs, None, new_tokens)
+        exact = native_model(config, params).double().to(torch_device)
+        truth = _run_torch(exact, inputs, None, new_tokens)
+        del exact
         bar.update()
         for dtype in dtypes:
             bar.set_description(f"JAX {dtype}")
@@ -67,12 +71,12 @@ def compare_with_native(
             bar.update()
             bar.set_description(f"PyTorch {dtype}")
             # From the weights again: a model that was cast to halves cannot be cast back.
-            native = native_model(config, params).to(getattr(torch, dtype))
+            native = native_model(config, params).to(torch_device, getattr(torch, dtype))
             theirs = _run_torch(native, inputs, truth.stages, new_tokens)
             del native
             rows[dtype] = _stage_rows(dtype, mine, theirs, truth.stages, inputs.attention_mask)
             if new_tokens:
-                judge = native_model(config, params)
+                judge = native_model(config, params).to(torch_device)
                 lost = losses(judge, inputs, mine.answers, truth.answers, new_tokens)
                 logits = theirs.stages["logits"], truth.stages["logits"]
                 rows[dtype] += answer_rows(

@@ -102,12 +102,12 @@ def torch_stages(
     def keep(name: str, module: torch.nn.Module, channels_first: bool = False) -> None:
         def hook(_module, _inputs, output):
             found = output[0] if isinstance(output, tuple) else output
-            value = (found if found.dtype == torch.float64 else found.float()).numpy()
+            value = (found if found.dtype == torch.float64 else found.float()).cpu().numpy()
             stages[name] = np.moveaxis(value, 1, -1) if channels_first else value
             if given is None:
                 return None
             value = np.moveaxis(given[name], -1, 1) if channels_first else given[name]
-            follow = torch.tensor(value).to(found.dtype)
+            follow = torch.tensor(value).to(found)
             # What a hook returns takes the place of the module's output.
             return (follow, *output[1:]) if isinstance(output, tuple) else follow
 
@@ -134,7 +134,9 @@ def torch_stages(
         with torch.no_grad():
             reference(
                 **torch_inputs(reference, inputs),
-                decoder_input_ids=torch.tensor(inputs.decoder_input_ids).long(),
+                decoder_input_ids=torch.tensor(inputs.decoder_input_ids)
+                .long()
+                .to(reference.device),
             )
     finally:
         for handle in handles:
@@ -154,10 +156,12 @@ def torch_inputs(
     placeholder = np.full((batch, images), reference.config.image_token_id)
     ones = np.ones((batch, images), np.int64)
     pixels = torch.tensor(np.moveaxis(inputs.pixel_values, -1, 1))
+    ids = torch.tensor(np.concatenate([placeholder, inputs.input_ids], 1)).long()
+    mask = torch.tensor(np.concatenate([ones, inputs.attention_mask], 1)).long()
     return {
-        "pixel_values": pixels.to(reference.dtype),
-        "input_ids": torch.tensor(np.concatenate([placeholder, inputs.input_ids], 1)).long(),
-        "attention_mask": torch.tensor(np.concatenate([ones, inputs.attention_mask], 1)).long(),
+        "pixel_values": pixels.to(reference.device, reference.dtype),
+        "input_ids": ids.to(reference.device),
+        "attention_mask": mask.to(reference.device),
     }
 
 

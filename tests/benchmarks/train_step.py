@@ -13,10 +13,12 @@ import argparse
 import dataclasses
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -65,7 +67,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="base", choices=(*PRESETS, "shapes"))
+    parser.add_argument("--preset", default="base", choices=(*PRESETS, "shapes", "smallest"))
     parser.add_argument("--side", type=int, default=384, help="of the images, pixels")
     parser.add_argument("--rows", type=int, default=2, help="of a batch")
     parser.add_argument("--target", type=int, default=64, help="target tokens")
@@ -91,7 +93,7 @@ def _ask(worker: subprocess.Popen) -> dict:
 
 
 def _report(options: argparse.Namespace, samples: dict[str, list[dict]]) -> None:
-    flops = _flops(options)
+    flops = step_flops(options)
     print(f"{options.preset}, {options.side} px, {options.rows} rows, {flops / 1e12:.2f} TF a step")
     medians = {}
     for name, taken in samples.items():
@@ -111,11 +113,9 @@ def _report(options: argparse.Namespace, samples: dict[str, list[dict]]) -> None
 
 def _serve(options: argparse.Namespace) -> None:
     """One engine: a step for each line of standard input, a JSON line for each step."""
-    import resource
-
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a compiler prints is no reply
-    step = (_ours if options.engine == "ours" else _torch)(options)
+    step = build(options)
     for _ in sys.stdin:
         before, started = time.process_time(), time.perf_counter()
         loss = step()
@@ -123,15 +123,37 @@ def _serve(options: argparse.Namespace) -> None:
             "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - before,
             "loss": loss,
-            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "peak_gib": peak_gib(options.engine),
         }
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
 
+def build(options: argparse.Namespace) -> Callable[[], float]:
+    """The step of `options.engine`, with its weights on the device; a call returns the loss."""
+    return (_ours if options.engine == "ours" else _torch)(options)
+
+
+def peak_gib(engine: str) -> float:
+    """The most memory that the engine has held: the device's, or on a CPU the process's."""
+    if engine == "ours":
+        import jax
+
+        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    else:
+        import torch
+
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    if peak:
+        return peak / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def _config(options: argparse.Namespace) -> Florence2Config:
     if options.preset == "shapes":
         from train.recipes.shapes import architecture as config
+    elif options.preset == "smallest":
+        from tests.training.small import CONFIG as config
     else:
         config = PRESETS[options.preset]()
     quiet = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
@@ -145,14 +167,15 @@ def _config(options: argparse.Namespace) -> Florence2Config:
 def _batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images uint8[B, H, W, 3], prompts int32[B, P], labels int32[B, L]."""
     draw = np.random.default_rng(0)
-    vocabulary = min(_config(options).text.vocab_size, 1200)
+    # Below the image placeholder of the smallest model, its last token.
+    vocabulary = min(_config(options).text.vocab_size - 1, 1200)
     images = draw.integers(0, 256, (options.rows, options.side, options.side, 3))
     prompt = draw.integers(4, vocabulary, (options.rows, PROMPT))
     labels = draw.integers(4, vocabulary, (options.rows, options.target))
     return images.astype(np.uint8), prompt.astype(np.int32), labels.astype(np.int32)
 
 
-def _flops(options: argparse.Namespace) -> float:
+def step_flops(options: argparse.Namespace) -> float:
     from florence_jax.checkpoint.param_tree import param_shapes
     from florence_jax.training.metrics.flops import update_flops
     from florence_jax.training.param_groups import assign_param_groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Bench:
 
     Attributes:
         model: preset, checkpoint directory or hub id.
-        settings: what every engine is told, its `weights` and `cache` still to be filled in.
+        settings: what every engine is told; without `weights`, these and `cache` are filled in.
         engines: by name.
         cases: names in `cases.CASE_NAMES`.
         batches: images in a call; every case is measured with each.
@@ -47,6 +47,8 @@ class Bench:
         malloc: "tuned", "default", or "both": the second for a few cases and the engines that
             matter there.
         folder: where weights, and what engines make of them, are kept.
+        ceilings: the machine's, measured before; None measures them here.
+        start: makes an engine's worker.
     """
 
     model: str
@@ -57,6 +59,8 @@ class Bench:
     rounds: int
     malloc: str
     folder: Path
+    ceilings: Ceilings | None = None
+    start: Callable[[EngineInfo, Settings, dict[str, str]], Worker] = Worker
 
     def run(self, progress: Progress) -> Iterator[CaseResult]:
         """Each case's result as soon as it is there.
@@ -64,10 +68,13 @@ class Bench:
         Raises:
             ValueError: the model cannot be loaded.
         """
-        progress("weights", self.model)
-        weights = prepare_weights(self.model, self.settings.seed, self.folder)
-        settings = dataclasses.replace(self.settings, weights=str(weights), cache=str(weights))
-        bench = dataclasses.replace(self, settings=settings)
+        bench = self
+        if not self.settings.weights:
+            progress("weights", self.model)
+            weights = str(prepare_weights(self.model, self.settings.seed, self.folder))
+            settings = dataclasses.replace(self.settings, weights=weights, cache=weights)
+            bench = dataclasses.replace(self, settings=settings)
+        settings = bench.settings
         first: Malloc = "default" if self.malloc == "default" else "tuned"
         fastest = {OURS}
         # Starts have processes of their own, and no ceiling.
@@ -100,17 +107,19 @@ class Bench:
                     progress(name, "start")
                     try:
                         variables = environment(self.settings, malloc)
-                        worker = Worker(info, self.settings, variables)
+                        worker = self.start(info, self.settings, variables)
                         workers[name] = stack.enter_context(worker)
                     except WorkerError as error:
                         note = f"failed: {error}"
                 if note is not None:
                     notes[name] = note
-            ceilings, row_results = measure_ceilings(
-                workers, self.engines, self.settings, self.rounds, progress
-            )
-            for result in row_results:
-                yield dataclasses.replace(result, context=self._context(malloc, 1, ceilings))
+            ceilings = self.ceilings
+            if ceilings is None:
+                ceilings, row_results = measure_ceilings(
+                    workers, self.engines, self.settings, self.rounds, progress
+                )
+                for result in row_results:
+                    yield dataclasses.replace(result, context=self._context(malloc, 1, ceilings))
             for batch in self.batches:
                 for names in _groups(self.cases):
                     yield from self._measure_group(

@@ -15,9 +15,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from florence_jax.config import Florence2Config
+    from florence_jax.model import Params
 
 # `<unk>`, which a byte-level tokenizer never produces.
 _UNUSED_TOKEN = 3
@@ -50,9 +54,6 @@ def prepare_weights(model: str, seed: int, folder: Path) -> Path:
 
 def write_weights(model: str, seed: int, folder: Path) -> Path:
     """`prepare_weights` in this process."""
-    from safetensors.numpy import save_file
-
-    from florence_jax.checkpoint import torch_tensors
     from florence_jax.config import PRESETS
     from florence_jax.inference.pipeline import load
     from florence_jax.model import random_params_with_spread_logits
@@ -63,6 +64,15 @@ def write_weights(model: str, seed: int, folder: Path) -> Path:
     else:
         handle, params = load(model)
         config = handle.config
+    return write_params(config, params, folder)
+
+
+def write_params(config: Florence2Config, params: Params, folder: Path) -> Path:
+    """These sizes and weights as a directory in `folder`, named after its content."""
+    from safetensors.numpy import save_file
+
+    from florence_jax.checkpoint import torch_tensors
+
     sizes = config.to_hf("native")
     if config.image_token_id >= config.text.vocab_size:
         # The original has no image placeholder; transformers needs one that it can look up.

@@ -36,11 +36,11 @@ def main() -> None:
     hello = json.loads(requests.readline())
     # Before numpy or an engine is imported: they count the processors when they start.
     keep_to(hello["settings"]["threads"])
-    server: _Server | None = None
+    server: Server | None = None
     for line in itertools.chain(["{}"], iter(requests.readline, "")):
         try:
             if server is None:
-                server = _Server(hello)
+                server = Server(hello)
                 answer: dict[str, Any] = {}
             else:
                 answer = server.answer(json.loads(line))
@@ -59,7 +59,7 @@ def _private_stdout() -> TextIO:
     return pipe
 
 
-class _Server:
+class Server:
     def __init__(self, hello: dict[str, Any]):
         from tests.benchmarks.rivals.engines.engine import EngineInfo
         from tests.benchmarks.rivals.settings import Settings

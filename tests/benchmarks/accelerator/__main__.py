@@ -1,0 +1,213 @@
+"""`python -m tests.benchmarks.accelerator`: the options, and one unit after the other.
+
+    python -m tests.benchmarks.accelerator --out table --cache work --time-limit 580
+    python -m tests.benchmarks.accelerator --out more --cache work --stages training profile
+    python -m tests.benchmarks.accelerator --out table --quick
+
+writes table/accelerator.json and table/accelerator.md after every row. Each unit of a stage is a
+process of its own: one that hangs, crashes or runs out of memory loses its own rows only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from florence_jax.runtime.program import run_program
+from tests.benchmarks.accelerator import plan
+from tests.benchmarks.accelerator.plan import QUICK, STAGES, Context, Sizes, Unit
+from tests.benchmarks.accelerator.report import Report, Row
+
+# Below this no unit is started.
+_LEAST_SECONDS = 15.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure; the exit status is 1 if a unit failed or a check did not pass, 2 for an error."""
+    options = _parser().parse_args(arguments)
+    if options.unit:
+        return _serve(options)
+    return run_program("tests.benchmarks.accelerator", lambda: _run(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.accelerator",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="directory of the two tables")
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        choices=STAGES,
+        default=STAGES,
+        help="default: all, in this order; environment is always measured",
+    )
+    parser.add_argument(
+        "--units", default="", help="only units whose name holds this text, such as 'large'"
+    )
+    parser.add_argument(
+        "--time-limit", type=float, default=float("inf"), help="seconds for the whole run"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda", "tpu"), help="default: what jax chooses here"
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="directory of weights and traces (default: OUT/work)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny model, everything in this process, on the CPU"
+    )
+    parser.add_argument("--unit", help=argparse.SUPPRESS)
+    parser.add_argument("--values", type=json.loads, default={}, help=argparse.SUPPRESS)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    deadline = time.monotonic() + options.time_limit
+    sizes = QUICK if options.quick else Sizes()
+    platform = "cpu" if options.quick else options.device or _default_platform()
+    about = {
+        "command": shlex.join(["python", "-m", "tests.benchmarks.accelerator", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "platform": platform,
+    }
+    if options.quick:
+        jax.config.update("jax_platforms", "cpu")
+    report = Report(options.out, about)
+    # What others are held against is measured first, in every run.
+    for stage in dict.fromkeys(("environment", *options.stages)):
+        for unit in plan.units(stage, sizes):
+            if stage != "environment" and options.units not in unit.name:
+                continue
+            left = deadline - time.monotonic()
+            if left < _LEAST_SECONDS:
+                report.add(_missing(unit, "not reached within --time-limit"))
+                continue
+            context = _context(options, sizes, platform, report.rows)
+            if options.quick:
+                _run_here(unit, context, report)
+            else:
+                _run_apart(unit, context, report, min(left, unit.seconds))
+    return 1 if any(row.failed or row.met is False for row in report.rows) else 0
+
+
+def _run_here(unit: Unit, context: Context, report: Report) -> None:
+    try:
+        for row in unit.run(context):
+            report.add(row)
+    except Exception as error:
+        traceback.print_exc()
+        report.add(_missing(unit, f"{type(error).__name__}: {error}"))
+
+
+def _run_apart(unit: Unit, context: Context, report: Report, seconds: float) -> None:
+    """Run a unit in a process of its own, for at most `seconds`; its rows come as they are made."""
+    # Weights and engines of several processes share the device.
+    variables = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    log = Path(context.folder) / "log.txt"
+    with log.open("w+", encoding="utf-8", errors="replace") as errors:
+        process = subprocess.Popen(
+            unit_command(unit, context),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=variables,
+            start_new_session=True,
+        )
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.endswith("\n"):  # whole, and not cut by the process's end
+                    report.add(Row(**json.loads(line)))
+            code = process.wait()
+        finally:
+            timer.cancel()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if late.is_set():
+            report.add(_missing(unit, f"ended after {seconds:.0f} s"))
+        elif code:
+            errors.seek(0)
+            said = errors.read().strip().splitlines()
+            last = next((line for line in reversed(said) if line.strip()), "")
+            report.add(_missing(unit, f"exit status {code}: {last}"))
+            sys.stderr.write("\n".join(said[-30:]) + "\n")
+
+
+def unit_command(unit: Unit, context: Context) -> list[str]:
+    """The command line of a unit's process."""
+    command = [sys.executable, "-m", "tests.benchmarks.accelerator", "--out", "unused"]
+    command += ["--unit", f"{unit.stage}/{unit.name}", "--device", context.platform]
+    command += ["--cache", context.folder, "--values", json.dumps(context.values)]
+    return command
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """A unit's process: its rows as JSON lines, and nothing else, on standard output."""
+    rows = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a compiler prints is no row
+    stage, name = options.unit.split("/", 1)
+    sizes = Sizes()
+    (unit,) = (unit for unit in plan.units(stage, sizes) if unit.name == name)
+    context = Context(
+        sizes=sizes,
+        platform=options.device,
+        folder=str(options.cache),
+        values=options.values,
+    )
+    for row in unit.run(context):
+        print(json.dumps(dataclasses.asdict(row)), file=rows, flush=True)
+    return 0
+
+
+def _context(
+    options: argparse.Namespace, sizes: Sizes, platform: str, rows: Sequence[Row]
+) -> Context:
+    folder = options.cache or options.out / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Context(
+        sizes=sizes,
+        platform=platform,
+        folder=str(folder),
+        values={row.what: row.value for row in rows if isinstance(row.value, float)},
+        quick=options.quick,
+    )
+
+
+def _missing(unit: Unit, why: str) -> Row:
+    return Row(stage=unit.stage, what=unit.name, note=why)
+
+
+def _default_platform() -> str:
+    from tests.benchmarks.rivals.__main__ import _default_device
+
+    return _default_device()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

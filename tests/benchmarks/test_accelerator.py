@@ -1,0 +1,73 @@
+"""The run on an accelerator in its quick form: every stage, on the smallest model, on the CPU."""
+
+import json
+import sys
+import time
+
+import pytest
+
+from tests.benchmarks.accelerator import __main__ as program
+from tests.benchmarks.accelerator.plan import STAGES, Context, Sizes, Unit, units
+from tests.benchmarks.accelerator.profile import own_times
+from tests.benchmarks.accelerator.report import Report, Row
+
+
+def test_the_quick_form_measures_everything(tmp_path):
+    status = program.main(["--out", str(tmp_path), "--quick"])
+    table = json.loads((tmp_path / "accelerator.json").read_text())
+    rows = [Row(**row) for row in table["rows"]]
+    assert not [row for row in rows if row.failed], "each unit has its result"
+    assert {row.stage for row in rows} == set(STAGES)
+    checks = [row for row in rows if row.stage == "correctness"]
+    assert all(row.met is not False for row in checks)
+    # Targets are an accelerator's: here only that they are judged.
+    assert status == any(row.met is False for row in rows)
+    found = {row.what for row in rows}
+    for engine in ("florence-jax", "transformers, SDPA"):
+        assert any(what.startswith("image tower") and what.endswith(engine) for what in found)
+    assert all(row.share is not None for row in rows if row.what.startswith("image tower"))
+    for name in ("vision", "beam", "training"):
+        listed = [row for row in rows if row.stage == "profile" and row.what.startswith(name)]
+        assert len(listed) == 11, "the whole and the ten most expensive"
+        times = [row.value for row in listed]
+        assert times[1:] == sorted(times[1:], reverse=True)
+        assert sum(times[1:]) <= times[0]
+    lines = (tmp_path / "accelerator.md").read_text().splitlines()
+    assert sum(line.startswith("|") for line in lines) == len(rows) + 2
+
+
+def test_a_loop_is_not_counted_with_its_body():
+    events = [(0.0, 10.0, "while"), (1.0, 3.0, "dot"), (5.0, 4.0, "dot"), (6.0, 1.0, "add")]
+    times = sorted(own_times([*events, (12.0, 2.0, "copy")]))
+    assert times == [("add", 1.0), ("copy", 2.0), ("dot", 3.0), ("dot", 3.0), ("while", 3.0)]
+
+
+def test_names_of_units_are_unique_and_whole():
+    names = [(unit.stage, unit.name) for stage in STAGES for unit in units(stage, Sizes())]
+    assert len(set(names)) == len(names) > 30
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import time; print(ROW, flush=True); time.sleep(60)", "ended after 3 s"),
+        ("print(ROW, flush=True); raise MemoryError('all of it')", "exit status 1: MemoryError"),
+        ("import os; print(ROW, flush=True); os.kill(os.getpid(), 9)", "exit status -9"),
+    ],
+)
+def test_a_unit_that_hangs_or_dies_loses_only_what_it_had_not_measured(
+    tmp_path, monkeypatch, code, message
+):
+    row = json.dumps({"stage": "speed", "what": "first", "value": 1.0})
+    command = [sys.executable, "-c", code.replace("ROW", repr(row))]
+    monkeypatch.setattr(program, "unit_command", lambda *_: command)
+    report = Report(tmp_path, {})
+    unit = Unit(stage="speed", name="mine", seconds=3, run=lambda context: iter(()))
+    context = Context(sizes=Sizes(), platform="cpu", folder=str(tmp_path))
+    started = time.monotonic()
+    program._run_apart(unit, context, report, unit.seconds)
+    assert time.monotonic() - started < 30
+    first, last = json.loads((tmp_path / "accelerator.json").read_text())["rows"]
+    assert (first["what"], first["value"]) == ("first", 1.0)
+    assert last["what"] == "mine"
+    assert last["note"].startswith(message)
