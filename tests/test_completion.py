@@ -1,5 +1,7 @@
 """`florence-jax completion`: scripts that complete what the parsers accept."""
 
+import os
+import pty
 import re
 import subprocess
 import sys
@@ -55,6 +57,30 @@ def test_bash_completes(script, words, offered):
         cwd=ROOT, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert sorted(done.stdout.split()) == offered
+
+
+def test_the_tab_key_completes_a_command(script):
+    ours, theirs = pty.openpty()
+    lines = [
+        f"source {script}",
+        "florence-jax() { echo ran:$1; exit; }",
+        "florence-jax pre\t",
+    ]
+    bash = subprocess.Popen(
+        ["bash", "--norc", "--noprofile", "-i"],
+        stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "dumb"},
+    )  # fmt: skip
+    os.close(theirs)
+    os.write(ours, "".join(f"{line}\n" for line in lines).encode())
+    said = b""
+    try:
+        while part := os.read(ours, 4096):
+            said += part
+    except OSError:  # what Linux raises when the other end of a terminal is closed
+        pass
+    os.close(ours)
+    bash.wait()
+    assert b"ran:predict" in said
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

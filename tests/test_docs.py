@@ -1,4 +1,4 @@
-"""README and docs: commands parse, Python runs or compiles, links lead somewhere, and pages name
+"""README, docs, notebooks: commands parse, Python compiles, links lead somewhere, and pages name
 every public name, every field of the files that are written, and errors as they are raised."""
 
 import argparse
@@ -31,7 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / name
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "train/launch/README.md")
-] + sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
+]
+PAGES += sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
+PAGES += sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Pages whose Python runs from top to bottom, in one namespace.
 RUN = (
     "README.md",
@@ -47,12 +49,26 @@ INTERNAL = {"__main__", "assets", "cli", "datasets", "demo", "generation_config"
             "hf_config", "ops", "runtime"}  # fmt: skip
 
 FOLDERS = "florence_jax|train|convert|tests|notebooks|docs"
-IMPORT = r"^from (florence_jax[\w.]*) import ([\w, ]+)"
+IMPORT = r"^from ((?:florence_jax|train|convert)[\w.]*) import ([\w, ]+)"
+
+
+def text_of(page):
+    """Markdown; code cells of a notebook become blocks."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            language = "sh" if source.startswith("%%bash\n") else "python"
+            source = f"```{language}\n{source.removeprefix('%%bash')}\n```"
+        parts.append(source)
+    return "\n\n".join(parts)
 
 
 def blocks(page, language):
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+    return re.findall(rf"^```{language}\n(.*?)^```", text_of(page), re.S | re.M)
 
 
 def name_of(page):
@@ -65,7 +81,8 @@ def commands(page):
         for words in lines_of_words(block):
             # Variables of the environment stand first.
             words = list(itertools.dropwhile(re.compile(r"[A-Z_]+=").match, words))
-            words = list(itertools.takewhile(lambda word: word != ">", words))
+            # What the shell does with the output follows.
+            words = list(itertools.takewhile(lambda word: not re.match(r"\d?>|\|", word), words))
             if "..." in words or not words:
                 continue
             words = words[words.index("&&") + 1 :] if "&&" in words else words
@@ -132,13 +149,11 @@ def _module_of(name):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_and_paths_exist(page):
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.S | re.M)
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if not re.match(r"\w+:", target):
             assert (page.parent / target).exists(), f"{name_of(page)} links {target}"
-    for path in re.findall(
-        r"`((?:florence_jax|train|convert|tests|notebooks|docs)/[\w./-]+)`", text
-    ):
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", text):
         assert (ROOT / path).exists(), f"{name_of(page)} names {path}"
 
 
@@ -146,12 +161,10 @@ def test_links_and_paths_exist(page):
 def test_python_compiles_and_its_names_exist(page):
     for block in blocks(page, "python"):
         compile(block, name_of(page), "exec")
-        for name in re.findall(r"\bfj\.(\w+)", block):
+        for name in re.findall(r"\bfj\.([A-Za-z]\w*)", block):
             assert name in fj.__all__, f"{name_of(page)}: fj.{name}"
-        for module, names in re.findall(
-            r"^from (florence_jax[\w.]*) import ([\w, ]+)", block, re.M
-        ):
-            for name in names.split(", "):
+        for module, names in re.findall(IMPORT, block, re.M):
+            for name in re.sub(r" as \w+", "", names).split(", "):
                 assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 
 import jax
+from packaging.requirements import Requirement
 
 import florence_jax
 from florence_jax.cli import doctor
@@ -25,6 +26,15 @@ def test_it_names_what_is_here_and_the_remedy_for_what_is_not(capsys, monkeypatc
     assert any(line.startswith("checkpoints: ") and line.endswith(" GiB free") for line in lines)
     assert '  evaluate   missing: pycocotools; pip install "florence-jax[evaluate]"' in lines
     assert "  train      ok" in lines
+
+
+def test_a_required_package_of_another_version_is_named(capsys, monkeypatch):
+    wanted = [Requirement("numpy>=99"), Requirement("no-such-package>=1"), Requirement("pillow")]
+    monkeypatch.setattr(doctor, "_required", lambda extra="": iter(wanted))
+    assert main(["doctor"]) == 1
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if one.startswith("required"))
+    found = importlib.metadata.version("numpy")
+    assert f": numpy>=99 (found {found}), no-such-package; pip install" in line
 
 
 def test_without_a_device_it_fails_with_the_reason(capsys, monkeypatch):

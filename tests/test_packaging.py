@@ -112,6 +112,12 @@ def test_predicts_without_torch(bare, tmp_path):
     assert set(row["answers"][0]["result"]["<OD>"]) == {"bboxes", "labels", "scores"}
 
 
+def test_completion_names_the_extra_that_it_lacks(bare):
+    done = run(bare / "florence-jax", "completion", "bash")
+    assert "--save-images" in done.stdout
+    assert "the script has no flags of train: training needs packages" in done.stderr
+
+
 def test_the_wheel_carries_the_demonstration(bare, tmp_path):
     picture = ROOT / "florence_jax/assets/shapes/scenes/test/000200.png"
     words = next(row["suffix"] for row in held_out_scenes() if row["prefix"] == "<OCR>")

@@ -2,7 +2,7 @@
 
 import sys
 
-from florence_jax.training.export import main
+from florence_jax.training.checkpointing.export import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -68,16 +68,15 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
     from florence_jax.runtime.compilation_cache import use_compilation_cache
     from florence_jax.runtime.signals import Interrupted, Interruption
     from florence_jax.sharding import padded_rows
-    from florence_jax.training.build import make_preprocessor
-    from florence_jax.training.cached_features.fill import fill
+    from florence_jax.training.cached_features.store import filling
     from florence_jax.training.cached_features.vision_tower import (
         TOWER,
         check_constant,
+        fill,
         origin_of,
         tower_program,
     )
-    from florence_jax.training.cached_features.writer import filling
-    from florence_jax.training.preflight import prepare
+    from florence_jax.training.prepare import prepare
     from florence_jax.training.pretrained import load_parameters
 
     if config.data.cached_features is None:
@@ -92,7 +91,7 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
         prepared = prepare(dataclasses.replace(config, mesh=""), Path(files) / "processor")
         config, start, training = prepared.config, prepared.pretrained, prepared.setup
         check_constant(training)
-        sources = [(name, source) for name, source, _ in prepared.sources]
+        sources = [(name, source) for name, source, _ in prepared.data.train]
         tower = {
             path: jnp.asarray(leaf, config.model.frozen_dtype)
             for path, leaf in load_parameters(config, start, training.placement.layout).items()
@@ -105,7 +104,7 @@ def _fill(config: TrainConfig, batch_size: int) -> int:
                 problems = fill(
                     writer,
                     sources,
-                    make_preprocessor(config.data, start, training=True),
+                    prepared.preprocessor,
                     tower_program(training, tower),
                     asked,
                     batch_size=padded_rows(training.placement.mesh, batch_size),

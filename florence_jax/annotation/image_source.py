@@ -10,7 +10,7 @@ from typing import Any
 
 from florence_jax.batch.image_reader import FileBelow
 from florence_jax.batch.job import Item
-from florence_jax.batch.sources.files import file_pin
+from florence_jax.batch.sources.open import file_pin
 from florence_jax.inference.image_files import Say, find_images
 
 

@@ -6,7 +6,93 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from florence_jax.annotation.word_lists import ABSTRACT_HEADS, DETERMINERS, PRONOUNS
+from florence_jax.processing.compat import UNGROUNDED_PHRASES
+
+PRONOUNS = frozenset(phrase.casefold() for phrase in UNGROUNDED_PHRASES)
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Heads that no box can be drawn around: abstract things, the image itself, and its parts.
+ABSTRACT_HEADS = _words(
+    """
+    joy beauty love happiness sadness anger fear excitement calm calmness peace tranquility serenity
+    sense feeling feelings emotion mood atmosphere ambiance ambience vibe impression charm elegance
+    warmth coziness nostalgia mystery drama energy movement motion harmony contrast depth balance
+    image images picture pictures photo photos photograph photographs view scene shot frame
+    composition angle perspective focus theme topic subject overall
+    background foreground side sides front back middle center centre top bottom left right corner
+    edge end rest part parts area areas region distance direction
+    color colour colors colours style shade tone size shape type kind sort variety number lot lots
+    set group bunch couple pair row rows amount addition total way ways manner case fact idea
+    concept purpose focal example time day moment night morning evening afternoon season date
+    condition appearance position place presence action activity use
+    """
+)
+
+DETERMINERS = _words(
+    """
+    a an the this that these those each every some any no both all another several many few various
+    numerous multiple his her its their my your our one two three four five six seven eight nine ten
+    eleven twelve half
+    """
+)
+
+# Adjectives that end a phrase only where a noun is missing.
+ADJECTIVES = _words(
+    """
+    red orange yellow green blue purple violet pink brown black white grey gray silver gold golden
+    beige turquoise tan dark light bright pale colorful colourful big small large little tiny huge
+    tall short long wide narrow thick thin high low old young new ancient modern vintage rustic
+    round square flat sharp soft hard smooth rough wet dry hot cold warm clean dirty empty full open
+    closed happy sad calm serene peaceful busy quiet loud wooden metal plastic stone brick
+    beautiful pretty cute nice lovely blurry clear cloudy sunny rainy visible same different other
+    single double main entire whole medium striped dotted outlined plain outdoor indoor
+    """
+)
+
+# Words between phrases. Verbs among them are actions.
+LINKS = _words(
+    """
+    of in on at by with without to from for into onto over under above below behind beside besides
+    between among near next across along around through against during before after about as like
+    off out up down toward towards inside outside within upon per via beyond amid atop underneath
+    beneath and or but nor so yet while when where who whom whose which what because if than then
+    though although that's there here it he she they we i you him them us me who's not n't also
+    very too just only together apart away
+    """
+)
+AUXILIARIES = _words(
+    "is are was were be been being am has have had do does did can could will would may might must "
+    "should it's there's they're he's she's"
+)
+VERBS = _words(
+    """
+    sit sits sat stand stands stood lie lies lay walk walks walked run runs ran ride rides rode hold
+    holds held wear wears wore play plays look looks looked show shows shown feature features
+    depict depicts depicted display displays contain contains include includes appear appears seem
+    seems suggest suggests create creates add adds give gives gave make makes made take takes took
+    hang hangs hung fly flies flew eat eats ate drink drinks swim swims swam jump jumps drive drives
+    drove face faces cover covers surround surrounds fill fills line rest rests lean leans come
+    comes go goes read reads write writes written cut cuts carry carries pull pulls push pushes
+    throw throws thrown catch catches hit hits kick kicks serve serves watch watches use uses used
+    see sees saw seen set parked worn taken captured known based lit
+    """
+)
+
+# Nouns that end like participles.
+ING_NOUNS = _words(
+    """
+    building buildings ceiling painting paintings clothing ring rings string strings wing wings king
+    thing things railing railings wedding drawing drawings sling swing swings lighting lettering
+    writing awning siding flooring stuffing earring earrings dressing icing frosting parking
+    crossing opening filling bedding landing living dining swimming skiing topping toppings sibling
+    """
+)
+ED_NOUNS = _words("red bed beds shed sheds sled sleds seed weed reed hundred bread thread head")
+LY_NOUNS = _words("family fly butterfly belly jelly lily trolley bully ally assembly supply curly")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from florence_jax.annotation.boxes import bounds
-from florence_jax.annotation.engine_adapter import Answer
 from florence_jax.annotation.filters import (
     box_rejection_reason,
     contradicts,
@@ -40,6 +39,22 @@ from florence_jax.inference.image_encoder import EncodedImage
 from florence_jax.inference.requests import Request
 
 _LOCATION = re.compile(r"<loc_\d+>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The model's answer to one prompt.
+
+    Attributes:
+        value: what `florence_jax.parse` gives for the task, with scores and label_scores.
+        score: exp of the mean log-probability of the words.
+        error: why the model could not be asked; there is no value then.
+    """
+
+    value: Any = None
+    score: float = 0.0
+    error: str | None = None
+
 
 # Takes the answer to the request that it comes with.
 Read = Callable[[Answer], None]

@@ -1,26 +1,36 @@
 """Items, sources of items, and jobs: the types of a run that makes one row of each item.
 
 `run_blocks` (in `florence_jax.batch.run`) cuts a `Source` into blocks of items, loads their
-images in worker processes, hands each block to a `Job` and writes the rows. Predicting, evaluating
-and annotating differ in their job alone.
+images in worker processes, hands each block to a `Job` (`block_rows`) and writes the rows.
+Predicting, evaluating and annotating differ in their job alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from florence_jax.batch.image_reader import ImageSource
+from florence_jax.batch.image_reader import ImageSource, image_name, resized_pixels
+from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.inference.requests import Query
 from florence_jax.processing import ImageConfig
+from florence_jax.runtime.error_text import is_of_one_input, row_error_text
+
+if TYPE_CHECKING:
+    from florence_jax.inference.base_pipeline import BasePipeline
 
 # As `result_to_json` takes it: str keys, and values that JSON has.
 Row = dict[str, Any]
+# Images that are read ahead of the job, for each block in hand.
+LOOKAHEAD = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +130,10 @@ class Job(Protocol):
         ...
 
 
+class JobError(RuntimeError):
+    """A job broke its contract."""
+
+
 @dataclass(frozen=True)
 class ListSource:
     """A `Source` of items in memory, for small sets and for tests."""
@@ -135,3 +149,118 @@ class ListSource:
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
         return iter(self.items[start:stop])
+
+
+def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
+    """One row for each item, in order: the job's, or the error of an item that has none.
+
+    Raises:
+        JobError: the job returned fewer or more rows than it was given items.
+    """
+    rows: list[Row] = []
+    waiting: list[int] = []  # the rows that the job completes
+
+    def loaded() -> Iterator[DecodedItem]:
+        for item, future in _read_ahead(items, job, pool):
+            rows.append(_frame(item))
+            if future is None:
+                rows[-1]["error"] = item.error
+                continue
+            try:
+                size, pixels, notes = future.result()
+            except Exception as error:
+                # No worker starts, or the pool is closed: no image is to blame.
+                if not is_of_one_input(error) or isinstance(error, EOFError):
+                    raise
+                rows[-1]["error"] = row_error_text(error)
+                continue
+            if notes:
+                rows[-1]["image_note"] = "; ".join(notes)
+            waiting.append(len(rows) - 1)
+            yield DecodedItem(item=item, size=size, pixels=pixels)
+
+    stream = loaded()
+    answers = job(stream)
+    for _ in stream:
+        raise JobError("the job did not take all of the block's items")
+    if len(answers) != len(waiting):
+        raise JobError(f"the job made {len(answers)} rows of {len(waiting)} items")
+    for number, answer in zip(waiting, answers, strict=True):
+        rows[number].update(answer)
+    return rows
+
+
+def read_items(source: Source, span: range) -> Iterator[Item]:
+    """The items of a source in `span`; an item that cannot be read has an error."""
+    done = span.start
+    while done < span.stop:
+        try:
+            for item in source.read(done, span.stop):
+                done += 1
+                yield item
+            return
+        except Exception as error:
+            if not is_of_one_input(error):
+                raise
+            name = next(itertools.islice(source.ids(), done, done + 1))
+            yield Item(id=name, error=f"{name} cannot be read: {row_error_text(error)}")
+            done += 1
+
+
+def _read_ahead(
+    items: Iterable[Item], job: Job, pool: WorkerPool
+) -> Iterator[tuple[Item, Future[Any] | None]]:
+    """Each item with the future of its image; None for an item with an error."""
+    ahead: deque[tuple[Item, Future[Any] | None]] = deque()
+    config = job.image_config
+    before: Item | None = None
+    future: Future[Any] | None = None
+    for item in items:
+        if item.error is not None:
+            ahead.append((item, None))
+        else:
+            # Neighbours with one image share it.
+            if future is None or before is None or before.image != item.image:
+                future = pool.submit(resized_pixels, item.image, config.size, config.resample)
+            before = item
+            ahead.append((item, future))
+        if len(ahead) > LOOKAHEAD:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def _frame(item: Item) -> Row:
+    """The columns that a row has whatever the job answers."""
+    row: Row = {"id": item.id}
+    name = image_name(item.image)
+    if name is not None and name != item.id:
+        row["image"] = name
+    return row | dict(item.extra)
+
+
+def pipeline_fingerprint(pipeline: BasePipeline) -> dict[str, Any]:
+    """Everything of a pipeline that its answers depend on, as JSON.
+
+    These are the weights, tokenizer, image settings, compatibility mode and mesh, and the software
+    and device: another jax, another kind of device or another division of the weights rounds
+    otherwise, so that answers would still be right, but not the same.
+    """
+    import jax
+
+    import florence_jax
+    from florence_jax.export.manifest import weights_sha256
+
+    params = pipeline.programs.params
+    mesh = getattr(getattr(pipeline, "model", None), "mesh", None)
+    return ({} if mesh is None else {"mesh": dict(mesh.shape)}) | {
+        "weights": {
+            "sha256": weights_sha256(params),
+            "dtypes": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)}),
+        },
+        "tokenizer": pipeline.tokenizer.sha256(),
+        "image": dataclasses.asdict(pipeline.image_config),
+        "compat": pipeline.compat or "florence_jax",
+        "software": {"florence_jax": florence_jax.__version__, "jax": jax.__version__},
+        "device": jax.local_devices()[0].device_kind,
+        "matmul_precision": pipeline.programs.matmul_precision,
+    }

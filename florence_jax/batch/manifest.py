@@ -7,23 +7,16 @@ fields that differ.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from florence_jax.batch.blocks import Blocks, is_block_name
-from florence_jax.batch.job import Source
+from florence_jax.batch.blocks import Blocks, is_block_name, read_rows
+from florence_jax.batch.job import Row
 from florence_jax.runtime.atomic_file import write_once
 from florence_jax.runtime.jsonl import json_text
-from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_bytes
-
-if TYPE_CHECKING:
-    from florence_jax.inference.base_pipeline import BasePipeline
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 
 MANIFEST = "run.json"
 # Readers of a directory of Parquet files skip names that begin with an underscore.
@@ -35,66 +28,6 @@ _SHOWN = 200
 
 class RunError(ValueError):
     """A run cannot begin or go on; the message says why and what to do."""
-
-
-def pipeline_fingerprint(pipeline: BasePipeline) -> dict[str, Any]:
-    """Everything of a pipeline that its answers depend on, as JSON.
-
-    These are the weights, tokenizer, image settings, compatibility mode and mesh, and the software
-    and device: another jax, another kind of device or another division of the weights rounds
-    otherwise, so that answers would still be right, but not the same.
-    """
-    import jax
-
-    import florence_jax
-    from florence_jax.export.manifest import weights_sha256
-
-    params = pipeline.programs.params
-    mesh = getattr(getattr(pipeline, "model", None), "mesh", None)
-    return ({} if mesh is None else {"mesh": dict(mesh.shape)}) | {
-        "weights": {
-            "sha256": weights_sha256(params),
-            "dtypes": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)}),
-        },
-        "tokenizer": pipeline.tokenizer.sha256(),
-        "image": dataclasses.asdict(pipeline.image_config),
-        "compat": pipeline.compat or "florence_jax",
-        "software": {"florence_jax": florence_jax.__version__, "jax": jax.__version__},
-        "device": jax.local_devices()[0].device_kind,
-        "matmul_precision": pipeline.programs.matmul_precision,
-    }
-
-
-def listing(source: Source) -> tuple[dict[str, Any], np.ndarray]:
-    """The manifest's record of the inputs: count, sha256 of all ids, and the source's fingerprint.
-
-    Returns:
-        The record, and the `id_key` of every input in order.
-
-    Raises:
-        RunError: two inputs have one id, or there are none.
-    """
-    digest, keys = hashlib.sha256(), np.empty(len(source), np.uint64)
-    for number, name in enumerate(source.ids()):
-        # As Parquet holds ids, which has no file name that is not UTF-8.
-        encoded = name.encode("utf-8", "backslashreplace")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        keys[number] = id_key(name)
-    if not len(keys):
-        raise RunError("the inputs name no image: there is nothing to run")
-    _check_unique(source, keys)
-    record = {
-        "count": len(keys),
-        "ids_sha256": digest.hexdigest(),
-        "source": json.loads(json.dumps(source.fingerprint)),
-    }
-    return record, keys
-
-
-def id_key(name: str) -> int:
-    """64 bits of an id's digest, for comparing millions of them."""
-    encoded = name.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
 def record_name(number: int) -> str:
@@ -144,7 +77,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     if not path.exists() and (directory / PARQUET_MANIFEST).exists():
         path = directory / PARQUET_MANIFEST
     try:
-        manifest = parse_json(read_bytes(path, max_bytes=MAX_SETTINGS_BYTES), str(path))
+        manifest = read_json(path, max_bytes=MAX_SETTINGS_BYTES)
     except FileNotFoundError:
         if directory.is_dir() and any(is_block_name(file.name) for file in directory.iterdir()):
             raise RunError(
@@ -174,7 +107,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     while True:
         record = directory / record_name(manifest["records"] + 1)
         try:
-            added = parse_json(read_bytes(record, max_bytes=MAX_SETTINGS_BYTES), str(record))
+            added = read_json(record, max_bytes=MAX_SETTINGS_BYTES)
             manifest["inputs"], manifest["blocks"]["ends"] = added["inputs"], added["ends"]
         except FileNotFoundError:
             return manifest
@@ -185,21 +118,24 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         manifest["records"] += 1
 
 
-def claim_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest into `directory`, or compare it with the existing one.
+def read_run(directory: Path) -> Iterator[Row]:
+    """The rows of a finished run, block by block.
 
     Raises:
-        RunError: the directory is of another run; the message names the fields that differ.
+        RunError: no run has begun in `directory`.
+        OSError, ValueError: a block is missing or damaged.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    begun = read_manifest(directory)
-    if begun is None:
-        content = f"{json_text(manifest, indent=1)}\n".encode()
-        name = PARQUET_MANIFEST if manifest["blocks"]["format"] == "parquet" else MANIFEST
-        if write_once(directory / name, content):
-            return
-        begun = read_manifest(directory)  # another process was first
-    check_manifest(directory, begun, manifest)
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise RunError(f"{directory} holds no {MANIFEST}: no run has begun there")
+    for name in blocks_of_manifest(manifest).names(manifest["blocks"]["format"]):
+        yield from read_rows(directory / name)
+
+
+def claim_manifest(directory: Path, manifest: Mapping[str, Any]) -> bool:
+    """Write the manifest into `directory`; False if another process was first."""
+    name = PARQUET_MANIFEST if manifest["blocks"]["format"] == "parquet" else MANIFEST
+    return write_once(directory / name, f"{json_text(manifest, indent=1)}\n".encode())
 
 
 def check_manifest(
@@ -245,22 +181,6 @@ def _compared(manifest: Mapping[str, Any], of_inputs: bool) -> dict[str, Any]:
         kept["inputs"] = {"source": kept["inputs"]["source"]}
         kept["blocks"] = {**kept["blocks"], "ends": []}
     return kept
-
-
-def _check_unique(source: Source, keys: np.ndarray) -> None:
-    ordered = np.sort(keys)
-    suspects = set(ordered[:-1][ordered[1:] == ordered[:-1]].tolist())
-    if not suspects:
-        return
-    seen: set[str] = set()
-    for key, name in zip(keys.tolist(), source.ids(), strict=True):
-        if key in suspects:
-            if name in seen:
-                raise RunError(
-                    f"two inputs have the id {name!r}: a row could not say which of them it is "
-                    "of. Leave one out, or give rows an `id` of their own"
-                )
-            seen.add(name)
 
 
 def _differences(there: Any, here: Any, place: str = "") -> Iterator[str]:

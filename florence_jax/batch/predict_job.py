@@ -10,8 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from florence_jax.batch.job import DecodedItem, Row
-from florence_jax.batch.manifest import pipeline_fingerprint
+from florence_jax.batch.job import DecodedItem, Row, pipeline_fingerprint
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.base_pipeline import BasePipeline
 from florence_jax.inference.device_stats import DeviceStats

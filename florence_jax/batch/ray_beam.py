@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from florence_jax.batch.block_runner import block_rows
-from florence_jax.batch.job import Item, Row
+from florence_jax.batch.job import Item, Row, block_rows
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.sources.rows import RowReader
 from florence_jax.inference.requests import Query

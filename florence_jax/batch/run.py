@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence_jax.batch.block_runner import block_rows, read_items
 from florence_jax.batch.blocks import (
     Blocks,
+    RowFormat,
+    RunOptions,
     check_format,
     commit_block,
     encode_block,
     ensure_digests,
     writable,
 )
-from florence_jax.batch.job import Item, Job, Row, Source
+from florence_jax.batch.job import Item, Job, Row, Source, block_rows, read_items
 from florence_jax.batch.leases import Leases
 from florence_jax.batch.manifest import (
     check_manifest,
@@ -28,7 +30,6 @@ from florence_jax.batch.manifest import (
 from florence_jax.batch.progress import Progress
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.run_inputs import RunInputs, settle_inputs
-from florence_jax.batch.run_options import RowFormat, RunOptions
 from florence_jax.runtime.atomic_file import check_writable, remove_leftovers
 from florence_jax.runtime.signals import Interruption
 
@@ -98,91 +99,99 @@ def run_blocks(
         ValueError: the format is Parquet and pyarrow is missing.
         OSError: a block cannot be written.
     """
-    directory = Path(directory)
     while True:
-        inputs = settle_inputs(directory, source, extend=options.extend)
-        blocks, kind = plan_blocks(inputs, options)
-        manifest = make_manifest(inputs.record, job.fingerprint, blocks, kind)
+        plan = plan_run(source, directory, options)
+        inputs, directory = plan.inputs, plan.directory
+        manifest = make_manifest(inputs.record, job.fingerprint, plan.blocks, plan.row_format)
         # Before anything is added: a run that does not belong here changes nothing.
         check_manifest(directory, inputs.begun, manifest, of_inputs=not inputs.number)
         directory.mkdir(parents=True, exist_ok=True)
-        if inputs.save(directory):
+        # Where another process was first, its manifest or its addition is read.
+        if inputs.save(directory) and (inputs.begun or claim_manifest(directory, manifest)):
             break
-    claim_manifest(directory, manifest)
-    run = _Run(inputs.source, job, directory, blocks, kind, options, after_block)
-    return run.work(progress)
+    return _Run(plan, job, after_block).work(progress)
 
 
-def prepare_run(source: Source, directory: Path, options: RunOptions) -> None:
-    """Make the directory, and refuse a run that could not begin or go on in it.
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """A run as it would begin or go on in a directory, where nothing is written yet.
 
-    Call this before the model is loaded.
+    Attributes:
+        directory: the output directory.
+        options: how the run is divided.
+        inputs: every input, those of the run's beginning first.
+        row_format: format of the blocks: as given, as begun, or "jsonl".
+    """
+
+    directory: Path
+    options: RunOptions
+    inputs: RunInputs
+    row_format: RowFormat
+
+    @functools.cached_property
+    def blocks(self) -> Blocks:
+        """The blocks: of the size that was given, that the run began with, or the default."""
+        begun = self.inputs.begun["blocks"] if self.inputs.begun else {}
+        size = self.options.block_size or begun.get("size") or self.options.default_block_size()
+        ends = self.inputs.ends
+        return Blocks(total=ends[-1], size=size, ends=ends)
+
+    def prepare(self) -> None:
+        """Make the directory. Call this before the model is loaded.
+
+        Raises:
+            OSError: the directory cannot be made or written to.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        check_writable(self.directory)
+
+    def describe(self) -> str:
+        """The blocks, those that are finished and those of this process, as text."""
+        blocks, kind = self.blocks, self.row_format
+        share, begun = self.options.share, self.inputs.begun
+        done = set(blocks.finished(self.directory, kind))
+        own = [block for block in range(share.index, len(blocks), share.count) if block not in done]
+        lines = [
+            f"{len(blocks)} blocks of {blocks.size} as {kind} in {self.directory}/, {len(done)} of "
+            "them are there",
+            f"process {share.index} of {share.count} begins with {len(own)} blocks, "
+            f"{sum(len(blocks[block]) for block in own)} images",
+            f"{self.options.worker_count} worker processes read images",
+        ]
+        if begun is not None:
+            manifest = make_manifest(self.inputs.record, begun["job"], blocks, kind)
+            of_inputs = not self.inputs.number
+            lines += [
+                f"refused, for {self.directory} is of another run: {one}"
+                for one in manifest_differences(begun, manifest, of_inputs=of_inputs)
+            ]
+        return "\n".join(lines)
+
+
+def plan_run(source: Source, directory: str | Path, options: RunOptions) -> RunPlan:
+    """The run over `source` that would begin or go on in `directory`.
 
     Raises:
-        RunError, ValueError, OSError: as `run_blocks`.
+        RunError, ValueError: as `run_blocks`.
     """
-    check_format(options.row_format or "jsonl")
-    directory.mkdir(parents=True, exist_ok=True)
-    check_writable(directory)
-    settle_inputs(directory, source, extend=options.extend)
-
-
-def describe_run(source: Source, directory: Path, options: RunOptions) -> str:
-    """The blocks of a run, those that are finished and those of this process, as text.
-
-    Raises:
-        RunError: as `run_blocks`.
-    """
+    directory = Path(directory)
     inputs = settle_inputs(directory, source, extend=options.extend)
-    blocks, kind = plan_blocks(inputs, options)
-    share, done = options.share, set(blocks.finished(directory, kind))
-    own = [block for block in range(share.index, len(blocks), share.count) if block not in done]
-    lines = [
-        f"{len(blocks)} blocks of {blocks.size} as {kind} in {directory}/, {len(done)} of them "
-        "are there",
-        f"process {share.index} of {share.count} begins with {len(own)} blocks, "
-        f"{sum(len(blocks[block]) for block in own)} images",
-        f"{options.worker_count} worker processes read images",
-    ]
-    if inputs.begun is not None:
-        manifest = make_manifest(inputs.record, inputs.begun["job"], blocks, kind)
-        differences = manifest_differences(inputs.begun, manifest, of_inputs=not inputs.number)
-        lines += [f"refused, for {directory} is of another run: {one}" for one in differences]
-    return "\n".join(lines)
-
-
-def plan_blocks(inputs: RunInputs, options: RunOptions) -> tuple[Blocks, RowFormat]:
-    """The blocks of a run and their format: as given, as begun, or by default.
-
-    Raises:
-        ValueError: the format cannot be written here.
-    """
     begun = inputs.begun["blocks"] if inputs.begun else {}
     kind: RowFormat = options.row_format or begun.get("format") or "jsonl"
     check_format(kind)
-    size = options.block_size or begun.get("size") or options.default_block_size()
-    return Blocks(total=inputs.ends[-1], size=size, ends=inputs.ends), kind
+    return RunPlan(directory=directory, options=options, inputs=inputs, row_format=kind)
 
 
 class _Run:
     """One process's part of a run."""
 
-    def __init__(
-        self,
-        source: Source,
-        job: Job,
-        directory: Path,
-        blocks: Blocks,
-        kind: RowFormat,
-        options: RunOptions,
-        after_block: AfterBlock | None,
-    ) -> None:
-        self._source, self._job, self._directory = source, job, directory
-        self._blocks = blocks
-        self._kind: RowFormat = kind
+    def __init__(self, plan: RunPlan, job: Job, after_block: AfterBlock | None) -> None:
+        self._source, self._job, self._directory = plan.inputs.source, job, plan.directory
+        self._blocks, options = plan.blocks, plan.options
+        self._kind: RowFormat = plan.row_format
         self._after_block = after_block
-        self._leases = Leases(directory, seconds=options.lease_seconds)
-        self._order = options.share.order(len(blocks))
+        self._leases = Leases(plan.directory, seconds=options.lease_seconds)
+        self._order = options.share.order(len(self._blocks))
         self._pool = WorkerPool(options.worker_count)
         self._lock = threading.Lock()
         self._counted: set[int] = set()  # finished, and in the progress bar

@@ -23,8 +23,6 @@ from florence_jax.batch.job import Item, Source
 from florence_jax.batch.manifest import (
     RunError,
     blocks_of_manifest,
-    id_key,
-    listing,
     read_manifest,
     record_name,
 )
@@ -135,6 +133,59 @@ def settle_inputs(directory: Path, source: Source, *, extend: bool = False) -> R
         begun=begun,
         number=begun["records"] + 1 if is_new else None,
     )
+
+
+def listing(source: Source) -> tuple[dict[str, Any], np.ndarray]:
+    """The manifest's record of the inputs: count, sha256 of all ids, and the source's fingerprint.
+
+    Returns:
+        The record, and the `id_key` of every input in order.
+
+    Raises:
+        RunError: two inputs have one id, or there are none.
+    """
+    digest, keys = hashlib.sha256(), np.empty(len(source), np.uint64)
+    for number, name in enumerate(source.ids()):
+        digest.update(id_bytes(name))
+        keys[number] = id_key(name)
+    if not len(keys):
+        raise RunError("the inputs name no image: there is nothing to run")
+    _check_unique(source, keys)
+    record = {
+        "count": len(keys),
+        "ids_sha256": digest.hexdigest(),
+        "source": json.loads(json.dumps(source.fingerprint)),
+    }
+    return record, keys
+
+
+def id_bytes(name: str) -> bytes:
+    """An id as the digest of all ids takes it."""
+    # As Parquet holds ids, which has no file name that is not UTF-8.
+    encoded = name.encode("utf-8", "backslashreplace")
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def id_key(name: str) -> int:
+    """64 bits of an id's digest, for comparing millions of them."""
+    encoded = name.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
+
+
+def _check_unique(source: Source, keys: np.ndarray) -> None:
+    ordered = np.sort(keys)
+    suspects = set(ordered[:-1][ordered[1:] == ordered[:-1]].tolist())
+    if not suspects:
+        return
+    seen: set[str] = set()
+    for key, name in zip(keys.tolist(), source.ids(), strict=True):
+        if key in suspects:
+            if name in seen:
+                raise RunError(
+                    f"two inputs have the id {name!r}: a row could not say which of them it is "
+                    "of. Leave one out, or give rows an `id` of their own"
+                )
+            seen.add(name)
 
 
 def _pinned(record: Mapping[str, Any], source: PinnedSource, pins: Sequence[str]) -> dict[str, Any]:

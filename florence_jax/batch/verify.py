@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from florence_jax.batch.blocks import digest_path, is_block_name, read_rows
-from florence_jax.batch.manifest import MANIFEST, RunError, read_manifest
-from florence_jax.batch.run_inputs import blocks_of_manifest
+from florence_jax.batch.manifest import MANIFEST, RunError, blocks_of_manifest, read_manifest
+from florence_jax.batch.run_inputs import id_bytes, id_key
 from florence_jax.runtime.terminal_bar import terminal_bar
 
 # Problems that are listed one by one.
@@ -95,10 +95,8 @@ def verify_output(directory: str | Path, *, progress: bool = False) -> Report:
             report.problems.append(f"{name} has {len(own)} rows, not {len(span)}")
             continue
         for place, one in zip(span, own, strict=True):
-            encoded = one.encode("utf-8", "backslashreplace")
-            ids.update(len(encoded).to_bytes(8, "little") + encoded)
-            short = hashlib.blake2b(encoded, digest_size=8).digest()
-            keys[place] = int.from_bytes(short, "little")
+            ids.update(id_bytes(one))
+            keys[place] = id_key(one)
     _check_ids(report, ids.hexdigest() == manifest["inputs"]["ids_sha256"], keys)
     known = set(names)
     for path in sorted(directory.iterdir()):

@@ -26,7 +26,7 @@ from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
     from florence_jax.annotation.noun_phrases import NounPhraseExtractor
-    from florence_jax.batch.job import Source
+    from florence_jax.annotation.settings import AnnotateSettings
     from florence_jax.batch.run import Summary
     from florence_jax.inference.base_pipeline import BasePipeline
 
@@ -101,17 +101,19 @@ def _check_mode(arguments: argparse.Namespace) -> None:
 def _annotate(options: AnnotateOptions) -> int:
     from florence_jax.annotation.image_source import find_image_folder
     from florence_jax.annotation.job import AnnotateJob
-    from florence_jax.annotation.noun_phrases_spacy import find_extractor
-    from florence_jax.batch.run import prepare_run, run_blocks
+    from florence_jax.annotation.noun_phrase_extractors import find_extractor
+    from florence_jax.batch.run import plan_run, run_blocks
     from florence_jax.inference.multi_device import replicate_over_local_devices
 
     say = None if options.quiet else say_on_stderr
     images = find_image_folder(options.images, options.image_root, say)
     extractor = find_extractor(options.noun_phrases)
+    plan = plan_run(images, options.output, options.run)
     if options.dry_run:
-        print(_plan(images, images.root, extractor, options))
+        print(f"{len(images)} images below {images.root}, by {options.model.model}")
+        print(f"{_asked(options.settings)}\nnoun phrases by: {extractor.name}\n{plan.describe()}")
         return 0
-    prepare_run(images, options.output, options.run)
+    plan.prepare()
     pipeline = load_pipeline(options.model, progress=not options.quiet)
     pipeline = replicate_over_local_devices(pipeline)
     job = AnnotateJob(
@@ -148,7 +150,7 @@ def _annotate(options: AnnotateOptions) -> int:
 
 def _merge(options: AnnotateOptions) -> int:
     from florence_jax.annotation.merge import merge_sets
-    from florence_jax.annotation.noun_phrases_spacy import find_extractor
+    from florence_jax.annotation.noun_phrase_extractors import find_extractor
     from florence_jax.annotation.schema import read_annotations, write_annotations
 
     inputs = options.merge or ()
@@ -243,21 +245,11 @@ def _finish(options: AnnotateOptions, root: Path, extractor: NounPhraseExtractor
         print(counted.table())
 
 
-def _plan(
-    source: Source, root: Path, extractor: NounPhraseExtractor, options: AnnotateOptions
-) -> str:
-    from florence_jax.batch.run import describe_run
-
-    settings = options.settings
+def _asked(settings: AnnotateSettings) -> str:
     asked = [*settings.levels, *(name for name in ("regions", "ocr") if getattr(settings, name))]
-    return "\n".join(
-        [
-            f"{len(source)} images below {root}, by {options.model.model}",
-            f"asked: {', '.join(asked)}; grounding: {settings.ground}; completion: "
-            f"{settings.complete}; proposals: {settings.proposals}; polygons: {settings.polygons}",
-            f"noun phrases by: {extractor.name}",
-            describe_run(source, options.output, options.run),
-        ]
+    return (
+        f"asked: {', '.join(asked)}; grounding: {settings.ground}; completion: "
+        f"{settings.complete}; proposals: {settings.proposals}; polygons: {settings.polygons}"
     )
 
 

@@ -13,23 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from florence_jax.annotation.schema import LEVELS
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
-from florence_jax.batch.run_options import RunOptions
+from florence_jax.batch.blocks import RunOptions
 from florence_jax.cli.options import (
+    DECODING,
+    MODEL,
+    PROCESSES,
     DecodingOptions,
     ModelOptions,
-    add_decoding_options,
-    add_model_options,
+    add_shared,
     decoding_from,
     options_from,
-)
-from florence_jax.cli.run_options import (
-    add_block_options,
-    add_extend_option,
-    add_process_options,
-    add_worker_option,
     run_options,
 )
-from florence_jax.runtime.program_parser import positive
 
 if TYPE_CHECKING:
     from florence_jax.annotation.merge import Captions, Fusion
@@ -110,7 +105,7 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
         help="images are named by their path below it (default: the deepest that holds them all)",
     )
     # The filters need the confidences that the references do not give.
-    add_model_options(annotate, compat=False)
+    add_shared(annotate, *MODEL)
     asked = annotate.add_argument_group("what is asked")
     asked.add_argument(
         "--only",
@@ -152,17 +147,13 @@ def add_options(annotate: argparse.ArgumentParser) -> None:
         help="finds noun phrases: a spaCy model, or 'rules' without one (default: an installed "
         "spaCy model, else rules)",
     )
-    add_decoding_options(annotate)
+    add_shared(annotate, *DECODING)
     annotate.add_argument(
         "--unconstrained",
         action="store_true",
         help="also allow answers that do not parse completely (faster to start)",
     )
-    annotate.add_argument("--batch-size", type=positive, default=8, help="default: %(default)s")
-    add_block_options(annotate)
-    add_worker_option(annotate)
-    add_process_options(annotate)
-    add_extend_option(annotate)
+    add_shared(annotate, "--batch-size", "--block-size", *PROCESSES, "--extend")
     annotate.add_argument(
         "--export",
         action="append",

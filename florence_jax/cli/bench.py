@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence_jax.cli.options import (
+    DECODING,
+    MODEL,
     ModelOptions,
-    add_decoding_options,
-    add_free_prompt_option,
-    add_model_options,
+    add_shared,
     decoding_from,
     decoding_settings,
     load_checkpoint_pipeline,
@@ -54,9 +54,7 @@ def add_bench(commands: Any) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    add_model_options(bench, compat=False)
-    add_decoding_options(bench)
-    add_free_prompt_option(bench)
+    add_shared(bench, *MODEL, *DECODING, "--free-prompt")
     bench.add_argument(
         "--task",
         action="append",

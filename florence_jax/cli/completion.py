@@ -61,10 +61,7 @@ def _completion(arguments: argparse.Namespace) -> int:
     try:
         commands.choices["train"] = _train_parser()
     except ModuleNotFoundError as error:
-        say_on_stderr(
-            f"the script has no flags of train, as the package {error.name} is not installed: "
-            'pip install "florence-jax[train]"'
-        )
+        say_on_stderr(f"the script has no flags of train: {error}")
     for command in commands.choices.values():
         for action in command._actions:
             if action.nargs != 0 and action.choices is None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.cli.options import (
+    DECODING,
     ModelOptions,
-    add_decoding_options,
+    add_shared,
     decoding_from,
     decoding_settings,
     options_from,
@@ -34,7 +35,7 @@ def add_demo(commands: Any) -> None:
         metavar="DIR",
         help="the directory for drawn answers and results.jsonl (default: %(default)s)",
     )
-    add_decoding_options(demo)
+    add_shared(demo, *DECODING)
     demo.set_defaults(run=_demo, max_new_tokens=120)
 
 

@@ -6,16 +6,17 @@ import argparse
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from florence_jax.cli.help import version_text
 
 # What the extras of jax bring, which its own metadata does not tell.
-_PLUGINS = {"tpu": ["libtpu"], "cuda": ["jax-cuda13-plugin"]}
+_PLUGINS = {"tpu": [Requirement("libtpu")], "cuda": [Requirement("jax-cuda13-plugin")]}
 
 
 def add_doctor(commands: Any) -> None:
@@ -24,7 +25,7 @@ def add_doctor(commands: Any) -> None:
         "doctor",
         description="Show what florence-jax finds here: versions, devices, memory, caches, and "
         "optional packages, with a remedy for each that is missing. Exit status: 0, or 1 if jax "
-        "finds no device.",
+        "finds no device or a required package is missing or too old.",
     )
     doctor.set_defaults(run=_doctor)
 
@@ -36,11 +37,14 @@ def _doctor(options: argparse.Namespace) -> int:
         free = shutil.disk_usage(_existing(directory)).free
         print(f"{name}: {directory}, {free / 2**30:,.1f} GiB free")
     found = _print_devices()
+    unfit = list(_unfit(_required()))
+    if unfit:
+        print(f"required, and not here: {', '.join(unfit)}; pip install --upgrade florence-jax")
     print("extras:")
     for extra, missing in _extras():
         remedy = f'missing: {", ".join(missing)}; pip install "florence-jax[{extra}]"'
         print(f"  {extra:<10} {remedy if missing else 'ok'}")
-    return 0 if found else 1
+    return 0 if found and not unfit else 1
 
 
 def _print_devices() -> bool:
@@ -63,22 +67,35 @@ def _print_devices() -> bool:
 
 
 def _extras() -> Iterator[tuple[str, list[str]]]:
-    """(extra, names of its packages that are not installed), in the package's order."""
+    """(extra, those of its packages that are missing or too old), in the package's order."""
     metadata = importlib.metadata.metadata("florence-jax")
-    required = importlib.metadata.requires("florence-jax") or []
+    always = set(_required())
     for extra in metadata.get_all("Provides-Extra") or []:
-        pattern = re.compile(rf"([\w.-]+).*extra == .{re.escape(extra)}\W")
-        names = [match[1] for line in required if (match := pattern.match(line)) is not None]
-        names = _PLUGINS.get(extra, [name for name in names if name != "florence-jax"])
-        yield extra, [name for name in names if not _installed(name)]
+        required = [one for one in _required(extra) if one not in always]
+        required = _PLUGINS.get(extra, [one for one in required if one.name != "florence-jax"])
+        missing = [*_unfit(required)]
+        if extra == "meteor" and shutil.which("java") is None:
+            missing.append("Java, from its own site")
+        yield extra, missing
 
 
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+def _required(extra: str = "") -> Iterator[Requirement]:
+    """What the package requires on this platform, with an extra or without one."""
+    for requirement in map(Requirement, importlib.metadata.requires("florence-jax") or []):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            yield requirement
+
+
+def _unfit(requirements: Iterable[Requirement]) -> Iterator[str]:
+    """Those that are not installed, and those of which another version is."""
+    for requirement in requirements:
+        try:
+            version = importlib.metadata.distribution(requirement.name).version
+        except importlib.metadata.PackageNotFoundError:
+            yield requirement.name
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            yield f"{requirement.name}{requirement.specifier} (found {version})"
 
 
 def _memory() -> str:

@@ -11,27 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence_jax.cli.options import (
+    DECODING,
+    MODEL,
+    PROCESSES,
     DecodingOptions,
     ModelOptions,
-    add_decoding_options,
-    add_free_prompt_option,
-    add_model_options,
-    add_weights_option,
+    add_shared,
     decoding_from,
     decoding_settings,
     load_pipeline,
     options_from,
+    run_options,
 )
-from florence_jax.cli.run_options import add_process_options, add_worker_option, run_options
 from florence_jax.runtime.atomic_file import atomic_write, check_writable, remove_leftovers
 from florence_jax.runtime.directory_lock import directory_lock
-from florence_jax.runtime.program_parser import positive
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
+    from florence_jax.batch.blocks import RunOptions
     from florence_jax.batch.image_reader import FileBelow
     from florence_jax.batch.run import Summary
-    from florence_jax.batch.run_options import RunOptions
     from florence_jax.evaluation.report import Report
     from florence_jax.evaluation.run import Plan
 
@@ -107,16 +106,11 @@ def add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--score-only", action="store_true", help="score the rows that are there, load no model"
     )
-    add_model_options(evaluate)
-    add_weights_option(evaluate)
-    add_decoding_options(evaluate)
-    add_free_prompt_option(evaluate)
+    add_shared(evaluate, *MODEL, "--compat", "--weights", *DECODING, "--free-prompt")
     evaluate.add_argument(
         "--constrained", action="store_true", help="allow only answers that parse completely"
     )
-    evaluate.add_argument("--batch-size", type=positive, default=8, help="default: %(default)s")
-    add_worker_option(evaluate)
-    add_process_options(evaluate)
+    add_shared(evaluate, "--batch-size", *PROCESSES)
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     evaluate.set_defaults(run=run_evaluate)
 
@@ -236,8 +230,7 @@ def _answer(plan: Plan, options: EvaluateOptions, directory: Path) -> Summary:
 
 def _report(plan: Plan, options: EvaluateOptions) -> Report:
     from florence_jax.batch.manifest import read_manifest
-    from florence_jax.evaluation.html_report import worst_page
-    from florence_jax.evaluation.report import WORST, save_report, worst
+    from florence_jax.evaluation.report import WORST, save_report, worst, worst_page
     from florence_jax.evaluation.run import ROWS, read_all_rows, score_rows
 
     directory = options.output

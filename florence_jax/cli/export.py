@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.cli.options import (
+    DECODING,
     ModelOptions,
-    add_decoding_options,
-    add_model_options,
+    add_shared,
     decoding_from,
     decoding_settings,
     load_checkpoint_pipeline,
@@ -35,8 +35,7 @@ def add_export(commands: Any) -> None:
         epilog=_EXAMPLES,
     )
     export.add_argument("output", type=Path, metavar="DIR", help="the directory to write")
-    add_model_options(export, mesh=False)
-    add_decoding_options(export)
+    add_shared(export, "--model", "--revision", "--processor", "--compat", *DECODING)
     export.add_argument(
         "--platform",
         action="append",

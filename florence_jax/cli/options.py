@@ -10,14 +10,115 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from florence_jax.runtime.program_parser import positive
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from florence_jax.batch.blocks import RowFormat, RunOptions
     from florence_jax.generation import GenerationConfig
     from florence_jax.inference.base_pipeline import BasePipeline
     from florence_jax.inference.pipeline import Florence2Pipeline
 
 _DEFAULT_MODEL = "microsoft/Florence-2-base-ft"
+
+# Names for `add_shared`.
+MODEL = ("--model", "--revision", "--mesh", "--rules", "--processor")
+DECODING = ("--dtype", "--matmul-precision", "--quantize", "--beams", "--max-new-tokens")
+SAMPLING = ("--sample", "--seed", "--temperature", "--top-k", "--top-p")
+PROCESSES = ("--workers", "--process-index", "--process-count")
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "--model": {
+        "default": _DEFAULT_MODEL,
+        "help": "directory of a checkpoint, training run or PEFT adapter, or a hub id; 'shapes' is "
+        "the small trained model of `florence-jax demo` (default: %(default)s)",
+    },
+    "--revision": {"help": "branch, tag or commit of the hub id"},
+    "--mesh": {
+        "metavar": "AXIS=SIZE,...",
+        "help": "divide parameters and batches among devices: data, fsdp and tensor, -1 for the "
+        "rest",
+    },
+    "--rules": {
+        "metavar": "NAME|FILE",
+        "help": "with --mesh, how parameters are divided: dp, fsdp, tp, fsdp_tp (default) or a "
+        ".toml file",
+    },
+    "--processor": {
+        "help": "directory or hub id of the tokenizer, where the model has none",
+    },
+    "--compat": {
+        "choices": ("original", "native"),
+        "help": "reproduce the original code's or transformers' results exactly",
+    },
+    "--adapter": {
+        "metavar": "DIR",
+        "help": "directory or hub id of a PEFT adapter to merge into the model (an adapter that "
+        "names its base model is a --model by itself)",
+    },
+    "--weights": {
+        "metavar": "MODEL",
+        "help": "if --model is a directory of exported programs without weights: the checkpoint "
+        "that it was exported from",
+    },
+    "--dtype": {
+        "choices": ("float32", "bfloat16", "float16"),
+        "help": "of weights and activations (default: float32)",
+    },
+    "--matmul-precision": {
+        "choices": ("default", "high", "highest"),
+        "help": "how float32 is multiplied on a GPU or TPU: highest (the default) in float32, the "
+        "others faster and less exact",
+    },
+    "--quantize": {
+        "choices": ("int8",),
+        "help": "keep the decoder's and the token table's weights in int8: a third less memory of "
+        "base in float32, and slightly other answers",
+    },
+    "--beams": {"type": int, "help": "beam search width (default: the checkpoint's)"},
+    "--max-new-tokens": {
+        "type": int,
+        "help": "longest answer (default: what the model can hold)",
+    },
+    "--sample": {
+        "action": "store_true",
+        "help": "draw each token at random instead of the best",
+    },
+    "--seed": {"type": int, "help": "with --sample: the same seed gives the same answers"},
+    "--temperature": {"type": float, "help": "with --sample (default: 1.0)"},
+    "--top-k": {"type": int, "help": "with --sample: of the K best tokens"},
+    "--top-p": {"type": float, "help": "with --sample: of the best that add up to P"},
+    "--free-prompt": {
+        "action": "store_true",
+        "help": "allow prompts that look like a task and are none that the model declares, such "
+        "as a fine-tune's <DocVQA>; without it they are refused as misspelt",
+    },
+    "--batch-size": {"type": positive, "default": 8, "help": "default: %(default)s"},
+    "--block-size": {
+        "type": int,
+        "metavar": "N",
+        "help": "images in a block (default: 512, 32 on a CPU, and at least four batches)",
+    },
+    "--workers": {
+        "type": int,
+        "metavar": "N",
+        "help": "processes that read images, 0 for none (default: one for each core but one, at "
+        "most 16)",
+    },
+    "--process-index": {
+        "type": int,
+        "metavar": "I",
+        "help": "this is process I, from 0, of several that share DIR (default: what "
+        "jax.distributed, SLURM, Open MPI or Cloud TPU says)",
+    },
+    "--process-count": {"type": int, "metavar": "N", "help": "how many there are"},
+    "--extend": {
+        "action": "store_true",
+        "help": "the inputs have grown since the run in DIR began: do the new ones too, in blocks "
+        "behind the others",
+    },
+}
 
 Options = TypeVar("Options", bound="DataclassInstance")
 
@@ -75,110 +176,10 @@ class DecodingOptions:
     sampling: SamplingOptions | None = None
 
 
-def add_model_options(
-    parser: argparse.ArgumentParser, *, compat: bool = True, mesh: bool = True
-) -> None:
-    """Add --model and the options of loading it; without `compat` or `mesh`, not those two."""
-    parser.add_argument(
-        "--model",
-        default=_DEFAULT_MODEL,
-        help="directory of a checkpoint, training run or PEFT adapter, or a hub id; 'shapes' is "
-        "the small trained model of `florence-jax demo` (default: %(default)s)",
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of the hub id")
-    if mesh:
-        _add_mesh_options(parser)
-    parser.add_argument(
-        "--processor", help="directory or hub id of the tokenizer, where the model has none"
-    )
-    if compat:
-        parser.add_argument(
-            "--compat",
-            choices=("original", "native"),
-            help="reproduce the original code's or transformers' results exactly",
-        )
-
-
-def add_weights_option(parser: argparse.ArgumentParser) -> None:
-    """Add --weights, for commands that take exported programs as --model."""
-    parser.add_argument(
-        "--weights",
-        metavar="MODEL",
-        help="if --model is a directory of exported programs without weights: the checkpoint that "
-        "it was exported from",
-    )
-
-
-def _add_mesh_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--mesh",
-        metavar="AXIS=SIZE,...",
-        help="divide parameters and batches among devices: data, fsdp and tensor, -1 for the rest",
-    )
-    parser.add_argument(
-        "--rules",
-        metavar="NAME|FILE",
-        help="with --mesh, how parameters are divided: dp, fsdp, tp, fsdp_tp (default) or a .toml "
-        "file",
-    )
-
-
-def add_adapter_option(parser: argparse.ArgumentParser) -> None:
-    """Add --adapter."""
-    parser.add_argument(
-        "--adapter",
-        metavar="DIR",
-        help="directory or hub id of a PEFT adapter to merge into the model (an adapter that names "
-        "its base model is a --model by itself)",
-    )
-
-
-def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    """Add --dtype, --matmul-precision, --quantize, --beams and --max-new-tokens."""
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of weights and activations (default: float32)",
-    )
-    parser.add_argument(
-        "--matmul-precision",
-        choices=("default", "high", "highest"),
-        help="how float32 is multiplied on a GPU or TPU: highest (the default) in float32, the "
-        "others faster and less exact",
-    )
-    parser.add_argument(
-        "--quantize",
-        choices=("int8",),
-        help="keep the decoder's and the token table's weights in int8: a third less memory of "
-        "base in float32, and slightly other answers",
-    )
-    parser.add_argument("--beams", type=int, help="beam search width (default: the checkpoint's)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="longest answer (default: what the model can hold)"
-    )
-
-
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Add --sample, --seed and the settings of sampling."""
-    parser.add_argument(
-        "--sample", action="store_true", help="draw each token at random instead of the best"
-    )
-    parser.add_argument(
-        "--seed", type=int, help="with --sample: the same seed gives the same answers"
-    )
-    parser.add_argument("--temperature", type=float, help="with --sample (default: 1.0)")
-    parser.add_argument("--top-k", type=int, help="with --sample: of the K best tokens")
-    parser.add_argument("--top-p", type=float, help="with --sample: of the best that add up to P")
-
-
-def add_free_prompt_option(parser: argparse.ArgumentParser) -> None:
-    """Add --free-prompt."""
-    parser.add_argument(
-        "--free-prompt",
-        action="store_true",
-        help="allow prompts that look like a task and are none that the model declares, such as a "
-        "fine-tune's <DocVQA>; without it they are refused as misspelt",
-    )
+def add_shared(parser: Any, *names: str) -> None:
+    """Add options that several commands have to a parser or group, in the order of `names`."""
+    for name in names:
+        parser.add_argument(name, **_SHARED[name])
 
 
 def model_from_anywhere(model: str) -> str:
@@ -211,22 +212,11 @@ def decoding_from(arguments: argparse.Namespace) -> DecodingOptions:
 
 def load_checkpoint_pipeline(options: ModelOptions, *, progress: bool) -> Florence2Pipeline:
     """The pipeline of a checkpoint."""
-    from florence_jax.inference.load_sharded import DEFAULT_RULES
     from florence_jax.inference.pipeline import Florence2Pipeline
 
-    return Florence2Pipeline.from_pretrained(
-        options.model,
-        dtype=options.dtype or "float32",
-        matmul_precision=options.matmul_precision or "highest",
-        quantize=options.quantize,
-        mesh=options.mesh,
-        rules=options.rules or DEFAULT_RULES,
-        revision=options.revision,
-        adapter=options.adapter,
-        processor=options.processor,
-        compat=options.compat,
-        progress=progress,
-    )
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    given.pop("weights", None)
+    return Florence2Pipeline.from_pretrained(given.pop("model"), **given, progress=progress)
 
 
 def load_pipeline(options: ModelOptions, *, progress: bool) -> BasePipeline:
@@ -294,3 +284,27 @@ def _check_sampling(sampling: SamplingOptions, settings: GenerationConfig) -> No
 def say_on_stderr(sentence: str) -> None:
     """Tell the user something that is neither an error nor an answer."""
     print(f"florence-jax: {sentence}", file=sys.stderr)
+
+
+def run_options(
+    arguments: argparse.Namespace,
+    *,
+    row_format: RowFormat | None = None,
+    max_block_size: int | None = None,
+) -> RunOptions:
+    """How the run that the arguments describe is divided.
+
+    Raises:
+        ValueError: numbers that are out of range or do not go together.
+    """
+    from florence_jax.batch.blocks import RunOptions, find_share
+
+    return RunOptions(
+        block_size=getattr(arguments, "block_size", None),
+        batch_size=arguments.batch_size,
+        max_block_size=max_block_size,
+        row_format=row_format,
+        workers=arguments.workers,
+        share=find_share(arguments.process_index, arguments.process_count),
+        extend=getattr(arguments, "extend", False),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,18 @@ if TYPE_CHECKING:
     from florence_jax.batch.run import Summary
 
 
-def predict_into_directory(options: PredictOptions) -> int:
-    """Run the command; the exit status is 1 if rows have errors, 130 if it was interrupted."""
-    from florence_jax.batch.draw import DrawAnswers
-    from florence_jax.batch.row_exporter import RowExporter
-    from florence_jax.batch.run import describe_run, prepare_run, run_blocks
+def predict_into_directory(options: PredictOptions, make_job: Callable[[], PredictJob]) -> int:
+    """Run the command.
+
+    Args:
+        options: the inputs, the outputs, and how the run is divided.
+        make_job: loads the model; called when nothing else can be refused.
+
+    Returns:
+        The exit status: 1 if rows have errors, 130 if the run was interrupted.
+    """
+    from florence_jax.batch.exports import DrawAnswers, open_export
+    from florence_jax.batch.run import plan_run, run_blocks
     from florence_jax.batch.sources.open import open_source
 
     run, directory, folder = options.run, options.output.directory, options.output.save_images
@@ -32,14 +40,14 @@ def predict_into_directory(options: PredictOptions) -> int:
         say=None if options.quiet else say_on_stderr,
         all_pages=options.all_pages,
     )
-    exporter = RowExporter(options.output, source)
+    plan = plan_run(source, directory, run)
+    export = open_export(options.output, source, plan.row_format)
     if options.dry_run:
         tasks = ", ".join(query.prompt for query in options.queries) or "each row's own"
-        print(f"{len(source)} images; tasks: {tasks}")
-        print(describe_run(source, directory, run))
+        print(f"{len(source)} images; tasks: {tasks}\n{plan.describe()}")
         return 0
-    prepare_run(source, directory, run)
-    job = _job(options)
+    plan.prepare()
+    job = make_job()
     job.check(options.queries)
     with exit_on_interrupt(_how_to_go_on(directory)):
         summary = run_blocks(
@@ -54,11 +62,12 @@ def predict_into_directory(options: PredictOptions) -> int:
         print(_summary(summary, directory), file=sys.stderr)
     if summary.missing:
         return INTERRUPTED
-    unsuitable = exporter.write()
+    unsuitable = export.write() if export else 0
     return 1 if summary.errors or unsuitable else 0
 
 
-def _job(options: PredictOptions) -> PredictJob:
+def load_job(options: PredictOptions) -> PredictJob:
+    """Load the model, on all of this host's devices."""
     from florence_jax.batch.predict_job import PredictJob
     from florence_jax.inference.multi_device import replicate_over_local_devices
 

@@ -9,31 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from florence_jax.cli.options import (
+    DECODING,
+    MODEL,
+    PROCESSES,
+    SAMPLING,
     DecodingOptions,
     ModelOptions,
-    add_adapter_option,
-    add_decoding_options,
-    add_free_prompt_option,
-    add_model_options,
-    add_sampling_options,
-    add_weights_option,
+    add_shared,
     decoding_from,
     options_from,
-)
-from florence_jax.cli.run_options import (
-    add_block_options,
-    add_extend_option,
-    add_process_options,
-    add_worker_option,
     run_options,
 )
 from florence_jax.inference.requests import Query
 from florence_jax.results.formats import BLOCKS, FORMATS, SIDECARS, OutputOptions, check_tasks
 from florence_jax.results.scores import check_scored
-from florence_jax.runtime.program_parser import positive
 
 if TYPE_CHECKING:
-    from florence_jax.batch.run_options import RowFormat, RunOptions
+    from florence_jax.batch.blocks import RowFormat, RunOptions
 
 _FORMATS_HELP = """\
 jsonl  a line for each image: {"id", "width", "height", "answers": [{"prompt", "result"}]}, or
@@ -191,9 +183,7 @@ def add_predict_options(predict: argparse.ArgumentParser) -> None:
         metavar="X0,Y0,X1,Y1",
         help="the task's region, in pixels of the upright image",
     )
-    add_model_options(predict)
-    add_adapter_option(predict)
-    add_weights_option(predict)
+    add_shared(predict, *MODEL, "--compat", "--adapter", "--weights")
     predict.add_argument(
         "--output",
         default="-",
@@ -206,9 +196,7 @@ def add_predict_options(predict: argparse.ArgumentParser) -> None:
     predict.add_argument(
         "--save-images", type=Path, metavar="DIR", help="draw each answer on its image into DIR"
     )
-    add_free_prompt_option(predict)
-    add_decoding_options(predict)
-    add_sampling_options(predict)
+    add_shared(predict, "--free-prompt", *DECODING, *SAMPLING)
     predict.add_argument(
         "--constrained",
         action="store_true",
@@ -226,7 +214,7 @@ def add_predict_options(predict: argparse.ArgumentParser) -> None:
         help="answer for every page of a TIFF and every frame of an animation, as IMAGE#page=N "
         "(default: the first, and a note in its row)",
     )
-    predict.add_argument("--batch-size", type=positive, default=8, help="default: %(default)s")
+    add_shared(predict, "--batch-size")
     predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     _add_format_options(predict.add_argument_group("formats", _FORMATS_HELP))
     _add_run_options(predict.add_argument_group("runs over many images", _RUNS_HELP))
@@ -266,10 +254,7 @@ def _add_run_options(group: Any) -> None:
         metavar="DIR",
         help="rows name images below this directory (default: that of their file)",
     )
-    add_block_options(group)
-    add_worker_option(group)
-    add_process_options(group)
-    add_extend_option(group)
+    add_shared(group, "--block-size", *PROCESSES, "--extend")
     group.add_argument(
         "--dry-run", action="store_true", help="say what would run, and load no model"
     )

@@ -6,7 +6,7 @@ The trainer and the evaluator read COCO files here, so that both take one file f
 - An id of an image or a category may be a number in one place and its text in another.
 - `area`, `iscrowd` and `id` of an annotation may be missing.
 - Categories of one name are one category.
-- Boxes are in pixels, or in shares of the image's sides; the whole file decides (`coco_units`).
+- Boxes are in pixels, or in shares of the image's sides; the whole file decides (`unit_of`).
 - An annotation without `bbox` has the box around its `segmentation`: polygons, or RLE.
 - Boxes are cut at the image's edges. Those without area in the image are left out and counted.
 
@@ -21,18 +21,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from florence_jax.datasets.coco_boxes import OUTSIDE, box_within, doubts, other_boxes
-from florence_jax.datasets.coco_parts import (
+from florence_jax.datasets.coco_entries import (
+    OUTSIDE,
     CocoFile,
     CocoImage,
     CocoObject,
     Corners,
     Size,
+    Unit,
+    box_within,
+    doubts,
     is_number,
+    other_boxes,
+    unit_of,
 )
-from florence_jax.datasets.coco_units import Unit, unit_of
-from florence_jax.datasets.errors import DatasetError
 from florence_jax.datasets.outlines import outline_of
+from florence_jax.datasets.text_rows import DatasetError
 
 
 def read_coco(
@@ -42,7 +46,7 @@ def read_coco(
     labels: bool = True,
     boxes: bool = True,
     outlines: bool = False,
-    picture_size: Callable[[str], Size | None] = lambda _: None,
+    image_size: Callable[[str], Size | None] = lambda _: None,
 ) -> CocoFile:
     """Read a COCO file from its JSON value.
 
@@ -52,13 +56,13 @@ def read_coco(
         labels: whether every object needs a category with a name.
         boxes: whether every object needs a box.
         outlines: whether `CocoObject.outline` is wanted.
-        picture_size: (width, height) of the image of a `file_name`, asked for where the file
+        image_size: (width, height) of the image of a `file_name`, asked for where the file
             lacks `width` and `height`.
 
     Raises:
         DatasetError: it is not COCO's layout, or something in it means two things.
     """
-    return _Reader(where, labels, boxes, outlines, picture_size).read(content)
+    return _Reader(where, labels, boxes, outlines, image_size).read(content)
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,10 @@ class _Reader:
         labels: bool,
         boxes: bool,
         outlines: bool,
-        picture_size: Callable[[str], Size | None],
+        image_size: Callable[[str], Size | None],
     ):
         self.where, self.needs_labels, self.needs_boxes = where, labels, boxes
-        self.needs_outlines, self.picture_size = outlines, picture_size
+        self.needs_outlines, self.image_size = outlines, image_size
         self.notes: list[str] = []
         self.orphans: list[tuple[str, Any]] = []
 
@@ -152,7 +156,7 @@ class _Reader:
                 CocoImage(
                     id=entry["id"],
                     file_name=file_name,
-                    size=_size(entry) or _checked_size(self.picture_size(file_name)),
+                    size=_size(entry) or _checked_size(self.image_size(file_name)),
                     caption=caption if isinstance(caption, str) else None,
                 )
             )
@@ -160,7 +164,7 @@ class _Reader:
         names = [name for name, count in repeated.items() if count > 1]
         if names and self.needs_labels:
             self._note(
-                f"{len(names)} pictures are listed under several image ids, such as "
+                f"{len(names)} images are listed under several image ids, such as "
                 f"{names[0]!r:.80}: "
                 "each listing is asked by itself, with its own annotations"
             )
@@ -274,7 +278,7 @@ class _Reader:
             else:
                 raise self._error(
                     f"{one.name} has neither a `bbox` nor a `segmentation`: add one of them, or "
-                    "remove the annotation, for without it the picture would teach that nothing "
+                    "remove the annotation, for without it the image would teach that nothing "
                     "is there"
                 )
             box, fault = box_within(corners, size)
@@ -301,7 +305,7 @@ class _Reader:
                 f"{names[0]}"
             )
         if cut:
-            self._note(f"{cut} boxes leave their pictures and are cut at the edges")
+            self._note(f"{cut} boxes leave their images and are cut at the edges")
         for doubt in doubts(objects, placed):
             self._note(doubt)
         return objects
@@ -322,8 +326,8 @@ class _Reader:
         image = self.images[one.image]
         if image.size is None:
             raise self._error(
-                f"its boxes are shares of the pictures' sides, and image {image.id!r:.80} has no "
-                f"`width` and `height`, nor can the picture {image.file_name!r:.80} be read: add "
+                f"its boxes are shares of the images' sides, and image {image.id!r:.80} has no "
+                f"`width` and `height`, nor can the image {image.file_name!r:.80} be read: add "
                 "them"
             )
         return image.size

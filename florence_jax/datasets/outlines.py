@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from florence_jax.datasets.errors import DatasetError
+from florence_jax.datasets.text_rows import DatasetError
 
 # The most pixels of a mask, as of an image.
 _MAX_PIXELS = 100_000_000
@@ -215,7 +215,7 @@ def _decompressed(text: str, where: str) -> list[int]:
         value |= (digit & 31) << shift
         shift += 5
         if shift > 60:
-            raise DatasetError(f"{where} has an RLE with a run beyond any picture")
+            raise DatasetError(f"{where} has an RLE with a run beyond any image")
         if digit & 32:
             continue
         if digit & 16:

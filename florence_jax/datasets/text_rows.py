@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from florence_jax.datasets.errors import DatasetError
+
+class DatasetError(ValueError):
+    """A data set that does not have its stated form; names the file, the entry and the remedy."""
+
 
 COLUMNS = ("image", "prefix", "suffix")
 # Hugging Face's imagefolder names the image so, in metadata.jsonl.
@@ -51,7 +54,7 @@ def row_columns(row: Any, where: str) -> tuple[Any, Any, Any]:
         image = name
     if isinstance(image, str) and isinstance(name, str) and _last(image) != _last(name):
         raise DatasetError(
-            f"{where} names two pictures, image {image!r:.80} and file_name {name!r:.80}:"
+            f"{where} names two images, image {image!r:.80} and file_name {name!r:.80}:"
             " remove one of them"
         )
     return image, row["prefix"], row["suffix"]

@@ -15,8 +15,7 @@ from typing import Any
 from PIL import Image
 
 import florence_jax
-from florence_jax.evaluation.metrics.boxes import Detection, box_iou, matched
-from florence_jax.evaluation.metrics.masks import mask_iou
+from florence_jax.evaluation.metrics.boxes import Detection, box_iou, mask_iou, matched
 from florence_jax.generation import GenerationConfig
 from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.inference.requests import Request

@@ -1,12 +1,11 @@
-"""Scores of custom rows, whose truths are Florence-2's own text, by the task of each row."""
+"""Scores of custom data, task by task; the truths are in the text that Florence-2 generates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from florence_jax.evaluation.metrics.boxes import Detection, matched
-from florence_jax.evaluation.metrics.masks import mask_iou
+from florence_jax.evaluation.metrics.boxes import Detection, mask_iou, matched
 from florence_jax.evaluation.scoring import (
     Outcome,
     Row,
@@ -25,19 +24,19 @@ _CAPTIONS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 
 
 def score_custom(rows: Sequence[Row]) -> dict[str, tuple[list[Row], Outcome]]:
-    """The rows of every task, and their scores.
+    """The rows of each task, and their scores.
 
     | task | metric |
     | --- | --- |
-    | captions | CIDEr and what goes with it |
-    | `<OD>` and other boxes with labels | COCO's AP over the labels of the truth |
+    | captions | CIDEr and the other caption metrics |
+    | `<OD>` and other boxes with labels | COCO AP over the labels of the truth |
     | `<CAPTION_TO_PHRASE_GROUNDING>` | R@1 of the truth's phrases |
     | polygons | mIoU, oIoU |
-    | `<OCR_WITH_REGION>` | F1 of quads with the exact text at half overlap |
+    | `<OCR_WITH_REGION>` | F1 of quads: the exact text, at IoU 0.5 |
     | answers in text, prompts of a fine-tune | exact match, ANLS, edit distance |
 
-    Rows whose image could not be read have no size, to which the truth's coordinates are relative:
-    they are left out where the task answers with coordinates.
+    Tasks that answer with coordinates leave out the rows whose image could not be read: the truth's
+    coordinates are relative to its size.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -45,12 +44,12 @@ def score_custom(rows: Sequence[Row]) -> dict[str, tuple[list[Row], Outcome]]:
         located = task in TASKS and TASKS[task].answer != "pure_text"
         if "width" in row or not located:
             groups.setdefault(task, []).append(row)
-    return {task: _SCORINGS[_kind(task)](task, found) for task, found in groups.items()}
+    return {task: _SCORERS[_kind(task)][0](task, found) for task, found in groups.items()}
 
 
 def scorings_of(prefixes: Iterable[str]) -> set[Scoring]:
     """The scoring functions of rows with these prefixes."""
-    return {_COUNTED[_SCORINGS[_kind(task_of(prefix))]] for prefix in prefixes}
+    return {_SCORERS[_kind(task_of(prefix))][1] for prefix in prefixes}
 
 
 def _kind(task: str) -> str:
@@ -68,7 +67,7 @@ def _captions(task: str, rows: list[Row]) -> tuple[list[Row], Outcome]:
 
 
 def _text(task: str, rows: list[Row]) -> tuple[list[Row], Outcome]:
-    """Score text without the region that region tasks repeat."""
+    """Score text without the region that answers of region tasks repeat."""
     plain: list[Row] = []
     for row in rows:
         answer = answer_value(row)
@@ -157,21 +156,15 @@ def _without_locations(text: str) -> str:
     return text.strip()
 
 
-_SCORINGS: Mapping[str, Callable[[str, list[Row]], tuple[list[Row], Outcome]]] = {
-    "captions": _captions,
-    "pure_text": _text,
-    "description_with_bboxes": _boxes,
-    "description_with_bboxes_or_polygons": _boxes,
-    "bboxes": _boxes,
-    "phrase_grounding": _phrases,
-    "polygons": _masks,
-    "ocr": _quads,
-}
-_COUNTED: Mapping[Callable[[str, list[Row]], tuple[list[Row], Outcome]], Scoring] = {
-    _captions: score_captions,
-    _text: score_text,
-    _boxes: score_detection,
-    _phrases: score_phrases,
-    _masks: score_masks,
-    _quads: score_text,
+_Scorer = Callable[[str, list[Row]], tuple[list[Row], Outcome]]
+# By a task's type of answer: the scorer of its rows, and the function that it scores them with.
+_SCORERS: Mapping[str, tuple[_Scorer, Scoring]] = {
+    "captions": (_captions, score_captions),
+    "pure_text": (_text, score_text),
+    "description_with_bboxes": (_boxes, score_detection),
+    "description_with_bboxes_or_polygons": (_boxes, score_detection),
+    "bboxes": (_boxes, score_detection),
+    "phrase_grounding": (_phrases, score_phrases),
+    "polygons": (_masks, score_masks),
+    "ocr": (_quads, score_text),
 }

@@ -21,8 +21,8 @@ class PublishedScore:
     """One number of a table.
 
     Attributes:
-        model: the row: a checkpoint's name on the hub ("Florence-2-base-ft"), or what the paper
-            calls a row that nobody released.
+        model: a checkpoint's name on the hub ("Florence-2-base-ft"), or the paper's name of a model
+            that is not released.
         column: data set, split and metric, as in `Table.columns`.
         value: as printed.
         source: the paper's table, or the page.
@@ -185,7 +185,7 @@ TABLES: tuple[Table, ...] = (
     ),
 )
 
-# Copies of the published weights under other names, which have their figures.
+# Suffixes of copies on the hub; they hold the published weights, and the same scores apply.
 _SUFFIXES = ("-hf", "-no-flash-attn")
 
 

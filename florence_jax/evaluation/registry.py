@@ -22,20 +22,20 @@ _CARD = "a task of the model card"
 class Benchmark:
     """A published data set, and how it is evaluated.
 
-    The paper does not say how the answers of its tables were decoded. Decoding is as published with
-    the checkpoints (3 beams, no run of three tokens twice), except for `max_new_tokens`.
+    The paper does not say how the answers of its tables were decoded. Decoding settings are those
+    published with the checkpoints (3 beams, no repeated trigram), except for `max_new_tokens`.
 
     Attributes:
-        title: name for people.
-        read: function of (folder, split) that returns the items.
-        score: function of the rows that returns the scores.
+        title: display name.
+        read: function of (folder, split) that reads the data set.
+        score: function of the rows and the truth that returns the scores.
         splits: the first is the default; those in `columns` have a published score.
         columns: split -> column of `paper_results.TABLES`.
         prompt: prompt of each image; `{input}` stands for the question, sentence or expression.
         prompt_source: where the prompt is published.
         files: content of the folder.
-        max_new_tokens: limit of an answer's length, this project's choice: the model card has 1024
-            for everything. Answers that end before it are the same under any limit.
+        max_new_tokens: the longest answer. This limit is ours: the model card has 1024 for every
+            task. Answers that end before it are the same under any limit.
     """
 
     title: str

@@ -221,7 +221,7 @@ def _read(benchmark: str, read: Callable[[], Dataset]) -> Dataset:
     except LayoutError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # For example a number in place of a list: there are more ways than messages.
+        # For example a number in place of a list: not every fault has a message of its own.
         raise LayoutError(
             f"the files of {benchmark} are not what its authors publish "
             f"({type(error).__name__}: {error}): download them again"

@@ -1,8 +1,7 @@
-"""Scoring functions: from rows with answers and truths to the scores of a data set.
+"""Scoring functions: from the rows of a run to the scores of a data set.
 
-Every function takes the rows of a finished run, as the batch runner writes them, with the truth
-that the reader of the data set added to each. A missing answer (of an image that cannot be read)
-counts as an empty one. Scores are in the unit of the published tables: times 100.
+A row holds the model's answers and, in `truth`, what the data set says. A missing answer (the image
+could not be read) counts as an empty one. Scores are percentages, as in the published tables.
 """
 
 from __future__ import annotations
@@ -30,10 +29,8 @@ from florence_jax.evaluation.metrics import (
     tokenize,
     vqa_accuracy,
 )
-from florence_jax.evaluation.metrics.boxes import Detection, matched
-from florence_jax.evaluation.metrics.coco import import_pycocotools
-from florence_jax.evaluation.metrics.masks import coco_mask
-from florence_jax.evaluation.metrics.meteor import MeteorError, meteor_is_installed
+from florence_jax.evaluation.metrics.boxes import Detection, coco_mask, import_pycocotools, matched
+from florence_jax.evaluation.metrics.captions import MeteorError, meteor_is_installed
 
 Row = Mapping[str, Any]
 
@@ -43,10 +40,10 @@ class Outcome:
     """The scores of a task.
 
     Attributes:
-        metric: name of the score that tables print.
-        value: that score, times 100.
-        each: score of every row, 0..1, 1 for a right answer; the error analysis sorts by it.
-        others: further scores by name, times 100; edit distances are in characters.
+        metric: name of the score that the published tables print.
+        value: that score, in percent.
+        each: score of each row, 0 (wrong) to 1 (right); the error analysis sorts by it.
+        others: further scores by name, in percent; edit distances are in characters.
     """
 
     metric: str
@@ -55,9 +52,8 @@ class Outcome:
     others: dict[str, float] = field(default_factory=dict)
 
 
-def score_captions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+def score_captions(rows: Sequence[Row], _truth: Mapping[str, Any]) -> Outcome:
     """CIDEr-D, CIDEr, BLEU, ROUGE-L, and METEOR if its program is installed."""
-    del truth
     flat = tokenize([reference for row in rows for reference in row["truth"]])
     stretches = iter(flat)
     references = [[next(stretches) for _ in row["truth"]] for row in rows]
@@ -80,10 +76,10 @@ def score_captions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
 
 
 def score_detection(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
-    """COCO's AP with equal scores for all boxes, as of a model without confidences, and with ours.
+    """COCO AP: with equal scores, as for a model without confidences, and with ours.
 
-    A category is found by its name, case and underscores aside; labels that are no category of the
-    data set are left out.
+    Labels are matched with the names of the categories, ignoring case and underscores. Labels that
+    name no category of the data set are left out.
     """
     content = truth["coco"]
     categories = {label_key(category["name"]): category["id"] for category in content["categories"]}
@@ -108,15 +104,14 @@ def score_detection(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
         metric="mAP",
         value=100 * plain["AP"],
         each=each,
-        # A size that the truth does not have has no figure.
+        # pycocotools gives -1 where the truth has no box of that size.
         others={name: 100 * value for name, value in plain.items() if name != "AP" and value >= 0}
         | {f"{name} with our scores": 100 * value for name, value in sure.items() if value >= 0},
     )
 
 
-def score_phrases(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
-    """R@1 of every phrase: its first box, or its most certain one, against any true box."""
-    del truth
+def score_phrases(rows: Sequence[Row], _truth: Mapping[str, Any]) -> Outcome:
+    """Recall@1 over phrases: the first box, or the most confident one, against any true box."""
     first, surest, merged, each = [], [], [], []
     for row in rows:
         found = _found(row)
@@ -141,9 +136,8 @@ def score_phrases(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
     )
 
 
-def score_expressions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+def score_expressions(rows: Sequence[Row], _truth: Mapping[str, Any]) -> Outcome:
     """accuracy@0.5: the first box of each answer against the one true box."""
-    del truth
     first, surest = [], []
     for row in rows:
         found, box = _found(row), row["truth"]["box"]
@@ -161,9 +155,8 @@ def score_expressions(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
     )
 
 
-def score_masks(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+def score_masks(rows: Sequence[Row], _truth: Mapping[str, Any]) -> Outcome:
     """mIoU and oIoU of referring expression segmentation."""
-    del truth
     areas = []
     for row in rows:
         size = (int(row["truth"]["size"][0]), int(row["truth"]["size"][1]))
@@ -187,12 +180,11 @@ def score_masks(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
 
 def score_vqa(
     rows: Sequence[Row],
-    truth: Mapping[str, Any],
+    _truth: Mapping[str, Any],
     *,
     accuracy: Callable[[Sequence[str], str], float] = vqa_accuracy,
 ) -> Outcome:
     """Accuracy as in the VQA challenge, or of another data set."""
-    del truth
     each = [accuracy(row["truth"], _text(row)) for row in rows]
     exact = _mean(exact_match(row["truth"], _text(row)) for row in rows)
     return Outcome(
@@ -212,9 +204,8 @@ def score_documents(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
     return Outcome(metric="ANLS", value=value, each=each, others={"exact": outcome.value} | others)
 
 
-def score_text(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
+def score_text(rows: Sequence[Row], _truth: Mapping[str, Any]) -> Outcome:
     """Exact match, ANLS and edit distance of answers in text."""
-    del truth
     exact, near, distances, each = [], [], [], []
     for row in rows:
         answer, truths = _text(row), row["truth"]
@@ -238,10 +229,10 @@ Scoring = Callable[[Sequence[Row], Mapping[str, Any]], Outcome]
 
 
 def check_programs(scorings: Collection[Scoring]) -> list[str]:
-    """Check, before a model answers, that the programs of the scores are installed.
+    """Check, before the model runs, that the packages which the scores need are installed.
 
     Returns:
-        Sentences about scores that will be missing.
+        A sentence for each score that will be missing.
 
     Raises:
         ModuleNotFoundError: pycocotools is needed, and missing or broken.
@@ -254,7 +245,7 @@ def check_programs(scorings: Collection[Scoring]) -> list[str]:
 
 
 def label_key(label: str) -> str:
-    """A label without differences of case, spaces and underscores."""
+    """A label in lower case, with single spaces for underscores and repeated spaces."""
     return " ".join(label.replace("_", " ").lower().split())
 
 
@@ -290,7 +281,7 @@ def _found(row: Row) -> list[Detection]:
 
 
 def _f1(truth: Mapping[str, Any], found: Sequence[Detection]) -> float:
-    """F1 of one image's boxes at an overlap of 0.5; 1 if there was nothing to find."""
+    """F1 of one image's boxes at IoU 0.5; 1 if neither the truth nor the answer has a box."""
     true = [
         Detection(label=label_key(label), shape=box)
         for box, label in zip(truth["bboxes"], truth["labels"], strict=True)

@@ -15,11 +15,10 @@ from florence_jax.processing.image.suffixes import (
     kind_of_other,
     leftover,
 )
-from florence_jax.runtime.missing_file import missing_file_hint
-from florence_jax.runtime.text_file import check_regular, numbered_lines
+from florence_jax.runtime.text_file import check_regular, missing_file_hint, numbered_lines
 
 # What only runs into a directory read.
-_DATA_SUFFIXES = frozenset({".jsonl", ".parquet", ".tar"})
+DATA_SUFFIXES = frozenset({".jsonl", ".parquet", ".tar"})
 _COMPRESSED = frozenset(
     {".7z", ".bz2", ".gz", ".rar", ".tbz2", ".tgz", ".txz", ".xz", ".zip", ".zst"}
 )
@@ -57,22 +56,30 @@ def find_images(sources: Iterable[str | Path], say: Say | None = None) -> list[P
         ValueError: a directory or list holds no image, a directory cannot be read, or a source is
             no list of images, an archive, a pipe or device, or a URL.
     """
-    sources = list(sources)
-    check_places(sources)
     found: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            found += map(Path, images_in(source, say))
-        elif source.suffix.lower() == ".txt":
-            found += map(Path, images_listed(source))
-        elif source.suffix.lower() in _DATA_SUFFIXES:
+    for source, images in named_images(sources, say):
+        if images is None:
             raise ValueError(
                 f"{source} holds rows of data, which `florence-jax predict --output-dir DIR` "
                 "reads: name images, directories or lists here"
             )
-        else:
-            found.append(source)
+        found += map(Path, images)
     return found
+
+
+def named_images(
+    sources: Iterable[str | Path], say: Say | None = None
+) -> Iterator[tuple[Path, list[str] | None]]:
+    """Each source with the paths of its images, as `find_images`; None for a file of rows."""
+    sources = list(sources)
+    check_places(sources)
+    for source in map(Path, sources):
+        if source.is_dir():
+            yield source, images_in(source, say)
+        elif source.suffix.lower() == ".txt":
+            yield source, images_listed(source)
+        else:
+            yield source, None if source.suffix.lower() in DATA_SUFFIXES else [str(source)]
 
 
 def check_places(places: Iterable[str | Path]) -> None:
@@ -102,7 +109,7 @@ def check_places(places: Iterable[str | Path]) -> None:
         if place.suffix.lower() in _COMPRESSED:
             raise ValueError(
                 f"{place} is a compressed file: unpack it first, and name the directory or the "
-                ".tar (pictures hardly shrink)"
+                ".tar (images hardly shrink)"
             )
 
 

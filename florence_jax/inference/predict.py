@@ -134,7 +134,7 @@ def predict(
     yield from failures()
 
 
-class PictureNames:
+class DrawingNames:
     """File names for drawn results: `<image>.<task>.png`, numbered where two would be equal."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from florence_jax.results.instances import Instance, exportable_instances
 from florence_jax.results.json_rows import result_to_json
-from florence_jax.results.rows import Row, picture_name, shapes, size_of, values
+from florence_jax.results.rows import Row, image_name, shapes, size_of, values
 from florence_jax.runtime.jsonl import json_text
 
 
@@ -157,7 +157,7 @@ class CocoFile:
         shapes(row, "coco")
         # Numbers as keys, because two prompts of one task are two answers.
         self._results.append({str(number): value for number, value in enumerate(values(row))})
-        self._names.append(self._file_name(picture_name(row)))
+        self._names.append(self._file_name(image_name(row)))
         self._sizes.append(size_of(row))
 
     def save(self) -> None:

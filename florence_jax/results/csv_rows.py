@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from florence_jax.results.instances import Instance, instances
-from florence_jax.results.rows import Row, picture_name, plain_text, size_of
+from florence_jax.results.rows import Row, image_name, plain_text, size_of
 
 COLUMNS = ("image", "task", "label", "score", "x0", "y0", "x1", "y1", "text", "polygons", "input",
            "error")  # fmt: skip
@@ -41,7 +41,7 @@ class CsvRows:
 
 def csv_lines(row: Row) -> Iterator[dict[Any, Any]]:
     """The row's lines, column by column; empty columns are left out."""
-    image = {"image": picture_name(row)}
+    image = {"image": image_name(row)}
     if "answers" not in row:
         yield image | {"error": row["error"]}
         return

@@ -86,7 +86,7 @@ def check_tasks(kind: str, prompts: Sequence[str]) -> None:
         answer = "pure_text" if task is None else task.answer
         if kind == "txt" and answer != "pure_text":
             raise ValueError(
-                f"--format txt holds a text for each picture, and the answer to {prompt!r} is "
+                f"--format txt holds a text for each image, and the answer to {prompt!r} is "
                 "boxes or outlines: use jsonl, csv, coco, yolo or voc"
             )
         if kind != "txt" and answer == "pure_text":

@@ -17,7 +17,7 @@ class UnsuitableRowError(ValueError):
     """A row that the chosen format cannot hold; the message says why."""
 
 
-def picture_name(row: Mapping[str, Any]) -> str:
+def image_name(row: Mapping[str, Any]) -> str:
     """The name of the row's image for people."""
     return row["id"] if "page" in row else row.get("image") or row["id"]
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from florence_jax.results.instances import Instance
-from florence_jax.results.rows import Row, class_name, picture_name, shapes, size_of
+from florence_jax.results.rows import Row, class_name, image_name, shapes, size_of
 
 SUFFIX = ".xml"
 
@@ -29,7 +29,7 @@ def voc_xml(row: Row) -> str:
     """
     found, (width, height) = shapes(row, "voc"), size_of(row)
     root = ElementTree.Element("annotation")
-    folder, name = os.path.split(picture_name(row))
+    folder, name = os.path.split(image_name(row))
     _text(root, "folder", os.path.basename(folder))
     _text(root, "filename", name)
     size = ElementTree.SubElement(root, "size")

@@ -10,7 +10,7 @@ import numpy as np
 from florence_jax.results.instances import Instance
 from florence_jax.results.rows import Row, class_name, shapes, size_of
 from florence_jax.runtime.atomic_file import atomic_write
-from florence_jax.runtime.text_file import read_text, split_lines
+from florence_jax.runtime.text_file import TextFileError, read_text, split_lines
 
 SUFFIX = ".txt"
 CLASSES, DATA = "classes.txt", "data.yaml"
@@ -94,12 +94,20 @@ def yolo_lines(row: Row, classes: YoloClasses) -> str:
     return "".join(lines)
 
 
-def are_labels(text: str, classes: int | None = None) -> bool:
-    """Whether this is the content of a YOLO label file with class numbers below `classes`. An empty
-    file is one.
+def count_labels(path: Path, classes: int | None = None) -> int | None:
+    """The number of YOLO labels in a file; None if it holds anything else.
+
+    Args:
+        path: the file.
+        classes: labels with this class number or a higher one are something else.
     """
-    found = [_LINE.fullmatch(line) for line in split_lines(text) if line.strip()]
-    return all(line is not None and (classes is None or int(line[1]) < classes) for line in found)
+    try:
+        lines = [line for line in split_lines(read_text(path)) if line.strip()]
+    except (TextFileError, OSError):
+        return None
+    found = [_LINE.fullmatch(line) for line in lines]
+    labels = [one for one in found if one and (classes is None or int(one[1]) < classes)]
+    return len(labels) if len(labels) == len(lines) else None
 
 
 def _box(instance: Instance, size: np.ndarray) -> np.ndarray:

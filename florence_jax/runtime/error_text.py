@@ -66,6 +66,8 @@ def _message(error: BaseException) -> str:
             return "nested too deeply to be read"
         case ModuleNotFoundError(name=str(name)):
             return f"the package {name} is not installed{_detail(error)}"
+        case ImportError(name=None) if str(error):
+            return str(error)  # our own; Python names the module
         case OSError():
             return _os_error(error)
         case KeyError():

@@ -31,10 +31,11 @@ class AotCompiled:
     ):
         """
         Args:
-            name, say: what is compiled, and who is told before and after it.
+            name: The program's name in messages.
+            say: Called with a line before and after each compilation.
             donate_first: the first argument is used up.
-            mesh: what the function is compiled for, where its arguments lie on several devices.
-            out_shardings: of its value, as `jax.jit` takes them; None leaves them to the compiler.
+            mesh: The mesh to compile for, where arguments lie on several devices.
+            out_shardings: Shardings of the value, as in `jax.jit`; the compiler decides on None.
         """
         self._jitted = jax.jit(
             function, donate_argnums=(0,) if donate_first else (), out_shardings=out_shardings

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from florence_jax.config import PRESETS, Florence2Config
 from florence_jax.matmul_precision import MatmulPrecision
@@ -21,9 +21,9 @@ from florence_jax.training.data.sources import SourceConfig
 from florence_jax.training.data.storage import is_url
 from florence_jax.training.lora import LoraConfig
 from florence_jax.training.losses import LossConfig
-from florence_jax.training.metrics.tasks import metric_problems
+from florence_jax.training.metrics.judge import metric_problems
 from florence_jax.training.optimizer import OptimizerConfig, warmup_problem
-from florence_jax.training.remat import Remat
+from florence_jax.training.step import Remat
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -41,7 +41,7 @@ class ModelConfig(Checked):
             `start`; "bytes" for one token a byte; or "module:function", which writes them and is
             called with (directory, image_size=(height, width), image_tokens=...).
         from_scratch: Initialise random weights for training from scratch
-            (`florence_jax.training.init_params`), not as the reference does.
+            (`florence_jax.training.pretrained.scratch_parameters`), not as the reference does.
         dtype: Dtype of the activations. Trainable parameters are float32 in any case.
         matmul_precision: How products of float32 are computed: highest, in float32; high, in three
             bfloat16 passes on a TPU and in TensorFloat32 on a GPU; default, in one bfloat16 pass on
@@ -312,23 +312,6 @@ class TrainConfig(Checked):
     @property
     def evaluation_rows(self) -> int:
         return self.evaluation.batch_size or self.batch_size // self.accumulation
-
-
-# What may change between a run and its continuation: none of it touches the updates.
-RESUMABLE_FIELDS = ("checkpoint", "evaluation", "logging", "export", "directory", "mesh", "rules")
-FREE_DATA = ("threads", "workers", "quarantine_share", "valid", "changed")
-
-
-def fixed(tree: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a resumed run must have in common with what it resumes.
-
-    `steps` may change where no learning rate depends on it: with a constant schedule.
-    """
-    kept = {name: value for name, value in tree.items() if name not in RESUMABLE_FIELDS}
-    kept["data"] = {k: v for k, v in tree["data"].items() if k not in FREE_DATA}
-    if tree["optimizer"]["schedule"] == "constant":
-        del kept["steps"]
-    return kept
 
 
 def _augment_problems(data: DataConfig) -> Iterator[str]:

@@ -1,11 +1,14 @@
 """Several processes, each with its own devices, that take every step of a run together."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import socket
 from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # Seconds without a sign of life after which a process counts as dead, and the others end.
 _PATIENCE = 20
@@ -21,8 +24,6 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         ValueError: the environment does not name it.
         RuntimeError: the other processes do not answer.
     """
-    import jax
-
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         coordinator_address=coordinator,
@@ -34,22 +35,17 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
 
 def is_first() -> bool:
     """Whether this is the first process, which writes the files that all of them share."""
-    import jax
-
     return jax.process_index() == 0
 
 
 def broadcast_bool(value: bool) -> bool:
     """The first process's value, in every process; each waits for the others."""
-    import jax
-    from jax.experimental import multihost_utils
-
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(value))
 
 
-def of_first_here(make: Callable[[], bytes]) -> bytes:
+def first_on_machine(make: Callable[[], bytes]) -> bytes:
     """The bytes that the first process of each machine makes, in every process.
 
     Args:
@@ -58,10 +54,6 @@ def of_first_here(make: Callable[[], bytes]) -> bytes:
     Raises:
         RuntimeError: the bytes differ between machines; raised in every process.
     """
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
     if jax.process_count() == 1:
         return make()
     machine = hashlib.sha256(socket.gethostname().encode()).digest()
@@ -80,10 +72,6 @@ def of_first_here(make: Callable[[], bytes]) -> bytes:
 
 def longest_of_first(make: Callable[[], tuple[int, int]]) -> tuple[int, int]:
     """Two numbers that the first process computes, in every process; each waits for the others."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
     if jax.process_count() == 1:
         return make()
     own = make() if is_first() else (0, 0)
@@ -93,9 +81,6 @@ def longest_of_first(make: Callable[[], tuple[int, int]]) -> tuple[int, int]:
 
 def wait_for_all(what: str) -> None:
     """Wait until every process has called this."""
-    import jax
-    from jax.experimental import multihost_utils
-
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
@@ -105,8 +90,6 @@ def is_of_another(error: Exception) -> bool:
 
     jax raises an error of gloo, the CPU's transport, for a lost connection as a ValueError.
     """
-    import jax
-
     if jax.process_count() == 1:
         return False
     return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
@@ -119,9 +102,6 @@ class AnyProcess:
     """
 
     def __init__(self) -> None:
-        import jax
-        import numpy as np
-        from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
         self._alone = jax.process_count() == 1
         self._before: jax.Array | None = None
@@ -131,8 +111,6 @@ class AnyProcess:
         self._sum = jax.jit(lambda flags: flags.sum(), out_shardings=whole)
 
     def __call__(self, flag: bool) -> bool:
-        import jax
-        import numpy as np
 
         if self._alone:
             return flag

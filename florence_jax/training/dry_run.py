@@ -13,14 +13,13 @@ from PIL import Image
 
 from florence_jax.processing import TASKS, parse
 from florence_jax.results.compare_grid import enlarged, save_side_by_side
-from florence_jax.training.build import TrainSetup, longest_texts
 from florence_jax.training.cached_features.vision_tower import origin_of
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import to_tree
 from florence_jax.training.metrics.flops import update_flops
-from florence_jax.training.preflight import prepare
+from florence_jax.training.prepare import TrainSetup, prepare
 from florence_jax.training.pretrained import PretrainedFiles
-from florence_jax.training.step import Batch
+from florence_jax.training.state import Batch
 
 _PICTURES = 8
 
@@ -34,16 +33,15 @@ def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
     yield from _sizes(setup)
     # Pixels even where features are cached, so that there are pictures to look at.
     loader = prepared.loader
-    prompt, labels = longest_texts(config.data, pretrained)
-    yield f"steps: {setup.steps:,}; texts of at most {prompt} and {labels} tokens"
+    limits = f"{prepared.preprocessor.max_prompt} and {prepared.preprocessor.max_labels}"
+    yield f"steps: {setup.steps:,}; texts of at most {limits} tokens"
     yield f"training data: {len(loader.sources)} sources"
     for name, source, weight in loader.sources:
         yield f"  {name}: {len(source):,} rows, weight {weight:g}"
-    yield from (f"note: {note}" for note in prepared.notes)
+    yield from (f"note: {note}" for note in prepared.data.notes)
     batch = loader.batch(0)
     if config.data.cached_features is not None:
-        rows = sum(len(source) for _, source, _ in loader.sources)
-        yield from _cached_features(setup, batch, rows)
+        yield from _cached_features(setup, batch, prepared.data.rows)
     yield from _batch(batch, pretrained, directory)
 
 

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import enum
+import functools
 import itertools
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -15,25 +16,28 @@ from jax.sharding import NamedSharding, PartitionSpec
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.signals import Interrupted, Interruption
 from florence_jax.training.aot_compile import AotCompiled
-from florence_jax.training.build import TrainSetup, drop_frozen, eval_params
 from florence_jax.training.cached_features.vision_tower import with_features
-from florence_jax.training.checkpointing.best import CheckpointPolicy
+from florence_jax.training.checkpointing.export import export_run
 from florence_jax.training.checkpointing.manager import Checkpoints
-from florence_jax.training.checkpointing.resume import PROCESSOR, RunError, begin, init_or_restore
+from florence_jax.training.checkpointing.resume import (
+    PROCESSOR,
+    CheckpointPolicy,
+    RunError,
+    begin,
+    has_begun,
+    init_or_restore,
+)
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.data.bad_rows import BadRowLog, TooManyProblems
-from florence_jax.training.data.example import DataError, Source
+from florence_jax.training.data.example import DataError
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.distributed import AnyProcess, is_first, is_of_another
-from florence_jax.training.evaluation import Evaluation
-from florence_jax.training.export import export_run
+from florence_jax.training.metrics.evaluation import Evaluation
 from florence_jax.training.metrics.flops import peak_flops, update_flops
-from florence_jax.training.metrics.logger import RunLog, say
-from florence_jax.training.metrics.profile import Profile
-from florence_jax.training.preflight import Prepared, prepare
+from florence_jax.training.metrics.logger import BadRowLog, Profile, RunLog, TooManyProblems, say
+from florence_jax.training.prepare import Prepared, TrainSetup, prepare
 from florence_jax.training.pretrained import PretrainedFiles
-from florence_jax.training.state import TrainState, not_finite
-from florence_jax.training.step import Batch, merge_metrics
+from florence_jax.training.state import Batch, TrainState, drop_frozen, eval_params, not_finite
+from florence_jax.training.step import merge_metrics
 
 
 class Outcome(enum.IntEnum):
@@ -60,13 +64,15 @@ def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
     """
     directory = Path(config.directory)
     with tempfile.TemporaryDirectory(prefix="florence-run-") as temporary:
-        prepared = prepare(config, Path(temporary) / PROCESSOR, run=directory)
-        for note in prepared.notes if is_first() else ():
+        resumed = has_begun(directory)
+        files = (directory if resumed else Path(temporary)) / PROCESSOR
+        prepared = prepare(config, files, resumed=resumed)
+        for note in prepared.data.notes if is_first() else ():
             say(f"note: {note}")
         directory.mkdir(parents=True, exist_ok=True)
         # The first process writes the run's files, and its lock keeps other runs out.
         with directory_lock(directory) if is_first() else contextlib.nullcontext():
-            begin(prepared.config, directory, prepared.pretrained.files, prepared.pins)
+            begin(prepared.config, directory, files, prepared.data)
             return _train(prepared, directory, profile_steps)
 
 
@@ -74,11 +80,12 @@ def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
     config, setup = prepared.config, prepared.setup
     loader = prepared.loader
     pretrained = dataclasses.replace(prepared.pretrained, files=directory / PROCESSOR)
-    total = sum(len(source) for _, source, _ in loader.sources)
     # The first process logs for all; each of the others logs what its own data hold.
     own = directory if is_first() else directory / f"process_{jax.process_index()}"
     own.mkdir(exist_ok=True)
-    bad_rows = BadRowLog(own / "quarantine.jsonl", share=config.data.quarantine_share, total=total)
+    bad_rows = BadRowLog(
+        own / "quarantine.jsonl", share=config.data.quarantine_share, total=prepared.data.rows
+    )
     logging = config.logging
     with contextlib.ExitStack() as stack:
         # Entered first and left last: a signal must not cut the last save short.
@@ -101,7 +108,7 @@ def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
         policy = CheckpointPolicy(setup, checkpoints, meta)
         trainer = Trainer(setup, pretrained, directory, policy, interruption, log, bad_rows)
         try:
-            return trainer.fit(state, loader, prepared.valid, profile_steps)
+            return trainer.fit(state, loader, prepared, profile_steps)
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             if not is_of_another(error):
                 raise
@@ -128,6 +135,13 @@ class Trainer:
         self.config, self.setup, self.pretrained = setup.config, setup, pretrained
         self.directory, self.policy = directory, policy
         self.interruption, self.log, self.bad_rows = interruption, log, bad_rows
+        self.flops = functools.partial(
+            update_flops,
+            setup.objective.model.config,
+            setup.param_groups,
+            image_size=pretrained.image.size,
+            cached_features=setup.config.data.cached_features is not None,
+        )
         self.last: dict[str, float] = {}
         self.any_process = AnyProcess()
         self.refused: TooManyProblems | None = None
@@ -136,7 +150,7 @@ class Trainer:
         self,
         state: TrainState,
         loader: DataLoader,
-        valid: Mapping[str, Source],
+        prepared: Prepared,
         profile_steps: int,
     ) -> Outcome:
         """Train from `state` to the end of the run."""
@@ -154,8 +168,8 @@ class Trainer:
         )
         evaluation = Evaluation(
             self.setup,
-            self.pretrained,
-            valid,
+            prepared.preprocessor,
+            prepared.data.valid,
             self.interruption,
             say=log.say,
             drawing=log.reporting,
@@ -248,15 +262,11 @@ class Trainer:
         self.log.count(
             tokens=int((labels != -100).sum()) * shares,
             images=rows // questions,
-            flops=update_flops(
-                self.setup.objective.model.config,
-                self.setup.param_groups,
+            flops=self.flops(
                 rows=rows,
                 questions=questions,
-                image_size=self.pretrained.image.size,
                 prompt=batch.input_ids.shape[-1],
                 labels=labels.shape[-1],
-                cached_features=self.config.data.cached_features is not None,
             ),
         )
 

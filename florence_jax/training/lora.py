@@ -4,6 +4,7 @@ An adapted kernel W [in, out] acts as W + (alpha / rank) * a @ b, with a [in, ra
 b [rank, out]. The factors lie in the flat parameter dict at "PATH/kernel/a" and "PATH/kernel/b".
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,9 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from florence_jax.adapters import Adapter, LowRank
 from florence_jax.model.layers import Linear, dropout, fold_in
+from florence_jax.sharding import ParamSharding
+from florence_jax.sharding.param_sharding import Shape
 from florence_jax.training.checked import Checked, counted, not_finite, positive, within
 
 
@@ -55,23 +59,15 @@ class LoraConfig(Checked):
 
 
 def init_factors(
-    config: LoraConfig, shapes: Mapping[str, tuple[int, ...]], key: jax.Array
+    config: LoraConfig, shapes: Mapping[str, Shape], key: jax.Array
 ) -> dict[str, jax.Array]:
     """Factors of every target: `a` uniform, `b` zero, so that training starts at W.
 
     Raises:
-        ValueError: the regex names no kernel, or one that is not a matrix.
+        ValueError: see `targets_of`.
     """
-    targets = sorted(path for path in shapes if re.fullmatch(config.targets, path))
-    if not targets:
-        raise ValueError(f"lora.targets {config.targets!r} matches no parameter")
     factors = {}
-    for number, path in enumerate(targets):
-        if len(shapes[path]) != 2 or not path.endswith("/kernel"):
-            raise ValueError(
-                f"lora.targets {config.targets!r} matches {path} of shape {list(shapes[path])}: "
-                "only kernels of linear layers, [in, out], can be adapted"
-            )
+    for number, path in enumerate(targets_of(config, shapes)):
         width, out = shapes[path]
         # Kaiming's uniform with a = sqrt(5), as torch initialises a linear layer.
         bound = 1.0 / math.sqrt(width)
@@ -80,6 +76,39 @@ def init_factors(
         )
         factors[f"{path}/b"] = jnp.zeros((config.rank, out))
     return factors
+
+
+def targets_of(config: LoraConfig, shapes: Mapping[str, Shape]) -> list[str]:
+    """The paths of the kernels that get an adapter, in order.
+
+    Raises:
+        ValueError: the regex names no kernel, or one that is not a matrix.
+    """
+    targets = sorted(path for path in shapes if re.fullmatch(config.targets, path))
+    if not targets:
+        raise ValueError(f"lora.targets {config.targets!r} matches no parameter")
+    for path in targets:
+        if len(shapes[path]) != 2 or not path.endswith("/kernel"):
+            raise ValueError(
+                f"lora.targets {config.targets!r} matches {path} of shape {list(shapes[path])}: "
+                "only kernels of linear layers, [in, out], can be adapted"
+            )
+    return targets
+
+
+def with_factors(layout: ParamSharding, config: LoraConfig) -> ParamSharding:
+    """The layout with factors that are divided as their kernels are; a rank is never divided.
+
+    Raises:
+        ValueError: see `targets_of`.
+    """
+    shapes, specs = dict(layout.shapes), dict(layout.specs)
+    for path in targets_of(config, layout.shapes):
+        width, out = layout.shapes[path]
+        rows, columns = (*layout.specs[path], None, None)[:2]
+        shapes |= {f"{path}/a": (width, config.rank), f"{path}/b": (config.rank, out)}
+        specs |= {f"{path}/a": PartitionSpec(rows), f"{path}/b": PartitionSpec(None, columns)}
+    return dataclasses.replace(layout, shapes=shapes, specs=specs)
 
 
 def is_factor(path: str) -> bool:
@@ -105,7 +134,7 @@ def adapt(
 
     Args:
         module: freshly bound; it is changed, and lives no longer than the trace.
-        factors: as from `init_factors`.
+        factors: Factors as from `init_factors`.
         key: turns dropout on.
     """
     paths = sorted({path.rpartition("/")[0] for path in factors})

@@ -18,7 +18,7 @@ IGNORE = -100
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(Checked):
-    """What is minimised.
+    """Settings of the loss.
 
     Attributes:
         label_smoothing: share of the label's probability spread evenly over the vocabulary.
@@ -43,7 +43,7 @@ class TokenSums(NamedTuple):
     """Sums over the label tokens of a batch, float32[]; divide by `tokens` for means.
 
     Attributes:
-        loss: what is minimised, smoothing and z-loss included.
+        loss: The minimised loss, smoothing and z-loss included.
         nll: the plain negative log-likelihood of the labels, in nats.
         correct: labels that are the most likely token.
         tokens: labels that count.

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,29 +20,16 @@ from florence_jax.processing.image.pixels import ImageConfig
 from florence_jax.training.lora import LoraConfig, adapt, is_factor
 from florence_jax.training.losses import LossConfig, TokenSums, shift_right, summed_loss
 from florence_jax.training.optimizer import update_ema
-from florence_jax.training.remat import Remat, rematerialise
-from florence_jax.training.state import Flat, TrainState
+from florence_jax.training.state import Batch, Flat, TrainState
 
+# "none" keeps everything; "blocks" keeps what enters a block of the vision tower or a layer of the
+# text model; "dots" keeps what its linear layers return as well.
+Remat = Literal["none", "blocks", "dots"]
 
-class Batch(NamedTuple):
-    """Examples of one update, split into A micro-batches.
-
-    A row whose labels are all -100 has no weight, whatever else is in it.
-
-    Attributes:
-        images: uint8[A, B, H, W, 3]; or float[A, B, h, w, C], their cached features.
-        input_ids: int32[A, B * Q, P], the prompts; Q consecutive rows are about one image.
-        labels: int32[A, B * Q, L], the tokens to learn; -100 is padding.
-        ids: of its rows in order, A * B * Q; "" for a row that fills up an image's. Only batches
-            on the host have ids and problems: `StateSharding.batch` leaves them out.
-        problems: (id, reason) of rows without weight.
-    """
-
-    images: Any
-    input_ids: Any
-    labels: Any
-    ids: tuple[str, ...] = ()
-    problems: tuple[tuple[str, str], ...] = ()
+_POLICIES = {
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 class Metrics(NamedTuple):
@@ -55,7 +42,7 @@ class Metrics(NamedTuple):
         tokens: label tokens.
         examples: rows with at least one label token.
         grad_norm: global norm of the gradient before clipping; of several steps the largest.
-        learning_rate: of the last update.
+        learning_rate: The learning rate of the last update.
     """
 
     loss: jax.Array
@@ -95,10 +82,10 @@ class LossFn:
     """The loss function: parameters and a micro-batch to summed losses.
 
     Attributes:
-        model: has the sizes and the compute dtype.
+        model: The model, with its sizes and its compute dtype.
         image: how uint8 pixels are normalised.
         loss, lora: their configs.
-        remat: what the backward pass recomputes.
+        remat: Activations that the backward pass recomputes.
     """
 
     model: Model
@@ -276,3 +263,19 @@ def _accumulate(
 
     zero = (jax.tree.map(jnp.zeros_like, params), TokenSums(*(jnp.zeros(()),) * 4))
     return jax.lax.scan(add, zero, (batch, jnp.arange(count)))[0]
+
+
+def rematerialise(module: Florence2, remat: Remat) -> None:
+    """Set the checkpoint policy of the blocks of a freshly bound module that is being traced."""
+    stacks = [module.encoder.layers, module.decoder.layers]
+    stacks += [stage.blocks for stage in module.vision_tower.stages]
+    for stack in stacks:
+        stack.call_wrapper = (
+            _as_it_is
+            if remat == "none"
+            else functools.partial(jax.checkpoint, policy=_POLICIES[remat])
+        )
+
+
+def _as_it_is(call: Callable[..., Any]) -> Callable[..., Any]:
+    return call

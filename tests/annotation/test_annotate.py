@@ -10,12 +10,12 @@ from PIL import Image
 
 from florence_jax.annotation.image_source import find_image_folder
 from florence_jax.annotation.job import AnnotateJob
-from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
+from florence_jax.annotation.noun_phrase_extractors import RuleBasedExtractor
 from florence_jax.annotation.schema import from_row, read_annotations
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
 from florence_jax.annotation.to_examples import to_examples
+from florence_jax.batch.blocks import RunOptions
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_options import RunOptions
 from florence_jax.batch.verify import verify_output
 from florence_jax.cli import annotate
 from florence_jax.cli.annotate_options import annotate_arguments

@@ -20,7 +20,7 @@ from florence_jax.annotation.filters import (
     unmatched_boxes,
     valid_polygons,
 )
-from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
+from florence_jax.annotation.noun_phrase_extractors import RuleBasedExtractor
 from florence_jax.annotation.schema import LEVELS, OCRLine, Phrase, Region, Text
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
 from florence_jax.cli.annotate_options import add_options, annotate_settings

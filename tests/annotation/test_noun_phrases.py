@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from florence_jax.annotation.noun_phrase_extractors import (
+    RuleBasedExtractor,
+    analysis_of,
+    find_extractor,
+)
 from florence_jax.annotation.noun_phrases import NounPhrase, find_phrase, reason_against
-from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
-from florence_jax.annotation.noun_phrases_spacy import analysis_of, find_extractor
 
 extract = RuleBasedExtractor()
 PHRASES = {

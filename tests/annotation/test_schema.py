@@ -155,10 +155,8 @@ def test_image_names_that_are_no_utf8(tmp_path):
 def test_the_trainer_reads_a_directory(tmp_path):
     """Every example becomes the row that the export of rows has, in the pixels of the picture."""
     from florence_jax.processing import demo_tokenizer
-    from florence_jax.training.config import DataConfig
     from florence_jax.training.data.preprocess import ExampleRef, Preprocessor
-    from florence_jax.training.data.registry import training_sources
-    from florence_jax.training.data.sources import AnnotationsConfig
+    from florence_jax.training.data.sources import AnnotationsConfig, open_data
 
     # Half as large as the annotation says: a copy, whose coordinates are scaled.
     Image.new("RGB", (SIZE[0] // 2, SIZE[1] // 2)).save(tmp_path / "a.png")
@@ -166,7 +164,7 @@ def test_the_trainer_reads_a_directory(tmp_path):
     write_annotations([EXAMPLE, second], tmp_path / "annotations.jsonl")
     write_rows([EXAMPLE, second], tmp_path / "rows.jsonl")
     config = AnnotationsConfig(path=str(tmp_path / "annotations.jsonl"), image_root=str(tmp_path))
-    found = training_sources(DataConfig(train=(config,)), 0)
+    found = open_data(train=(config,)).train
     assert [name.split()[-1] for name, _, _ in found] == [
         task for task in TASKS if task != "<DETAILED_CAPTION>"
     ]
@@ -184,7 +182,7 @@ def test_the_trainer_reads_a_directory(tmp_path):
     assert sorted(learnt) == sorted((line["prefix"], line["suffix"]) for line in lines)
     # Together, as many of an image as there may be, each task's first question before any second.
     config = dataclasses.replace(config, questions=5)
-    ((_, source, weight),) = training_sources(DataConfig(train=(config,)), 0)
+    ((_, source, weight),) = open_data(train=(config,)).train
     assert weight == pytest.approx(1.0)
     examples = [source[index] for index in range(len(source))]
     assert [1 + len(one.same_image) for one in examples] == [5, 5, 5, 2, 5, 5, 2]
@@ -195,13 +193,11 @@ def test_the_trainer_reads_a_directory(tmp_path):
     assert len(set(heads[:14])) == 14
     one = AnnotationsConfig(path=str(tmp_path), tasks=("<DETAILED_CAPTION>",))
     with pytest.raises(ValueError, match="answers nothing of <DETAILED_CAPTION>"):
-        training_sources(DataConfig(train=(one,)), 0)
+        open_data((one,))
 
 
 def test_long_answers_are_asked_apart_from_short_ones(tmp_path):
-    from florence_jax.training.config import DataConfig
-    from florence_jax.training.data.registry import training_sources
-    from florence_jax.training.data.sources import AnnotationsConfig
+    from florence_jax.training.data.sources import AnnotationsConfig, open_data
 
     wordy = Text(level="detailed", text="A brown dog sees a ball. " * 9, score=0.9)
     second = dataclasses.replace(EXAMPLE, id="b", texts=(*EXAMPLE.texts, wordy))
@@ -212,7 +208,7 @@ def test_long_answers_are_asked_apart_from_short_ones(tmp_path):
         questions=2,
         weight=3.0,
     )
-    found = training_sources(DataConfig(train=(config,)), 0)
+    found = open_data(train=(config,)).train
     assert [name.partition(" ")[2] for name, _, _ in found] == [
         "<CAPTION> <OD>",
         "<DETAILED_CAPTION>",

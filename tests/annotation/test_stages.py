@@ -3,10 +3,9 @@
 import jax.numpy as jnp
 import pytest
 
-from florence_jax.annotation.engine_adapter import Answer
-from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
+from florence_jax.annotation.noun_phrase_extractors import RuleBasedExtractor
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings
-from florence_jax.annotation.stages import ImageAnnotator
+from florence_jax.annotation.stages import Answer, ImageAnnotator
 from florence_jax.inference.image_encoder import EncodedImage
 
 BOX, OTHER = (10.0, 10.0, 60.0, 60.0), (70.0, 20.0, 90.0, 40.0)

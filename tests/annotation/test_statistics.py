@@ -6,9 +6,8 @@ import json
 import pytest
 from PIL import Image
 
-from florence_jax.annotation.gallery import write_gallery
-from florence_jax.annotation.noun_phrases_rules import RuleBasedExtractor
-from florence_jax.annotation.outputs import AnnotationOutputs, write_outputs
+from florence_jax.annotation.noun_phrase_extractors import RuleBasedExtractor
+from florence_jax.annotation.outputs import AnnotationOutputs, write_gallery, write_outputs
 from florence_jax.annotation.schema import Annotation, write_annotations
 from florence_jax.annotation.statistics import count_tokens, statistics
 from tests.annotation.written import EXAMPLE

@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from florence_jax.batch.blocks import RunOptions
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_options import RunOptions
 from florence_jax.generation.generate import prepare_inputs
 from florence_jax.generation.shard_inputs import shard_inputs
 from florence_jax.inference import compiled

@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
+from florence_jax.batch.blocks import RunOptions
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_options import RunOptions
 from florence_jax.cli import annotate as annotate_command
 from florence_jax.cli.main import main
 from florence_jax.inference.multi_device import shard_pipeline

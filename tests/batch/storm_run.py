@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
+from florence_jax.batch.blocks import RunOptions
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_options import RunOptions
 from florence_jax.batch.sources.open import open_source
 from tests.random_pipeline import random_pipeline
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence_jax.batch.draw import DrawAnswers
+from florence_jax.batch.exports import DrawAnswers
 from florence_jax.batch.job import Item
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.cli.main import main

@@ -6,13 +6,12 @@ import sys
 
 import pytest
 
-from florence_jax.batch import block_runner
-from florence_jax.batch.blocks import encode_block
-from florence_jax.batch.draw import DrawAnswers
+from florence_jax.batch import job as batch_job
+from florence_jax.batch.blocks import RunOptions, encode_block
+from florence_jax.batch.exports import DrawAnswers
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_options import RunOptions
 from florence_jax.batch.verify import verify_output
 from tests.batch.fakes import SumOfPixels, items_of, write_pictures
 
@@ -42,12 +41,12 @@ def stumbling(source, size, resample):
     return RESIZED(source, size, resample)
 
 
-RESIZED = block_runner.resized_pixels
+RESIZED = batch_job.resized_pixels
 
 
 def test_a_picture_that_cannot_be_read_is_a_row(tmp_path, monkeypatch):
     source = ListSource(items_of(write_pictures(tmp_path / "pictures", 7)))
-    monkeypatch.setattr(block_runner, "resized_pixels", stumbling)
+    monkeypatch.setattr(batch_job, "resized_pixels", stumbling)
     summary = run(source, tmp_path / "out")
     assert (summary.rows, summary.errors, summary.missing) == (7, 5, 0)
     errors = [row.get("error") for row in rows_in(tmp_path / "out")]
@@ -63,7 +62,7 @@ def test_no_workers_is_nobodys_fault(tmp_path, monkeypatch):
         raise RuntimeError("no worker starts")
 
     source = ListSource(items_of(write_pictures(tmp_path / "pictures", 2)))
-    monkeypatch.setattr(block_runner, "resized_pixels", refuse)
+    monkeypatch.setattr(batch_job, "resized_pixels", refuse)
     with pytest.raises(RuntimeError, match="no worker starts"):
         run(source, tmp_path / "out")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence_jax.batch.block_runner import block_rows
 from florence_jax.batch.image_reader import ImagePage, open_image
+from florence_jax.batch.job import block_rows
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.sources.open import open_source
 from florence_jax.cli.main import main

@@ -7,10 +7,10 @@ import random
 import jax
 import pytest
 
+from florence_jax.batch.blocks import RunOptions
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_options import RunOptions
 from florence_jax.inference.requests import Query
 from florence_jax.results.json_rows import result_to_json
 from tests.batch.fakes import write_pictures

@@ -15,12 +15,11 @@ import pytest
 
 from florence_jax.batch import progress
 from florence_jax.batch import run as run_module
-from florence_jax.batch.block_runner import JobError
-from florence_jax.batch.job import Item, ListSource
+from florence_jax.batch.blocks import ProcessShare, RunOptions
+from florence_jax.batch.job import Item, JobError, ListSource
 from florence_jax.batch.leases import FOLDER, Leases
 from florence_jax.batch.manifest import RunError
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_options import ProcessShare, RunOptions
 from florence_jax.batch.verify import verify_output
 from florence_jax.inference.requests import Query
 from tests.batch.fakes import SumOfPixels, items_of, write_pictures

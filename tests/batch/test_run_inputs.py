@@ -8,9 +8,9 @@ import threading
 import pytest
 from PIL import Image
 
+from florence_jax.batch.blocks import ProcessShare, RunOptions
 from florence_jax.batch.manifest import RunError
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_options import ProcessShare, RunOptions
 from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.verify import verify_output
 from florence_jax.inference.requests import Query

@@ -2,8 +2,7 @@
 
 import pytest
 
-from florence_jax.batch.blocks import Blocks, is_block_name
-from florence_jax.batch.run_options import ProcessShare, find_share
+from florence_jax.batch.blocks import Blocks, ProcessShare, find_share, is_block_name
 
 
 @pytest.mark.parametrize(("count", "blocks"), [(1, 5), (3, 10), (4, 3), (7, 100)])

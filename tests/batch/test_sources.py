@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from florence_jax.batch.image_reader import FileBelow, open_image
-from florence_jax.batch.sources.files import FileChangedError
 from florence_jax.batch.sources.open import open_source
+from florence_jax.batch.sources.rows import FileChangedError
 from florence_jax.inference.requests import Query
 from florence_jax.processing import ImageError
 

@@ -5,11 +5,10 @@ import tarfile
 
 import pytest
 
-from florence_jax.batch.blocks import commit_block, digest_path, encode_rows, read_rows
+from florence_jax.batch.blocks import RunOptions, commit_block, digest_path, encode_rows, read_rows
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.manifest import RunError
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_options import RunOptions
 from florence_jax.batch.sources.open import open_source
 from florence_jax.batch.verify import verify_output
 from florence_jax.inference.requests import Query

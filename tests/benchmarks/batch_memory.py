@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from florence_jax.batch.blocks import RunOptions
 from florence_jax.batch.run import run_blocks
-from florence_jax.batch.run_options import RunOptions
 from florence_jax.batch.sources.open import open_source
 from tests.batch.fakes import write_pictures
 from tests.batch.storm_run import tiny_job

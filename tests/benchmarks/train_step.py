@@ -178,7 +178,7 @@ def _batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndar
 def step_flops(options: argparse.Namespace) -> float:
     from florence_jax.checkpoint.param_tree import param_shapes
     from florence_jax.training.metrics.flops import update_flops
-    from florence_jax.training.param_groups import assign_param_groups
+    from florence_jax.training.optimizer import assign_param_groups
 
     config = _config(options)
     return update_flops(
@@ -198,18 +198,19 @@ def _ours(options: argparse.Namespace):
     from florence_jax.model import Model, random_params_with_spread_logits
     from florence_jax.training.optimizer import (
         OptimizerConfig,
+        assign_param_groups,
         build_optimizer,
         learning_rate_schedule,
     )
-    from florence_jax.training.param_groups import assign_param_groups, split
-    from florence_jax.training.state import new_state
-    from florence_jax.training.step import Batch, LossFn, build_step
+    from florence_jax.training.state import Batch, new_state
+    from florence_jax.training.step import LossFn, build_step
 
     config = _config(options)
     flat = dict(flatten(random_params_with_spread_logits(config, seed=0)))
     settings = OptimizerConfig(learning_rate=LEARNING_RATE, schedule="constant", clip_norm=CLIP)
     param_groups = assign_param_groups(flat, settings.rules, config)
-    trainable, frozen = split(flat, param_groups)
+    trainable = {path: leaf for path, leaf in flat.items() if param_groups[path].trains}
+    frozen = {path: leaf for path, leaf in flat.items() if path not in trainable}
     schedule = learning_rate_schedule(settings, 1000)
     optimizer = build_optimizer(
         settings, schedule, {path: param_groups[path] for path in trainable}

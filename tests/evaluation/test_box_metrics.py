@@ -12,7 +12,7 @@ from florence_jax.evaluation.metrics import (
     mean_and_overall_iou,
     recall_at_1,
 )
-from florence_jax.evaluation.metrics.coco import COCO_FIGURES
+from florence_jax.evaluation.metrics.boxes import COCO_FIGURES
 from tests.shared_data import needs_shared, shared_path
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from florence_jax.evaluation import scoring
 from florence_jax.evaluation.metrics import bleu, cider, cider_d, meteor, rouge_l
-from florence_jax.evaluation.metrics.meteor import meteor_is_installed
+from florence_jax.evaluation.metrics.captions import meteor_is_installed
 from tests.shared_data import needs_shared, shared_path
 
 _WORDS = ["a", "the", "dog", "cat", "sits", "on", "red", "blue", "mat", "man", "holding", "big"]

@@ -113,7 +113,7 @@ def change(key, value):
         (two_images_of_one_id, "two images have the id 1, '000200.png' and '000201.png'"),
         (mixed_ids, "two images have the id '1', '000200.png' and '000201.png'"),
         (two_names_of_one_id, "two categories have the id 1, 'circle' and 'dog'"),
-        (mixed_units, r"annotations\[3\] .* shares of the picture's sides, and .* are pixels"),
+        (mixed_units, r"annotations\[3\] .* shares of the image's sides, and .* are pixels"),
         (another_shape, "'000202.png' is 192 x 192 pixels as shown .* the file says 100 x 192"),
         (change("bbox", ["1", 2, 3, 4]), r"the bbox of annotations\[2\] \(id 3\) .* expected four"),
         (change("bbox", [1, 2, float("nan"), 4]), r"bbox of annotations\[2\] .* finite numbers"),
@@ -145,7 +145,7 @@ def test_boxes_without_area_are_left_out_of_the_truth_and_counted(tmp_path):
     path.write_text(json.dumps(content))
     assert mean_precision(path).value == pytest.approx(100)
     notes = "\n".join(plan_evaluation("own", path, image_root=SCENES).dataset.notes)
-    for reason in ("negative width or height", "width or height of 0", "outside of their pictures"):
+    for reason in ("negative width or height", "width or height of 0", "outside of their images"):
         assert re.search(rf"1 of 17 annotations .*{reason} and are left out, such as", notes)
 
 
@@ -167,7 +167,7 @@ def as_corners(box):
     [
         (as_corners, "would fit as corners"),
         (lambda box: [edge / SIDE for edge in as_corners(box)], "would fit as corners"),
-        (lambda box: [edge * 1000 / SIDE for edge in box], "lie outside of their pictures"),
+        (lambda box: [edge * 1000 / SIDE for edge in box], "lie outside of their images"),
     ],
 )
 def test_boxes_that_are_not_pixels_of_x_y_width_height_are_refused(tmp_path, change, said):

@@ -310,7 +310,7 @@ def test_own_rows(tmp_path):
             r"line 1 lacks the columns suffix; it has image, prefix: .* expected image \(or file_",
         ),
         ('{"file_name": "a.png", "text": "a cat"}', r"lacks the columns prefix, suffix; it has fi"),
-        ('{"image": "a", "file_name": "b", "prefix": "", "suffix": ""}', r"names two pictures"),
+        ('{"image": "a", "file_name": "b", "prefix": "", "suffix": ""}', r"names two images"),
         (
             '{"image": "a", "prefix": "", "suffix": "a</s>b"}',
             r"line 1: `suffix` 'a</s>b' holds </s",

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from florence_jax.batch import predict_job
-from florence_jax.batch.run_options import RunOptions
+from florence_jax.batch.blocks import RunOptions
 from florence_jax.cli import evaluate as evaluate_command
 from florence_jax.cli.main import main
 from florence_jax.evaluation import scoring

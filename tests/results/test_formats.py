@@ -12,11 +12,10 @@ from PIL import Image
 from florence_jax.results.coco import CocoFile
 from florence_jax.results.csv_rows import CsvRows
 from florence_jax.results.parquet import table_bytes, table_rows
-from florence_jax.results.places import SidecarPlaces
 from florence_jax.results.rows import UnsuitableRowError
-from florence_jax.results.sidecars import open_sidecars
+from florence_jax.results.sidecars import SidecarPlaces, open_sidecars
 from florence_jax.results.voc import voc_xml
-from florence_jax.results.yolo import YoloClasses, are_labels, yolo_lines
+from florence_jax.results.yolo import YoloClasses, count_labels, yolo_lines
 
 SIZE = (200, 100)
 BOXES = {
@@ -144,11 +143,12 @@ def test_yolo_stays_within_the_picture(folder):
 
 @pytest.mark.parametrize(
     ("text", "labels"),
-    [("", True), ("0 0.5 0.5 1 1\n", True), ("1 0.5 0.5 1e-05 1\n", True), ("2 .1 .2 .3 .4", False),
-     ("a photo of 4 cats", False), ("0 0.5 0.5 1\n", False)],
+    [("", 0), ("\n", 0), ("0 0.5 0.5 1 1\n", 1), ("1 0.5 0.5 1e-05 1\n", 1),
+     ("2 .1 .2 .3 .4", None), ("a photo of 4 cats", None), ("0 0.5 0.5 1\n", None)],
 )  # fmt: skip
-def test_label_files_are_known_by_their_content(text, labels):
-    assert are_labels(text, 2) is labels
+def test_label_files_are_known_by_their_content(tmp_path, text, labels):
+    (tmp_path / "a.txt").write_text(text)
+    assert count_labels(tmp_path / "a.txt", 2) == labels
 
 
 def test_voc_is_what_supervision_reads(folder):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from florence_jax.batch.block_runner import JobError
+from florence_jax.batch.job import JobError
 from florence_jax.runtime.error_text import MAX_CHARACTERS, error_text
 
 
@@ -26,6 +26,14 @@ from florence_jax.runtime.error_text import MAX_CHARACTERS, error_text
             NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "a.txt/run.json"),
             "a.txt/run.json: Not a directory: a file stands where the path needs a directory; name "
             "another place",
+        ),
+        (
+            ModuleNotFoundError("No module named 'x'", name="x"),
+            "the package x is not installed: No module named 'x'",
+        ),
+        (
+            ModuleNotFoundError("training needs optax: install it"),
+            "training needs optax: install it",
         ),
         (FileNotFoundError("no such list"), "no such list"),
         (ValueError("caf\udce9.png"), "caf\\udce9.png"),

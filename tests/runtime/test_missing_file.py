@@ -2,7 +2,7 @@
 
 import pytest
 
-from florence_jax.runtime.missing_file import missing_file_hint, spelled_otherwise
+from florence_jax.runtime.text_file import missing_file_hint, spelled_otherwise
 
 NFC, NFD = "caf\u00e9.png", "cafe\u0301.png"
 

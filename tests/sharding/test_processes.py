@@ -13,9 +13,10 @@ import time
 import numpy as np
 import pytest
 
-from florence_jax.training.build import build_training, drop_frozen
 from florence_jax.training.checkpointing.manager import Checkpoints, named_leaves
+from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import read_pretrained
+from florence_jax.training.state import drop_frozen
 from tests.sharding.equality import distance
 from tests.sharding.process import config_of
 from tests.sharding.subprocesses import ROOT, environment

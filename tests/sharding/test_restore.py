@@ -6,8 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
-from florence_jax.training.build import make_loader
-from florence_jax.training.data.registry import training_sources
+from florence_jax.training.data.loader import make_loader
+from florence_jax.training.data.preprocess import make_preprocessor
+from florence_jax.training.data.sources import open_data
 from florence_jax.training.pretrained import prepare_pretrained
 from tests.sharding.process import config_of
 from tests.sharding.restoring import PLACES
@@ -26,10 +27,12 @@ def test_arrays_are_exact_across_meshes(tmp_path, compiled_on_disk):
 def test_any_number_of_processes_brings_the_same_rows_in_one_shape(step, tmp_path):
     config = dataclasses.replace(config_of(tmp_path, "", 9), batch_size=8)
     start = prepare_pretrained(config, tmp_path / "processor")
+    preprocessor = make_preprocessor(config.data, start)
 
     def batch(shares):
-        sources = training_sources(config.data, config.seed)
-        return [make_loader(config, start, sources, (n, shares)).batch(step) for n in range(shares)]
+        sources = open_data(config.data.train, seed=config.seed).train
+        loaders = [make_loader(config, preprocessor, sources, (n, shares)) for n in range(shares)]
+        return [loader.batch(step) for loader in loaders]
 
     (whole,) = batch(1)
     for shares in (2, 4, 8):

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from train.plan.collectives import Total, collectives, totals
+from train.plan.collectives import Total, collectives, replica_groups, totals
 from train.plan.hlo import bytes_of, elements, parse_hlo
-from train.plan.replica_groups import replica_groups
 
 HERE = Path(__file__).parent
 ROWS = ((0, 1, 2, 3), (4, 5, 6, 7))

@@ -13,17 +13,16 @@ from florence_jax.checkpoint.param_tree import param_shapes
 from florence_jax.config import PRESETS
 from florence_jax.sharding import make_mesh
 from florence_jax.training.metrics.flops import PEAKS, update_flops
-from florence_jax.training.param_groups import assign_param_groups
+from florence_jax.training.optimizer import assign_param_groups
 from train.plan import program, schedule, topology, worker
 from train.plan.__main__ import main
 from train.plan.bounds import bounds
 from train.plan.chips import CHIPS
 from train.plan.compiled import Compiled, Traffic, read_out_of_memory
 from train.plan.hlo import parse_hlo
-from train.plan.records import Records
 from train.plan.report import report
 from train.plan.request import PlanRequest
-from train.plan.sweep import candidates, ranked, sweep
+from train.plan.sweep import Records, candidates, ranked, sweep
 from train.plan.topology import load_devices, parse_topology
 
 REQUEST = PlanRequest(topology="2*v5e:4x4", mesh="dcn_data=2,fsdp=16", global_batch=64)

@@ -12,12 +12,15 @@ from florence_jax.model import random_params_with_spread_logits
 from florence_jax.runtime.signals import Interruption
 from florence_jax.sharding import pad_rows
 from florence_jax.training.aot_compile import AotCompiled
-from florence_jax.training.build import build_training, make_loader
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.data.registry import training_sources
+from florence_jax.training.data.loader import make_loader
+from florence_jax.training.data.preprocess import make_preprocessor
+from florence_jax.training.data.sources import open_data
 from florence_jax.training.losses import IGNORE
+from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import prepare_pretrained
-from florence_jax.training.step import Batch, build_evaluation
+from florence_jax.training.state import Batch
+from florence_jax.training.step import build_evaluation
 
 # Changes of the loss, in nats a token, large enough for float32 and small enough for a straight
 # line; and as a share of the parameter, whichever is less.
@@ -35,7 +38,9 @@ def slopes(config: TrainConfig, files: Path) -> dict[str, tuple[float, float]]:
     training = build_training(config, start)
     placement = training.placement
     whole = NamedSharding(placement.mesh, PartitionSpec())
-    batch = make_loader(config, start, training_sources(config.data, config.seed)).batch(0)
+    sources = open_data(config.data.train, seed=config.seed).train
+    preprocessor = make_preprocessor(config.data, start)
+    batch = make_loader(config, preprocessor, sources).batch(0)
     params = {
         path: np.asarray(leaf)
         for path, leaf in flatten(random_params_with_spread_logits(start.config, seed=0))

@@ -5,7 +5,7 @@ import numpy as np
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.config import BartConfig, DaViTConfig, Florence2Config
 from florence_jax.model import random_params_with_spread_logits
-from florence_jax.training.step import Batch
+from florence_jax.training.state import Batch
 
 CONFIG = Florence2Config(
     vision=DaViTConfig(

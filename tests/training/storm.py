@@ -14,8 +14,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-from florence_jax.training.checkpointing.manager import CheckpointConfig
-from florence_jax.training.checkpointing.manifest import damage
+from florence_jax.training.checkpointing.manager import CheckpointConfig, damage
 from florence_jax.training.config import LoggingConfig, TrainConfig
 from florence_jax.training.config_loader import to_tree
 from florence_jax.training.loop import Outcome

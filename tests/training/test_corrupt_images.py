@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from florence_jax.runtime.jsonl import read_lines
-from florence_jax.training.build import make_loader
 from florence_jax.training.config import EvaluationConfig, ExportConfig, LoggingConfig
-from florence_jax.training.data.registry import training_sources
-from florence_jax.training.data.sources import JsonlConfig
+from florence_jax.training.data.loader import make_loader
+from florence_jax.training.data.preprocess import make_preprocessor
+from florence_jax.training.data.sources import JsonlConfig, open_data
 from florence_jax.training.loop import Outcome, train
 from florence_jax.training.pretrained import prepare_pretrained
 from tests.training.runs import a_config, lines
@@ -68,8 +68,8 @@ def test_the_quarantine_holds_exactly_what_cannot_be_read(tmp_path):
     whole = a_run(tmp_path / "other", clean)
     undisturbed = make_loader(
         whole,
-        prepare_pretrained(whole, tmp_path / "processor"),
-        training_sources(whole.data, whole.seed),
+        make_preprocessor(whole.data, prepare_pretrained(whole, tmp_path / "processor")),
+        open_data(whole.data.train, seed=whole.seed).train,
     )
     seen = []
     for row in lines(tmp_path / "run", "train"):

@@ -14,7 +14,8 @@ from florence_jax.config import tiny
 from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.processing.image.pixels import ImageConfig
 from florence_jax.training.losses import IGNORE
-from florence_jax.training.step import Batch, LossFn
+from florence_jax.training.state import Batch
+from florence_jax.training.step import LossFn
 
 pytestmark = pytest.mark.optimized
 

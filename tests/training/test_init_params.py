@@ -6,7 +6,7 @@ import numpy as np
 
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.model import Model
-from florence_jax.training.init_params import scratch_parameters
+from florence_jax.training.pretrained import scratch_parameters
 from tests.training.small import CONFIG
 
 

@@ -16,14 +16,13 @@ from PIL import Image
 
 from florence_jax import Florence2Pipeline
 from florence_jax.runtime.jsonl import read_lines
-from florence_jax.training.build import build_training
 from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints
 from florence_jax.training.checkpointing.resume import RunError
 from florence_jax.training.config import LoggingConfig
-from florence_jax.training.data.bad_rows import TooManyProblems
 from florence_jax.training.data.sources import JsonlConfig
 from florence_jax.training.loop import Outcome, train
-from florence_jax.training.metrics.logger import RunLog, say
+from florence_jax.training.metrics.logger import RunLog, TooManyProblems, say
+from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import read_pretrained
 from tests.training.runs import a_config, final_state, lines, steps, stored_config, world
 from tests.training.storm import Program

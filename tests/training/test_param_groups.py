@@ -3,7 +3,7 @@ import pytest
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.config import base, tiny
 from florence_jax.model import abstract_params
-from florence_jax.training.param_groups import RuleError, assign_param_groups, split
+from florence_jax.training.optimizer import RuleError, assign_param_groups
 
 CONFIG = tiny()
 PATHS = [path for path, _ in flatten(abstract_params(CONFIG))]
@@ -15,8 +15,8 @@ def test_the_first_rule_that_matches_decides():
     assert param_groups["vision_tower/stages/0/embed/conv/kernel"].rate == 0.0
     assert param_groups["vision_tower/stages/1/embed/conv/kernel"].rate == 0.1
     assert param_groups["shared/embedding"].rate == 1.0
-    trains, frozen = split(dict.fromkeys(PATHS), param_groups)
-    assert trains.keys() | frozen.keys() == set(PATHS)
+    assert param_groups.keys() == set(PATHS)
+    frozen = {path for path, group in param_groups.items() if not group.trains}
     assert {path for path in frozen if path != "projector/temporal_positions"} == {
         path for path in PATHS if path.startswith("vision_tower/stages/0/")
     }

@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
 
-from florence_jax.training.build import longest_texts, make_preprocessor, with_longest
-from florence_jax.training.checkpointing.resume import RunError, begin, check_data, check_same
-from florence_jax.training.config_loader import SettingsError, to_tree
-from florence_jax.training.data.preprocess import longest_texts_of, padded_length
+from florence_jax.training.checkpointing.resume import RunError, begin
+from florence_jax.training.config_loader import SettingsError
+from florence_jax.training.data.preprocess import (
+    make_preprocessor,
+    padded_length,
+    padded_to_longest,
+)
 from florence_jax.training.data.sources import CocoConfig, JsonlConfig
 from florence_jax.training.loop import train
-from florence_jax.training.preflight import prepare, with_steps
+from florence_jax.training.prepare import prepare, with_steps
 from florence_jax.training.pretrained import prepare_pretrained
 from tests.training.runs import a_config, world
 
@@ -57,24 +59,23 @@ def test_epochs_are_counted_by_the_rows_of_all_sources(prepared):
     # Three times four rows in batches of two.
     assert (prepared.config.steps, prepared.config.epochs) == (6, None)
     config = dataclasses.replace(prepared.config, steps=None, epochs=1.5, batch_size=4)
-    sources = [("a", range(7), 1.0), ("b", range(4), 9.0)]
-    assert with_steps(config, sources).steps == 5  # 16.5 rows
+    assert with_steps(config, 7 + 4).steps == 5  # 16.5 rows
     warm = dataclasses.replace(
         config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=9)
     )
     with pytest.raises(ValueError, match="warmup_steps is 9 and the run has 5 steps"):
-        with_steps(warm, sources)
+        with_steps(warm, 7 + 4)
 
 
 def test_lengths_that_are_not_set_are_what_the_model_has_room_for(prepared):
     start = prepared.pretrained
     # 320 positions; 16 x 16 places and their mean of a picture of 64 x 64.
     image = start.config.num_image_tokens(64, 64)
-    assert longest_texts(prepared.config.data, start) == (320 - image, 320)
-    set_ = dataclasses.replace(prepared.config.data, max_prompt=9)
-    assert longest_texts(set_, start) == (9, 320)
-    maker = make_preprocessor(prepared.config.data, start, training=True)
+    maker = make_preprocessor(prepared.config.data, start)
     assert (maker.max_prompt, maker.max_labels) == (320 - image, 320)
+    set_ = dataclasses.replace(prepared.config.data, max_prompt=9)
+    maker = make_preprocessor(set_, start)
+    assert (maker.max_prompt, maker.max_labels) == (9, 320)
 
 
 def test_padding_doubles_and_ends_at_the_longest():
@@ -84,19 +85,19 @@ def test_padding_doubles_and_ends_at_the_longest():
 
 
 def test_several_processes_pad_to_the_longest_row_that_fits(prepared):
-    config = with_longest(prepared.config, prepared.pretrained, prepared.sources)
+    sources = [source for _, source, _ in prepared.data.train]
+    padded = padded_to_longest(prepared.preprocessor, prepared.config.data, sources)
     tokenizer = prepared.pretrained.tokenizer
     # The row of 2,000 words fits no model and is quarantined; the one before it decides.
     (longest,) = tokenizer.encode(["a red circle and a blue square " * 3])
     expected = padded_length(len(longest), 32, 320)
-    assert config.data.max_labels == expected
-    assert config.data.max_prompt == 16
-    ((_, source, _),) = prepared.sources
-    assert longest_texts_of([source], tokenizer, (64, 320))[1] == len(longest)
+    assert padded.max_labels == padded.min_labels_bucket == expected
+    assert padded.max_prompt == padded.min_prompt_bucket == 16
+    assert sources[0].longest_texts(tokenizer, (64, 320))[1] == len(longest)
     # What is set is kept.
     data = dataclasses.replace(prepared.config.data, max_prompt=30, max_labels=40)
-    kept = dataclasses.replace(prepared.config, data=data)
-    assert with_longest(kept, prepared.pretrained, prepared.sources) == kept
+    kept = padded_to_longest(make_preprocessor(data, prepared.pretrained), data, sources)
+    assert (kept.min_prompt_bucket, kept.min_labels_bucket) == (30, 40)
 
 
 def test_a_picture_that_fills_the_model_is_refused(tmp_path):
@@ -114,14 +115,16 @@ def test_of_a_run_by_epochs_it_is_the_rows_that_have_changed_and_not_the_steps(t
     config = dataclasses.replace(config, steps=None, epochs=2.0)
     run, files = tmp_path / "run", tmp_path / "files"
     prepared = prepare(config, files)
+    run.mkdir()
+    begin(prepared.config, run, files, prepared.data)
     (run / "checkpoints" / "step_00000004").mkdir(parents=True)
-    shutil.copytree(files, run / "processor")
-    (run / "config.json").write_text(json.dumps(to_tree(prepared.config)))
-    (run / "data.json").write_text(json.dumps(check_data(config, run, prepared.sources)))
-    assert prepare(config, files, run=run).config.steps == 8
+    again = prepare(config, run / "processor", resumed=True)
+    assert again.config.steps == 8
+    begin(again.config, run, files, again.data)
     rows.write_text(line * 6)
+    fewer = prepare(config, run / "processor", resumed=True)
     with pytest.raises(RunError, match=r"training data of .*rows\.jsonl had 8 rows and has 6"):
-        prepare(config, files, run=run)
+        begin(fewer.config, run, files, fewer.data)
 
 
 @pytest.mark.parametrize(
@@ -135,18 +138,13 @@ def test_a_run_whose_own_notes_are_damaged_names_them(tmp_path, name, content):
     run, files = tmp_path / "run", tmp_path / "files"
     prepared = prepare(config, files)
     run.mkdir()
-    begin(config, run, files, {"rows": {}, "files": {}})
+    begin(config, run, files, prepared.data)
     (run / "checkpoints" / "step_00000004").mkdir(parents=True)
     (run / name).unlink()
     if content is not None:
         (run / name).write_text(content)
-
-    def resume():
-        check_same(config, run)
-        check_data(config, run, prepared.sources)
-
     with pytest.raises(RunError, match=rf"{name} is damaged or not there.* from a backup"):
-        resume()
+        begin(config, run, files, prepared.data)
 
 
 @pytest.mark.parametrize(

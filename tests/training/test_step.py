@@ -11,8 +11,12 @@ import pytest
 
 from florence_jax.model import Model
 from florence_jax.training.lora import LoraConfig, init_factors, merge
-from florence_jax.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_schedule
-from florence_jax.training.param_groups import assign_param_groups, split
+from florence_jax.training.optimizer import (
+    OptimizerConfig,
+    assign_param_groups,
+    build_optimizer,
+    learning_rate_schedule,
+)
 from florence_jax.training.state import new_state, not_finite
 from florence_jax.training.step import (
     LossFn,
@@ -47,7 +51,8 @@ DEFAULT = OptimizerConfig(
 def prepared(config=DEFAULT, objective=OBJECTIVE):
     flat = small_params()
     param_groups = assign_param_groups(flat, config.rules, CONFIG, layer_decay=config.layer_decay)
-    trainable, frozen = split(flat, param_groups)
+    trainable = {path: leaf for path, leaf in flat.items() if param_groups[path].trains}
+    frozen = {path: leaf for path, leaf in flat.items() if path not in trainable}
     schedule = learning_rate_schedule(config, 100)
     optimizer = build_optimizer(config, schedule, {path: param_groups[path] for path in trainable})
     state = new_state(trainable, frozen, optimizer, with_ema=config.ema_decay > 0)

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,13 +18,12 @@ from florence_jax.runtime.program import run_program
 from florence_jax.runtime.program_parser import ProgramParser
 from florence_jax.sharding.mesh import AXES
 from florence_jax.training.data.storage import is_url
-from florence_jax.training.remat import Remat
+from florence_jax.training.step import Remat
 from train.plan.chips import CHIPS
 from train.plan.compiled import Compiled
-from train.plan.records import Records
 from train.plan.report import report
 from train.plan.request import PlanRequest
-from train.plan.sweep import candidates, sweep, table
+from train.plan.sweep import Records, candidates, sweep, table
 from train.plan.worker import compile_request
 
 _DESCRIPTION = """\
@@ -136,24 +135,13 @@ class Progress:
 
 
 def _requests(options: argparse.Namespace, settings: Sequence[str]) -> list[PlanRequest]:
-    base = PlanRequest(
-        model=options.model,
-        topology=options.topology[0],
-        mesh=options.mesh,
-        rules=options.rules,
-        global_batch=options.global_batch,
-        accumulation=options.accumulation,
-        image_size=options.image_size,
-        prompt_length=options.prompt_length,
-        target_length=options.target_length,
-        dtype=options.dtype,
-        remat=options.remat,
-        num_beams=options.num_beams,
-        program="generate" if options.generate else "train",
-        config=options.config,
-        settings=tuple(settings),
-        effort=options.effort,
-    )
+    given = {field.name: getattr(options, field.name, None) for field in fields(PlanRequest)}
+    given |= {
+        "topology": options.topology[0],
+        "program": "generate" if options.generate else "train",
+        "settings": tuple(settings),
+    }
+    base = PlanRequest(**given)
     machines = [replace(base, topology=name) for name in options.topology]
     if not options.sweep:
         return machines

@@ -21,13 +21,13 @@ class Bounds:
     """Seconds and rates of one step of the whole machine.
 
     Attributes:
-        flops: that the arithmetic needs, all chips together; what is computed twice counts once.
+        flops: FLOPs of the arithmetic, all chips together; recomputation counts once.
         traffic: bytes that a device reads and writes.
         intensity: FLOPs for each byte that the compiled program moves; of a device.
         balance: FLOPs for each byte at which the chip computes as long as it reads.
         compute, memory, links, network: seconds that each alone takes at least.
-        images_per_second: at the longest of them.
-        chip_hours: for each million samples.
+        images_per_second: Rate at the longest of them.
+        chip_hours: Chip hours for each million samples.
         paper_chip_hours: for the paper's samples, the resolution that was not compiled at the same
             share of the peak; 0 for the generation loop.
     """

@@ -8,8 +8,7 @@ parts, FLOP/s without sparsity; the network is one 400 Gbit/s adapter for each G
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-GIGA = 1e9
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,18 +16,19 @@ class Chip:
     """One accelerator chip.
 
     Attributes:
-        name: as in `--topology`.
-        kind: how jax names its devices.
+        name: Name in `--topology`.
+        kind: Name of its devices in jax.
         platform: "tpu" or "gpu".
         flops: dense bfloat16 FLOP/s.
         memory: bytes of high-bandwidth memory.
-        memory_bandwidth: of that memory.
-        link_bandwidth: to the other chips of its slice (of its host, for a GPU), all links at once.
-        network_bandwidth: to other slices (to other hosts, for a GPU).
-        devices: that jax sees in one chip.
-        host_chips: chips that one host drives in a slice of several hosts.
-        dimensions: of the torus.
-        slice_chips: in the largest slice.
+        memory_bandwidth: Bandwidth of that memory.
+        link_bandwidth: Bandwidth to the other chips of its slice (of its host, for a GPU), over
+            all links at once.
+        network_bandwidth: Bandwidth to other slices (to other hosts, for a GPU).
+        devices: Devices that jax sees in one chip.
+        host_chips: Chips that one host drives in a slice of several hosts.
+        dimensions: Dimensions of the torus.
+        slice_chips: Chips of the largest slice.
     """
 
     name: str
@@ -49,86 +49,32 @@ class Chip:
         return figure / self.devices
 
 
-_ALL = (
-    Chip(
-        name="v4",
-        slice_chips=4096,
-        kind="TPU v4",
-        flops=275e12,
-        memory=32 * 2**30,
-        memory_bandwidth=1200 * GIGA,
-        link_bandwidth=300 * GIGA,
-        network_bandwidth=6.25 * GIGA,
-    ),
-    Chip(
-        name="v5e",
-        slice_chips=256,
-        kind="TPU v5 lite",
-        flops=197e12,
-        memory=16 * 2**30,
-        memory_bandwidth=819 * GIGA,
-        link_bandwidth=200 * GIGA,
-        network_bandwidth=3.125 * GIGA,
-        host_chips=8,
-        dimensions=2,
-    ),
-    Chip(
-        name="v5p",
-        slice_chips=8960,
-        kind="TPU v5",
-        flops=459e12,
-        memory=95 * 2**30,
-        memory_bandwidth=2765 * GIGA,
-        link_bandwidth=600 * GIGA,
-        network_bandwidth=6.25 * GIGA,
-    ),
-    Chip(
-        name="v6e",
-        slice_chips=256,
-        kind="TPU v6 lite",
-        flops=918e12,
-        memory=32 * 2**30,
-        memory_bandwidth=1638 * GIGA,
-        link_bandwidth=400 * GIGA,
-        network_bandwidth=12.5 * GIGA,
-        dimensions=2,
-    ),
-    Chip(
-        name="tpu7x",
-        slice_chips=9216,
-        kind="TPU7x",
-        flops=2307e12,
-        memory=192 * 2**30,
-        memory_bandwidth=7380 * GIGA,
-        link_bandwidth=600 * GIGA,
-        network_bandwidth=12.5 * GIGA,
-        devices=2,
-    ),
-    Chip(
-        name="h100",
-        slice_chips=4096,
-        kind="NVIDIA H100",
-        platform="gpu",
-        flops=989e12,
-        memory=80e9,
-        memory_bandwidth=3350 * GIGA,
-        link_bandwidth=450 * GIGA,
-        network_bandwidth=50 * GIGA,
-        host_chips=8,
-        dimensions=1,
-    ),
-    Chip(
-        name="h200",
-        slice_chips=4096,
-        kind="NVIDIA H200",
-        platform="gpu",
-        flops=989e12,
-        memory=141e9,
-        memory_bandwidth=4800 * GIGA,
-        link_bandwidth=450 * GIGA,
-        network_bandwidth=50 * GIGA,
-        host_chips=8,
-        dimensions=1,
-    ),
+# name, jax's name, FLOP/s, memory, its bandwidth, links', network's, chips of the largest slice.
+_TPU = (
+    ("v4", "TPU v4", 275e12, 32 * 2**30, 1200e9, 300e9, 6.25e9, 4096),
+    ("v5e", "TPU v5 lite", 197e12, 16 * 2**30, 819e9, 200e9, 3.125e9, 256),
+    ("v5p", "TPU v5", 459e12, 95 * 2**30, 2765e9, 600e9, 6.25e9, 8960),
+    ("v6e", "TPU v6 lite", 918e12, 32 * 2**30, 1638e9, 400e9, 12.5e9, 256),
+    ("tpu7x", "TPU7x", 2307e12, 192 * 2**30, 7380e9, 600e9, 12.5e9, 9216),
 )
-CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in _ALL}
+_GPU = (
+    ("h100", "NVIDIA H100", 989e12, 80e9, 3350e9, 450e9, 50e9, 4096),
+    ("h200", "NVIDIA H200", 989e12, 141e9, 4800e9, 450e9, 50e9, 4096),
+)
+_OTHERWISE = {
+    "v5e": {"host_chips": 8, "dimensions": 2},
+    "v6e": {"dimensions": 2},
+    "tpu7x": {"devices": 2},
+}
+
+
+def _chip(row: tuple, **more: Any) -> Chip:
+    names = ("name", "kind", "flops", "memory", "memory_bandwidth")
+    names += ("link_bandwidth", "network_bandwidth", "slice_chips")
+    return Chip(**dict(zip(names, row, strict=True)), **more)
+
+
+CHIPS: Mapping[str, Chip] = {
+    **{row[0]: _chip(row, **_OTHERWISE.get(row[0], {})) for row in _TPU},
+    **{row[0]: _chip(row, platform="gpu", host_chips=8, dimensions=1) for row in _GPU},
+}

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from train.plan.request import PlanRequest
+
 Outcome = Literal["fits", "too large", "failed", "no compiler"]
 
 
@@ -14,9 +16,9 @@ class Traffic:
 
     Attributes:
         count: how many.
-        bytes: of the whole arrays.
-        sent_bytes: that a device sends, by the ring algorithm.
-        far_bytes: of them, in groups that more than one slice (or GPU host) is in.
+        bytes: Bytes of the whole arrays.
+        sent_bytes: Bytes that a device sends, by the ring algorithm.
+        far_bytes: Those of them in groups that span several slices (or GPU hosts).
         unbounded: how many of them a loop that ends on data has at its longest.
     """
 
@@ -34,18 +36,18 @@ class Compiled:
     Attributes:
         outcome: "fits", "too large" for the memory, "failed" otherwise, or "no compiler".
         message: what the compiler said, where it is not "fits".
-        peak: at the fullest moment, everything counted; of a program that is too large, what it
+        peak: Peak memory, everything counted; of a program that is too large, the memory that it
             would need, where the compiler says so.
-        limit: that a program may have.
-        parameters, optimizer, frozen, inputs: that lie there between updates.
-        activations: at the fullest moment, made by the forward pass and kept.
+        limit: Memory that a program may have.
+        parameters, optimizer, frozen, inputs: Memory that they take between updates.
+        activations: Memory at the peak that the forward pass made and keeps.
         temporaries: everything else, the program itself included.
         traffic: read and written in one run.
-        flops: that the arithmetic of one run needs, all devices together.
+        flops: FLOPs that the arithmetic of one run needs, all devices together.
         paper_flops: of the training step, FLOPs for one sample at the paper's image sizes.
-        collectives: by class.
-        lowering_seconds, compiling_seconds: that this took.
-        notes: what the placement had to do otherwise than asked.
+        collectives: Traffic of collectives by class.
+        lowering_seconds, compiling_seconds: Seconds that these took.
+        notes: Dimensions that could not be divided as asked.
     """
 
     outcome: Outcome
@@ -81,6 +83,8 @@ class Compiled:
             }
         )
 
+
+Answer = tuple[PlanRequest, Compiled]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"

@@ -81,7 +81,7 @@ class HloModule:
     """A compiled program.
 
     Attributes:
-        computations: by name.
+        computations: Computations by name.
         entry: name of the one that runs first.
         devices: partitions times replicas that it is compiled for.
     """

@@ -26,13 +26,13 @@ from florence_jax.sharding import (
     make_mesh,
     use_mesh,
 )
-from florence_jax.training.build import TrainSetup, build_training
 from florence_jax.training.cached_features.vision_tower import origin_of
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import load_config
 from florence_jax.training.metrics.flops import update_flops
+from florence_jax.training.prepare import TrainSetup, build_training
 from florence_jax.training.pretrained import PretrainedFiles
-from florence_jax.training.step import Batch
+from florence_jax.training.state import Batch
 from train.plan.bounds import PAPER_SAMPLES, generation_flops
 from train.plan.request import PlanRequest
 from train.plan.topology import load_devices
@@ -45,10 +45,10 @@ class Lowered:
     Attributes:
         lowered: jax's.
         parameters, optimizer, frozen, inputs: bytes on the fullest device.
-        flops: of one run, all devices together.
+        flops: FLOPs of one run, all devices together.
         turns: how often the generation loops turn, for the longest answers.
         paper_flops: FLOPs for one sample at the paper's image sizes.
-        notes: what the layout had to do otherwise than the rules ask.
+        notes: Dimensions that the mesh cannot divide as the rules ask.
     """
 
     lowered: jax.stages.Lowered
@@ -66,7 +66,7 @@ def lower(request: PlanRequest) -> Lowered:
     """Trace the program for the request's machine.
 
     Raises:
-        CompilerMissing: of the machine's platform.
+        CompilerMissing: the compiler of the machine's platform is not installed.
         ValueError: settings, rules or a mesh that do not fit, or cached features of a tower that
             trains.
     """

@@ -32,9 +32,9 @@ class PlanRequest:
         accumulation: micro-batches of one update.
         image_size: side of the square images, in pixels.
         prompt_length, target_length: tokens; of the loop, `target_length` new ones at most.
-        dtype: of activations.
+        dtype: Dtype of activations.
         remat: `model.remat`; by default the recipe's.
-        num_beams: of the generation loop.
+        num_beams: Beams of the generation loop.
         program: the training step or the generation loop.
         config: a recipe whose settings the run starts from.
         settings: flags of `florence-jax train` on top.

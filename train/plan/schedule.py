@@ -194,7 +194,7 @@ def kernels_of(
     """The instructions that take time, with the shapes of their operands and how often they run.
 
     Args:
-        name: of the computation that they and their loops are in; the entry by default.
+        name: The computation that they and their loops are in; by default the entry.
         turns: trips of `while` instructions that end on data; of those left out, one.
     """
     computation: Computation = module.computations[name or module.entry]

@@ -40,7 +40,7 @@ class Topology:
     Attributes:
         chip: the kind.
         shape: chips along each axis of a slice; (count,) of GPUs.
-        slices: that the data centre's network joins.
+        slices: Slices that the data centre's network joins.
     """
 
     chip: Chip

@@ -13,11 +13,9 @@ from florence_jax.processing import TASKS
 from florence_jax.runtime.program import run_program
 from florence_jax.runtime.program_parser import ProgramParser
 from train.shapes.config import SPLITS, SceneConfig
-from train.shapes.gallery import save_gallery
-from train.shapes.statistics import statistics
+from train.shapes.overview import save_gallery, statistics
 from train.shapes.tokenizer import save_processor
-from train.shapes.world import ShapesWorld
-from train.shapes.write import DIRECTORIES, write_dataset
+from train.shapes.world import DIRECTORIES, ShapesWorld, write_dataset
 
 _EPILOG = """
 examples:

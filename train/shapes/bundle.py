@@ -23,8 +23,7 @@ from florence_jax.runtime.program_parser import ProgramParser
 from train.shapes.config import SceneConfig
 from train.shapes.evaluate import answers, table
 from train.shapes.judge import judge
-from train.shapes.world import ShapesWorld
-from train.shapes.write import write_dataset
+from train.shapes.world import ShapesWorld, write_dataset
 
 # What a wheel can carry without being noticed.
 _MOST_BYTES = 16_000_000

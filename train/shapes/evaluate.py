@@ -56,7 +56,7 @@ def answers(
 
 
 def table(scores: dict[str, Score]) -> str:
-    """As Markdown."""
+    """The scores as a Markdown table."""
     lines = ["| task | metric | value | answers |", "| --- | --- | --- | --- |"]
     for task, score in scores.items():
         lines.append(f"| `{task}` | {score.metric} | {score.value:.3f} | {score.count} |")

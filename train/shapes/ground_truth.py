@@ -1,4 +1,4 @@
-"""What can be seen in a scene: each listed thing with its box, outline and names.
+"""The visible things of a scene, each with its box, outline and names.
 
 Boxes, polygons and positions are of what is *visible*, as in COCO: what another shape covers does
 not count, nor do crumbs that it cuts off. A shape of which more than `SceneConfig.hidden` is
@@ -8,14 +8,15 @@ exact to half a pixel.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from florence_jax.processing import quantize
-from train.shapes.contours import polygons, without_crumbs
-from train.shapes.lexicon import PLAIN, WORD
-from train.shapes.outlines import area
+from train.shapes.lexicon import COLOURS, KINDS, PLAIN, WORD
+from train.shapes.outlines import area, polygons, without_crumbs
 from train.shapes.render import FINE, owners
 from train.shapes.scene import Scene, Shape, Word
 
@@ -32,9 +33,9 @@ class Thing:
     """A listed shape or word.
 
     Attributes:
-        source: what it is in the scene.
+        source: The shape or word of the scene.
         number: its place among the scene's shapes and words, from the lowest to the topmost.
-        side: of the picture, in pixels.
+        side: Side of the picture, in pixels.
         box: the visible extent (x0, y0, x1, y1) in pixels.
         mask: bool[h, w], where it is seen in the picture drawn FINE times as large, cut out.
         corner: x and y there of the mask's first pixel.
@@ -53,7 +54,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """As a short caption says it: "red circle"; a word as in `description`."""
+        """Its name in a short caption: "red circle"; a word's is that of `description`."""
         if isinstance(self.source, Word):
             return self.description
         return f"{self.source.colour} {self.source.kind}"
@@ -69,7 +70,7 @@ class Thing:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Of the box, as fractions of the picture."""
+        """The centre of the box, as fractions of the picture."""
         x0, y0, x1, y1 = self.box
         return (x0 + x1) / (2 * self.side), (y0 + y1) / (2 * self.side)
 
@@ -101,7 +102,7 @@ def things_seen(scene: Scene) -> tuple[Thing, ...]:
             whole = area(source.kind) * (source.radius * side * FINE) ** 2
             if mask.sum() < (1 - scene.config.hidden) * whole:
                 continue
-            # What lies above may have cut it in pieces.
+            # A shape above may have cut it in pieces.
             if (seen[y0:y1, x0:x1] > number + 1).any():
                 mask = without_crumbs(mask, _LEAST_PART)
         rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
@@ -124,3 +125,36 @@ def _reading(thing: Thing) -> tuple[int, int]:
     # In bins, as targets are ordered: edges that are written alike are not told apart.
     x0, y0, _, _ = quantize(thing.box, (thing.side, thing.side)).tolist()
     return y0, x0
+
+
+def mislabelled(scene: Scene, things: Sequence[Thing]) -> tuple[Thing, ...]:
+    """The things of a scene, some shapes by the name of what they are not.
+
+    A wrong name has another colour and another kind, and is the name of nothing else in the scene,
+    so that what is said stays unambiguous. The same shapes are wrong in every answer and at every
+    call.
+    """
+    found = list(things)
+    if not scene.config.mislabelled:
+        return tuple(found)
+    rng = scene.stream("labels")
+    for place, thing in enumerate(found):
+        # Drawn whether used or not: one shape's error does not move the next one's.
+        errs, draw = rng.random() < scene.config.mislabelled, rng.random()
+        if not (errs and isinstance(thing.source, Shape)):
+            continue
+        taken = {other.description for other in found}
+        wrong = [
+            renamed
+            for colour in COLOURS
+            for kind in KINDS
+            if colour != thing.source.colour and kind != thing.source.kind
+            for renamed in [_named(thing, thing.source, colour, kind)]
+            if renamed.description not in taken
+        ]
+        found[place] = wrong[int(draw * len(wrong))]
+    return tuple(found)
+
+
+def _named(thing: Thing, shape: Shape, colour: str, kind: str) -> Thing:
+    return dataclasses.replace(thing, source=dataclasses.replace(shape, colour=colour, kind=kind))

@@ -2,18 +2,19 @@
 
 The published models' image encoder had learnt from other pictures before Florence-2's training
 began. This does the same for a model of the synthetic world: from the last map's every cell, one
-linear layer says what lies at the points of that cell (`train.shapes.dense_labels`: kind, colour,
-size, texture, letter, and how far the box's edges are). The layer is thrown away. DIR then holds a
+linear layer says what lies at the points of that cell (`points_of`: kind, colour, size,
+texture, letter, and how far the box's edges are). The layer is thrown away. DIR then holds a
 checkpoint, otherwise random, to train from:
 
     python -m train.shapes.pretrain_vision runs/shapes_tower
-    florence-jax train --config train/recipes/shapes.py --model.start runs/shapes_tower \\
+    florence-jax train --config train/recipes/shapes.py --model.start runs/shapes_tower \
         --model.architecture None --model.no-from-scratch
 """
 
 from __future__ import annotations
 
 import functools
+import string
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -33,16 +34,29 @@ from florence_jax.runtime.compilation_cache import use_compilation_cache
 from florence_jax.runtime.program import run_program
 from florence_jax.runtime.program_parser import ProgramParser
 from florence_jax.runtime.terminal_bar import terminal_bar
-from florence_jax.training.build import build_training
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import load_config
+from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import load_parameters, prepare_pretrained, read_pretrained
 from florence_jax.training.state import Flat
 from florence_jax.training.step import LossFn
-from train.shapes.dense_labels import CLASSES, points_of
-from train.shapes.render import draw
+from train.shapes.ground_truth import things_seen
+from train.shapes.lexicon import BACKGROUNDS, COLOURS, KINDS, SIZES, TEXTURES, WORD
+from train.shapes.outlines import turned
+from train.shapes.render import FINE, draw, owners
+from train.shapes.scene import Scene, Shape, Word, letter_edges
 from train.shapes.source import ShapesConfig
 from train.shapes.world import ShapesWorld
+
+# What is asked of a point, and the answers. The first stands for "none here"; backgrounds are
+# colours too, so that they are not nothing.
+CLASSES: dict[str, tuple[str, ...]] = {
+    "kind": ("", WORD, *KINDS),
+    "colour": ("", *COLOURS, *BACKGROUNDS),
+    "size": ("", *SIZES),
+    "texture": ("", *TEXTURES),
+    "letter": ("", *string.ascii_uppercase),
+}
 
 _RECIPE = Path("train/recipes/shapes.py")
 _TOWER = "vision_tower/"
@@ -55,6 +69,19 @@ _EDGE_UNIT, _EDGE_WEIGHT = 0.2, 4.0
 _EPSILON = 1e-5
 
 
+class Points(NamedTuple):
+    """Labels of points at the middles of N x N equal cells.
+
+    Attributes:
+        classes: int32[N, N, 5], numbers of `CLASSES`.
+        edges: float32[N, N, 4], from the point to x0, y0, x1 and y1 of its thing's box, as
+            fractions of the side; NaN where no listed thing is.
+    """
+
+    classes: np.ndarray
+    edges: np.ndarray
+
+
 class PointBatch(NamedTuple):
     """uint8[B, H, W, 3] images, and the labels of their points: `points_of` with a batch axis."""
 
@@ -65,12 +92,12 @@ class PointBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class PointLoss:
-    """The mean over points of what the linear layer does not know.
+    """The mean loss of the linear layer over all points.
 
     Attributes:
-        objective: has the model and says how pixels are normalised.
+        objective: The run's loss function, with its model and how it normalises pixels.
         others: the parameters that stay.
-        points: to a side of one cell of the last map.
+        points: Number of points along a side of one cell of the last map.
     """
 
     objective: LossFn
@@ -103,7 +130,7 @@ class PointLoss:
         return loss + _EDGE_WEIGHT * right["edges"], right
 
     def _read(self, params: Flat, images: jax.Array) -> jax.Array:
-        """What the linear layer says of each point, float32[B, N, N, answers and edges]."""
+        """The linear layer's output for each point, float32[B, N, N, answers and edges]."""
         tower = {path: leaf for path, leaf in params.items() if path.startswith(_TOWER)}
         module = self.objective.bind({**self.others, **tower})
         cells = module.vision_tower(self.objective.pixels(images))
@@ -124,7 +151,7 @@ def pretrained(
     Args:
         config: sizes, batch size, seed, and the scenes of its first source.
         files: a directory for the processor's files.
-        learning_rate: at its highest, after a twentieth of the steps; a tenth of it at the end.
+        learning_rate: Peak rate, after a twentieth of the steps; the last rate is a tenth of it.
 
     Raises:
         ValueError: no steps, or a recipe that is not of the synthetic world.
@@ -187,6 +214,47 @@ def _batches(config: TrainConfig, count: int) -> Iterator[PointBatch]:
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4 * config.batch_size)
     numbers = grain.MapDataset.range(2**31).map(example)
     return iter(numbers.to_iter_dataset(options).batch(config.batch_size))
+
+
+def points_of(scene: Scene, count: int) -> Points:
+    """The labels of `count` x `count` points. What is seen at a point owns it."""
+    side = scene.config.side * FINE
+    middles = (np.arange(count) + 0.5) / count
+    pixels = (middles * side).astype(int)
+    owner = owners(scene)[np.ix_(pixels, pixels)]
+    sources = (*scene.shapes, *scene.words)
+    known = np.array([_numbers({"colour": scene.background}), *map(_named, sources)])
+    classes = known[owner]
+    x, y = np.meshgrid(middles, middles)
+    for number, word in enumerate(sources, start=1):
+        here = owner == number
+        if isinstance(word, Word) and here.any():
+            points = np.stack([x[here], y[here]], axis=1)
+            classes[here, -1] = [CLASSES["letter"].index(c) for c in _letters_at(word, points)]
+    boxes = np.full((len(sources) + 1, 4), np.nan)
+    for thing in things_seen(scene):
+        boxes[thing.number + 1] = np.array(thing.box) / thing.side
+    edges = boxes[owner] - np.stack([x, y, x, y], axis=-1)
+    return Points(classes.astype(np.int32), edges.astype(np.float32))
+
+
+def _named(source: Shape | Word) -> list[int]:
+    if isinstance(source, Word):
+        return _numbers({"kind": WORD})
+    names = ("kind", "colour", "size", "texture")
+    return _numbers({name: getattr(source, name) for name in names})
+
+
+def _numbers(named: dict[str, str]) -> list[int]:
+    return [answers.index(named.get(name, "")) for name, answers in CLASSES.items()]
+
+
+def _letters_at(word: Word, points: np.ndarray) -> list[str]:
+    """The letter whose part of the word's rectangle each point float64[P, 2] lies in."""
+    upright = turned(points - word.centre, -word.tilt)
+    along = upright[:, 0] + word.extent[0] / 2
+    ends = letter_edges(word.text)[1:-1] * word.height
+    return [word.text[place] for place in np.searchsorted(ends, along).tolist()]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -240,7 +240,7 @@ def _held_out(model: Path, world: ShapesWorld, options: argparse.Namespace) -> I
 
 
 def _annotated(annotations: Path, pool: ShapesWorld) -> Iterator[Answered]:
-    """What is left after the filters, beside the truth: an image without an answer has none."""
+    """The answers that the filters leave, beside the truth."""
     for annotation in read_annotations(annotations):
         truth = {one.task: one for one in pool.questions(int(Path(annotation.image).stem), _TASKS)}
         given = {one.task: one for one in to_examples(annotation, _TASKS)}

@@ -29,7 +29,7 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def owners(scene: Scene) -> np.ndarray:
-    """Who is seen where, uint8[FINE * side, FINE * side].
+    """The shape or word that is seen at each point, uint8[FINE * side, FINE * side].
 
     0 is the background, n the shape or, after the shapes, the word n - 1. A word owns its quad.
     """

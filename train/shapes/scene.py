@@ -1,4 +1,4 @@
-"""What a scene holds, before anything is drawn. Lengths are fractions of the picture's side."""
+"""The content of a scene, before it is drawn. Lengths are fractions of the picture's side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where everything goes: a scene drawn at random, with room for what must be seen."""
+"""Sample a scene at random, with room for everything that must be seen."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from train.shapes.lexicon import (
     SIZE_WEIGHTS,
     SIZES,
     TEXTURES,
+    draw_word,
     held_out_combinations,
     is_held_out,
 )
 from train.shapes.outlines import area, reach, room
 from train.shapes.scene import Scene, Shape, Word, stream
-from train.shapes.words import draw_word
 
 _CANDIDATES = 24
 _ATTEMPTS = 3
@@ -128,7 +128,7 @@ class _Board:
         partner = holder
         if holder is None and self.shapes and rng.random() < config.overlap:
             partner = int(rng.integers(len(self.shapes)))
-        # What overlaps must differ in colour, and no shape overlaps two.
+        # Shapes that overlap must differ in colour, and no shape overlaps two.
         if partner in self._joined or (
             partner is not None and self.shapes[partner].colour == colour
         ):

@@ -7,12 +7,11 @@ from typing import ClassVar
 
 from PIL import Image
 
-from florence_jax.processing import TASKS, task_of
+from florence_jax.processing import TASKS, FlorenceTokenizer, task_of
 from florence_jax.training.checked import counted
 from florence_jax.training.data.example import DataError, Example, ObjectOrder, Source
 from florence_jax.training.data.sources import Named, SourceConfig
-from florence_jax.training.metrics.judge import Answered
-from florence_jax.training.metrics.tasks import named_figures
+from florence_jax.training.metrics.judge import Answered, named_figures
 from train.shapes.config import SceneConfig, Split
 from train.shapes.judge import CAPTIONS, METRICS, judge
 from train.shapes.render import draw
@@ -28,8 +27,8 @@ class ShapesConfig(SourceConfig):
         scene: how hard they are.
         split: train, valid or held-out.
         scenes: how many.
-        tasks: those that are asked, by default all 15; each has an equal part of the weight.
-        order: in which labels name shapes, as of `FileConfig`.
+        tasks: Tasks to ask, by default all 15; each has an equal part of the weight.
+        order: Order in which labels name shapes, as in `FileConfig`.
     """
 
     metrics: ClassVar[tuple[str, ...]] = METRICS
@@ -68,8 +67,6 @@ class ShapesSource(Source):
     An example takes about 5 milliseconds of one core at 192 pixels, less than decoding a photo.
     """
 
-    endless: ClassVar[bool] = True
-
     world: ShapesWorld
     scenes: int
     tasks: Sequence[str] = tuple(TASKS)
@@ -92,6 +89,9 @@ class ShapesSource(Source):
         picture = draw(scene)
         example, *same_image = (self._example(number, picture, question) for question in asked)
         return dataclasses.replace(example, same_image=tuple(same_image))
+
+    def longest_texts(self, tokenizer: FlorenceTokenizer, most: tuple[int, int]) -> tuple[int, int]:
+        return most
 
     def scores(self, answered: Sequence[Answered]) -> dict[str, float]:
         return named_figures(judge(row for row in answered if task_of(row.prefix) in CAPTIONS))

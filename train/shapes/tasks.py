@@ -1,4 +1,4 @@
-"""What can be asked of a scene, and the exact answers: the 15 tasks in Florence-2's own grammar."""
+"""Questions about a scene and their exact answers: the 15 tasks in Florence-2's own grammar."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from train.shapes.captions import (
     shapes_of,
     short_phrases,
 )
-from train.shapes.ground_truth import Thing, things_seen
-from train.shapes.label_noise import mislabelled
+from train.shapes.ground_truth import Thing, mislabelled, things_seen
 from train.shapes.lexicon import COLOURS, KINDS, PLAIN, TEXTURES, WORD
 from train.shapes.scene import Scene, Shape, Word
 
@@ -38,7 +37,7 @@ class Question:
         task: "<OD>" and so on.
         prefix: the task and its input, as `build_prompt` takes it.
         suffix: the text to be generated.
-        answer: what `suffix` was written from, in the form of `parse`: exact pixels.
+        answer: The answer behind `suffix`, in the form of `parse` and in exact pixels.
     """
 
     task: str

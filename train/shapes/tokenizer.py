@@ -65,11 +65,6 @@ def world_tokenizer() -> FlorenceTokenizer:
     return FlorenceTokenizer(_backend())
 
 
-def vocabulary_size() -> int:
-    """Rows of the embedding table that the tokens need, with `<image>`, the last, counted."""
-    return world_tokenizer().vocab_size + 1
-
-
 def save_processor(
     directory: str | os.PathLike, *, image_size: tuple[int, int], image_tokens: int
 ) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.job import Item
-from florence_jax.batch.sources.files import ChangeGuard
-from florence_jax.batch.sources.rows import IMAGE_COLUMNS, RowReader, row_id
+from florence_jax.batch.sources.rows import IMAGE_COLUMNS, ChangeGuard, RowReader, row_id
 from florence_jax.inference.image_files import Say
 from florence_jax.runtime.error_text import error_text
 

@@ -1,17 +1,25 @@
-"""Rows of data as items: the image, the queries, and the columns that are carried along."""
+"""Rows of data as items: their columns, JSON Lines, and files that change while they are read."""
 
 from __future__ import annotations
 
 import base64
+import bisect
+import codecs
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import os
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.image_reader import FileBelow, ImageSource
 from florence_jax.batch.job import Item
+from florence_jax.inference.image_files import Say
 from florence_jax.inference.requests import Query
 from florence_jax.processing import TASKS, task_of
+from florence_jax.runtime.text_file import TextFileError, decode, parse_json
 
 IMAGE_COLUMNS = ("image", "image_base64", "file_name")
 _QUERY = ("task", "text", "region", "labels")
@@ -170,3 +178,112 @@ def _is_box(region: Sequence[Any]) -> bool:
 
 def _is_list(value: Any, kind: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(one, kind) for one in value)
+
+
+class FileChangedError(RuntimeError, ValueError):
+    """A file of rows changed after its rows were counted; the message names it and the remedy.
+
+    It is a RuntimeError too, which ends the run: no single row is to blame.
+    """
+
+
+class ChangeGuard:
+    """The size and modification time of a file, compared while its rows are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._mark = path, _mark(path)
+
+    def check(self) -> None:
+        """Refuse the file if it has changed.
+
+        Raises:
+            FileChangedError: it was written to, replaced or removed.
+        """
+        try:
+            mark = _mark(self._path)
+        except FileNotFoundError:
+            raise FileChangedError(
+                f"{self._path} was removed while it was read: put it back"
+            ) from None
+        if mark != self._mark:
+            raise FileChangedError(
+                f"{self._path} changed while it was read (it had {self._mark[0]} bytes, now "
+                f"{mark[0]}): leave files of rows alone until a run over them is done. Put the "
+                "file back as it was, or begin another run"
+            )
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+class JsonLines:
+    """The rows of a `.jsonl` file; only the offsets of its lines are in memory, 8 bytes each."""
+
+    def __init__(self, path: Path, reader: RowReader, say: Say | None = None) -> None:
+        self._path, self._reader = path, reader
+        self._guard = ChangeGuard(path)
+        self._offsets, self._digest = array("q"), hashlib.sha256()
+        # For each blank line, the number of rows before it: a row's line number counts blank lines.
+        self._blank = array("q")
+        position = 0
+        with path.open("rb") as lines:
+            for line in lines:
+                if position == 0:
+                    _refuse_utf16(line, path)
+                if line.removeprefix(codecs.BOM_UTF8).strip():
+                    self._offsets.append(position)
+                else:
+                    self._blank.append(len(self._offsets))
+                self._digest.update(line)
+                position += len(line)
+        self._guard.check()
+        if say is not None and not self._offsets:
+            say(f"{path} has no row")
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {"jsonl": self._path.name, "sha256": self._digest.hexdigest()}
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def ids(self) -> Iterator[str]:
+        for number, line in self._lines(0, len(self)):
+            yield row_id(self._place(number), self._parsed(number, line))
+
+    def read(self, start: int, stop: int) -> Iterator[Item]:
+        for number, line in self._lines(start, stop):
+            place, row = self._place(number), self._parsed(number, line)
+            if isinstance(row, TextFileError):
+                yield Item(id=place, error=str(row))
+            else:
+                yield self._reader.item(place, row)
+
+    def _lines(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        """(number, line) of the rows from `start` up to `stop`, blank lines left out."""
+        if start >= stop:
+            return
+        self._guard.check()
+        with self._path.open("rb") as file:
+            for number in range(start, stop):
+                file.seek(self._offsets[number])
+                yield number, file.readline()
+        self._guard.check()
+
+    def _parsed(self, number: int, line: bytes) -> Any:
+        """The row, or the error of a line that is none."""
+        in_file = number + 1 + bisect.bisect_right(self._blank, number)
+        try:
+            return parse_json(line, f"{self._place(number)} (line {in_file})")
+        except TextFileError as error:
+            return error
+
+    def _place(self, number: int) -> str:
+        return f"{self._path}:{number}"
+
+
+def _refuse_utf16(line: bytes, path: Path) -> None:
+    if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        decode(line, str(path))

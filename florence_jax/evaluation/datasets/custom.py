@@ -7,15 +7,14 @@ from typing import Any
 
 from florence_jax.batch.image_reader import FileBelow
 from florence_jax.batch.job import Item
-from florence_jax.datasets.errors import DatasetError
-from florence_jax.datasets.text_rows import row_columns
+from florence_jax.datasets.text_rows import DatasetError, row_columns
 from florence_jax.evaluation.datasets.dataset import Dataset, LayoutError, numbered_lines
 from florence_jax.evaluation.datasets.detection import detection_file
 from florence_jax.processing import TASKS, parse, task_of
 from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 from florence_jax.runtime.text_file import TextFileError, parse_json
 
-# A suffix with one location, of each task that has some.
+# An example of a suffix, for each task that answers with locations.
 _FORMS = {
     "<OD>": "car<loc_52><loc_334><loc_932><loc_774>",
     "<REGION_PROPOSAL>": "<loc_52><loc_334><loc_932><loc_774>",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.job import Item
-from florence_jax.datasets.coco_parts import is_number
+from florence_jax.datasets.coco_entries import is_number
 from florence_jax.runtime import text_file
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from florence_jax.batch.image_reader import FileBelow
 from florence_jax.batch.job import Item
+from florence_jax.datasets.coco_entries import CocoFile, CocoImage, CocoObject, Size
 from florence_jax.datasets.coco_file import read_coco
-from florence_jax.datasets.coco_parts import CocoFile, CocoImage, CocoObject, Size
-from florence_jax.datasets.errors import DatasetError
-from florence_jax.datasets.picture_files import PictureNames
+from florence_jax.datasets.image_names import ImageNames
+from florence_jax.datasets.text_rows import DatasetError
 from florence_jax.evaluation.datasets.dataset import (
     Dataset,
     LayoutError,
@@ -24,7 +24,7 @@ from florence_jax.processing.image import ImageError
 from florence_jax.processing.image.load import image_size
 from florence_jax.processing.vocabulary import check_no_control_tokens
 
-# By how much the aspect ratio of an image may differ from the file's, as in training: rounding.
+# Largest relative difference between an image's aspect ratio and the file's, which is rounding.
 _SAME_SHAPE = 0.02
 
 
@@ -66,10 +66,10 @@ class _Detection:
             for entry in (images if isinstance(images, list) else ())
             if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
         ]
-        found = PictureNames(names)
+        found = ImageNames(names)
         self.existing = {name: found.existing(folder, name) for name in names}
         try:
-            self.file: CocoFile = read_coco(content, str(path), picture_size=self._stored)
+            self.file: CocoFile = read_coco(content, str(path), image_size=self._stored)
         except DatasetError as error:
             raise LayoutError(str(error)) from None
         self.notes = list(self.file.notes)

@@ -32,9 +32,9 @@ _PHRASE = re.compile(r"\[/EN#(\d+)((?:/\w+)+) ([^\]]+)\]")
 def flickr30k_entities(root: Path, split: str) -> Dataset:
     """`Annotations/*.xml`, `Sentences/*.txt`, `test.txt`, and the images.
 
-    One item a sentence. Its truth is the phrases that have boxes, with them: phrases of the whole
-    scene and of what is not to be seen are left out, as in MDETR's evaluation, and so are sentences
-    without a phrase that is left.
+    One item per sentence. Its truth is the phrases that have boxes. As in MDETR's evaluation,
+    phrases about the whole scene or about what cannot be seen are left out, and so are sentences
+    that have no phrase left.
     """
     names = find_file(root, (f"{split}.txt",), _WHERE)
     boxes_of = find_folder(root, ("Annotations",), _WHERE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from florence_jax.evaluation.datasets.dataset import (
     value_of,
 )
 
+Entry = dict[str, Any]
+
 
 def vqav2(root: Path, split: str) -> Dataset:
     """The questions file, the annotations file where the split has one, and COCO's images."""
@@ -33,13 +35,14 @@ def vqav2(root: Path, split: str) -> Dataset:
         truth = find_file(root, _below(f"v2_mscoco_val{year}_annotations.json"), where)
         files.append(truth)
         for annotation in entries(read_json(truth), "annotations", truth):
-            answers[annotation["question_id"]] = _texts(value_of(annotation, "answers", truth))
-    items = []
-    for entry in entries(read_json(path), "questions", path):
-        number = value_of(entry, "question_id", path)
-        name = f"COCO_{images}_{value_of(entry, 'image_id', path):012d}.jpg"
-        items.append(_item(number, folder, name, entry, answers.get(number), path))
-    return _dataset(items, files)
+            answers[annotation["question_id"]] = value_of(annotation, "answers", truth)
+
+    def name(entry: Entry) -> str:
+        return f"COCO_{images}_{value_of(entry, 'image_id', path):012d}.jpg"
+
+    asked = entries(read_json(path), "questions", path)
+    given = [entry | {"answers": answers.get(entry.get("question_id"))} for entry in asked]
+    return _dataset(given, "question_id", folder, name, files)
 
 
 def textvqa(root: Path, split: str) -> Dataset:
@@ -47,13 +50,11 @@ def textvqa(root: Path, split: str) -> Dataset:
     where = "The file is on textvqa.org/dataset, the images are train_val_images.zip there"
     path = find_file(root, _below(f"TextVQA_0.5.1_{split}.json"), where)
     folder = find_folder(root, ("test_images" if split == "test" else "train_images",), where)
-    items = []
-    for entry in entries(read_json(path), "data", path):
-        name = f"{value_of(entry, 'image_id', path)}.jpg"
-        number = value_of(entry, "question_id", path)
-        truths = _texts(entry.get("answers"))
-        items.append(_item(number, folder, name, entry, truths, path))
-    return _dataset(items, [path])
+
+    def name(entry: Entry) -> str:
+        return f"{value_of(entry, 'image_id', path)}.jpg"
+
+    return _dataset(entries(read_json(path), "data", path), "question_id", folder, name, [path])
 
 
 def vizwiz(root: Path, split: str) -> Dataset:
@@ -61,12 +62,8 @@ def vizwiz(root: Path, split: str) -> Dataset:
     where = "Annotations and images are on vizwiz.org/tasks-and-datasets/vqa"
     path = find_file(root, _below(f"{split}.json"), where)
     folder = find_folder(root, (split, f"images/{split}", "images"), where)
-    items = []
-    for entry in entries(read_json(path), "questions", path):
-        name = text_of(entry, "image", path)
-        truths = _texts(entry.get("answers"))
-        items.append(_item(name, folder, name, entry, truths, path))
-    return _dataset(items, [path])
+    asked = entries(read_json(path), "questions", path)
+    return _dataset(asked, "image", folder, lambda entry: text_of(entry, "image", path), [path])
 
 
 def docvqa(root: Path, split: str) -> Dataset:
@@ -76,13 +73,8 @@ def docvqa(root: Path, split: str) -> Dataset:
     path = find_file(root, [name for one in names for name in _below(one)], where)
     find_folder(path.parent, ("documents", "../documents"), where)
     pages = path.parent if (path.parent / "documents").is_dir() else path.parent.parent
-    items = []
-    for entry in entries(read_json(path), "data", path):
-        number = value_of(entry, "questionId", path)
-        name = text_of(entry, "image", path)
-        truths = _texts(entry.get("answers"))
-        items.append(_item(number, pages, name, entry, truths, path))
-    return _dataset(items, [path])
+    asked = entries(read_json(path), "data", path)
+    return _dataset(asked, "questionId", pages, lambda entry: text_of(entry, "image", path), [path])
 
 
 def _below(name: str) -> tuple[str, ...]:
@@ -97,26 +89,23 @@ def _texts(answers: Iterable[Any] | None) -> list[str] | None:
     return [str(text) for text in texts]
 
 
-def _item(
-    number: Any,
+def _dataset(
+    asked: Sequence[Entry],
+    number_key: str,
     folder: Path,
-    file: str,
-    entry: dict[str, Any],
-    truths: list[str] | None,
-    path: Path,
-) -> Item:
-    question = text_of(entry, "question", path).strip()
-    return Item(
-        id=str(number),
-        image=FileBelow(str(folder), file),
-        extra={"input": question, "truth": truths, "question_id": number},
-    )
-
-
-def _dataset(items: list[Item], files: list[Path]) -> Dataset:
+    name_of: Callable[[Entry], str],
+    files: Sequence[Path],
+) -> Dataset:
+    """One item per question; `files` are the questions and, if they are apart, the answers."""
+    items = []
+    for entry in asked:
+        name, number = name_of(entry), value_of(entry, number_key, files[0])
+        truth, question = _texts(entry.get("answers")), text_of(entry, "question", files[0]).strip()
+        extra = {"input": question, "truth": truth, "question_id": number}
+        items.append(Item(id=str(number), image=FileBelow(str(folder), name), extra=extra))
     answered = sum(item.extra["truth"] is not None for item in items)
     if answered not in (0, len(items)):
         raise LayoutError(f"{files[-1]} has answers to {answered} of {len(items)} questions")
     # Questions about one image follow each other, so that it is read and encoded once.
-    items.sort(key=lambda item: item.image.name if isinstance(item.image, FileBelow) else "")
+    items.sort(key=lambda item: item.image.name)
     return Dataset(items=items, files=files)

@@ -18,34 +18,31 @@ They are plain functions of plain values, without the model, jax or data sets.
 | ANLS, edit distance, exact | `anls`, `edit_distance`, `exact_match` | arXiv:1907.00490 |
 """
 
-from florence_jax.evaluation.metrics.bleu import bleu
-from florence_jax.evaluation.metrics.boxes import (
-    Detection,
-    box_iou,
-    matched,
-    mean_average_precision,
-    recall_at_1,
-)
-from florence_jax.evaluation.metrics.cider import cider, cider_d
-from florence_jax.evaluation.metrics.coco import coco_average_precision
-from florence_jax.evaluation.metrics.masks import (
-    MaskOverlap,
-    coco_mask,
-    mask_iou,
-    mask_overlap,
-    mean_and_overall_iou,
-)
-from florence_jax.evaluation.metrics.meteor import meteor
-from florence_jax.evaluation.metrics.rouge import rouge_l
-from florence_jax.evaluation.metrics.score import Scores
-from florence_jax.evaluation.metrics.text import anls, edit_distance, exact_match, similarity
-from florence_jax.evaluation.metrics.treebank import tokenize
-from florence_jax.evaluation.metrics.vqa import (
+from florence_jax.evaluation.metrics.answers import (
+    anls,
+    edit_distance,
+    exact_match,
     normalized_answer,
+    similarity,
     textvqa_accuracy,
     vizwiz_accuracy,
     vqa_accuracy,
 )
+from florence_jax.evaluation.metrics.boxes import (
+    Detection,
+    MaskOverlap,
+    box_iou,
+    coco_average_precision,
+    coco_mask,
+    mask_iou,
+    mask_overlap,
+    matched,
+    mean_and_overall_iou,
+    mean_average_precision,
+    recall_at_1,
+)
+from florence_jax.evaluation.metrics.captions import Scores, bleu, cider, cider_d, meteor, rouge_l
+from florence_jax.evaluation.metrics.treebank import tokenize
 
 __all__ = [
     "Detection",

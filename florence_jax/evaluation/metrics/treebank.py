@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-# What pycocoevalcap drops. Brackets stay: it looks for them in capitals, after the program has made
-# every letter small.
+# Punctuation that pycocoevalcap drops. Brackets stay: it looks for them in capitals, when the
+# tokenizer has turned all letters to lower case.
 _MARKS = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;"
 _PUNCTUATION = frozenset(_MARKS.split())
 # Most words of a caption; no rule makes anything else of them, nor of what follows.
@@ -18,13 +18,13 @@ _NEWLINE = re.compile("\r\n|[\r\n\u2028\u2029\u000b\u000c\u0085]")
 def tokenize(captions: Sequence[str]) -> list[str]:
     """Captions in lower case, words between single spaces, without punctuation.
 
-    The words are those of Stanford's PTBTokenizer 3.4.1 with `-preserveLines -lowerCase`, which
-    pycocoevalcap runs in Java; punctuation is dropped as it does. "A man's dog, isn't it?" gives
+    The words and the dropped punctuation are those of Stanford's PTBTokenizer 3.4.1 with
+    `-preserveLines -lowerCase`, which pycocoevalcap runs in Java. "A man's dog, isn't it?" gives
     "a man 's dog is n't it".
 
-    As there, the captions are one text with a line for each: whether an abbreviation at the end of
-    a line ends a sentence depends on the next line's first word. Give all captions of a data set in
-    one call, and those of the model in another.
+    The tokenizer reads all captions as one text with one line each: whether an abbreviation at the
+    end of a line ends a sentence depends on the first word of the next line. Pass all references of
+    a data set in one call, and all captions of the model in another.
     """
     text = "\n".join(caption.replace("\n", " ") for caption in captions)
     lines: list[list[str]] = [[]]

@@ -33,8 +33,7 @@ from florence_jax.processing.image.formats import (
     without_refused_texts,
 )
 from florence_jax.processing.image.sample_range import declared_by
-from florence_jax.runtime.missing_file import missing_file_hint
-from florence_jax.runtime.text_file import special_kind
+from florence_jax.runtime.text_file import missing_file_hint, special_kind
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 256 * 1024 * 1024

@@ -5,10 +5,11 @@
         meta.json       whatever the run wants to find again (data position, config, metrics)
         manifest.json   sha256 of every file, shape and dtype of every array
 
-`florence_jax.training.checkpointing.manifest` says why Orbax alone does not do.
+`florence_jax.training.checkpointing.manager` says why Orbax alone does not do.
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -21,14 +22,17 @@ import jax
 import orbax.checkpoint as ocp
 
 from florence_jax.runtime.atomic_dir import make_durable, sync
-from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_bytes, read_json
 from florence_jax.training.checked import Checked, counted
-from florence_jax.training.checkpointing.manifest import damage, stored_arrays, write_manifest
 from florence_jax.training.distributed import broadcast_bool, is_first, wait_for_all
 
 _META = "meta.json"
 _STATE = "state"
 _NAME = re.compile(r"step_(\d{8})")
+
+
+MANIFEST = "manifest.json"
+_FORMAT = "florence-jax-run-1"
 
 
 class RestoreError(ValueError):
@@ -75,7 +79,7 @@ class Checkpoints:
     ):
         """
         Args:
-            report: told of damage and of saves that failed.
+            report: Called with a line on damage and on each save that failed.
             writes: False only reads, and leaves alone what a writer may be saving right now.
         """
         self.directory = Path(directory).absolute()
@@ -151,14 +155,14 @@ class Checkpoints:
         self._finishing.start()
 
     def wait(self) -> None:
-        """Until the save in progress, if any, is finished or has failed."""
+        """Wait until the save in progress, if any, is finished or has failed."""
         if self._finishing is not None:
             self._finishing.join()
             self._finishing = None
 
     @property
     def failure(self) -> Exception | None:
-        """Why the last save failed, or None."""
+        """The error that the last save failed with, or None."""
         return self._failure
 
     def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
@@ -168,7 +172,7 @@ class Checkpoints:
 
         Args:
             abstract: the state as `jax.ShapeDtypeStruct`s, with the shardings to restore to.
-            step: of the only one that will do.
+            step: The only step to restore; by default the newest that is undamaged.
 
         Raises:
             RestoreError: it holds other arrays, shapes or dtypes than `abstract`; or all that
@@ -280,3 +284,61 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 def _describe(array: Mapping[str, Any]) -> str:
     return f"{array['dtype']}{array['shape']}"
+
+
+def write_manifest(directory: Path, arrays: Mapping[str, Mapping[str, Any]]) -> None:
+    """Describe every file below `directory` as it is now.
+
+    Args:
+        arrays: by name, {"shape": [...], "dtype": "..."}.
+    """
+    files = {name: digest(directory / name) for name in sorted(_files(directory))}
+    fields = {"format": _FORMAT, "files": files, "arrays": dict(arrays)}
+    (directory / MANIFEST).write_bytes(_encode(fields))
+
+
+def stored_arrays(directory: Path) -> dict[str, dict[str, Any]]:
+    """{"shape", "dtype"} of each array of an undamaged checkpoint, by name."""
+    return read_json(directory / MANIFEST, max_bytes=MAX_SETTINGS_BYTES)["arrays"]
+
+
+def damage(directory: Path) -> str | None:
+    """A description of the damage to a checkpoint's files, or None. Reads every byte."""
+    try:
+        content = read_bytes(directory / MANIFEST, max_bytes=MAX_SETTINGS_BYTES)
+        fields = parse_json(content, MANIFEST)
+        fields.pop("sha256")
+        files = fields["files"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST}: {error}"
+    if _encode(fields) != content:
+        return f"{MANIFEST} does not have the sha256 that it ends with"
+    present = _files(directory)
+    for name, expected in files.items():
+        if name not in present:
+            return f"{name} is missing"
+        try:
+            found = digest(directory / name)
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
+        if found != expected:
+            return f"{name} has other bytes than when it was written"
+    extra = sorted(present - files.keys())
+    return f"{extra[0]} was not written with it" if extra else None
+
+
+def digest(file: Path) -> str:
+    """Hexadecimal sha256 of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _files(directory: Path) -> set[str]:
+    """Every file by relative name, the manifest aside."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {file.relative_to(directory).as_posix() for file in files} - {MANIFEST}
+
+
+def _encode(fields: dict[str, Any]) -> bytes:
+    sha256 = hashlib.sha256(json.dumps(fields, indent=1).encode()).hexdigest()
+    return json.dumps(fields | {"sha256": sha256}, indent=1).encode() + b"\n"

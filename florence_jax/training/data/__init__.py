@@ -1,1 +1,1 @@
-"""From files on disk to batches that are a pure function of the seed and the step."""
+"""Data sets, and batches of them that are a pure function of the seed and the step."""

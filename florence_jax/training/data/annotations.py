@@ -1,7 +1,8 @@
-"""What `florence-jax annotate` wrote, as examples."""
+"""Annotations that `florence-jax annotate` wrote, as training examples."""
 
 import array
 import bisect
+import contextlib
 import itertools
 import math
 import re
@@ -10,7 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from florence_jax.annotation.schema import AnnotationError, annotation_files, from_row, parse_line
+from florence_jax.annotation.schema import (
+    Annotation,
+    AnnotationError,
+    annotation_files,
+    from_row,
+    parse_line,
+)
 from florence_jax.annotation.to_examples import TaskExample, to_examples
 from florence_jax.processing import TASKS
 from florence_jax.processing.vocabulary import CONTROL_TOKENS
@@ -27,9 +34,9 @@ class Annotations(Source):
 
     Args:
         path: a JSON-lines file, or a directory with blocks of them.
-        tasks: whose questions.
+        tasks: The tasks whose questions are asked.
         image_root: the directory that image names start from; by default that of the file.
-        questions: of one image that an example asks together, at most.
+        questions: Most questions about one image that an example asks together.
 
     Attributes:
         notes: how many images have texts that are not learnt, for the user.
@@ -53,12 +60,12 @@ class Annotations(Source):
         folder = self.path if self.path.is_dir() else self.path.parent
         self.image_root = as_path(image_root) if image_root else folder
         self._files: list[Path] = []
-        # Of each image with questions: its file, its line's offset, and the number of its first
-        # example.
+        # The file, the line's offset and the number of the first example of each image with
+        # questions.
         self._places = array.array("q")
         self._firsts = array.array("q")
         count = unspeakable = 0
-        try:
+        with _naming(self.path):
             self._files = _files(self.path)
             for number, offset, line in _lines(self._files):
                 unspeakable += any(token.encode() in line for token in CONTROL_TOKENS)
@@ -67,9 +74,6 @@ class Annotations(Source):
                     self._places.extend((number, offset))
                     self._firsts.append(count)
                     count += -(-found // questions)
-        # Beside its own errors, a box that no question can ask about.
-        except (ValueError, OSError) as error:
-            raise DataError(f"{self.path}: {error}") from error
         if not count:
             raise DataError(f"{self.path} answers nothing of {', '.join(self.tasks)}")
         self._count = count
@@ -86,14 +90,9 @@ class Annotations(Source):
             DataError: there are none.
         """
         found: Counter[str] = Counter()
-        try:
-            files = _files(as_path(path))
-            for number, offset, line in _lines(files):
-                row = parse_line(line, f"{files[number].name} at byte {offset}")
-                if "error" not in row:
-                    found.update(question.task for question in to_examples(from_row(row)))
-        except (ValueError, OSError) as error:
-            raise DataError(f"{path}: {error}") from error
+        with _naming(path):
+            for annotation in _annotations(path):
+                found.update(question.task for question in to_examples(annotation))
         if not found:
             raise DataError(f"{path} answers none of the tasks: nothing is left to learn from")
         return tuple(task for task in TASKS if task in found)
@@ -106,20 +105,12 @@ class Annotations(Source):
         first 256 annotations; what these do not ask is of the first group.
         """
         words, asked = Counter[str](), Counter[str]()
-        try:
-            files = _files(as_path(path))
-            for number, offset, line in itertools.islice(_lines(files), 256):
-                where = f"{files[number].name} at byte {offset}"
-                row = parse_line(line, where)
-                if "error" in row:
-                    continue
-                annotation = from_row(row, where)
+        with _naming(path):
+            for annotation in _annotations(path, 256):
                 for question in to_examples(annotation, tasks):
                     texts = question.prompt, question.labels_text(annotation.size)
                     words[question.task] += max(len(_WORDS.findall(text)) for text in texts)
                     asked[question.task] += 1
-        except (ValueError, OSError) as error:
-            raise DataError(f"{path}: {error}") from error
         groups: dict[int, list[str]] = {}
         for task in tasks:
             # Below 16 tokens nothing is padded shorter.
@@ -183,6 +174,25 @@ def _lines(files: list[Path]) -> Iterator[tuple[int, int, bytes]]:
                 if line.strip():
                     yield number, offset, line
                 offset += len(line)
+
+
+@contextlib.contextmanager
+def _naming(path: str | Place) -> Iterator[None]:
+    """Name the data set in errors: its own, and of a box that no question can ask about."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _annotations(path: str | Place, count: int | None = None) -> Iterator[Annotation]:
+    """The annotations of the first lines, by default of all; failed images have none."""
+    files = _files(as_path(path))
+    for number, offset, line in itertools.islice(_lines(files), count):
+        where = f"{files[number].name} at byte {offset}"
+        row = parse_line(line, where)
+        if "error" not in row:
+            yield from_row(row, where)
 
 
 def _count(line: bytes, tasks: Sequence[str], where: str) -> int:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from florence_jax.datasets.coco_entries import CocoFile, CocoImage, CocoObject, Size
 from florence_jax.datasets.coco_file import read_coco
-from florence_jax.datasets.coco_parts import CocoFile, CocoImage, CocoObject, Size
-from florence_jax.datasets.errors import DatasetError
-from florence_jax.datasets.picture_files import PictureNames
+from florence_jax.datasets.image_names import ImageNames
+from florence_jax.datasets.text_rows import DatasetError
 from florence_jax.processing import box_to_text
 from florence_jax.processing.image import ImageError
 from florence_jax.processing.image.load import image_size
@@ -56,7 +56,7 @@ class Coco(Source):
             raise DataError(f"{path}: a COCO file has no {task}, only {get_args(CocoTask)}")
         self.image_root = as_path(image_root) if image_root else self.path.parent
         content = read_value(self.path)
-        self._names = PictureNames(_file_names(content))
+        self._names = ImageNames(_file_names(content))
         try:
             file = read_coco(
                 content,
@@ -64,7 +64,7 @@ class Coco(Source):
                 labels=task in _LABELLED,
                 boxes=task != "<CAPTION>",
                 outlines=task == "<REFERRING_EXPRESSION_SEGMENTATION>",
-                picture_size=self._picture_size,
+                image_size=self._image_size,
             )
         except DatasetError as error:
             raise DataError(str(error)) from None
@@ -115,8 +115,8 @@ class Coco(Source):
                 except ValueError as error:
                     raise DataError(f"{self.path}: category {label!r:.80}: {error}") from None
 
-    def _picture_size(self, name: str) -> Size | None:
-        """Of an image on this machine; those of a bucket are fetched when they are drawn."""
+    def _image_size(self, name: str) -> Size | None:
+        """The size of an image on this machine; a bucket's images are fetched when drawn."""
         if not isinstance(self.image_root, Path):
             return None
         try:
@@ -180,7 +180,7 @@ class Coco(Source):
 
 
 def _file_names(content: Any) -> list[str]:
-    """Of a file whose layout is not checked yet."""
+    """The file names in a COCO file whose layout is not checked yet."""
     images = content.get("images") if isinstance(content, dict) else None
     entries = images if isinstance(images, list) else []
     names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]

@@ -12,11 +12,15 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from florence_jax.processing import parse
+from florence_jax.processing import FlorenceTokenizer, build_prompt, parse
 from florence_jax.processing.targets import Order, target_text
 
 if TYPE_CHECKING:
     from florence_jax.training.metrics.judge import Answered
+
+# A location is one token wherever it is, so any size will do.
+_ANY_SIZE = (1000, 1000)
+_TOGETHER = 512
 
 ObjectOrder = Literal["random", "as_annotated", "left_to_right", "top_to_bottom", "area", "label"]
 
@@ -33,7 +37,7 @@ class Example:
         id: says where it comes from, for example "train/annotations.jsonl:17".
         image: a file or an object behind a URL, encoded bytes, or an image.
         task: "<OD>" and so on; "" for a prompt of one's own.
-        prompt: what follows the task token: a caption, a region's <loc_N> text, a question.
+        prompt: The text after the task token: a caption, a region's <loc_N> text, a question.
         labels: text as generated; or, where coordinates may have to move with the image, what
             `florence_jax.processing.parse` returns for the task, in pixels of the image as
             shown (EXIF orientation applied).
@@ -63,17 +67,32 @@ class Source(ABC):
 
     Attributes:
         notes: what was joined, cut or left out when it was opened, for the user.
-        endless: its texts are made, not read, so that the longest of them is not known.
     """
 
     notes: Sequence[str] = ()
-    endless: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def __getitem__(self, index: int) -> Example: ...
+
+    def longest_texts(self, tokenizer: FlorenceTokenizer, most: tuple[int, int]) -> tuple[int, int]:
+        """(tokens of the longest prompt, of the longest labels); every row is read, no image is.
+
+        Rows that cannot be used, and those longer than `most`, are left out, because they end up in
+        quarantine. A source whose texts are made and not read overrides this.
+        """
+        longest = [2, 2]
+        for first in range(0, len(self), _TOGETHER):
+            texts: list[str] = []
+            for index in range(first, min(first + _TOGETHER, len(self))):
+                texts += _texts(self, index)
+            lengths = [len(ids) for ids in tokenizer.encode(texts)] if texts else []
+            for part in (0, 1):
+                fitting = [length for length in lengths[part::2] if length <= most[part]]
+                longest[part] = max(longest[part], *fitting, 0)
+        return longest[0], longest[1]
 
     def scores(self, answered: Sequence[Answered]) -> dict[str, float]:
         """Figures of a model's answers beside those of every task, by the name "TASK METRIC".
@@ -144,3 +163,19 @@ def ordered_labels(example: Example, size: Sequence[int], rng: np.random.Generat
     return target_text(
         example.task, labels, size, order=order, rng=rng if order == "random" else None
     )
+
+
+def _texts(source: Source, index: int) -> Sequence[str]:
+    """Prompt and labels of an example and of each of the same image."""
+    texts: list[str] = []
+    # The quarantine says what is wrong with a row.
+    try:
+        example = source[index]
+        for one in (example, *example.same_image):
+            labels = one.labels
+            if not isinstance(labels, str):
+                labels = target_text(one.task, labels, one.size or _ANY_SIZE)
+            texts += (build_prompt(one.prefix), labels)
+    except Exception:
+        return []
+    return texts

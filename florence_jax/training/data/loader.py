@@ -1,5 +1,6 @@
 """The data loader: batches as a pure function of (seed, step), made ahead of time by Grain."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,16 @@ import grain
 import numpy as np
 from absl import flags
 
+from florence_jax.training.config import TrainConfig
 from florence_jax.training.data.example import DataError, Source
-from florence_jax.training.data.preprocess import ExampleRef, Preprocessor, collate
-from florence_jax.training.step import Batch
+from florence_jax.training.data.preprocess import (
+    ExampleRef,
+    Preprocessor,
+    collate,
+    padded_to_longest,
+)
+from florence_jax.training.data.sources import Named
+from florence_jax.training.state import Batch
 
 # As good as endless. Grain's own endless is the largest index there is, past which the length of
 # batches of one row is rounded up.
@@ -30,12 +38,12 @@ class DataLoader:
         preprocessor: turns an example into arrays.
         batch_size: rows of one update over all hosts and micro-batches.
         micro: micro-batches of one update.
-        seed: of the order and of the augmentation.
+        seed: Seed of the order and of the augmentation.
         mix: whether each row or each whole batch is drawn from the mixture.
         host, hosts: which of the equal shares this is, and how many there are.
     """
 
-    sources: Sequence[tuple[str, Source, float]]
+    sources: Sequence[Named]
     preprocessor: Preprocessor
     batch_size: int
     micro: int = 1
@@ -119,6 +127,35 @@ class DataLoader:
                 ),
             )
         )
+
+
+def make_loader(
+    config: TrainConfig,
+    preprocessor: Preprocessor,
+    sources: Sequence[Named],
+    share: tuple[int, int] = (0, 1),
+) -> DataLoader:
+    """The training data, or the share (index, count) that one process brings to each step.
+
+    Args:
+        preprocessor: As from `make_preprocessor`.
+    """
+    index, count = share
+    data = config.data
+    preprocessor = dataclasses.replace(preprocessor, augmentation=data.augment)
+    if count > 1:
+        opened = [source for _, source, _ in sources]
+        preprocessor = padded_to_longest(preprocessor, data, opened)
+    return DataLoader(
+        sources=sources,
+        preprocessor=preprocessor,
+        batch_size=config.batch_size,
+        micro=config.accumulation,
+        seed=config.seed,
+        host=index,
+        hosts=count,
+        mix=data.mix,
+    )
 
 
 def finite_batches(

@@ -1,8 +1,8 @@
-"""From an example to token ids and pixels, and from these to a padded batch."""
+"""Turn examples into token ids and pixels, and these into padded batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,18 +16,17 @@ from florence_jax.processing import (
 )
 from florence_jax.processing.image.pixels import resize_picture
 from florence_jax.processing.request_check import check_task_of_data
-from florence_jax.processing.targets import target_text
 from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 from florence_jax.training.cached_features.store import FeatureStore
+from florence_jax.training.config import DataConfig
 from florence_jax.training.data.augment import AugmentConfig, augment, in_frame_of
 from florence_jax.training.data.example import Example, Source, ordered_labels
 from florence_jax.training.data.storage import readable_image
+from florence_jax.training.distributed import longest_of_first
 from florence_jax.training.losses import IGNORE
-from florence_jax.training.step import Batch
-
-# A location is one token wherever it is, so any size will do.
-_ANY_SIZE = (1000, 1000)
-_TOGETHER = 512
+from florence_jax.training.metrics.logger import say
+from florence_jax.training.pretrained import PretrainedFiles
+from florence_jax.training.state import Batch
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,9 @@ class Preprocessor:
         min_prompt_bucket, min_labels_bucket: tokens that batches are padded to, doubled until all
             fit, and never more than the longest that is allowed.
         min_questions: rows of every image at least.
-        augmentation: what may be changed, differently in each epoch.
+        augmentation: Image augmentation, drawn anew in each epoch.
         resample: PIL's resampling filter; 3 is bicubic, the published processor's.
-        features: in place of pixels; images are neither opened nor changed then.
+        features: Cached features in place of pixels; no image is then opened or changed.
         tasks: tasks that the model declares beside the 15, see `check_task_of_data`.
     """
 
@@ -206,43 +205,75 @@ def padded_length(longest: int, least: int, most: int) -> int:
     return min(length, most)
 
 
-def longest_texts_of(
-    sources: Iterable[Source], tokenizer: FlorenceTokenizer, most: tuple[int, int]
-) -> tuple[int, int]:
-    """(tokens of the longest prompt, of the longest labels); every row is read, no image is.
+def make_preprocessor(config: DataConfig, pretrained: PretrainedFiles) -> Preprocessor:
+    """Examples to arrays as a run's evaluation has them: nothing is augmented.
 
-    Processes of one run pad every batch to these. Rows that cannot be used, and those longer than
-    `most`, are left out, because they end up in quarantine. An endless source counts as `most`.
+    Lengths that the settings leave out are the most that the model's position table has room for.
+
+    Raises:
+        ValueError: an image's tokens and a text do not fit the position table.
     """
-    longest = [2, 2]
-    for source in sources:
-        if source.endless:
-            return most
-        for first in range(0, len(source), _TOGETHER):
-            texts: list[str] = []
-            for index in range(first, min(first + _TOGETHER, len(source))):
-                texts += _texts(source, index)
-            lengths = [len(ids) for ids in tokenizer.encode(texts)] if texts else []
-            for part in (0, 1):
-                fitting = [length for length in lengths[part::2] if length <= most[part]]
-                longest[part] = max(longest[part], *fitting, 0)
-    return longest[0], longest[1]
+    positions = pretrained.config.text.max_position_embeddings
+    image_tokens = pretrained.image_tokens
+    if image_tokens > positions - 2:
+        height, width = pretrained.image.size
+        raise ValueError(
+            f"a picture of {height} x {width} pixels is {image_tokens} tokens, which leaves no "
+            f"room for a prompt in the model's {positions} positions: lower data.image_size"
+        )
+    for name, taken in (("max_prompt", image_tokens), ("max_labels", 0)):
+        length = getattr(config, name)
+        if length is not None and taken + length > positions:
+            raise ValueError(
+                f"data.{name}={length} tokens, with {taken} of the picture, are more than the "
+                f"model's {positions} positions: set it to {positions - taken} at most, or leave "
+                "it out"
+            )
+    return Preprocessor(
+        tokenizer=pretrained.tokenizer,
+        image_size=pretrained.image.size,
+        max_prompt=config.max_prompt or positions - image_tokens,
+        max_labels=config.max_labels or positions,
+        min_prompt_bucket=config.min_prompt_bucket,
+        min_labels_bucket=config.min_labels_bucket,
+        resample=pretrained.image.resample,
+        tasks=pretrained.tasks,
+    )
 
 
-def _texts(source: Source, index: int) -> Sequence[str]:
-    """Prompt and labels of an example and of each of the same image."""
-    texts: list[str] = []
-    # `Preprocessor` says in quarantine what is wrong with a row.
-    try:
-        example = source[index]
-        for one in (example, *example.same_image):
-            texts += (build_prompt(one.prefix), _labels(one))
-    except Exception:
-        return []
-    return texts
+def padded_to_longest(
+    preprocessor: Preprocessor, config: DataConfig, sources: Sequence[Source]
+) -> Preprocessor:
+    """The preprocessor of several processes, which pads every batch to one shape.
 
+    A process's longest row says nothing of the others'. The first process measures the lengths that
+    the settings leave out, and pads them as a batch would be. Each image has as many questions as
+    the source that asks most.
+    """
+    most = preprocessor.max_prompt, preprocessor.max_labels
+    lengths = most
+    if None in (config.max_prompt, config.max_labels):
 
-def _labels(example: Example) -> str:
-    if isinstance(example.labels, str):
-        return example.labels
-    return target_text(example.task, example.labels, example.size or _ANY_SIZE)
+        def measure() -> tuple[int, int]:
+            rows = sum(len(source) for source in sources)
+            say(
+                f"reading {rows:,} rows for the longest prompt and labels, to which several "
+                "processes pad every batch: data.max_prompt and data.max_labels spare this"
+            )
+            longest = [source.longest_texts(preprocessor.tokenizer, most) for source in sources]
+            prompts, labels = zip(*longest, strict=True)
+            return max(prompts), max(labels)
+
+        prompt, labels = longest_of_first(measure)
+        lengths = (
+            config.max_prompt or padded_length(prompt, config.min_prompt_bucket, most[0]),
+            config.max_labels or padded_length(labels, config.min_labels_bucket, most[1]),
+        )
+    return replace(
+        preprocessor,
+        max_prompt=lengths[0],
+        max_labels=lengths[1],
+        min_prompt_bucket=lengths[0],
+        min_labels_bucket=lengths[1],
+        min_questions=max((source.questions for source in config.train), default=1),
+    )

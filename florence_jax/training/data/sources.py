@@ -2,15 +2,22 @@
 
 import pkgutil
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from florence_jax.annotation.schema import annotation_files
 from florence_jax.training.checked import Checked, did_you_mean
 from florence_jax.training.data.annotations import Annotations
 from florence_jax.training.data.coco import Coco
-from florence_jax.training.data.example import ObjectOrder, Ordered, Source
+from florence_jax.training.data.example import (
+    UNORDERED_TASKS,
+    DataError,
+    ObjectOrder,
+    Ordered,
+    Source,
+)
 from florence_jax.training.data.storage import Place, as_path, local_copy, require_exists
 from florence_jax.training.data.tabular import ArrayRecord, Jsonl, Parquet
 from florence_jax.training.data.vqa import DocVqa, Vqa
@@ -173,7 +180,7 @@ class CocoConfig(FileConfig):
     """A COCO JSON file.
 
     Attributes:
-        tasks: those that it is read for; each has an equal part of the weight.
+        tasks: Tasks that it is read for; each has an equal part of the weight.
     """
 
     kind: str = field(init=False, default="coco")
@@ -222,7 +229,7 @@ class AnnotationsConfig(FileConfig):
     """Annotations that `florence-jax annotate` wrote.
 
     Attributes:
-        tasks: those that are learnt, by default all that the annotations answer; each has an equal
+        tasks: Tasks to learn, by default all that the annotations answer; each has an equal
             part of the weight. With several `questions` an image, its tasks take turns.
     """
 
@@ -248,6 +255,43 @@ class AnnotationsConfig(FileConfig):
             yield f" {' '.join(group)}", source, len(group) / len(tasks)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig(SourceConfig):
+    """The one data set of a folder of a directory in the train/valid/test convention.
+
+    Attributes:
+        path: The directory.
+        split: The folder. There may be no valid one.
+    """
+
+    kind: str = field(init=False, default=f"{__name__}:SplitConfig")
+    path: str
+    split: Literal["train", "valid"]
+
+    def open(self, seed: int) -> Iterator[Named]:
+        found = self._found()
+        if found is not None:
+            yield from found.open(seed)
+
+    def files(self) -> list[tuple[str, Place]]:
+        found = self._found()
+        return [] if found is None else found.files()
+
+    def _found(self) -> SourceConfig | None:
+        folder = require_exists(self.path, "data.directory", "directory") / self.split
+        if self.split == "valid" and not folder.is_dir():
+            return None
+        files = sorted(folder.glob("*.jsonl")) or sorted(folder.glob("*coco.json"))
+        if len(files) != 1:
+            names = ", ".join(file.name for file in files) or "neither"
+            raise DataError(
+                f"{folder} must hold one .jsonl file, or one *coco.json file, and has {names}; "
+                "name the file in data.train or data.valid"
+            )
+        kind = JsonlConfig if files[0].suffix == ".jsonl" else CocoConfig
+        return kind(path=str(files[0]))
+
+
 # The layouts by the `kind` that JSON gives them.
 KINDS: dict[str, type[SourceConfig]] = {
     "jsonl": JsonlConfig,
@@ -258,3 +302,88 @@ KINDS: dict[str, type[SourceConfig]] = {
     "docvqa": DocVqaConfig,
     "annotations": AnnotationsConfig,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedData:
+    """The opened data sets of a run.
+
+    Attributes:
+        train: (name, source, weight) of the training mixture.
+        valid: Sources of the validation data by name.
+        configs: Settings of the training data sets, that of `data.directory` included.
+    """
+
+    train: list[Named]
+    valid: dict[str, Source]
+    configs: Sequence[SourceConfig]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all training sources together."""
+        return sum(len(source) for _, source, _ in self.train)
+
+    @property
+    def notes(self) -> list[str]:
+        """Each source's sentences on what it joined, cut or left out, and on texts' fixed order."""
+        notes: list[str] = []
+        for one in (*(source for _, source, _ in self.train), *self.valid.values()):
+            notes += one.notes
+            if isinstance(one, Jsonl) and _first_task(one) in UNORDERED_TASKS:
+                notes.append(
+                    f"{one.path}: things are learnt in the order of its texts; name the file in "
+                    "data.train with order: random for a new order in each epoch"
+                )
+        return list(dict.fromkeys(notes))
+
+
+def open_data(
+    train: Sequence[SourceConfig] = (),
+    valid: Sequence[SourceConfig] = (),
+    directory: str = "",
+    seed: int = 0,
+) -> OpenedData:
+    """Open the data sets that a run names.
+
+    Args:
+        train, valid, directory: as in `florence_jax.training.config.DataConfig`.
+        seed: the run's.
+
+    Raises:
+        DataError: data sets that cannot be read; the message has a line for each, with the remedy.
+    """
+    if directory:
+        train = (*train, SplitConfig(path=directory, split="train"))
+        valid = (*valid, SplitConfig(path=directory, split="valid"))
+    opened: list[list[Named]] = [[], []]
+    problems: list[DataError] = []
+    for configs, found in zip((train, valid), opened, strict=True):
+        for config in configs:
+            try:
+                found += config.open(seed)
+            except DataError as error:
+                problems.append(error)
+    if problems:
+        raise DataError("\n".join(dict.fromkeys(map(str, problems)))) from problems[0]
+    return OpenedData(
+        train=_named_apart(opened[0]),
+        valid={name: source for name, source, _ in _named_apart(opened[1])},
+        configs=train,
+    )
+
+
+def _named_apart(opened: Iterable[Named]) -> list[Named]:
+    """Two files of one name in two directories get names of their own."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for name, source, weight in opened:
+        seen[name] += 1
+        apart.append((f"{name} #{seen[name]}" if seen[name] > 1 else name, source, weight))
+    return apart
+
+
+def _first_task(source: Jsonl) -> str:
+    try:
+        return source[0].task
+    except DataError:
+        return ""

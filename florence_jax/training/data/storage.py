@@ -107,7 +107,7 @@ def _object_below(root: str, name: str) -> tuple[Place, bool]:
 
 
 def readable_image(image: Place | bytes | Image.Image) -> Path | bytes | Image.Image:
-    """What `load_image` opens: an object's bytes, anything else as it is.
+    """Fetch an object's bytes, which `load_image` opens; return anything else as it is.
 
     Raises:
         ImageError: there is no such object, or it cannot be fetched.
@@ -123,7 +123,7 @@ def readable_image(image: Place | bytes | Image.Image) -> Path | bytes | Image.I
 
 
 def local_copy(found: Place, suffix: str = "") -> Path:
-    """What can be sought in: of an object a copy, which goes with this process.
+    """A file that can be read at any offset; the copy of an object ends with the process.
 
     Args:
         suffix: where given, `found` is a directory; its files whose names end so are copied.

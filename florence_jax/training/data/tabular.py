@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from florence_jax.datasets.errors import DatasetError
 from florence_jax.datasets.text_rows import (
     COLUMNS,
     FILE_NAME,
+    DatasetError,
     columns_error,
     missing_columns,
     row_columns,
@@ -120,7 +120,7 @@ class Parquet(Source):
         kept = self._kept
         if kept is None or kept[0] != number:
             _, file, group = self._groups[number]
-            # Of an object the columns' pieces are fetched together, not one after another.
+            # The pieces of an object's columns are fetched together, not one after another.
             content = parquet.ParquetFile(_opened(file), pre_buffer=not isinstance(file, Path))
             names = content.schema_arrow.names
             wanted = [*([] if "image" in names else [FILE_NAME]), *COLUMNS]
@@ -195,7 +195,7 @@ def row_example(where: str, row: Any, image_root: Place) -> Example:
 
 
 def _opened(file: Place) -> Any:
-    """What pyarrow opens: a file's name, or a stream of an object's bytes."""
+    """The argument that pyarrow opens: a file's name, or a stream of an object's bytes."""
     return file if isinstance(file, Path) else file.open("rb")
 
 

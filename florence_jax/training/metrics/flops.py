@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from florence_jax.config import Florence2Config
 from florence_jax.model import flops
-from florence_jax.training.param_groups import ParamGroup
+from florence_jax.training.optimizer import ParamGroup
 
 # Dense bfloat16 FLOP/s of one device, from the makers' data sheets. A TPU7x chip (2,307 TFLOP/s,
 # docs.cloud.google.com/tpu/docs/tpu7x) is two devices.

@@ -1,16 +1,20 @@
-"""The log of a run: a progress bar or lines for people, and writers of its metrics."""
+"""The logs of a run: a progress bar or lines for people, writers of its metrics, unusable rows."""
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 from tqdm import tqdm
 
-from florence_jax.runtime.jsonl import append_lines
+from florence_jax.runtime.jsonl import append_lines, read_lines
 from florence_jax.training.config import LoggingConfig
+
+# So that one bad row among the first ten does not look like a tenth of the data.
+_LEAST_SEEN = 1000
 
 
 class MetricsWriter(Protocol):
@@ -21,7 +25,7 @@ class MetricsWriter(Protocol):
 
         Args:
             kind: "train", "evaluation" and so on.
-            values: by name; most are numbers.
+            values: Values by name; most are numbers.
 
         Raises:
             OSError: they cannot be written, as on a full disk; the next call may succeed.
@@ -59,7 +63,7 @@ class RunLog:
         """
         Args:
             first: the step that the run starts or goes on at.
-            steps: of the whole run.
+            steps: Number of steps of the whole run.
             peak_flops: FLOP/s of all devices; 0 shows no MFU.
         """
         self._peak = peak_flops
@@ -106,7 +110,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """What is done inside is no training: the rates leave its time out."""
+        """Leave the time that is spent inside out of the rates, because it is no training."""
         began = time.perf_counter()
         try:
             yield
@@ -114,7 +118,7 @@ class RunLog:
             self._since += time.perf_counter() - began
 
     def leave_out(self, seconds: float) -> None:
-        """As `pause`, for time that was measured elsewhere."""
+        """Leave time that was measured elsewhere out of the rates."""
         self._since += seconds
 
     def training(self, step: int, values: Mapping[str, float]) -> None:
@@ -156,7 +160,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
-        """What is written inside is for people: that it cannot be is said once and ends nothing."""
+        """Report once that a log cannot be written inside; a log is for people and ends no run."""
         try:
             yield
         except OSError as error:
@@ -200,3 +204,89 @@ class _Terminal:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stderr, name)
+
+
+class Profile:
+    """Traces `steps` steps from the third on, because the first two compile and warm up."""
+
+    def __init__(self, directory: Path, first: int, steps: int):
+        self._directory, self._first, self._steps = directory, first + 2, steps
+        self._running = False
+
+    def at(self, step: int) -> None:
+        """Start or stop the trace before `step`."""
+        if self._steps and step == self._first:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+        elif step == self._first + self._steps:
+            self.stop()
+
+    def stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+class TooManyProblems(RuntimeError):
+    """More rows than allowed could not be used."""
+
+
+class BadRowLog:
+    """RUN/quarantine.jsonl: `{"id": ..., "reason": ..., "split": ...}`, one line a row."""
+
+    def __init__(self, path: Path, *, share: float, total: int):
+        """
+        Args:
+            share: the share of rows that may be unusable.
+            total: the number of rows in the data.
+        """
+        self.path, self._share, self._total = path, share, total
+        self._training: dict[str, str] = {}
+        # Only rows met since the start count: after a kill, data may have been mended.
+        self._met: dict[str, str] = {}
+        self._known: set[tuple[str, str]] = set()
+        self._unwritten: list[dict[str, str]] = []
+        for row in read_lines(path):
+            self._note(row["split"], row["id"], row["reason"])
+
+    def __len__(self) -> int:
+        """The number of unusable rows of the training data so far."""
+        return len(self._training)
+
+    def add(self, problems: Iterable[tuple[str, str]], *, split: str = "train") -> None:
+        """Write down the (id, reason) that are new.
+
+        Raises:
+            OSError: the file cannot be written; the next call tries again.
+        """
+        for row, reason in problems:
+            if split == "train":
+                self._met.setdefault(row, reason)
+            if (split, row) not in self._known:
+                self._note(split, row, reason)
+                self._unwritten.append({"id": row, "reason": reason, "split": split})
+        if self._unwritten:
+            append_lines(self.path, self._unwritten)
+            self._unwritten.clear()
+
+    def check(self, seen: int) -> None:
+        """
+        Args:
+            seen: rows that this process has drawn since the log was opened.
+
+        Raises:
+            TooManyProblems: the share is exceeded.
+        """
+        allowed = self._share * min(self._total, max(seen, _LEAST_SEEN))
+        if len(self._met) > allowed:
+            row, reason = next(iter(self._met.items()))
+            raise TooManyProblems(
+                f"{len(self._met)} rows of {min(seen, self._total)} seen could not be used, more "
+                f"than data.quarantine_share={self._share:g} allows; the first is {row}: {reason}. "
+                f"All are in {self.path}: mend the data, or raise data.quarantine_share"
+            )
+
+    def _note(self, split: str, row: str, reason: str) -> None:
+        self._known.add((split, row))
+        if split == "train":
+            self._training[row] = reason

@@ -13,8 +13,8 @@ from train.shapes.captions import (
     more_detailed_caption,
     shapes_of,
 )
-from train.shapes.facts import facts
 from train.shapes.ground_truth import things_seen
+from train.shapes.judge import facts
 from train.shapes.lexicon import COLOURS, KINDS, SIZES, TEXTURES
 from train.shapes.scene import Word
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from tests.train.shapes.flood import labelled, main_parts
-from train.shapes.contours import polygons, simplified, without_crumbs
+from train.shapes.outlines import polygons, simplified, without_crumbs
 
 
 def filled(parts, shape):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from train.shapes import SceneConfig, ShapesWorld
-from train.shapes.dense_labels import CLASSES, points_of
 from train.shapes.ground_truth import things_seen
+from train.shapes.pretrain_vision import CLASSES, points_of
 from train.shapes.render import draw
 from train.shapes.scene import Scene, Shape, Word
 

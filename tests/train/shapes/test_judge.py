@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from florence_jax.processing import TASKS, parse
-from florence_jax.training.metrics.judge import Answered
-from florence_jax.training.metrics.tasks import metric_problems
+from florence_jax.training.metrics.judge import Answered, metric_problems
 from train.shapes import ShapesWorld
 from train.shapes.judge import judge
 from train.shapes.source import ShapesConfig

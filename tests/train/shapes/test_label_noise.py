@@ -7,8 +7,7 @@ import pytest
 
 from florence_jax.processing import TASKS
 from train.shapes import SceneConfig, ShapesWorld
-from train.shapes.ground_truth import things_seen
-from train.shapes.label_noise import mislabelled
+from train.shapes.ground_truth import mislabelled, things_seen
 from train.shapes.render import draw
 from train.shapes.scene import Word
 

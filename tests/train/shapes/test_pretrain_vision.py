@@ -12,8 +12,7 @@ from florence_jax.training.loop import train
 from florence_jax.training.pretrained import load_parameters, prepare_pretrained
 from tests.training.small import CONFIG
 from train.shapes import SceneConfig, pretrain_vision
-from train.shapes.dense_labels import CLASSES
-from train.shapes.pretrain_vision import main, pretrained
+from train.shapes.pretrain_vision import CLASSES, main, pretrained
 from train.shapes.source import ShapesConfig
 
 SCENE = SceneConfig(side=64, shapes=(1, 1), words=(0, 1), textured=0.0, clutter=(0, 0))

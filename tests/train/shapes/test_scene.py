@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 
 from train.shapes import SceneConfig, ShapesWorld
-from train.shapes.lexicon import COLOURS, KINDS, SIZES, held_out_combinations, is_held_out
+from train.shapes.lexicon import (
+    COLOURS,
+    HELD_OUT_WORDS,
+    KINDS,
+    SIZES,
+    TRAINING_WORDS,
+    WORDS,
+    held_out_combinations,
+    is_held_out,
+)
 from train.shapes.outlines import outline, reach, room
 from train.shapes.render import draw
-from train.shapes.words import HELD_OUT_WORDS, TRAINING_WORDS, WORDS
 
 ROOT = Path(__file__).resolve().parents[3]
 SPLITS = ("train", "valid", "held-out")

@@ -14,9 +14,9 @@ from florence_jax.processing import TASKS, build_prompt, load_tokenizer, preproc
 from florence_jax.processing.image.pixels import ImageConfig
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS
 from train.shapes import ShapesWorld
-from train.shapes.facts import facts
-from train.shapes.tokenizer import save_processor, vocabulary_size, world_tokenizer
-from train.shapes.words import WORDS
+from train.shapes.judge import facts
+from train.shapes.lexicon import WORDS
+from train.shapes.tokenizer import save_processor, world_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = (
@@ -72,7 +72,6 @@ def test_the_layout_is_barts_with_florences_tokens(tokenizer):
     assert first == mask + 1
     # A few hundred merges between the bytes and <mask>.
     assert 200 < mask - 260 < 500
-    assert vocabulary_size() == tokenizer.vocab_size + 1
 
 
 def test_the_same_bytes_in_every_process(folder, tmp_path):
@@ -140,7 +139,7 @@ def test_the_pipeline_answers_with_this_vocabulary(tokenizer):
     from florence_jax.model import Model, random_params_with_spread_logits
 
     config: Florence2Config = tiny()
-    text = dataclasses.replace(config.text, vocab_size=vocabulary_size())
+    text = dataclasses.replace(config.text, vocab_size=world_tokenizer().vocab_size + 1)
     model = Model(config=dataclasses.replace(config, text=text), dtype="float32")
     params = jax.tree.map(jnp.asarray, random_params_with_spread_logits(model.config, 0))
     pipeline = Florence2Pipeline(

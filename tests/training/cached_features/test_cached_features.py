@@ -17,8 +17,7 @@ from florence_jax.checkpoint.param_tree import param_shapes
 from florence_jax.config import Florence2Config
 from florence_jax.model import Model, flops
 from florence_jax.runtime.jsonl import read_lines
-from florence_jax.training.build import build_training
-from florence_jax.training.cached_features.fingerprint import FeaturesError
+from florence_jax.training.cached_features.store import FeaturesError
 from florence_jax.training.cached_features.vision_tower import origin_of
 from florence_jax.training.config import DataConfig
 from florence_jax.training.config_loader import to_tree
@@ -28,7 +27,8 @@ from florence_jax.training.dry_run import dry_run
 from florence_jax.training.loop import Outcome, train
 from florence_jax.training.lora import LoraConfig, is_factor
 from florence_jax.training.metrics.flops import update_flops
-from florence_jax.training.param_groups import assign_param_groups
+from florence_jax.training.optimizer import assign_param_groups
+from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import load_parameters, prepare_pretrained
 from florence_jax.training.step import LossFn
 from tests.training.cached_features.data import DAMAGED, PICTURES, frozen_config, write_pictures

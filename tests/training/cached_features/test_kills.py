@@ -24,7 +24,9 @@ pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("compiled_on_disk")]
 PICTURES, KILLS, ROWS_OF_A_FILE = 400, 24, 8
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["train.features", "florence_jax.training.cached_features.fill"])
+_FORKSERVER.set_forkserver_preload(
+    ["train.features", "florence_jax.training.cached_features.vision_tower"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def _fill(source, directory, cache):
 
     import jax
 
-    from florence_jax.training.cached_features import writer
+    from florence_jax.training.cached_features import store as writer
     from train.features import main
 
     jax.config.update("jax_compilation_cache_dir", str(cache))

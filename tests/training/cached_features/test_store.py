@@ -9,9 +9,14 @@ from PIL import Image
 from florence_jax.config import DaViTConfig
 from florence_jax.processing import ImageConfig, ImageError, demo_tokenizer
 from florence_jax.runtime.directory_lock import DirectoryInUseError, directory_lock
-from florence_jax.training.cached_features.fingerprint import FeaturesError, Origin
-from florence_jax.training.cached_features.store import DTYPES, FeatureStore, key_of
-from florence_jax.training.cached_features.writer import filling
+from florence_jax.training.cached_features.store import (
+    DTYPES,
+    FeaturesError,
+    FeatureStore,
+    Origin,
+    filling,
+    key_of,
+)
 from florence_jax.training.data.example import Example
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import Preprocessor

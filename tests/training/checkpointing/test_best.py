@@ -3,7 +3,7 @@
 import math
 from types import SimpleNamespace
 
-from florence_jax.training.checkpointing.best import CheckpointPolicy
+from florence_jax.training.checkpointing.resume import CheckpointPolicy
 
 
 def keeping(metric, best=None):

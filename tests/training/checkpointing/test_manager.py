@@ -9,8 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints, RestoreError
-from florence_jax.training.checkpointing.manifest import damage, digest
+from florence_jax.training.checkpointing.manager import (
+    CheckpointConfig,
+    Checkpoints,
+    RestoreError,
+    damage,
+    digest,
+)
 from florence_jax.training.state import new_state
 from tests.training.small import small_params
 
@@ -125,7 +130,7 @@ def test_what_the_disk_no_longer_gives_is_damage(tmp_path, monkeypatch):
                 raise OSError(5, "Input/output error")
             return digest(file)
 
-        monkeypatch.setattr("florence_jax.training.checkpointing.manifest.digest", bad_sector)
+        monkeypatch.setattr("florence_jax.training.checkpointing.manager.digest", bad_sector)
         assert "meta.json cannot be read: [Errno 5]" in damage(checkpoints.path(2))
         assert checkpoints.restore(abstract({"x": jnp.ones(())}))[0] == {"x": 1.0}
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from florence_jax.runtime.jsonl import append_lines, read_lines
-from florence_jax.training.data.bad_rows import BadRowLog, TooManyProblems
+from florence_jax.training.metrics.logger import BadRowLog, TooManyProblems
 
 
 def test_a_row_is_written_down_once_and_remembered(tmp_path):

@@ -7,13 +7,15 @@ import pytest
 from PIL import Image
 
 from florence_jax.processing import demo_tokenizer, parse
-from florence_jax.training.config import DataConfig
 from florence_jax.training.data.coco import Coco
 from florence_jax.training.data.example import DataError, Example
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import Preprocessor
-from florence_jax.training.data.registry import source_notes, training_sources
-from florence_jax.training.data.sources import CocoConfig, JsonlConfig
+from florence_jax.training.data.sources import (
+    CocoConfig,
+    JsonlConfig,
+    open_data,
+)
 from tests.datasets.habits import HABITS, SCENES, base, written
 from tests.shared_data import needs_shared, shared_path
 
@@ -167,8 +169,8 @@ def test_degenerate_boxes_are_left_out_counted_and_said(file):
     notes = "\n".join(source.notes)
     assert "1 of 5 annotations have a negative width or height and are left out, such as" in notes
     assert "1 of 5 annotations have a width or height of 0" in notes
-    assert "1 of 5 annotations lie outside of their pictures" in notes
-    assert "2 boxes leave their pictures and are cut at the edges" in notes
+    assert "1 of 5 annotations lie outside of their images" in notes
+    assert "2 boxes leave their images and are cut at the edges" in notes
 
 
 def test_a_file_whose_boxes_are_all_left_out_is_refused(file):
@@ -249,8 +251,7 @@ def test_files_from_the_field(name, expected):
 
 
 def opened(path, **settings):
-    config = DataConfig(train=(CocoConfig(path=str(path), **settings),))
-    return training_sources(config, seed=0)
+    return open_data((CocoConfig(path=str(path), **settings),))
 
 
 FOUR = [{"bbox": [x, y, s, s]} for x, y, s in ((40, 2, 8), (2, 30, 12), (20, 20, 4), (30, 5, 2))]
@@ -266,13 +267,13 @@ FOUR = [{"bbox": [x, y, s, s]} for x, y, s in ((40, 2, 8), (2, 30, 12), (20, 20,
     ],
 )
 def test_things_come_in_the_order_of_the_setting(file, order, lefts):
-    ((_, source, _),) = opened(file(FOUR), order=order)
+    ((_, source, _),) = opened(file(FOUR), order=order).train
     assert [round(box[0]) for _, box in boxes(source)] == lefts
 
 
 def test_by_default_things_come_in_another_order_in_each_epoch(file):
     """And in the same one for the same seed, epoch and row, so that a resumed run goes on."""
-    sources = opened(file(FOUR))
+    sources = opened(file(FOUR)).train
 
     def targets():
         stream = DataLoader(sources=sources, preprocessor=ROW, batch_size=2, seed=3)
@@ -296,7 +297,7 @@ def test_by_default_things_come_in_another_order_in_each_epoch(file):
 def test_notes_of_a_run_are_those_of_its_sources(tmp_path):
     path = written(tmp_path / "own.json", "two categories of one name")
     sources = opened(path, tasks=("<OD>", "<REGION_TO_CATEGORY>"), image_root=SCENES)
-    (note,) = source_notes(source for _, source, _ in sources)
+    (note,) = sources.notes
     assert "own.json: 2 categories are called 'word' and count as one" in note
     assert base()["categories"][-1]["name"] == "word"
 
@@ -315,5 +316,4 @@ def test_rows_of_text_are_told_of_their_order(tmp_path, order, said):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"image": "a.png", "prefix": "<OD>", "suffix": "cat"}))
     config = JsonlConfig(path=str(path), order=order)
-    sources = [source for _, source, _ in training_sources(DataConfig(train=(config,)), 0)]
-    assert sum("order: random" in note for note in source_notes(sources)) == said
+    assert sum("order: random" in note for note in open_data((config,)).notes) == said

@@ -4,10 +4,15 @@ import json
 
 import pytest
 
+from florence_jax.training.checkpointing.resume import changes, pin
 from florence_jax.training.config import DataConfig
-from florence_jax.training.data.pins import changes, pin
-from florence_jax.training.data.registry import training_configs, training_sources
-from florence_jax.training.data.sources import CocoConfig, JsonlConfig, ParquetConfig, VqaConfig
+from florence_jax.training.data.sources import (
+    CocoConfig,
+    JsonlConfig,
+    ParquetConfig,
+    VqaConfig,
+    open_data,
+)
 from train.shapes.source import ShapesConfig
 
 
@@ -19,7 +24,7 @@ def rows(path, suffixes):
 
 
 def pinned(config):
-    return pin(training_configs(config), training_sources(config, 0))
+    return pin(open_data(config.train, directory=config.directory))
 
 
 def test_other_labels_and_fewer_rows_are_told_apart_from_the_same_rows(tmp_path):

@@ -10,13 +10,11 @@ import pytest
 from PIL import Image
 
 from florence_jax.processing import demo_tokenizer, load_image, parse
-from florence_jax.training.config import DataConfig
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.coco import Coco
 from florence_jax.training.data.example import DataError
 from florence_jax.training.data.preprocess import Preprocessor
-from florence_jax.training.data.registry import valid_sources
-from florence_jax.training.data.sources import JsonlConfig, SourceConfig
+from florence_jax.training.data.sources import JsonlConfig, SourceConfig, open_data
 from florence_jax.training.data.tabular import ArrayRecord, Jsonl, Parquet
 from florence_jax.training.data.vqa import DocVqa, Vqa
 from tests.shared_data import needs_shared, shared_path
@@ -323,7 +321,7 @@ def test_a_file_name_beside_the_image_is_no_contradiction(tmp_path):
     rows = [row() | {"file_name": "train/a.png"}, row() | {"file_name": "b.png"}]
     source = Jsonl(written(tmp_path / "a.jsonl", *rows))
     assert source[0].image == tmp_path / "a.png"
-    with pytest.raises(DataError, match=r"names two pictures, image 'a.png' and file_name"):
+    with pytest.raises(DataError, match=r"names two images, image 'a.png' and file_name"):
         source[1]
 
 
@@ -394,7 +392,7 @@ def test_rows_of_files_with_one_name_have_ids_and_places_of_their_own(coco, tmp_
     sources += [Coco(coco, "<OD>"), Coco(coco, "<REGION_PROPOSAL>")]
     assert len({source[0].id for source in sources}) == 4
     rows = tuple(JsonlConfig(path=str(path)) for path in names)
-    opened = valid_sources(DataConfig(train=rows, valid=rows), seed=0)
+    opened = open_data(valid=rows).valid
     assert list(opened) == ["valid/rows.jsonl", "valid/rows.jsonl #2"]
     assert [source.path for source in opened.values()] == names
 

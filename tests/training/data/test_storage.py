@@ -19,8 +19,12 @@ from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.example import DataError
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import ExampleRef, Preprocessor
-from florence_jax.training.data.registry import training_sources, valid_sources
-from florence_jax.training.data.sources import ArrayRecordConfig, JsonlConfig, SourceConfig
+from florence_jax.training.data.sources import (
+    ArrayRecordConfig,
+    JsonlConfig,
+    SourceConfig,
+    open_data,
+)
 from florence_jax.training.data.storage import as_path, resolve_inside
 from florence_jax.training.data.tabular import Jsonl
 from tests.annotation.written import EXAMPLE
@@ -127,10 +131,7 @@ def assert_same(actual, expected):
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_a_url_gives_the_rows_of_the_files(kind, folder, bucket):
-    expected, actual = (
-        training_sources(DataConfig(train=(settings(kind, root),)), seed=0)
-        for root in (folder, bucket)
-    )
+    expected, actual = (open_data(train=(settings(kind, root),)).train for root in (folder, bucket))
     assert [name for name, _, _ in actual] == [
         name.replace(folder.name, bucket.rpartition("/")[2]) for name, _, _ in expected
     ]
@@ -139,12 +140,10 @@ def test_a_url_gives_the_rows_of_the_files(kind, folder, bucket):
 
 
 def test_a_directory_of_train_and_valid_may_be_a_url(folder, bucket):
-    for sources in (
-        lambda config: training_sources(config, seed=0),
-        lambda config: [(name, one, 1.0) for name, one in valid_sources(config, seed=0).items()],
-    ):
-        expected, actual = (sources(DataConfig(directory=str(root))) for root in (folder, bucket))
-        assert_same(all_rows(actual), all_rows(expected))
+    expected, actual = (open_data(directory=str(root)) for root in (folder, bucket))
+    assert_same(all_rows(actual.train), all_rows(expected.train))
+    valid = [[(name, one, 1.0) for name, one in data.valid.items()] for data in (actual, expected)]
+    assert_same(*map(all_rows, valid))
 
 
 def test_rows_are_fetched_once_and_pictures_when_they_are_drawn(bucket, objects):
@@ -256,7 +255,7 @@ def picture():
 def test_what_cannot_be_read_is_named(objects, source, message):
     objects.contents["bucket/a.array_record"] = b""
     with pytest.raises(DataError, match=message):
-        training_sources(DataConfig(train=(source,)), seed=0)
+        open_data((source,))
 
 
 def test_a_client_that_is_missing_is_named_with_its_package(monkeypatch):
@@ -265,7 +264,7 @@ def test_a_client_that_is_missing_is_named_with_its_package(monkeypatch):
 
     monkeypatch.setattr(backend.fsspec_backend, "fs", missing)
     with pytest.raises(DataError, match=r"jsonl data: 'gs://bucket/a.jsonl' .*pip install gcsfs"):
-        training_sources(DataConfig(train=(JsonlConfig(path="gs://bucket/a.jsonl"),)), seed=0)
+        open_data((JsonlConfig(path="gs://bucket/a.jsonl"),))
 
 
 def test_a_run_and_its_features_are_on_file_systems():

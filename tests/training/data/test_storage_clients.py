@@ -9,11 +9,10 @@ import pytest
 from PIL import Image
 
 from florence_jax.processing import demo_tokenizer
-from florence_jax.training.config import DataConfig
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import Preprocessor
-from florence_jax.training.data.registry import training_sources
+from florence_jax.training.data.sources import open_data
 
 # Of the clients and the storages, not ours.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -71,7 +70,7 @@ def test_batches_of_a_bucket_are_those_of_its_files(storage, request, tmp_path):
     )
 
     def stream(directory):
-        sources = training_sources(DataConfig(directory=directory), seed=0)
+        sources = open_data(directory=directory).train
         return DataLoader(sources=sources, preprocessor=preprocessor, batch_size=4, seed=3)
 
     files, bucket = stream(str(tmp_path)), stream(f"{root}/data")

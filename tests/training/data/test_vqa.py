@@ -9,12 +9,11 @@ import pytest
 
 from florence_jax.model import Model
 from florence_jax.processing import ImageConfig
-from florence_jax.training.build import make_preprocessor
 from florence_jax.training.config import DataConfig
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.example import DataError
 from florence_jax.training.data.loader import DataLoader
-from florence_jax.training.data.preprocess import Preprocessor
+from florence_jax.training.data.preprocess import Preprocessor, make_preprocessor, padded_to_longest
 from florence_jax.training.data.sources import JsonlConfig
 from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.step import LossFn
@@ -127,8 +126,9 @@ def test_batches_of_a_mixture_are_each_of_one_source():
 
 
 def test_shares_of_several_hosts_have_one_shape():
+    text = dataclasses.replace(CONFIG.text, max_position_embeddings=400)
     start = PretrainedFiles(
-        config=CONFIG,
+        config=dataclasses.replace(CONFIG, text=text),
         files=Path(),
         tokenizer=world_tokenizer(),
         image=ImageConfig(size=(64, 64)),
@@ -147,7 +147,9 @@ def test_shares_of_several_hosts_have_one_shape():
     ]
 
     def shapes(longest):
-        preprocessor = make_preprocessor(config, start, training=True, longest=longest)
+        preprocessor = make_preprocessor(config, start)
+        if longest:
+            preprocessor = padded_to_longest(preprocessor, config, [one for _, one, _ in sources])
         shares = [
             DataLoader(sources=sources, preprocessor=preprocessor, batch_size=4, host=host, hosts=4)
             for host in range(4)

@@ -3,7 +3,7 @@ import pytest
 from florence_jax.checkpoint.param_tree import param_shapes
 from florence_jax.config import base, large
 from florence_jax.training.metrics.flops import peak_flops, update_flops
-from florence_jax.training.param_groups import assign_param_groups
+from florence_jax.training.optimizer import assign_param_groups
 
 
 def flops(config, rules=((".*", 1.0),), **lengths):

@@ -1,7 +1,6 @@
 import pytest
 
-from florence_jax.training.metrics.judge import Answered
-from florence_jax.training.metrics.tasks import metric_problems, task_scores
+from florence_jax.training.metrics.judge import Answered, metric_problems, task_scores
 
 
 def answered(prefix, labels, answer):

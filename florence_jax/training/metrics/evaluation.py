@@ -17,15 +17,13 @@ from florence_jax.processing import parse, task_of
 from florence_jax.results.compare_grid import enlarged, save_side_by_side
 from florence_jax.runtime.signals import Interruption
 from florence_jax.training.aot_compile import AotCompiled
-from florence_jax.training.build import TrainSetup, make_preprocessor
 from florence_jax.training.data.example import DataError, Source
 from florence_jax.training.data.loader import finite_batches
-from florence_jax.training.data.preprocess import ExampleRef, Features, collate
+from florence_jax.training.data.preprocess import ExampleRef, Features, Preprocessor, collate
 from florence_jax.training.distributed import is_first
 from florence_jax.training.lora import is_factor, merge
-from florence_jax.training.metrics.judge import Answered
-from florence_jax.training.metrics.tasks import task_scores
-from florence_jax.training.pretrained import PretrainedFiles
+from florence_jax.training.metrics.judge import Answered, task_scores
+from florence_jax.training.prepare import TrainSetup
 from florence_jax.training.state import Flat
 from florence_jax.training.step import build_evaluation
 
@@ -41,7 +39,7 @@ class Evaluation:
     def __init__(
         self,
         training: TrainSetup,
-        start: PretrainedFiles,
+        preprocessor: Preprocessor,
         sources: Mapping[str, Source],
         interruption: Interruption,
         *,
@@ -50,12 +48,13 @@ class Evaluation:
     ):
         """
         Args:
-            say: told when something is compiled.
+            say: Called with a line when something is compiled.
             drawing: entered around each image that is written; may swallow an OSError.
         """
         self.sources = sources
         self.problems: list[tuple[str, str]] = []
-        self._config, self._training, self._start = training.config, training, start
+        self._config, self._training = training.config, training
+        self._preprocessor = preprocessor
         self._interruption, self._drawing = interruption, drawing
         mesh = training.placement.mesh
         self._summed = AotCompiled(
@@ -68,7 +67,6 @@ class Evaluation:
         )
         self._say = say
         self._pixels = jax.jit(training.objective.pixels)
-        self._preprocessor = make_preprocessor(training.config.data, start, training=False)
 
     def __call__(self, params: Flat, pictures: Path) -> dict[str, float]:
         """Every figure by name: "loss", "accuracy", "<OD> mAP@0.5" and so on.
@@ -160,8 +158,8 @@ class Evaluation:
         ]
 
     def _text(self, ids: list[int]) -> str:
-        """Without `<s>` and `</s>`."""
-        tokenizer = self._start.tokenizer
+        """The decoded text, without `<s>`, `</s>` and padding."""
+        tokenizer = self._preprocessor.tokenizer
         ends = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
         return tokenizer.decode([token for token in ids if token not in ends])
 

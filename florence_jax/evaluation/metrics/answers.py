@@ -1,31 +1,78 @@
-"""Accuracy of answers to questions as VQAv2, TextVQA and VizWiz each count it."""
+"""Metrics of short answers: exact match, edit distance, ANLS, and three VQA accuracies."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+def exact_match(truths: Iterable[str], answer: str) -> float:
+    """1.0 if the answer equals one of the truths exactly, else 0.0."""
+    return float(any(answer == truth for truth in truths))
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein distance: characters to insert, delete or replace."""
+    letters = np.frombuffer(other.encode("utf-32-le"), np.uint32)
+    places = np.arange(len(letters) + 1)
+    row = places.copy()
+    for number, letter in enumerate(one, start=1):
+        replaced = row[:-1] + (letters != ord(letter))
+        best = np.concatenate([[number], np.minimum(row[1:] + 1, replaced)])
+        # Insertions run along the row: the least of all entries before, one more for each place.
+        row = np.minimum.accumulate(best - places) + places
+    return int(row[-1])
+
+
+def similarity(one: str, other: str) -> float:
+    """1 minus the edit distance over the longer text's length; 1 for two empty ones."""
+    longer = max(len(one), len(other))
+    return 1.0 - edit_distance(one, other) / longer if longer else 1.0
+
+
+def anls(truths: Iterable[str], answer: str, *, threshold: float = 0.5) -> float:
+    """One answer's term of the average normalised Levenshtein similarity (ANLS).
+
+    Equation 1 of https://arxiv.org/abs/1907.00490: the similarity to the best truth, ignoring case
+    and repeated spaces; 0 if the normalised distance is above `threshold`. At the threshold itself
+    the equation gives 0. DocVQA's server counts a similarity of exactly 0.5, and so does this.
+
+    Raises:
+        ValueError: there is no truth.
+    """
+    given = _plain(answer)
+    best = max((similarity(_plain(truth), given) for truth in truths), default=None)
+    if best is None:
+        raise ValueError(f"the answer {answer!r} has no truth to be compared with")
+    return best if 1.0 - best <= threshold else 0.0
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
 _ARTICLES = frozenset({"a", "an", "the"})
 _PUNCTUATION = ';/[]"{}()=+\\_->< @`,?!'.replace(" ", "")
-# Both expressions are the challenge's. The first means to spare a period after a digit and does
-# not: it spares those before one. At most 32 periods go, because a flag stands where a count does.
+# Both expressions are the challenge's. The first is meant to keep periods after a digit, but keeps
+# those before one. At most 32 periods are removed, as the challenge passes a flag for the count.
 _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 _MOST_PERIODS = 32
 _DIGIT_COMMA = re.compile(r"(\d)(,)(\d)")
 
 
 def vqa_accuracy(truths: Sequence[str], answer: str) -> float:
-    """VQAv2's accuracy of one answer: min(1, people who said so / 3), the mean over leaving out
-    each of the people (https://arxiv.org/abs/1505.00468, section 5).
+    """VQAv2 accuracy of one answer (https://arxiv.org/abs/1505.00468, section 5).
 
-    As in the challenge's evaluation (GT-Vision-Lab/VQA, vqaEval.py), texts are normalised only
-    where the people do not all agree. Where they do, the answer must be theirs to the letter,
-    capitals included.
+    This is min(1, annotators who gave the answer / 3), averaged over leaving out each annotator. As
+    in the challenge's evaluation (GT-Vision-Lab/VQA, vqaEval.py), texts are normalised only if the
+    annotators disagree. Otherwise the answer must equal theirs exactly, capitals included.
 
     Args:
-        truths: what people answered, ten of them in VQAv2, TextVQA and VizWiz.
+        truths: the annotators' answers, ten of them in VQAv2, TextVQA and VizWiz.
         answer: the model's.
 
     Returns:
@@ -43,19 +90,19 @@ def vqa_accuracy(truths: Sequence[str], answer: str) -> float:
 
 
 def textvqa_accuracy(truths: Sequence[str], answer: str) -> float:
-    """TextVQA's accuracy of one answer: `vqa_accuracy` of texts that are always normalised.
+    """TextVQA accuracy of one answer: `vqa_accuracy` of texts that are always normalised.
 
-    As in its evaluation (facebookresearch/mmf, TextVQAAccuracyEvaluator), which also drops commas
-    and question marks and splits off "'s" first. Arguments, result and errors: `vqa_accuracy`.
+    As in its evaluation (facebookresearch/mmf, TextVQAAccuracyEvaluator), commas and question marks
+    are dropped and "'s" is split off first. Arguments, result and errors: `vqa_accuracy`.
     """
     return _agreement([_textvqa_answer(truth) for truth in truths], _textvqa_answer(answer))
 
 
 def vizwiz_accuracy(truths: Sequence[str], answer: str) -> float:
-    """VizWiz's accuracy of one answer: `vqa_accuracy` with only the model's answer normalised.
+    """VizWiz accuracy of one answer: `vqa_accuracy` with only the model's answer normalised.
 
-    As in its evaluation (the VizWiz Python API, vqaEval.py), which compares with what people
-    answered as it stands in the file. Arguments, result and errors: `vqa_accuracy`.
+    As in its evaluation (the VizWiz Python API, vqaEval.py), the annotators' answers are compared
+    as they are in the file. Arguments, result and errors: `vqa_accuracy`.
     """
     return _agreement(truths, normalized_answer(_one_line(answer)))
 
@@ -74,8 +121,9 @@ def _textvqa_answer(text: str) -> str:
 
 
 def normalized_answer(text: str) -> str:
-    """Without punctuation and articles, in lower case, numbers as digits, contractions with their
-    apostrophes: vqaEval's `processPunctuation`, then its `processDigitArticle`.
+    """The answer as vqaEval's `processPunctuation` and `processDigitArticle` make it.
+
+    Lower case, without punctuation and articles, numbers as digits, contractions with apostrophes.
     """
     stripped = text
     between_digits = _DIGIT_COMMA.search(text) is not None

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-class PictureNames:
+class ImageNames:
     """File names of one annotation file, below one folder.
 
     Args:
