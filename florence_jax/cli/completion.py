@@ -13,8 +13,9 @@ from florence_jax.cli.options import say_on_stderr
 _SHELLS = ("bash", "zsh", "fish")
 
 _HELP = """\
-Print a script that makes a shell complete the commands of florence-jax, their options, choices and
-file names. The script does not run florence-jax while you type; print it again after an upgrade.
+Print a script that makes a shell complete the commands of florence-jax, their
+options, choices and file names. The script does not run florence-jax while you
+type; print it again after an upgrade.
 """
 _EXAMPLES = """\
 examples:
@@ -22,7 +23,8 @@ examples:
          echo 'source ~/.florence-jax-completion.bash' >> ~/.bashrc
   zsh    florence-jax completion zsh > ~/.zsh/_florence-jax
          with `fpath=(~/.zsh $fpath)` before `compinit` in ~/.zshrc
-  fish   florence-jax completion fish > ~/.config/fish/completions/florence-jax.fish
+  fish   cd ~/.config/fish/completions
+         florence-jax completion fish > florence-jax.fish
 """
 
 

@@ -69,10 +69,10 @@ def run_program(
 
 def print_error(name: str, text: str) -> None:
     """Print "name: text" on standard error; on a terminal with colours, the name in bold red."""
-    _say(f"\033[1;31m{name}:\033[0m {text}" if _has_colours() else f"{name}: {text}")
+    _say(f"\033[1;31m{name}:\033[0m {text}" if has_colours() else f"{name}: {text}")
 
 
-def _has_colours() -> bool:
+def has_colours() -> bool:
     """Whether standard error is a terminal that shows colours, and the user wants them."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
         return False

@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from florence_jax.runtime.program import has_colours
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_json
 from florence_jax.training.checked import collecting_problems, did_you_mean
 from florence_jax.training.config import TrainConfig
@@ -126,6 +127,8 @@ def parse_flags(
         if flag in given and other not in given
         for word in (other, "None")
     ]
+    # Left to itself, it asks standard output alone, and prints errors on the other.
+    tyro._experimental_options["ansi_codes"] = has_colours()
     with collecting_problems() as problems:
         config = tyro.cli(
             kind,
