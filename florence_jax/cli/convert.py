@@ -27,39 +27,46 @@ _FROM_TORCH_EXAMPLES = """\
 _TO_TORCH_EXAMPLES = """\
   for transformers' own class (florence-community's naming):
     {command} mine/ mine-torch/ --naming native
-  for the original code of microsoft/Florence-2-*, back to the very tensors it came from:
+  for the original code of microsoft/Florence-2-*, back to its very tensors:
     {command} mine/ mine-original/ --naming original
-  an original checkpoint for transformers, which needs a row for <image> (id 51289):
-    {command} microsoft/Florence-2-base-ft base-native/ --naming native \\
-        --vocab-size 51328
+  an original checkpoint for transformers, which needs row 51289, <image>:
+    {command} microsoft/Florence-2-base-ft base-native/ \\
+        --naming native --vocab-size 51328
 """
 _SOURCE = """
-SRC is a directory or hub id: a checkpoint in either naming of PyTorch's or in this library's
-format, a training run, or a PEFT adapter, which is merged into its base.
+SRC is a directory or hub id: a checkpoint in either naming of PyTorch's or in
+this library's format, a training run, or a PEFT adapter, which is merged into
+its base.
 """
 _FROM_TORCH = """
-To this library's format (--to jax): safetensors and .bin (which needs the extra "torch") are read,
-and remote code is never run. DEST holds the parameters for Orbax (params/), config.json,
-generation_config.json, the tokenizer and processor files of SRC, and manifest.json with the sha256
-of every file, which loading verifies. DEST appears when it is complete: a run that is killed
-changes nothing, and the next one removes what it left.
+To this library's format (--to jax): safetensors and .bin (which needs the extra
+"torch") are read, and remote code is never run. DEST holds the parameters for
+Orbax (params/), config.json, generation_config.json, the tokenizer and
+processor files of SRC, and manifest.json with the sha256 of every file, which
+loading verifies. DEST appears when it is complete: a run that is killed changes
+nothing, and the next one removes what it left.
 """
 _TO_TORCH = """
-To PyTorch (--to torch): DEST gets model.safetensors, config.json and generation_config.json in the
-dialect of the naming, and SRC's tokenizer and processor files. It appears when it is complete.
+To PyTorch (--to torch): DEST gets model.safetensors, config.json and
+generation_config.json in the dialect of the naming, and SRC's tokenizer and
+processor files. It appears when it is complete.
 
-Token table: PyTorch knows it under up to four names. --tied-names source (the default) writes the
-names that the PyTorch file had which SRC came from, so that the way there and back gives the same
-tensors; where SRC came from another naming or from training, and with `once`, there is one name,
-as in published safetensors files. `all` writes every name of the class's state_dict, for a strict
-load_state_dict. An lm_head with values of its own is always written, and then so are the
-embed_tokens, which PyTorch may not tie then; only names of a file in transformers' naming stay as
-they were, with text_config.tie_word_embeddings true.
+Token table: PyTorch knows it under up to four names. --tied-names source (the
+default) writes the names that the PyTorch file had which SRC came from, so that
+the way there and back gives the same tensors; where SRC came from another
+naming or from training, and with `once`, there is one name, as in published
+safetensors files. `all` writes every name of the class's state_dict, for a
+strict load_state_dict. An lm_head with values of its own is always written, and
+then so are the embed_tokens, which PyTorch may not tie then; only names of a
+file in transformers' naming stay as they were, with
+text_config.tie_word_embeddings true.
 
-Output bias: the original naming always has `final_logits_bias`, of zeros where SRC has none; in
-transformers' naming there is none, and an output bias that is not zero is refused.
+Output bias: the original naming always has `final_logits_bias`, of zeros where
+SRC has none; in transformers' naming there is none, and an output bias that is
+not zero is refused.
 
-Vocabulary: rows are added or removed only by --vocab-size. Added rows are the mean of the others.
+Vocabulary: rows are added or removed only by --vocab-size. Added rows are the
+mean of the others.
 """
 
 
@@ -76,8 +83,8 @@ def add_convert(commands: Any) -> None:
     """Add the subcommand to an argparse `add_subparsers` object."""
     parser = commands.add_parser(
         "convert",
-        description="Convert a Florence-2 checkpoint from PyTorch to this library's format, or "
-        "back to PyTorch.",
+        description="Convert a Florence-2 checkpoint from PyTorch to this library's format,\n"
+        "or back to PyTorch.",
         epilog=_epilog("florence-jax convert", "jax", "torch"),
     )
     _add_paths(parser)

@@ -21,8 +21,10 @@ from florence_jax.runtime.program_parser import positive
 _EXAMPLES = """\
 examples:
   florence-jax export exported/ --batch-size 1 --max-new-tokens 256
-  florence-jax export large/ --model microsoft/Florence-2-large --dtype bfloat16 --platform tpu
-  florence-jax predict a.jpg --task "<OD>" --model exported/ --weights microsoft/Florence-2-base-ft
+  florence-jax export large/ --model microsoft/Florence-2-large \\
+      --dtype bfloat16 --platform tpu
+  florence-jax predict a.jpg --task "<OD>" --model exported/ \\
+      --weights microsoft/Florence-2-base-ft
 """
 
 
