@@ -20,6 +20,8 @@ KEY_RESULTS = {
         "job.decoding.num_beams: 1 there, 3 here": 1,
         "97 rows, 1 with an error": 1,
     },
+    "data_engine.ipynb": {"round-0: 64 images": 1, "round-1: 64 images": 1},
+    "fine_tuning.ipynb": {"tokens, equal: True": 3, "tokens, equal: False": 0},
     "parity.ipynb": {
         "tokens, equal: True": 3,
         "tokens, equal: False": 0,
