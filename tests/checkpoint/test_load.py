@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import ml_dtypes
@@ -200,7 +201,10 @@ def test_longer_positions_and_padded_vocabulary(tmp_path):
     assert loaded.params["shared"]["embedding"].shape == (1344, width)
 
 
-def test_progress_goes_to_stderr(tiny, capsys):
+def test_progress_goes_to_stderr_where_that_is_a_terminal(tiny, capsys, monkeypatch):
+    load_checkpoint(tiny, progress=True)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     load_checkpoint(tiny, progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
