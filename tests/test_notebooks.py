@@ -106,7 +106,7 @@ def test_no_path_of_a_machine_and_few_bytes(name):
     assert len(text.encode()) < MOST_BYTES
 
 
-@pytest.mark.parametrize("name", sorted(KEY_RESULTS.keys() - {"sharding.ipynb"}))
+@every_notebook
 def test_it_opens_with_what_a_reader_gets_and_needs(name):
     opening = source(read(name)["cells"][0])
     assert re.match(r"# .+\n\nAfter this notebook you can ", opening)
