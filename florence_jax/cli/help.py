@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -143,6 +141,8 @@ def version_text() -> str:
 
     Nothing is imported or started: devices are looked for only when a model runs.
     """
+    import platform
+
     import florence_jax
 
     names = ("jax", "jaxlib", "flax", "numpy")
@@ -161,6 +161,8 @@ def version_text() -> str:
 
 
 def _version(name: str) -> str | None:
+    import importlib.metadata  # a third of the time that the help takes
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
