@@ -122,7 +122,7 @@ def _run_apart(unit: Unit, context: Context, report: Report, seconds: float) -> 
     variables = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     log = Path(context.folder) / "log.txt"
     with log.open("w+", encoding="utf-8", errors="replace") as errors:
-        process = subprocess.Popen(
+        running = subprocess.Popen(
             unit_command(unit, context),
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -134,21 +134,21 @@ def _run_apart(unit: Unit, context: Context, report: Report, seconds: float) -> 
 
         def end() -> None:
             late.set()
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(running.pid, signal.SIGKILL)
 
         timer = threading.Timer(seconds, end)
-        timer.start()
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.endswith("\n"):  # whole, and not cut by the process's end
-                    report.add(Row(**json.loads(line)))
-            code = process.wait()
-        finally:
-            timer.cancel()
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        with running as process:
+            timer.start()
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if line.endswith("\n"):  # whole, and not cut by the process's end
+                        report.add(Row(**json.loads(line)))
+                code = process.wait()
+            finally:
+                timer.cancel()
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
         if late.is_set():
             report.add(_missing(unit, f"ended after {seconds:.0f} s"))
         elif code:

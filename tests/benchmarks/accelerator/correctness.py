@@ -56,7 +56,12 @@ def parity(context: Context, *, dtype: str) -> Iterator[Row]:
     torch.backends.cuda.matmul.allow_tf32 = False
     config = config_of(sizes.model)
     inputs = random_inputs(
-        Model(config=config), batch=2, size=(sizes.side, sizes.side), text=13, target=8, seed=0
+        Model(config=config),
+        batch=sizes.parity_rows,
+        size=(sizes.side, sizes.side),
+        text=13,
+        target=8,
+        seed=0,
     )
     rows = compare_with_native(
         config,
@@ -156,7 +161,7 @@ def determinism(context: Context) -> Iterator[Row]:
     sizes = context.sizes
     config = config_of(sizes.small)
     params = jax.device_put(random_params_with_spread_logits(config, 0))
-    shape = (2, sizes.small_side, sizes.small_side, 3)
+    shape = (1, sizes.small_side, sizes.small_side, 3)
     pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
     def answer() -> Any:
@@ -164,7 +169,7 @@ def determinism(context: Context) -> Iterator[Row]:
             Model(config=config, dtype=sizes.dtype),
             params,
             pixel_values=pixels,
-            input_ids=np.full((2, 5), 7, np.int32),
+            input_ids=np.full((1, 13), 7, np.int32),
             config=dataclasses.replace(PUBLISHED, max_new_tokens=sizes.new_tokens),
         )
 

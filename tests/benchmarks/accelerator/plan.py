@@ -32,7 +32,7 @@ class Sizes:
             first and the last.
         new_tokens: of the answers of speed cases.
         task_tokens: by task, the tokens of an answer of usual length.
-        parity_tokens: generated and compared with transformers.
+        parity_rows, parity_tokens: compared with transformers, and generated.
         dtype: of speed, training and profiles; `parity_dtypes` of correctness.
         rounds: timed calls.
         answers: of the shipped model that are compared with the CPU's.
@@ -52,6 +52,7 @@ class Sizes:
     task_tokens: Mapping[str, int] = field(
         default_factory=lambda: {"<CAPTION>": 16, "<DETAILED_CAPTION>": 64, "<OD>": 128}
     )
+    parity_rows: int = 2
     parity_tokens: int = 20
     dtype: str = "bfloat16"
     parity_dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
@@ -80,7 +81,8 @@ QUICK = Sizes(
     batches=(1,),
     new_tokens=6,
     task_tokens={"<CAPTION>": 6},
-    parity_tokens=4,
+    parity_rows=1,
+    parity_tokens=6,
     dtype="float32",
     parity_dtypes=("float32",),
     rounds=1,
