@@ -24,7 +24,7 @@ ROOMS = {
     "processing": "runtime",
     "constrained": "processing",
     "datasets": "processing runtime",
-    "checkpoint": "config generation_config hf_config model runtime",
+    "checkpoint": "config generation_config hf_config runtime",
     "adapters": "checkpoint config runtime",
     "conversion": "adapters checkpoint config processing runtime",
     "metrics": "",
