@@ -2,14 +2,21 @@
 
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 import florence_jax
 
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = ROOT / "docs/reference/library"
+# What users of the library have no use for, and what other pages describe.
+_INTERNAL = {"__init__", "__main__", "__pycache__", "assets", "cli", "datasets", "demo",
+             "generation_config", "generation_keys", "hf_config", "ops", "runtime"}  # fmt: skip
 # These have their entries on the page of `florence_jax`.
 _TOP = {id(getattr(florence_jax, name)) for name in florence_jax.__all__}
 
@@ -18,17 +25,27 @@ class Modules(SphinxDirective):
     """A section for each module of a package, or for a module itself, by autodoc.
 
     Modules are found when the page is built, so that the page is complete wherever code moves.
+    Without a name, the packages are shown that no page of the library names.
     """
 
-    required_arguments = 1
+    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         lines = []
-        for name in modules(self.arguments[0]):
+        packages = self.arguments or [f"florence_jax.{name}" for name in without_page()]
+        for name in itertools.chain.from_iterable(map(modules, packages)):
             names = ", ".join(public_names(name))
             lines += [f"{name}\n{'-' * len(name)}\n", f".. automodule:: {name}"]
             lines += [f"   :members: {names}\n" if names else "   :no-members:\n"]
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+def without_page() -> list[str]:
+    """Packages and modules of the library that no page names."""
+    text = "".join(page.read_text(encoding="utf-8") for page in sorted(LIBRARY.glob("*.md")))
+    shown = set(re.findall(r"florence-modules:: florence_jax\.(\w+)", text))
+    found = {path.stem for path in (ROOT / "florence_jax").iterdir()}
+    return sorted(found - shown - _INTERNAL)
 
 
 def modules(name: str) -> list[str]:
