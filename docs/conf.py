@@ -1,5 +1,6 @@
 """Settings of the documentation: `sphinx-build -W -n docs docs/_build`."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,13 @@ import florence_jax
 ROOT = Path(__file__).resolve().parents[1]
 # `train` is in the checkout alone, and the extension that reads the parsers is beside this file.
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_extensions")]
+
+# Sphinx reads what is below docs, and links between notebooks lead to the copies.
+NOTEBOOKS = Path(__file__).parent / "notebooks"
+shutil.rmtree(NOTEBOOKS, ignore_errors=True)
+NOTEBOOKS.mkdir()
+for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    shutil.copy2(notebook, NOTEBOOKS)
 
 project = "florence-jax"
 author = "the florence-jax authors"
