@@ -16,7 +16,13 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class DaViTConfig:
-    """Sizes of the DaViT image encoder (https://arxiv.org/abs/2204.03645); one entry per stage."""
+    """Sizes of the DaViT image encoder (https://arxiv.org/abs/2204.03645); one entry per stage.
+
+    Two switches tell Florence-2's tower from the paper's. `channel_attn_v2` scales channel
+    attention by the number of tokens; False is the paper's form, see `ops.channel_attention`.
+    `pad_to_stride` pads maps at their right and bottom before strided convolutions, for 2 x 2
+    patches on maps of odd sizes; without it, what does not fill a patch is dropped.
+    """
 
     embed_dims: tuple[int, ...] = (128, 256, 512, 1024)
     depths: tuple[int, ...] = (1, 1, 9, 1)
@@ -31,6 +37,8 @@ class DaViTConfig:
     qkv_bias: bool = True
     in_channels: int = 3
     drop_path_rate: float = 0.1
+    channel_attn_v2: bool = True
+    pad_to_stride: bool = False
 
     def __post_init__(self) -> None:
         raise_if(_mistyped(self), "DaViTConfig")
@@ -58,12 +66,19 @@ class DaViTConfig:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the last feature map for an image of `height` x `width` pixels."""
+        return self.grids(height, width)[-1]
+
+    def grids(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(rows, columns) of each stage's feature map."""
+        found, sides = [], (height, width)
         for size, stride, padding in zip(
             self.patch_sizes, self.patch_strides, self.patch_paddings, strict=True
         ):
-            height = (height + 2 * padding - size) // stride + 1
-            width = (width + 2 * padding - size) // stride + 1
-        return height, width
+            if self.pad_to_stride:
+                sides = tuple(side + -side % stride for side in sides)
+            sides = tuple((side + 2 * padding - size) // stride + 1 for side in sides)
+            found.append(sides)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

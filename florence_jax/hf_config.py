@@ -50,6 +50,8 @@ _TEXT_OPTIONAL = (
 )
 # The reference classes' defaults for absent keys, where the published models have other values.
 _TEXT_DEFAULTS = {"attention_dropout": 0.0, "activation_dropout": 0.0}
+# What every Florence-2's tower has, and other DaViTs may not.
+_FLORENCE_ONLY = {"channel_attn_v2": True, "pad_to_stride": False}
 # Switches of the original config whose other value is a different model that nobody published.
 _UNSUPPORTED_TEXT = {
     "normalize_before": False,
@@ -108,9 +110,10 @@ def to_hf_dict(fields: Mapping[str, Any], dialect: Dialect) -> tuple[dict[str, A
         ValueError: there is no such dialect.
     """
     if dialect == "native":
-        return _to_native(fields), []
+        return _to_native(fields), _not_expressed(fields["vision"], dialect, _FLORENCE_ONLY)
     if dialect == "original":
-        return _to_original(fields), _not_original(fields["vision"])
+        fixed = {"mlp_ratio": 4.0, "qkv_bias": True, "in_channels": 3} | _FLORENCE_ONLY
+        return _to_original(fields), _not_expressed(fields["vision"], dialect, fixed)
     raise ValueError(f"dialect is {dialect!r}, expected 'original' or 'native'")
 
 
@@ -276,10 +279,12 @@ def _to_original(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _not_original(vision: Mapping[str, Any]) -> list[str]:
-    fixed = {"mlp_ratio": 4.0, "qkv_bias": True, "in_channels": 3}
+def _not_expressed(
+    vision: Mapping[str, Any], dialect: Dialect, fixed: Mapping[str, Any]
+) -> list[str]:
     return [
-        f"vision.{name} is {vision[name]}; the original dialect has no key for it and means {value}"
+        f"vision.{name} is {vision[name]}; the {dialect} dialect has no key for it and means "
+        f"{value}"
         for name, value in fixed.items()
         if vision[name] != value
     ]

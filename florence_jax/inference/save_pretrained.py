@@ -16,7 +16,7 @@ from florence_jax.checkpoint.json_files import dump_json, post_processor_config,
 from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.checkpoint.pytorch.save import save_torch
 from florence_jax.generation import GenerationConfig
-from florence_jax.model.model import adapted_modules
+from florence_jax.model.handle import adapted_modules
 from florence_jax.processing import FlorenceTokenizer, ImageConfig, load_tokenizer
 from florence_jax.quantization import quantized_modules
 

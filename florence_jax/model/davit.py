@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
@@ -91,6 +92,7 @@ class PatchEmbed(nnx.Module):
         in_dim = config.embed_dims[stage - 1] if stage else config.in_channels
         out_dim = config.embed_dims[stage]
         self.prenorm = config.patch_prenorm[stage]
+        self.pad_to_stride = config.pad_to_stride
         self.conv = Conv(
             in_dim,
             out_dim,
@@ -103,8 +105,15 @@ class PatchEmbed(nnx.Module):
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         if self.prenorm:
-            return self.conv(self.norm(x_BHWC))
-        return self.norm(self.conv(x_BHWC))
+            return self.conv(self._padded(self.norm(x_BHWC)))
+        return self.norm(self.conv(self._padded(x_BHWC)))
+
+    def _padded(self, x_BHWC: jax.Array) -> jax.Array:
+        if not self.pad_to_stride:
+            return x_BHWC
+        _, height, width, _ = x_BHWC.shape
+        stride = self.conv.stride
+        return jnp.pad(x_BHWC, ((0, 0), (0, -height % stride), (0, -width % stride), (0, 0)))
 
 
 @jax.tree_util.register_dataclass
@@ -195,7 +204,7 @@ class ChannelBlock(_Block):
         dim = config.embed_dims[stage]
         super().__init__(dim, config.mlp_ratio, rngs=rngs)
         self.channel_attn = ChannelAttention(
-            dim, config.num_groups[stage], config.qkv_bias, rngs=rngs
+            dim, config.num_groups[stage], config.qkv_bias, v2=config.channel_attn_v2, rngs=rngs
         )
 
     def attention(self, x_BHWC: jax.Array) -> jax.Array:

@@ -80,8 +80,11 @@ class WindowAttention(nnx.Module):
 class ChannelAttention(nnx.Module):
     """Self-attention among the channels of one group; a channel's embedding is its whole map."""
 
-    def __init__(self, dim: int, num_groups: int, qkv_bias: bool, *, rngs: nnx.Rngs | None):
+    def __init__(
+        self, dim: int, num_groups: int, qkv_bias: bool, *, v2: bool, rngs: nnx.Rngs | None
+    ):
         self.num_groups = num_groups
+        self.v2 = v2
         self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, rngs=rngs)
         self.proj = Linear(dim, dim, rngs=rngs)
 
@@ -96,12 +99,13 @@ class ChannelAttention(nnx.Module):
         return _dispatch_platform(self, x_BSC, cpu=cpu).reshape(x_BHWC.shape)
 
     def _reference(self, x_BSC: jax.Array) -> jax.Array:
-        y_BSNE = channel_attention_reference(_project_qkv(self.qkv, x_BSC, self.num_groups))
+        qkv_BSGNE = _project_qkv(self.qkv, x_BSC, self.num_groups)
+        y_BSNE = channel_attention_reference(qkv_BSGNE, v2=self.v2)
         return per_token(self.proj, y_BSNE.reshape(x_BSC.shape))
 
     def _folded(self, x_BSC: jax.Array) -> jax.Array:
         weights = _qkv_and_proj(self, x_BSC.dtype)
-        return channel_attention_folded(x_BSC, *weights, num_groups=self.num_groups)
+        return channel_attention_folded(x_BSC, *weights, num_groups=self.num_groups, v2=self.v2)
 
 
 def _project_qkv(qkv: Linear, x_BSC: jax.Array, heads: int) -> jax.Array:

@@ -50,18 +50,13 @@ def vision(config: Florence2Config, height: int, width: int) -> Work:
     tower = config.vision
     flops = 0.0
     channels = tower.in_channels
-    for stage, dim in enumerate(tower.embed_dims):
-        size, stride, padding = (
-            tower.patch_sizes[stage],
-            tower.patch_strides[stage],
-            tower.patch_paddings[stage],
-        )
-        height = (height + 2 * padding - size) // stride + 1
-        width = (width + 2 * padding - size) // stride + 1
-        flops += 2 * height * width * size**2 * channels * dim
-        flops += tower.depths[stage] * _dual_block(tower, stage, height, width)
+    grids = tower.grids(height, width)
+    for stage, (rows, columns) in enumerate(grids):
+        size, dim = tower.patch_sizes[stage], tower.embed_dims[stage]
+        flops += 2 * rows * columns * size**2 * channels * dim
+        flops += tower.depths[stage] * _dual_block(tower, stage, rows, columns)
         channels = dim
-    flops += 2 * (1 + height * width) * channels * config.text.d_model
+    flops += 2 * (1 + math.prod(grids[-1])) * channels * config.text.d_model
     return Work(flops=flops)
 
 

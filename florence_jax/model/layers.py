@@ -120,17 +120,18 @@ class Conv(nnx.Module):
         size: int,
         stride: int,
         padding: int,
+        use_bias: bool = True,
         rngs: nnx.Rngs | None,
     ):
         self.stride = stride
         self.padding = padding
         self.kernel = nnx.Param(normal(rngs, (size, size, in_dim, out_dim)))
-        self.bias = nnx.Param(jnp.zeros((out_dim,)))
+        self.bias = nnx.Param(jnp.zeros((out_dim,))) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x.dtype)
         y = strided_conv(x, kernel, stride=self.stride, padding=self.padding)
-        return y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class DepthwiseConv(nnx.Module):

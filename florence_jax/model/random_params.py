@@ -16,6 +16,11 @@ def random_params_with_spread_logits(config: Florence2Config, seed: int) -> Para
     The usual N(0, 0.02) makes near-uniform predictions, with which a token-exact comparison would
     test rounding and not the model.
     """
+    return spread_params(abstract_params(config), seed)
+
+
+def spread_params(abstract: Params, seed: int) -> Params:
+    """The same for a tree of shapes."""
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -36,4 +41,4 @@ def random_params_with_spread_logits(config: Florence2Config, seed: int) -> Para
             return array * np.float32(4 / np.sqrt(leaf.shape[-1]))
         return array
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
+    return jax.tree_util.tree_map_with_path(draw, abstract)

@@ -1,5 +1,9 @@
 """DaViT's channel attention: a reference form and a form folded into the projections.
 
+There are two versions. Florence-2's (`v2`) compares queries with keys, scales the scores by the
+number of tokens ** -0.5 and mixes values. The paper's compares keys with values, scales by a
+group's width ** -0.5 and mixes queries.
+
 Shapes: B images, S tokens of a map, C channels, N groups, E channels of a group, M blocks of
         channels, L channels of a block.
 Source: "DaViT: Dual Attention Vision Transformers", https://arxiv.org/abs/2204.03645.
@@ -13,15 +17,13 @@ import jax.numpy as jnp
 from florence_jax.ops.pallas_primitive import LANES
 
 
-def channel_attention_reference(qkv_BSGNE: jax.Array) -> jax.Array:
-    """Channel attention within each group, float[B, S, 3, N, E] -> float[B, S, N, E].
-
-    The softmax is scaled by the number of tokens ** -0.5, not by the group's width.
-    """
-    tokens, dtype = qkv_BSGNE.shape[1], qkv_BSGNE.dtype
-    q_BSNE, k_BSNE, v_BSNE = jnp.unstack(qkv_BSGNE, axis=2)
+def channel_attention_reference(qkv_BSGNE: jax.Array, *, v2: bool = True) -> jax.Array:
+    """Channel attention within each group, float[B, S, 3, N, E] -> float[B, S, N, E]."""
+    dtype = qkv_BSGNE.dtype
+    q_BSNE, k_BSNE, v_BSNE = _roles(*jnp.unstack(qkv_BSGNE, axis=2), v2=v2)
+    scale = _scale(qkv_BSGNE.shape[1], qkv_BSGNE.shape[-1], v2=v2)
     scores = jnp.einsum("bsne,bsnf->bnef", q_BSNE, k_BSNE, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores * tokens**-0.5, axis=-1).astype(dtype)
+    weights = jax.nn.softmax(scores * scale, axis=-1).astype(dtype)
     return jnp.einsum("bnef,bsnf->bsne", weights, v_BSNE)
 
 
@@ -33,6 +35,7 @@ def channel_attention_folded(
     proj_bias: jax.Array,
     *,
     num_groups: int,
+    v2: bool = True,
 ) -> jax.Array:
     """QKV projection, channel attention and output projection, with the attention folded into the
     last.
@@ -46,23 +49,36 @@ def channel_attention_folded(
         qkv_kernel: float[C, 3C]. qkv_bias: float[3C].
         proj_kernel: float[C, C]. proj_bias: float[C].
         num_groups: N.
+        v2: Florence-2's version; False is the paper's.
 
     Returns:
         float[B, S, C].
     """
     batch, tokens, dim = x_BSC.shape
-    q, k, v = project_qkv(x_BSC, qkv_kernel, qkv_bias)
+    q, k, v = _roles(*project_qkv(x_BSC, qkv_kernel, qkv_bias), v2=v2)
     group = dim // num_groups
+    scale = _scale(tokens, group, v2=v2)
     block = LANES if dim % LANES == 0 and LANES % group == 0 else group
     q, k = (part.reshape(batch, tokens, dim // block, block) for part in (q, k))
     scores = jnp.einsum("bsml,bsmk->bmlk", q, k, preferred_element_type=jnp.float32)
     group_of = jnp.arange(block) // group
-    scores = jnp.where(group_of[:, None] == group_of, scores * tokens**-0.5, -jnp.inf)
+    scores = jnp.where(group_of[:, None] == group_of, scores * scale, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(x_BSC.dtype)
     projection = proj_kernel.reshape(dim // block, block, dim)
     mixed = jnp.einsum("bmlk,mlc->bmkc", weights, projection, preferred_element_type=jnp.float32)
     mixed = mixed.astype(x_BSC.dtype).reshape(batch, dim, dim)
     return jnp.einsum("bsl,blc->bsc", v, mixed) + proj_bias
+
+
+def _roles(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, v2: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is compared, with what, and what is mixed."""
+    return (q, k, v) if v2 else (k, v, q)
+
+
+def _scale(tokens: int, group: int, *, v2: bool) -> float:
+    return (tokens if v2 else group) ** -0.5
 
 
 def project_qkv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:

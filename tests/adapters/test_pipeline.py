@@ -11,7 +11,7 @@ from florence_jax.adapters import merge, read_adapter
 from florence_jax.checkpoint import CheckpointError, load_checkpoint, torch_tensors
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.generation import generate
-from florence_jax.model.model import adapted_modules
+from florence_jax.model.handle import adapted_modules
 from florence_jax.processing import demo_tokenizer
 from tests.adapters import peft_adapters as peft_side
 from tests.adapters.peft_adapters import NATIVE_TARGETS
