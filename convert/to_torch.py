@@ -1,6 +1,6 @@
-"""Convert a checkpoint in any format to a PyTorch directory that transformers reads.
+"""Convert a checkpoint in any format to a PyTorch directory that transformers or timm reads.
 
-python -m convert.to_torch SRC DEST --naming native|original
+python -m convert.to_torch SRC DEST --naming native|original|timm
 """
 
 import sys

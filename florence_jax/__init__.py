@@ -14,6 +14,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from florence_jax.backbone.backbone import Backbone
+    from florence_jax.backbone.config import BackboneConfig
+    from florence_jax.backbone.load import load_backbone
+    from florence_jax.backbone.save import save_backbone
     from florence_jax.checkpoint import CheckpointError
     from florence_jax.config import ConfigError, Florence2Config
     from florence_jax.generation import GenerateOutput, GenerationConfig, generate
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Backbone": "florence_jax.backbone.backbone",
+    "BackboneConfig": "florence_jax.backbone.config",
     "CheckpointError": "florence_jax.checkpoint",
     "ConfigError": "florence_jax.config",
     "Florence2Config": "florence_jax.config",
@@ -42,16 +48,20 @@ _HOMES = {
     "draw_result": "florence_jax.results.draw",
     "generate": "florence_jax.generation",
     "load": "florence_jax.inference.pipeline",
+    "load_backbone": "florence_jax.backbone.load",
     "load_exported": "florence_jax.inference.exported_pipeline",
     "load_image": "florence_jax.processing",
     "parse": "florence_jax.processing",
     "preprocess_image": "florence_jax.processing",
+    "save_backbone": "florence_jax.backbone.save",
     "to_coco_dataset": "florence_jax.results.coco",
     "to_coco_results": "florence_jax.results.coco",
     "to_supervision": "florence_jax.results.supervision",
 }
 
 __all__ = [
+    "Backbone",
+    "BackboneConfig",
     "CheckpointError",
     "ConfigError",
     "Florence2Config",
@@ -65,10 +75,12 @@ __all__ = [
     "draw_result",
     "generate",
     "load",
+    "load_backbone",
     "load_exported",
     "load_image",
     "parse",
     "preprocess_image",
+    "save_backbone",
     "to_coco_dataset",
     "to_coco_results",
     "to_supervision",

@@ -33,16 +33,20 @@ ROOMS = {
     "quantization runtime",
     "inference": "adapters checkpoint config constrained export generation matmul_precision model "
     "processing quantization results runtime sharding",
+    "backbone": "adapters checkpoint config inference matmul_precision model processing runtime "
+    "sharding",
+    "segmentation": "backbone checkpoint config matmul_precision model processing sharding",
+    "classification": "backbone model processing",
     "demo": "generation inference matmul_precision metrics processing quantization runtime",
     "batch": "export generation inference processing results runtime",
     "annotation": "batch generation inference processing results runtime",
     "evaluation": "batch datasets inference metrics processing results runtime",
     "training": "adapters annotation checkpoint config datasets generation inference "
     "matmul_precision metrics model processing results runtime sharding",
-    "cli": "adapters annotation batch checkpoint config conversion demo evaluation export "
+    "cli": "adapters annotation backbone batch checkpoint config conversion demo evaluation export "
     "generation inference processing results runtime training",
     "__main__": "cli",
-    "__init__": "checkpoint config generation inference model processing results",
+    "__init__": "backbone checkpoint config generation inference model processing results",
 }
 # The only file of the library that reads torch's own format.
 TORCH_READER = "florence_jax/checkpoint/pytorch/bin_reader.py"

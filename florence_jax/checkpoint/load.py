@@ -11,7 +11,7 @@ float16 takes nearly twice as long.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -127,23 +127,39 @@ def read_params(
     dtype: Any = None,
     sharding: Sharding | Callable[[str], Sharding] | None = None,
     progress: bool = False,
+    prefix: str = "",
 ) -> dict[str, Any]:
-    """Read the parameters of a planned checkpoint.
+    """Read the parameters of a planned checkpoint, or those alone whose paths start with `prefix`.
 
-    Arguments, result and errors are those of `load_checkpoint`.
+    Other arguments, result and errors are those of `load_checkpoint`.
+    """
+    if plan.saved is not None:
+        return unflatten(plan.saved.restore(checked_dtype(dtype), sharding, prefix))
+    wanted = {path: one for path, one in plan.sources.items() if path.startswith(prefix)}
+    return read_sources(wanted, dtype, sharding, progress)
+
+
+def read_sources(
+    sources: Mapping[str, Source],
+    dtype: Any = None,
+    sharding: Sharding | Callable[[str], Sharding] | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Read stored tensors into a nested dict, each straight to its dtype and devices.
+
+    Args:
+        sources: path in the parameter tree -> stored tensor.
+        dtype, sharding, progress: as in `load_checkpoint`, with its errors.
     """
     target = checked_dtype(dtype)
-    if plan.saved is not None:
-        leaves = plan.saved.restore(target, sharding)
-    else:
-        leaves = {}
-        total = sum(source.tensor.nbytes for source in plan.sources.values())
-        bar = terminal_bar(total=total, desc="loading", unit="B", unit_scale=True, shown=progress)
-        with bar:
-            for path, source in plan.sources.items():
-                placement = sharding(path) if callable(sharding) else sharding
-                leaves[path] = _place(source, leaf_dtype(source, target), placement)
-                bar.update(source.tensor.nbytes)
+    leaves = {}
+    total = sum(source.tensor.nbytes for source in sources.values())
+    bar = terminal_bar(total=total, desc="loading", unit="B", unit_scale=True, shown=progress)
+    with bar:
+        for path, source in sources.items():
+            placement = sharding(path) if callable(sharding) else sharding
+            leaves[path] = _place(source, leaf_dtype(source, target), placement)
+            bar.update(source.tensor.nbytes)
     return unflatten(leaves)
 
 

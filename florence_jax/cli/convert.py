@@ -27,6 +27,8 @@ _FROM_TORCH_EXAMPLES = """\
 _TO_TORCH_EXAMPLES = """\
   for transformers' own class (florence-community's naming):
     {command} mine/ mine-torch/ --naming native
+  the image tower alone, for timm:
+    {command} mine/ mine-timm/ --naming timm
   for the original code of microsoft/Florence-2-*, back to its very tensors:
     {command} mine/ mine-original/ --naming original
   an original checkpoint for transformers, which needs row 51289, <image>:
@@ -50,6 +52,10 @@ _TO_TORCH = """
 To PyTorch (--to torch): DEST gets model.safetensors, config.json and
 generation_config.json in the dialect of the naming, and SRC's tokenizer and
 processor files. It appears when it is complete.
+
+timm's naming has the image tower alone, of a Florence-2 or of a backbone: SRC may
+then also be weights in timm's naming or the original DaViT repository's (a
+directory, hub id or weight file). timm.create_model("local-dir:DEST") reads DEST.
 
 Token table: PyTorch knows it under up to four names. --tied-names source (the
 default) writes the names that the PyTorch file had which SRC came from, so that
@@ -155,10 +161,10 @@ def _add_from_torch_options(parser: argparse.ArgumentParser) -> None:
 def _add_to_torch_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument(
         "--naming",
-        choices=("native", "original"),
+        choices=("native", "original", "timm"),
         required=required,
-        help="to torch: native is transformers' own class, original is Microsoft's code"
-        + ("" if required else " (default: native)"),
+        help="to torch: native is transformers' own class, original is Microsoft's code, timm is "
+        "timm's DaViT with the image tower alone" + ("" if required else " (default: native)"),
     )
     parser.add_argument(
         "--vocab-size",
@@ -187,6 +193,34 @@ def _convert(options: argparse.Namespace) -> int:
         return _run_from_torch(options)
     options.naming = options.naming or "native"
     return _run_to_torch(options)
+
+
+def _run_to_timm(options: argparse.Namespace) -> int:
+    from florence_jax.backbone.save import convert_to_timm
+
+    for name in ("vocab_size", "tied_names"):
+        if getattr(options, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is about the token table, which timm's DaViT has not"
+            )
+    started = time.monotonic()
+    written = convert_to_timm(
+        options.source,
+        options.destination,
+        dtype=options.dtype,
+        revision=options.revision,
+        overwrite=options.overwrite,
+    )
+    if not options.quiet:
+        arrays = written.tensors.values()
+        dtypes = ", ".join(sorted({array.dtype.name for array in arrays}))
+        nbytes = as_size(sum(array.nbytes for array in arrays))
+        print(
+            f"wrote {options.destination}: {len(arrays)} tensors in timm's naming, {dtypes}, "
+            f"{nbytes}, in {time.monotonic() - started:.1f} s\n"
+            f'  timm.create_model("local-dir:{options.destination}", pretrained=True) loads it'
+        )
+    return 0
 
 
 def _other_format(source: str, revision: str | None) -> Direction:
@@ -220,6 +254,8 @@ def _run_from_torch(options: argparse.Namespace) -> int:
 
 
 def _run_to_torch(options: argparse.Namespace) -> int:
+    if options.naming == "timm":
+        return _run_to_timm(options)
     from florence_jax.conversion import to_torch
 
     started = time.monotonic()

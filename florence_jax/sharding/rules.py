@@ -63,6 +63,14 @@ class Rules:
     name: str
     table: tuple[Rule, ...]
 
+    def without_unused(self, paths: Iterable[str]) -> Rules:
+        """The rules that decide for one of `paths`, for a network that is a part of Florence-2."""
+        chosen = {
+            next((rule for rule in self.table if re.fullmatch(rule.pattern, path)), None)
+            for path in paths
+        }
+        return Rules(self.name, tuple(rule for rule in self.table if rule in chosen))
+
 
 # Channels of the residual stream over `fsdp`; heads, hidden channels and words over `tensor`, so
 # that a pair of projections needs one sum over `tensor` behind its second. What is left whole is
@@ -71,10 +79,11 @@ _TABLE = (
     Rule("(shared|lm_head)/embedding", PartitionSpec("tensor", "fsdp"), pad=True),
     Rule(".*/(.*_)?positions", PartitionSpec(None, "fsdp")),
     Rule(".*/conv[12]?/kernel", PartitionSpec(None, None, None, "fsdp")),
-    Rule(".*/(q_proj|k_proj|v_proj|qkv|fc1)/kernel", PartitionSpec("fsdp", "tensor")),
-    Rule(".*/(q_proj|k_proj|v_proj|qkv|fc1)/bias", PartitionSpec("tensor")),
+    # `fc` is a backbone's classifier.
+    Rule(".*/(q_proj|k_proj|v_proj|qkv|fc1?)/kernel", PartitionSpec("fsdp", "tensor")),
+    Rule(".*/(q_proj|k_proj|v_proj|qkv|fc1?)/bias", PartitionSpec("tensor")),
     Rule(".*/(out_proj|proj|fc2)/kernel", PartitionSpec("tensor", "fsdp")),
-    Rule(".*/(scale|bias)|final_logits_bias", PartitionSpec()),
+    Rule(".*/(scale|bias|mean|var)|final_logits_bias", PartitionSpec()),
 )
 
 

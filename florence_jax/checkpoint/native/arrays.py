@@ -108,9 +108,12 @@ class SavedArrays:
     entries: Mapping[str, ArrayEntry]
 
     def restore(
-        self, dtype: np.dtype | None, sharding: Sharding | Callable[[str], Sharding] | None
+        self,
+        dtype: np.dtype | None,
+        sharding: Sharding | Callable[[str], Sharding] | None,
+        prefix: str = "",
     ) -> dict[str, jax.Array]:
-        """Every parameter by path, read by Orbax.
+        """Every parameter whose path starts with `prefix`, by path, read by Orbax.
 
         With a sharding, a process reads the parts that its devices hold. Without one, the arrays
         are in host memory for a moment before they are on jax's default device.
@@ -118,6 +121,7 @@ class SavedArrays:
         Args:
             dtype: of every parameter; None keeps the stored ones.
             sharding: one for all, or a function from a parameter's path to its own.
+            prefix: start of the paths that are read.
 
         Raises:
             CheckpointError: Orbax finds other arrays than the manifest lists or cannot read them,
@@ -135,9 +139,9 @@ class SavedArrays:
             placement = sharding(path) if callable(sharding) else sharding
             return ocp.ArrayRestoreArgs(sharding=placement, dtype=reads)
 
-        arrays = self._read(options)
+        arrays = self._read(options, prefix)
         params = {}
-        for path in self.entries:
+        for path in tuple(arrays):
             array = jax.device_put(arrays.pop(path)) if sharding is None else arrays.pop(path)
             params[path] = array if dtype is None else self._cast(path, array, dtype)
         return params
@@ -152,15 +156,17 @@ class SavedArrays:
 
         return self._read(lambda _: ocp.RestoreArgs(restore_type=np.ndarray))
 
-    def _read(self, options: Callable[[str], Any]) -> dict[str, Any]:
+    def _read(self, options: Callable[[str], Any], prefix: str = "") -> dict[str, Any]:
         import orbax.checkpoint as ocp
         from etils import epath
 
         folder, handler = epath.Path(self.directory.absolute() / ARRAYS), _handler()
-        restore_args = unflatten({path: options(path) for path in self.entries})
+        wanted = [path for path in self.entries if path.startswith(prefix)]
+        restore_args = unflatten({path: options(path) for path in wanted})
+        part = {"item": restore_args, "partial_restore": True} if prefix else {}
         try:
             self._check(dict(flatten(handler.metadata(folder).tree)))
-            arguments = ocp.args.PyTreeRestore(restore_args=restore_args)
+            arguments = ocp.args.PyTreeRestore(restore_args=restore_args, **part)
             return dict(flatten(handler.restore(folder, args=arguments)))
         except CheckpointError:
             raise

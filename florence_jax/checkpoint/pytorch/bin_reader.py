@@ -17,6 +17,7 @@ from florence_jax.checkpoint.errors import CheckpointError, clip, sample
 from florence_jax.checkpoint.plan import LazyTensor
 
 _MIN_TORCH = (2, 10)
+_NESTED = ("state_dict", "model")
 _INSTALL = 'install the extra (pip install "florence-jax[torch]"), or convert it to safetensors'
 
 
@@ -47,6 +48,8 @@ def open_torch(path: Path, label: str) -> list[LazyTensor]:
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{label} holds a {type(state).__name__}, expected a state dict")
+    # Training programs store it beside other things, such as the epoch.
+    state = next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
     foreign = [str(name) for name, value in state.items() if not _is_plain(torch, name, value)]
     if foreign:
         raise CheckpointError(

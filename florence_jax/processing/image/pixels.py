@@ -143,7 +143,12 @@ def preprocess_image(
         rescale=float(rescale),
     )
     height, width = config.size
-    values = np.asarray(resize_picture(load_image(image), (width, height), config.resample))
+    return normalised(resize_picture(load_image(image), (width, height), config.resample), config)
+
+
+def normalised(picture: Image.Image, config: ImageConfig) -> np.ndarray:
+    """The normalised pixels of an 8-bit RGB image of any size, float32[H, W, 3]."""
+    values = np.asarray(picture)
     pixels = np.empty(values.shape, np.float32)
     for channel, table in enumerate(channel_tables(config)):
         pixels[..., channel] = table.take(values[..., channel])

@@ -1,0 +1,1 @@
+"""DaViT alone as a backbone: classification, feature maps and image embeddings."""
