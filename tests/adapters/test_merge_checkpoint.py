@@ -1,6 +1,7 @@
 """`convert.merge_lora`: from directories to a checkpoint that both implementations load."""
 
 import hashlib
+import sys
 
 import numpy as np
 import pytest
@@ -91,7 +92,8 @@ def test_every_base_and_every_naming_give_the_same_model(tmp_path, base, source,
             np.testing.assert_array_equal(leaf, expected[path])
 
 
-def test_dtypes_files_and_repetition(tmp_path, base, capsys):
+def test_dtypes_files_and_repetition(tmp_path, base, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # a bar is for a terminal
     _, directory = adapter(tmp_path, base, target_modules=["fc2"], r=2)
     (tmp_path / "native" / "tokenizer.json").write_text("{}")
     arguments = [str(directory), str(tmp_path / "native"), str(tmp_path / "merged")]

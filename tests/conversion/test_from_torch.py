@@ -77,7 +77,8 @@ def test_the_pipeline_runs_a_converted_checkpoint(tmp_path):
         fj.Florence2Pipeline.from_pretrained(tmp_path / "out")
 
 
-def test_the_summary_says_what_was_read_tied_ignored_and_written(tmp_path, capsys):
+def test_the_summary_says_what_was_read_tied_ignored_and_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # a bar is for a terminal
     tensors = tiny_tensors()
     shared, encoder, _, lm_head = TOKEN_TABLES["original"]
     tensors[lm_head] = tensors[shared]

@@ -1,6 +1,7 @@
 """After a warmup nothing is traced or compiled, whatever is mixed in a batch."""
 
 import dataclasses
+import sys
 
 import jax
 import numpy as np
@@ -116,7 +117,8 @@ def test_the_default_is_every_task_and_the_default_batches(demo):
     assert programs == []
 
 
-def test_progress_is_on_stderr_and_can_be_left_out(demo, capsys):
+def test_progress_is_on_stderr_and_can_be_left_out(demo, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # a bar is for a terminal
     for progress in (True, False):
         demo.warmup(
             prompts=["<OD>"], batch_sizes=(1,), progress=progress, num_beams=1, max_new_tokens=4
