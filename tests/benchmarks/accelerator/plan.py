@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -114,6 +115,11 @@ class Context:
     folder: str
     values: Mapping[str, float] = field(default_factory=dict)
     quick: bool = False
+
+    @property
+    def threads(self) -> int:
+        """One in the quick form: on tiny models torch's threads spend their time waiting."""
+        return 1 if self.quick else os.cpu_count() or 1
 
     @property
     def ceilings(self) -> Ceilings | None:

@@ -6,7 +6,6 @@ The engines, cases, checks and timing are those of `tests.benchmarks.rivals`.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,7 +149,7 @@ def bench(
         weights=weights,
         platform=context.platform,  # pyright: ignore[reportArgumentType]
         dtype=sizes.dtype,
-        threads=os.cpu_count() or 1,
+        threads=context.threads,
         image_size=sizes.side,
         new_tokens=tokens or sizes.new_tokens,
         seed=0,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -96,7 +95,7 @@ def step_options(
         dtype=context.sizes.dtype,
         remat=remat,
         engine=engine,
-        threads=os.cpu_count(),
+        threads=context.threads,
     )
 
 
