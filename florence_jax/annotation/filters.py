@@ -66,9 +66,11 @@ def filter_regions(
         return found or ("label score" if score < settings.label_score else None)
 
     kept = _without_faults("regions", regions, fault, rejected)
-    kept = _without_doubles(
-        "regions: overlap", kept, lambda region: _folded(named(region)[0]), settings, rejected
-    )
+
+    def label(region: Region) -> str:
+        return (named(region)[0] or "").casefold()
+
+    kept = _without_doubles("regions: overlap", kept, label, settings, rejected)
     return without_overlaps(
         "regions: overlap of another label", kept, settings.overlap_any, rejected
     )
@@ -221,7 +223,7 @@ def without_overlaps(
     reason: str, parts: Sequence[Part], most: float, rejected: Counter[str]
 ) -> list[Part]:
     """The parts that non-maximum suppression keeps, in their order."""
-    kept = suppress([_box(part) for part in parts], [part.score for part in parts], most)
+    kept = suppress([box_of(part) for part in parts], [part.score for part in parts], most)
     rejected[reason] += len(parts) - len(kept)
     return [parts[number] for number in kept]
 
@@ -261,16 +263,13 @@ def _without_doubles(
     return [part for part in parts if id(part) in stay]
 
 
-def _box(part: Region | Phrase | OCRLine) -> Sequence[float]:
+def box_of(part: Region | Phrase | OCRLine) -> Sequence[float]:
+    """The part's box, or the box around a line's quad."""
     return bounds(part.quad) if isinstance(part, OCRLine) else part.box
 
 
 def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.casefold()))
-
-
-def _folded(label: str | None) -> str:
-    return (label or "").casefold()
 
 
 def _wording(phrase: Phrase) -> str:

@@ -23,7 +23,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from florence_jax.annotation.boxes import bounds, overlaps, suppress
+from florence_jax.annotation.boxes import overlaps, suppress
+from florence_jax.annotation.filters import box_of, named
 from florence_jax.annotation.schema import (
     LEVELS,
     Annotation,
@@ -108,6 +109,8 @@ def merge(
             number = numbers.get((text.level, text.text))
             if number is not None:
                 phrases.append((source, dataclasses.replace(phrase, text=number)))
+    lost = annotations[0].lost
+    least_lost = {kind: min(one.lost.get(kind, 0) for one in annotations) for kind in lost}
     merged = dataclasses.replace(
         annotations[0],
         texts=tuple(texts),
@@ -116,15 +119,10 @@ def merge(
         phrases=tuple(fused(phrases, lambda phrase: (phrase.text, phrase.start, phrase.end))),
         rejected={},
         # What one annotator could not name, another may have found.
-        lost=_least([one.lost for one in annotations]),
+        lost={kind: least for kind, least in least_lost.items() if least},
     )
     # Rounded as a file has it, so that merging what was read back gives the same again.
     return from_row(to_row(merged))
-
-
-def _least(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    least = {kind: min(one.get(kind, 0) for one in counts) for kind in counts[0]}
-    return {kind: count for kind, count in least.items() if count}
 
 
 def _texts(annotations: Sequence[Annotation], captions: Captions) -> list[Text]:
@@ -147,8 +145,7 @@ def _numbered(annotations: Sequence[Annotation], name: str) -> list[tuple[int, P
 
 
 def _region_key(region: Region) -> Hashable:
-    named = region.label if region.label is not None else region.description
-    return region.label is None, (named or "").casefold()
+    return region.label is None, (named(region)[0] or "").casefold()
 
 
 def _fused(
@@ -173,7 +170,7 @@ def _fused(
 
 
 def _kept(ranked: Sequence[Part], overlap: float) -> list[Part]:
-    boxes = [_box(part) for part in ranked]
+    boxes = [box_of(part) for part in ranked]
     kept = suppress(boxes, [part.score for part in ranked], overlap)
     shared = overlaps(boxes, boxes)
     return [
@@ -202,8 +199,8 @@ def _averaged(members: Sequence[tuple[int, Part]], overlap: float, annotators: i
     """Weighted boxes fusion, repeated until no two results overlap enough to be one thing."""
     clusters: list[list[tuple[int, Part]]] = []
     for member in members:
-        boxes = [_box(_mean(cluster)) for cluster in clusters]
-        shared = overlaps([_box(member[1])], boxes)[0] if boxes else np.zeros(0)
+        boxes = [box_of(_mean(cluster)) for cluster in clusters]
+        shared = overlaps([box_of(member[1])], boxes)[0] if boxes else np.zeros(0)
         if len(shared) and shared.max() >= overlap:
             clusters[int(shared.argmax())].append(member)
         else:
@@ -221,7 +218,7 @@ def _averaged(members: Sequence[tuple[int, Part]], overlap: float, annotators: i
 def _one_thing(
     clusters: Sequence[Sequence[tuple[int, Part]]], overlap: float
 ) -> tuple[int, int] | None:
-    boxes = [_box(_mean(cluster)) for cluster in clusters]
+    boxes = [box_of(_mean(cluster)) for cluster in clusters]
     shared = np.triu(overlaps(boxes, boxes), 1)
     if not shared.size or shared.max() < overlap:
         return None
@@ -245,10 +242,6 @@ def _mean(cluster: Sequence[tuple[int, Part]]) -> Part:
     return dataclasses.replace(_completed(best, parts), score=score, **placed)
 
 
-def _box(part: Region | OCRLine | Phrase) -> Sequence[float]:
-    return bounds(part.quad) if isinstance(part, OCRLine) else part.box
-
-
 def _rank(part: Region | OCRLine | Phrase) -> tuple:
     """A sort key, the most certain first; equal only for equal parts."""
     return -part.score, repr(part)
@@ -256,5 +249,5 @@ def _rank(part: Region | OCRLine | Phrase) -> tuple:
 
 def _place(part: Region | OCRLine | Phrase) -> tuple:
     first = (part.text, part.start) if isinstance(part, Phrase) else ()
-    box = _box(part)
+    box = box_of(part)
     return *first, box[1], box[0], *_rank(part)

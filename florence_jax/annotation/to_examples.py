@@ -73,24 +73,16 @@ def _captions(level: Level) -> Callable[[Annotation], _Pairs]:
     return captions
 
 
-def _detection(annotation: Annotation) -> _Pairs:
-    yield from _all_boxes([(one, one.label) for one in _all_regions(annotation)])
+def _all_boxes(field: str) -> Callable[[Annotation], _Pairs]:
+    """Only if every region has a `field`: labels that leave some out would be wrong."""
 
+    def all_boxes(annotation: Annotation) -> _Pairs:
+        found = _all_regions(annotation)
+        labels = [getattr(region, field) for region in found]
+        if found and all(map(_is_label, labels)):
+            yield "", {"bboxes": [list(region.box) for region in found], "labels": labels}
 
-def _dense_captions(annotation: Annotation) -> _Pairs:
-    yield from _all_boxes([(one, one.description) for one in _all_regions(annotation)])
-
-
-def _all_boxes(named: Sequence[tuple[Region, str | None]]) -> _Pairs:
-    """Only if every region has a name: labels that leave some out would be wrong."""
-    if named and all(_is_label(name) for _, name in named):
-        yield (
-            "",
-            {
-                "bboxes": [list(region.box) for region, _ in named],
-                "labels": [name for _, name in named],
-            },
-        )
+    return all_boxes
 
 
 def _proposals(annotation: Annotation) -> _Pairs:
@@ -112,7 +104,7 @@ def _open_vocabulary(annotation: Annotation) -> _Pairs:
 def _grounding(annotation: Annotation) -> _Pairs:
     for number, text in enumerate(annotation.texts):
         found = [phrase for phrase in annotation.phrases if phrase.text == number]
-        found = [one for one in found if _is_label(one.phrase) and not _is_ungrounded(one.phrase)]
+        found = [p for p in found if _is_label(p.phrase) and p.phrase not in UNGROUNDED_PHRASES]
         if found and "<" not in text.text:
             found.sort(key=lambda phrase: (phrase.start, *_reading(phrase.box)))
             yield (
@@ -124,16 +116,14 @@ def _grounding(annotation: Annotation) -> _Pairs:
             )
 
 
-def _category(annotation: Annotation) -> _Pairs:
-    for region in _regions(annotation):
-        if _is_label(region.label):
-            yield _told(annotation, region.box, str(region.label))
+def _each_region(field: str) -> Callable[[Annotation], _Pairs]:
+    def each_region(annotation: Annotation) -> _Pairs:
+        for region in _regions(annotation):
+            label = getattr(region, field)
+            if _is_label(label):
+                yield _told(annotation, region.box, label)
 
-
-def _description(annotation: Annotation) -> _Pairs:
-    for region in _regions(annotation):
-        if _is_label(region.description):
-            yield _told(annotation, region.box, str(region.description))
+    return each_region
 
 
 def _told(annotation: Annotation, box: Sequence[float], text: str) -> tuple[str, str]:
@@ -198,13 +188,13 @@ _EXAMPLES: dict[str, Callable[[Annotation], _Pairs]] = {
     "<OCR>": _read_text,
     "<OCR_WITH_REGION>": _read_lines,
     "<REGION_TO_OCR>": _read_region,
-    "<OD>": _detection,
-    "<DENSE_REGION_CAPTION>": _dense_captions,
+    "<OD>": _all_boxes("label"),
+    "<DENSE_REGION_CAPTION>": _all_boxes("description"),
     "<REGION_PROPOSAL>": _proposals,
     "<OPEN_VOCABULARY_DETECTION>": _open_vocabulary,
     "<CAPTION_TO_PHRASE_GROUNDING>": _grounding,
-    "<REGION_TO_CATEGORY>": _category,
-    "<REGION_TO_DESCRIPTION>": _description,
+    "<REGION_TO_CATEGORY>": _each_region("label"),
+    "<REGION_TO_DESCRIPTION>": _each_region("description"),
     "<REGION_TO_SEGMENTATION>": _segmentation,
     "<REFERRING_EXPRESSION_SEGMENTATION>": _referring,
 }
@@ -237,10 +227,6 @@ def _is_label(label: str | None) -> bool:
     """Whether labels can hold the text."""
     readable = label is not None and label.strip() and not _UNREADABLE.search(label)
     return bool(readable) and label == str(label).strip()
-
-
-def _is_ungrounded(phrase: str) -> bool:
-    return phrase in UNGROUNDED_PHRASES
 
 
 def _are_writable(polygons: Sequence[Coordinates], size: tuple[int, int]) -> bool:

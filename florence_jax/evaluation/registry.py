@@ -52,7 +52,7 @@ class Benchmark:
 def _expressions(name: str, title: str, splits: tuple[str, ...]) -> Benchmark:
     return Benchmark(
         title=f"{title}, boxes",
-        read=partial(refcoco.expression_boxes, name),
+        read=partial(refcoco.expressions, name),
         score=scoring.score_expressions,
         splits=splits,
         columns={split: f"{title} {split} accuracy" for split in splits},
@@ -65,7 +65,7 @@ def _expressions(name: str, title: str, splits: tuple[str, ...]) -> Benchmark:
 def _masks(name: str, title: str, splits: tuple[str, ...]) -> Benchmark:
     return Benchmark(
         title=f"{title}, masks",
-        read=partial(refcoco.expression_masks, name),
+        read=partial(refcoco.expressions, name, with_masks=True),
         score=scoring.score_masks,
         splits=splits,
         columns={"val": "RefCOCO segmentation val mIoU"} if name == "refcoco" else {},

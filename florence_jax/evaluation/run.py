@@ -18,7 +18,7 @@ from florence_jax.evaluation.datasets.dataset import Dataset, LayoutError
 from florence_jax.evaluation.paper_results import published_score, published_variants
 from florence_jax.evaluation.registry import Benchmark, benchmark_named
 from florence_jax.evaluation.report import Part, Report
-from florence_jax.evaluation.scoring import check_programs, score_detection
+from florence_jax.evaluation.scoring import answer_value, check_programs, score_detection
 from florence_jax.inference.requests import Query
 from florence_jax.processing.request_check import tasks_of_data
 
@@ -190,7 +190,7 @@ def score_rows(
         parts=_parts(plan, known, rows),
         examples=len(plan.items),
         total=len(plan.dataset.items),
-        failed=sum(not _is_answered(row) for row in rows),
+        failed=sum(answer_value(row) is None for row in rows),
         figure=figure,
         variants=variants,
     )
@@ -238,10 +238,6 @@ def _rows(directory: Path) -> Iterator[Row]:
         for path in sorted(directory.iterdir()):
             if is_block_name(path.name):
                 yield from read_rows(path)
-
-
-def _is_answered(row: Row) -> bool:
-    return any("result" in answer for answer in row.get("answers", ()))
 
 
 def _sha256(path: Path) -> str:

@@ -90,10 +90,11 @@ def score_detection(rows: Sequence[Row], truth: Mapping[str, Any]) -> Outcome:
             {
                 "image_id": row["image_id"],
                 "category_id": categories[label_key(one.label)],
-                "bbox": _coco_box(one.shape),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "score": one.score,
             }
             for one in found
+            for x0, y0, x1, y1 in [one.shape]
             if label_key(one.label) in categories
         ]
         each.append(_f1(row["truth"], found))
@@ -291,10 +292,6 @@ def _f1(truth: Mapping[str, Any], found: Sequence[Detection]) -> float:
     ]
     total = len(true) + len(given)
     return 2 * sum(matched(true, given)) / total if total else 1.0
-
-
-def _coco_box(box: Sequence[float]) -> list[float]:
-    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -57,19 +57,12 @@ class RowReader:
         given = row.get("id")
         name = place if given is None else str(given)
         try:
-            return Item(
-                id=name,
-                image=_image(row, self.root),
-                queries=_queries(row) or self._common(),
-                extra=_extra(row),
-            )
+            image, queries = _image(row, self.root), _queries(row) or self.queries
+            if not queries:
+                raise ValueError("the row has no `task`, and none was given for all rows (--task)")
+            return Item(id=name, image=image, queries=queries, extra=_extra(row))
         except ValueError as error:
             return Item(id=name, error=f"{place}: {error}")
-
-    def _common(self) -> tuple[Query, ...]:
-        if not self.queries:
-            raise ValueError("the row has no `task`, and none was given for all rows (--task)")
-        return self.queries
 
 
 def row_id(place: str, row: Any) -> str:
@@ -230,8 +223,8 @@ class JsonLines:
         position = 0
         with path.open("rb") as lines:
             for line in lines:
-                if position == 0:
-                    _refuse_utf16(line, path)
+                if position == 0 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                    decode(line, str(path))  # raises
                 if line.removeprefix(codecs.BOM_UTF8).strip():
                     self._offsets.append(position)
                 else:
@@ -282,8 +275,3 @@ class JsonLines:
 
     def _place(self, number: int) -> str:
         return f"{self._path}:{number}"
-
-
-def _refuse_utf16(line: bytes, path: Path) -> None:
-    if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        decode(line, str(path))

@@ -101,7 +101,8 @@ class _Detection:
         images, annotations, items = [], [], []
         for number, image in enumerate(file.images):
             size, scale = self._frame(image)
-            images.append({"id": ids[number], **_sides(size)})
+            sides = {} if size is None else {"width": size[0], "height": size[1]}
+            images.append({"id": ids[number], **sides})
             truth: dict[str, list[Any]] = {"bboxes": [], "labels": []}
             for one in objects[number]:
                 box = [edge * scale[at % 2] for at, edge in enumerate(one.box or ())]
@@ -173,7 +174,3 @@ class _Detection:
 
     def _note(self, text: str) -> None:
         self.notes.append(f"{self.path}: {text}")
-
-
-def _sides(size: Size | None) -> dict[str, float]:
-    return {} if size is None else {"width": size[0], "height": size[1]}

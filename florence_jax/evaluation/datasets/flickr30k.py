@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as tree
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from florence_jax.batch.image_reader import FileBelow
 from florence_jax.batch.job import Item
@@ -46,30 +44,22 @@ def flickr30k_entities(root: Path, split: str) -> Dataset:
         lines = numbered_lines(find_file(sentences_of, (f"{name}.txt",), _WHERE))
         for number, (_, line) in enumerate(lines):
             phrases = [
-                {"phrase": phrase, "boxes": boxes[entity]}
-                for entity, phrase in _phrases(line)
+                {"phrase": phrase.strip(), "boxes": boxes[entity]}
+                for entity, _, phrase in _PHRASE.findall(line)
                 if entity in boxes
             ]
             if phrases:
                 sentence = " ".join(_PHRASE.sub(r"\3", line).split())
-                items.append(_item(f"{name}#{number}", folder, f"{name}.jpg", sentence, phrases))
+                items.append(
+                    Item(
+                        id=f"{name}#{number}",
+                        image=FileBelow(str(folder), f"{name}.jpg"),
+                        extra={"input": sentence, "truth": phrases},
+                    )
+                )
     if not items:
         raise LayoutError(f"{names} names no image with a phrase that has a box")
     return Dataset(items=items, files=[names])
-
-
-def _item(name: str, folder: Path, file: str, sentence: str, phrases: list[Any]) -> Item:
-    return Item(
-        id=name,
-        image=FileBelow(str(folder), file),
-        extra={"input": sentence, "truth": phrases},
-    )
-
-
-def _phrases(line: str) -> Iterator[tuple[str, str]]:
-    """(entity, phrase) of each phrase that is marked in a sentence."""
-    for entity, _, phrase in _PHRASE.findall(line):
-        yield entity, phrase.strip()
 
 
 def _boxes(path: Path) -> dict[str, list[list[int]]]:

@@ -29,18 +29,11 @@ _WHERE = (
 _SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 
 
-def expression_boxes(name: str, root: Path, split: str) -> Dataset:
-    """One item per expression; the truth is the object's box."""
-    return _read(name, root, split, with_masks=False)
+def expressions(name: str, root: Path, split: str, *, with_masks: bool = False) -> Dataset:
+    """`refs(unc).p` or `refs(umd).p`, and `instances.json`, in root/NAME or in root.
 
-
-def expression_masks(name: str, root: Path, split: str) -> Dataset:
-    """One item per expression; the truth has the object's segmentation beside its box."""
-    return _read(name, root, split, with_masks=True)
-
-
-def _read(name: str, root: Path, split: str, *, with_masks: bool) -> Dataset:
-    """`refs(unc).p` or `refs(umd).p`, and `instances.json`, in root/NAME or in root."""
+    One item per expression. The truth is the object's box and, with `with_masks`, its segmentation.
+    """
     refs_name = f"refs({_SPLIT_BY[name]}).p"
     refs_path = find_file(root, (f"{name}/{refs_name}", refs_name), _WHERE)
     instances = find_file(refs_path.parent, ("instances.json",), _WHERE)
