@@ -36,22 +36,13 @@ _MAX_BLOCK_SIZE = 128
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateOptions:
-    """Everything that `florence-jax annotate` was asked for, checked.
+    """The checked options of `florence-jax annotate`; help texts explain those not listed here.
 
     Attributes:
-        images: files, directories and lists.
-        output: the directory to write to.
-        image_root: the directory that image names start from; None for the deepest one.
-        model: the model, and how it is loaded.
-        decoding: decoding settings.
         settings: what is asked of an image, and what the filters keep.
         noun_phrases: a spaCy model, "rules" or "auto".
         run: how the run is divided.
         constrained: allow only answers that parse completely.
-        export, gallery: what is written beside the statistics.
-        merge: annotations to fuse instead; see `fusion` and `captions`.
-        dry_run: print what would run.
-        quiet: no progress bar and no table.
     """
 
     images: tuple[str, ...]

@@ -117,18 +117,10 @@ def add_evaluate(commands: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """How `florence-jax evaluate` answers a plan and what it writes, checked.
+    """The checked options of `florence-jax evaluate` beside those of its plan, as in the help.
 
     Attributes:
-        model: the model, and how it is loaded.
-        decoding: decoding settings.
         run: how the run is divided.
-        output: the directory to write to.
-        data: what --data named, for the report.
-        constrained: allow only answers that parse completely.
-        free_prompt: allow prompts that look like a task and are none.
-        worst: cases on the page of the worst answers.
-        quiet: no progress bar.
     """
 
     model: ModelOptions

@@ -65,22 +65,12 @@ _RUN_DEFAULTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Everything that `florence-jax predict` was asked for, checked.
+    """The checked options of `florence-jax predict`; help texts explain those not listed here.
 
     Attributes:
-        images: files, directories, lists and data files.
         queries: what is asked about each image.
-        model: the model, and how it is loaded.
-        decoding: decoding settings.
         output: where rows go, in which format.
         run: how a run with --output-dir is divided; None without one.
-        image_root: the directory below which rows of data name images.
-        all_pages: one answer for each page of a file with several.
-        constrained: allow only answers that parse completely.
-        free_prompt: allow prompts that look like a task and are none.
-        batch_size: requests in one compiled call.
-        dry_run: print what would run.
-        quiet: no progress bar and no summary.
     """
 
     images: tuple[str, ...]

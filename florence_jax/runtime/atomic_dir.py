@@ -7,6 +7,7 @@ renamed. POSIX only, as are the renames that this rests on.
 import contextlib
 import ctypes
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -15,10 +16,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from florence_jax.runtime.atomic_file import sync
+
 _NEW = "incomplete"
 _OLD = "replaced"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -90,7 +92,7 @@ def check_apart(source: Path, destination: Path) -> None:
 def leftovers(destination: Path) -> list[Path]:
     """What killed processes left beside `destination`; `atomic_directory` removes it."""
     found = []
-    for path in sorted(destination.parent.glob(f".{_escaped(destination.name)}.{_NEW}-*")):
+    for path in sorted(destination.parent.glob(f".{glob.escape(destination.name)}.{_NEW}-*")):
         try:
             os.close(_open_locked(path))
         except OSError:  # its writer is alive, or has just finished
@@ -105,19 +107,6 @@ def make_durable(directory: Path) -> None:
         for name in files:
             sync(Path(folder) / name)
         sync(Path(folder))
-
-
-def sync(path: Path) -> None:
-    """One file's bytes, or one directory's names, are on the disk when this returns."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network and FUSE mounts cannot; their directories are durable in their own way.
-        if not path.is_dir() or error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _check(destination: Path, overwrite: bool, marker: str) -> None:
@@ -142,7 +131,7 @@ def _check(destination: Path, overwrite: bool, marker: str) -> None:
 
 def _clean(destination: Path) -> None:
     """Finish what a killed process began; call under the lock of the parent."""
-    replaced = destination.parent.glob(f".{_escaped(destination.name)}.{_OLD}-*")
+    replaced = destination.parent.glob(f".{glob.escape(destination.name)}.{_OLD}-*")
     for path in sorted(replaced):
         if destination.exists():
             shutil.rmtree(path)
@@ -215,10 +204,6 @@ def _open_locked(directory: Path, *, wait: bool = False) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def _explained(error: OSError, destination: Path) -> Exception:

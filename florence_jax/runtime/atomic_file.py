@@ -91,7 +91,7 @@ def write_once(path: Path, content: bytes) -> bool:
             if error.errno not in _NO_LINKS:
                 raise
             os.replace(temporary, path)
-        _sync_directory(path.parent)
+        sync(path.parent)
         return True
     finally:
         temporary.unlink(missing_ok=True)
@@ -109,12 +109,14 @@ def _opened(path: Path, mode: str) -> IO[Any]:
     return open(path, mode, encoding="utf-8", errors="backslashreplace")
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """One file's bytes, or one directory's names, are on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NO_SYNC:
+        # Some network and FUSE mounts cannot; their directories are durable in their own way.
+        if not path.is_dir() or error.errno not in _NO_SYNC:
             raise
     finally:
         os.close(descriptor)
