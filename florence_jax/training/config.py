@@ -161,7 +161,7 @@ class EvaluationConfig(Checked):
         every: Steps between two evaluations; 0 for none. There is one after the last step too.
         examples: Examples of each source for the loss; 0 for all.
         answers: Answers that are generated and judged of each source; 0 for none.
-        pictures: Generated answers that are drawn beside the truth.
+        images: Generated answers that are drawn beside the truth.
         batch_size: Rows at a time; 0 for those of a training micro-batch.
         metric: Metric of the best checkpoint: "loss" or "nll", the lowest, or "accuracy" or a task
             metric's name in metrics.jsonl, such as "<OD> mAP@0.5", the highest.
@@ -173,7 +173,7 @@ class EvaluationConfig(Checked):
     every: int = 1000
     examples: int = 1000
     answers: int = 100
-    pictures: int = 8
+    images: int = 8
     batch_size: int = 0
     metric: str = "loss"
     num_beams: int = 1
@@ -181,7 +181,7 @@ class EvaluationConfig(Checked):
     max_new_tokens: int = 256
 
     def problems(self) -> Iterator[str]:
-        least = dict.fromkeys(("every", "examples", "answers", "pictures", "batch_size"), 0)
+        least = dict.fromkeys(("every", "examples", "answers", "images", "batch_size"), 0)
         least |= {"num_beams": 1, "no_repeat_ngram_size": 0, "max_new_tokens": 1}
         for name, number in least.items():
             # Generation's own bound of beams.

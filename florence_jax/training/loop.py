@@ -275,8 +275,8 @@ class Trainer:
         if not evaluation.sources:
             return False
         with self.log.pause():
-            pictures = self.directory / "samples" / f"step_{step:08d}"
-            scores = evaluation(eval_params(state), pictures)
+            samples = self.directory / "samples" / f"step_{step:08d}"
+            scores = evaluation(eval_params(state), samples)
             with self.log.reporting():
                 self.bad_rows.add(evaluation.problems, split="valid")
         self.log.write("evaluation", step, scores)

@@ -54,9 +54,7 @@ def a_config(directory, *, steps=5, train=None, **changes) -> TrainConfig:
                 threads=1,
             ),
             optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", ema_decay=0.5),
-            evaluation=EvaluationConfig(
-                every=4, examples=2, answers=2, pictures=1, max_new_tokens=8
-            ),
+            evaluation=EvaluationConfig(every=4, examples=2, answers=2, images=1, max_new_tokens=8),
             checkpoint=CheckpointConfig(every=2),
             logging=LoggingConfig(every=1),
         )

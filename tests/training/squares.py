@@ -126,7 +126,7 @@ def squares_config(directory: Path, data: Path, *, steps: int = 600, seed: int =
             rules=((r"vision_tower/.*", 0.2), (".*", 1.0)),
         ),
         evaluation=EvaluationConfig(
-            every=steps, examples=0, answers=2 * VALID, pictures=0, max_new_tokens=12, batch_size=32
+            every=steps, examples=0, answers=2 * VALID, images=0, max_new_tokens=12, batch_size=32
         ),
         checkpoint=CheckpointConfig(every=steps),
         logging=LoggingConfig(every=50, tensorboard=False),

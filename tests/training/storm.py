@@ -36,7 +36,7 @@ def storm_config(directory: Path, *, steps: int) -> TrainConfig:
         config,
         optimizer=dataclasses.replace(config.optimizer, rules=rules),
         checkpoint=CheckpointConfig(every=EVERY, keep_last=2, keep_every=4 * EVERY),
-        evaluation=dataclasses.replace(config.evaluation, every=EVALUATE, pictures=0),
+        evaluation=dataclasses.replace(config.evaluation, every=EVALUATE, images=0),
         logging=LoggingConfig(every=1, tensorboard=False),
     )
 

@@ -33,7 +33,7 @@ STEPS = 90
 def config_in(directory):
     """A run that writes everything that a run can write."""
     config = storm_config(directory, steps=STEPS)
-    evaluation = dataclasses.replace(config.evaluation, pictures=1)
+    evaluation = dataclasses.replace(config.evaluation, images=1)
     return dataclasses.replace(config, evaluation=evaluation, logging=LoggingConfig(every=1))
 
 

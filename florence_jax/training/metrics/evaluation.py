@@ -68,12 +68,12 @@ class Evaluation:
         self._say = say
         self._pixels = jax.jit(training.objective.pixels)
 
-    def __call__(self, params: Flat, pictures: Path) -> dict[str, float]:
+    def __call__(self, params: Flat, samples: Path) -> dict[str, float]:
         """Every figure by name: "loss", "accuracy", "<OD> mAP@0.5" and so on.
 
         Args:
             params: base and adapters, by path, on the run's mesh.
-            images: directory for some of the answers, drawn beside the truth.
+            samples: directory for some of the answers, drawn beside the truth.
 
         Raises:
             Interrupted: somebody asked for it.
@@ -88,7 +88,7 @@ class Evaluation:
             tree = unflatten(merged(params, self._training))
             drawn = itertools.count()
             for name, source in self.sources.items():
-                answered = list(self._answered(tree, name, source, pictures, drawn))
+                answered = list(self._answered(tree, name, source, samples, drawn))
                 figures = {**task_scores(answered), **source.scores(answered)}
                 prefix = f"{name}: " if len(self.sources) > 1 else ""
                 scores |= {prefix + metric: value for metric, value in figures.items()}
@@ -114,7 +114,7 @@ class Evaluation:
         params: Params,
         name: str,
         source: Source,
-        pictures: Path,
+        samples: Path,
         drawn: Iterator[int],
     ) -> Iterator[Answered]:
         """The model's answers to the source's first rows."""
@@ -129,9 +129,9 @@ class Evaluation:
                 if row.problem is None:
                     prefix, truth = source[number].prefix, self._text(row.labels)
                     size = (row.image.shape[1], row.image.shape[0])
-                    if next(drawn) < config.pictures and is_first():
+                    if next(drawn) < config.images and is_first():
                         with self._drawing():
-                            self._draw(pictures / f"{number:04d}.png", row, prefix, truth, text)
+                            self._draw(samples / f"{number:04d}.png", row, prefix, truth, text)
                     yield Answered(prefix=prefix, labels=truth, answer=text, image_size=size)
 
     def _generate(self, params: Params, rows: list[Features]) -> list[str]:
