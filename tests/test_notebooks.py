@@ -113,7 +113,7 @@ def test_it_opens_with_what_a_reader_gets_and_needs(name):
     assert '**You need** a checkout and `pip install -e ".[notebooks]"`' in opening
 
 
-@pytest.mark.parametrize("name", sorted(KEY_RESULTS.keys() - {"sharding.ipynb"}))
+@every_notebook
 def test_every_figure_is_there_with_a_title_and_axes(name):
     drawing = 0
     for cell in code_cells(read(name)):
