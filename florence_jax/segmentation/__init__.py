@@ -1,0 +1,1 @@
+"""Semantic segmentation: UperNet on a DaViT's feature maps."""
