@@ -27,9 +27,10 @@ SIZES = {False: ((224, 224), (150, 211)), True: ((384, 384), (150, 211))}
 
 
 def reduced(name):
-    """A preset with at most two blocks a stage."""
+    """A preset; of the huge ones, with at most two blocks a stage, for memory's sake."""
     config = PRESETS[name]
-    depths = tuple(min(depth, 2) for depth in config.vision.depths)
+    most = 2 if "huge" in name else 9
+    depths = tuple(min(depth, most) for depth in config.vision.depths)
     return dataclasses.replace(config, vision=dataclasses.replace(config.vision, depths=depths))
 
 
