@@ -21,12 +21,13 @@ _NESTED = ("state_dict", "model")
 _INSTALL = 'install the extra (pip install "florence-jax[torch]"), or convert it to safetensors'
 
 
-def open_torch(path: Path, label: str) -> list[LazyTensor]:
+def open_torch(path: Path, label: str, *, nested: bool = False) -> list[LazyTensor]:
     """The tensors of a torch state dict, memory-mapped and not read yet.
 
     Args:
         path: the file.
         label: its name for messages.
+        nested: also take a state dict that lies under "state_dict" or "model".
 
     Raises:
         CheckpointError: torch is missing or older than 2.10, the file is not a plain state dict in
@@ -48,8 +49,9 @@ def open_torch(path: Path, label: str) -> list[LazyTensor]:
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{label} holds a {type(state).__name__}, expected a state dict")
-    # Training programs store it beside other things, such as the epoch.
-    state = next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
+    if nested:
+        # Training programs store it beside other things, such as the epoch.
+        state = next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
     foreign = [str(name) for name, value in state.items() if not _is_plain(torch, name, value)]
     if foreign:
         raise CheckpointError(

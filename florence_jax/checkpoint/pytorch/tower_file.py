@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,9 +24,7 @@ from florence_jax.config import DaViTConfig
 
 _OPENERS = {
     ".safetensors": open_safetensors,
-    ".bin": open_torch,
-    ".pth": open_torch,
-    ".pt": open_torch,
+    **dict.fromkeys((".bin", ".pth", ".pt"), functools.partial(open_torch, nested=True)),
 }
 # Of every published DaViT.
 _HEAD_DIM = 32
