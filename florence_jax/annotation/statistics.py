@@ -268,7 +268,7 @@ class Throughput:
         tokens: generated tokens, without padding.
         seconds: from the first block to the last, compilation included.
         device_busy: share of the time, 0..1, in which the device had work, counted from the first
-            answer on (`florence_jax.inference.device_stats`).
+            answer on; None for a single batch (`florence_jax.inference.device_stats`).
         device: kind of device.
         devices: number of devices.
         ended: time of the end, UTC.
@@ -278,7 +278,7 @@ class Throughput:
     annotations: int
     tokens: int
     seconds: float
-    device_busy: float
+    device_busy: float | None
     device: str
     devices: int
     ended: str = dataclasses.field(
@@ -291,17 +291,19 @@ class Throughput:
             f"{name}_per_second": round(getattr(self, name) / self.seconds, 3)
             for name in ("images", "annotations", "tokens")
         }
-        seconds, busy = round(self.seconds, 3), round(self.device_busy, 4)
+        seconds = round(self.seconds, 3)
+        busy = None if self.device_busy is None else round(self.device_busy, 4)
         return dataclasses.asdict(self) | {"seconds": seconds, "device_busy": busy} | rates
 
     def describe(self) -> str:
         """The throughput as one line."""
+        share = self.device_busy
+        busy = "" if share is None else f" had work for {share:.1%} of the time"
         return (
             f"{self.images} images in {self.seconds:.1f} s: {self.annotations} annotations "
             f"({self.annotations / self.seconds:.2f} annotations/s, "
             f"{self.images / self.seconds:.2f} images/s, {self.tokens / self.seconds:.0f} "
-            f"tokens/s, compilation included); {self.devices} x {self.device} had work for "
-            f"{self.device_busy:.1%} of the time"
+            f"tokens/s, compilation included); {self.devices} x {self.device}{busy}"
         )
 
 

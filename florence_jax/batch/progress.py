@@ -84,8 +84,9 @@ class Progress:
 
     def _state(self) -> str:
         tokens = (self._activity.tokens - self._tokens_before) / self.seconds
-        busy = self._activity.utilization
-        return f"{tokens:.0f} tokens/s, device {busy:.0%} busy, {self.errors} errors"
+        share = self._activity.utilization
+        busy = "" if share is None else f"device {share:.0%} busy, "
+        return f"{tokens:.0f} tokens/s, {busy}{self.errors} errors"
 
     def _line(self) -> str:
         done, rate = self._done, (self._done - self._before) / self.seconds

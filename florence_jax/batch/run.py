@@ -53,7 +53,7 @@ class Summary:
         missing: blocks that no process has finished yet.
         tokens: tokens that this process generated.
         seconds: from the first block to the last.
-        utilization: share of that time in which the device had work (`DeviceStats`).
+        utilization: share of that time in which the device had work, or None, see `DeviceStats`.
     """
 
     rows: int
@@ -62,7 +62,7 @@ class Summary:
     missing: int
     tokens: int
     seconds: float
-    utilization: float
+    utilization: float | None
 
 
 def run_blocks(

@@ -87,11 +87,12 @@ def _summary(summary: Summary, directory: Path) -> str:
     if not summary.rows and not summary.missing:
         return f"there was nothing left to do: all {summary.blocks} blocks are in {directory}/"
     per_second = summary.rows / summary.seconds
+    share = summary.utilization
+    busy = "" if share is None else f"; the device had work for {share:.1%} of the time"
     lines = [
         f"{summary.rows} images in {summary.seconds:.1f} s ({per_second:.2f} images/s, "
         f"{summary.tokens / summary.seconds:.0f} tokens/s, compilation included), "
-        f"{summary.errors} with errors; the device had work for {summary.utilization:.1%} of the "
-        "time"
+        f"{summary.errors} with errors{busy}"
     ]
     if summary.missing:
         done = summary.blocks - summary.missing

@@ -52,18 +52,19 @@ class DeviceStats:
         return self._tokens
 
     @property
-    def utilization(self) -> float:
+    def utilization(self) -> float | None:
         """Share of the time from the first tokens to the last result in which the device was busy.
 
-        0 before the first tokens, as programs are loaded or compiled until then.
+        None where there is no such time yet: programs are loaded or compiled until the first
+        tokens, and a job of one batch ends with them.
         """
         with self._lock:
             if self._first is None:
-                return 0.0
+                return None
             began, busy_before = self._first
             seconds = (time.monotonic() if self._running else self._last) - began
             busy = self._busy_until_now() - busy_before
-            return min(1.0, busy / seconds) if seconds > 0 else 0.0
+            return min(1.0, busy / seconds) if seconds > 0 else None
 
     def _busy_until_now(self) -> float:
         return self._busy + (time.monotonic() - self._since if self._running else 0.0)

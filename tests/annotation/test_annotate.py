@@ -187,6 +187,7 @@ class TestCommand:
         given = ["annotate", str(pictures), "--output", "x", "--model", "first", "--only", "ocr",
                  "--no-grounding", "--no-completion", "--proposals", "--polygons", "all",
                  "--threshold", "overlap=0.5", "--analyser", "rules", "--dtype", "bfloat16",
+                 "--matmul-precision", "high",
                  "--quantize", "int8",
                  "--beams", "2", "--max-new-tokens", "9", "--unconstrained", "--batch-size", "3",
                  "--block-size", "5", "--workers", "1", "--export", "rows", "--gallery", "4",

@@ -11,6 +11,7 @@ from florence_jax.batch.blocks import RunOptions
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
+from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.inference.requests import Query
 from florence_jax.results.json_rows import result_to_json
 from tests.batch.fakes import write_pictures
@@ -181,3 +182,12 @@ def test_the_device_is_busy_and_tokens_are_counted(pipeline, items, tmp_path):
     answers = sum(len(item.queries) for item in items if item.id != "005.png")
     assert answers <= summary.tokens <= answers * 10
     assert 0 < summary.utilization <= 1
+
+
+def test_a_single_batch_gives_no_share_of_busy_time():
+    """It ends with the first tokens, before which programs are compiled."""
+    stats = DeviceStats()
+    stats.begin()
+    stats.end()
+    stats.add_tokens(3)
+    assert stats.utilization is None

@@ -136,6 +136,7 @@ def test_files_that_cannot_grow_are_a_full_disk_without_a_disk(
     limited = Program(config, compiled_on_disk, largest_file=40_000)
     assert limited.status() == Outcome.FAILED, limited.said
     assert "could not be saved" in limited.said
+    assert "Traceback" not in limited.said
     assert finished(directory) == before
     completed(config, compiled_on_disk)
     assert state_digest(directory) == expected

@@ -28,6 +28,7 @@ import numpy as np
 from florence_jax.checkpoint.errors import CheckpointError, ErrorCollector, clip
 from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.checkpoint.repository import ARRAYS
+from florence_jax.runtime.orbax_failures import quiet_failures
 
 if TYPE_CHECKING:
     import jax
@@ -84,6 +85,7 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
         tree, save_args=save_args, ocdbt_target_data_file_size=_FILE_BYTES
     )
     alone = _this_process()
+    quiet_failures()
     try:
         with ocp.Checkpointer(_handler(), multiprocessing_options=alone) as checkpointer:
             checkpointer.save(directory.absolute() / ARRAYS, args=arguments)

@@ -22,6 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from florence_jax.runtime.atomic_dir import make_durable, sync
+from florence_jax.runtime.orbax_failures import quiet_failures
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_bytes, read_json
 from florence_jax.training.checked import Checked, counted
 from florence_jax.training.distributed import broadcast_bool, is_first, wait_for_all
@@ -85,6 +86,7 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self.config = config
         self._report = report
+        quiet_failures()
         self._saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._finishing: threading.Thread | None = None
         self._failure: Exception | None = None
