@@ -51,7 +51,6 @@ _LONGEST = (
     "ops/test_davit_kernels.py",
     "ops/test_tpu_forms.py",
     "ops/test_decode_kernels.py",
-    "test_readme_python.py",
     "convert/test_verify.py",
     "generation/test_constraints.py",
     "generation/test_settings_parity.py",

@@ -69,7 +69,7 @@ def assert_forms_agree(module, x):
 def test_channel_attention(dim, groups, bias):
     """Four groups a block, two, one where groups fill no block, one wider than a block."""
     assert_forms_agree(
-        davit.ChannelAttention(dim, groups, bias, rngs=nnx.Rngs(0)), *draw((2, 36, dim))
+        davit.ChannelAttention(dim, groups, bias, v2=True, rngs=nnx.Rngs(0)), *draw((2, 36, dim))
     )
 
 
@@ -80,14 +80,14 @@ def test_window_attention(bias):
 
 def test_an_adapter_is_never_bypassed():
     """Fine-tuning adds to a linear layer's output, which the TPU's forms never compute whole."""
-    layer = davit.ChannelAttention(32, 2, True, rngs=nnx.Rngs(0))
+    layer = davit.ChannelAttention(32, 2, True, v2=True, rngs=nnx.Rngs(0))
     layer.proj.adapter = lambda x: 7.0 * jnp.ones_like(x)
     (x,) = draw((1, 4, 4, 32))
 
     def run(x):
         return layer(x)
 
-    plain = davit.ChannelAttention(32, 2, True, rngs=nnx.Rngs(0))
+    plain = davit.ChannelAttention(32, 2, True, v2=True, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(run(x), plain(x) + 7.0, rtol=1e-5, atol=1e-5)
     text = jax.jit(run).trace(x).lower(lowering_platforms=("tpu",)).as_text()
     assert "7.000000e+00" in text
@@ -175,7 +175,7 @@ def test_each_platform_is_given_its_own_forms():
 )
 def test_channel_attention_is_folded_where_that_wins(platform, side, dtype, folded):
     """On a CPU where a map has many tokens. Unfolded, q, k and v are one array of 3 x 8 groups."""
-    layer = davit.ChannelAttention(256, 8, True, rngs=nnx.Rngs(0))
+    layer = davit.ChannelAttention(256, 8, True, v2=True, rngs=nnx.Rngs(0))
     x = jax.ShapeDtypeStruct((1, side, side, 256), jnp.dtype(dtype))
     text = jax.jit(lambda x: layer(x)).trace(x).lower(lowering_platforms=(platform,)).as_text()
     assert ("x3x8x32x" not in text) == folded

@@ -13,12 +13,8 @@ from florence_jax.runtime.signals import Interruption
 from florence_jax.sharding import pad_rows
 from florence_jax.training.aot_compile import AotCompiled
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.data.loader import make_loader
-from florence_jax.training.data.preprocess import make_preprocessor
-from florence_jax.training.data.sources import open_data
 from florence_jax.training.losses import IGNORE
-from florence_jax.training.prepare import build_training
-from florence_jax.training.pretrained import prepare_pretrained
+from florence_jax.training.prepare import prepare
 from florence_jax.training.state import Batch
 from florence_jax.training.step import build_evaluation
 
@@ -34,16 +30,13 @@ def slopes(config: TrainConfig, files: Path) -> dict[str, tuple[float, float]]:
     spread weights; the slope is that of the run's own evaluation. Both programs are those of the
     run, so that a run before this has left them in the compilation cache.
     """
-    start = prepare_pretrained(config, files)
-    training = build_training(config, start)
-    placement = training.placement
+    run = prepare(config, files)
+    training, placement = run.setup, run.setup.placement
     whole = NamedSharding(placement.mesh, PartitionSpec())
-    sources = open_data(config.data.train, seed=config.seed).train
-    preprocessor = make_preprocessor(config.data, start)
-    batch = make_loader(config, preprocessor, sources).batch(0)
+    batch = run.loader.batch(0)
     params = {
         path: np.asarray(leaf)
-        for path, leaf in flatten(random_params_with_spread_logits(start.config, seed=0))
+        for path, leaf in flatten(random_params_with_spread_logits(run.pretrained.config, seed=0))
     }
 
     def placed(part):
@@ -72,7 +65,7 @@ def slopes(config: TrainConfig, files: Path) -> dict[str, tuple[float, float]]:
         mesh=placement.mesh,
         out_shardings=whole,
     )
-    fills = Batch(images=0, input_ids=start.tokenizer.pad_id, labels=IGNORE)
+    fills = Batch(images=0, input_ids=run.pretrained.tokenizer.pad_id, labels=IGNORE)
     rows = placement.common_batch(
         Batch(
             *(
