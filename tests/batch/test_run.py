@@ -291,7 +291,7 @@ def test_a_log_has_what_others_finished_too(source, tmp_path, capsys, monkeypatc
     finish.join()
     assert (summary.rows, summary.missing) == (0, 0)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("18 of 23 images, 0.00 images/s, 0 tokens/s, device 0% busy, 0 err")
+    assert lines[0].startswith("18 of 23 images, 0.00 images/s, 0 tokens/s, 0 errors")
     assert lines[0].endswith("? left")
     assert any(line.startswith("23 of 23 images") and "00:00 left" in line for line in lines)
 

@@ -94,7 +94,7 @@ def test_shares_of_sides_need_the_sides(coco, known):
     assert read(Coco(coco, "<OD>"))[1] == "cat<loc_100><loc_100><loc_600><loc_600>"
     if not known:
         (coco.parent / "a.png").unlink()
-        with pytest.raises(DataError, match="image 7 has no `width` and `height`, nor can the pic"):
+        with pytest.raises(DataError, match="image 7 has no `width` and `height`, nor can the ima"):
             Coco(coco, "<OD>")
 
 
