@@ -6,6 +6,7 @@ while a function is traced.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
 import operator
@@ -33,7 +34,7 @@ Params = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Handle:
+class Handle(abc.ABC):
     """A network without its weights: hashable, so it can be a static argument of `jax.jit`.
 
     Attributes:
@@ -54,9 +55,9 @@ class Handle:
     def __post_init__(self) -> None:
         check_matmul_precision(self.matmul_precision)
 
+    @abc.abstractmethod
     def build(self, rngs: nnx.Rngs | None) -> Any:
         """The network's modules, with zeros for weights where there are no `rngs`."""
-        raise NotImplementedError(f"{type(self).__name__} builds no network")
 
     def precision_scope(self) -> contextlib.AbstractContextManager[None]:
         """Applies `matmul_precision` to what is traced inside.

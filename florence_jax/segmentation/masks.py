@@ -58,7 +58,16 @@ def read_mask(
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """Write classes int[H, W] as a PNG with a palette, which viewers show in colours."""
+    """Write classes int[H, W] as a PNG with a palette, which viewers show in colours.
+
+    Raises:
+        ValueError: a class that 8 bits cannot hold.
+    """
+    if mask.min() < 0 or mask.max() > IGNORED:
+        raise ValueError(
+            f"a mask for {path} has classes from {mask.min()} to {mask.max()}, expected 0 to "
+            f"{IGNORED - 1}, or {IGNORED} for pixels that do not count"
+        )
     picture = Image.fromarray(mask.astype(np.uint8), "P")
     picture.putpalette(palette().tobytes())
     picture.save(path, "PNG")
@@ -74,7 +83,15 @@ def draw_mask(
         mask: int[H, W].
         opacity: of the colours.
         shown: the classes to draw; all where it is empty.
+
+    Raises:
+        ValueError: the sizes differ.
     """
+    if mask.shape != image.size[::-1]:
+        height, width = mask.shape
+        raise ValueError(
+            f"the mask is {width} x {height} pixels, its image {image.size[0]} x {image.size[1]}"
+        )
     picture = np.asarray(image.convert("RGB"), np.float32)
     drawn = mask != IGNORED
     if shown:

@@ -18,11 +18,9 @@ from florence_jax.matmul_precision import at_model_precision
 from florence_jax.model.davit import DaViT
 from florence_jax.model.handle import Handle, Params
 from florence_jax.model.layers import LayerNorm, Sequential
+from florence_jax.segmentation.masks import IGNORED
 from florence_jax.segmentation.upernet import AuxiliaryHead, UperNetHead, resize_maps
 from florence_jax.sharding.batch import use_mesh
-
-# Of a pixel that no loss and no metric counts.
-IGNORED = 255
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,3 +90,11 @@ def test_scores_of_two_images():
     assert found.pixel_accuracy == pytest.approx((labels == predicted)[counted].mean())
     with pytest.raises(ValueError, match="no pixel of any mask counts"):
         scores(confusion(predicted, np.full_like(labels, IGNORED), 4))
+
+
+def test_masks_that_cannot_be_written_or_drawn_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="classes from -1 to 3, expected 0 to 254"):
+        write_mask(tmp_path / "mask.png", np.array([[-1, 3]]))
+    assert not (tmp_path / "mask.png").exists()
+    with pytest.raises(ValueError, match="mask is 3 x 1 pixels, its image 2 x 1"):
+        draw_mask(Image.new("RGB", (2, 1)), np.zeros((1, 3), int))
