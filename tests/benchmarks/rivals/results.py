@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tests.benchmarks.rivals.engines.engine import OURS
-from tests.benchmarks.rivals.samples import Summary
+from tests.benchmarks.rivals.samples import Sample, Summary, summarise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,18 @@ class Row:
     label: str
     summary: Summary | None = None
     note: str | None = None
+
+    @classmethod
+    def of(cls, label: str, samples: Sequence[Sample]) -> Row:
+        """Of at least one sample.
+
+        A difference of two calls that is not positive is no time: other work disturbed one of
+        them by more than the difference, so that the row says this instead.
+        """
+        summary = summarise(samples)
+        if summary.median <= 0:
+            return cls(label=label, note=f"lost in the noise: {summary.median * 1e3:.3g} ms")
+        return cls(label=label, summary=summary)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ from tests.benchmarks.rivals.engines.engine import OURS, EngineInfo
 from tests.benchmarks.rivals.processes import Malloc, Worker, WorkerError, environment
 from tests.benchmarks.rivals.results import CaseResult, Row
 from tests.benchmarks.rivals.rounds import Asked, Progress, Redirected, check, time_in_turns
-from tests.benchmarks.rivals.samples import summarise
 from tests.benchmarks.rivals.settings import Settings
 from tests.benchmarks.rivals.starts import measure_starts
 from tests.benchmarks.rivals.weights import prepare_weights
@@ -154,8 +153,7 @@ class Bench:
             rows = {engine: Row(label=labels[engine], note=note) for engine, note in noted.items()}
             for engine, rounds in samples.items():
                 if engine not in noted:
-                    summary = summarise(case_samples(name, settings, rounds))
-                    rows[engine] = Row(label=labels[engine], summary=summary)
+                    rows[engine] = Row.of(labels[engine], case_samples(name, settings, rounds))
             work = parts(name, settings, batch)
             yield CaseResult(
                 case=name,

@@ -12,7 +12,7 @@ from tests.benchmarks.rivals.engines.engine import OURS, EngineInfo
 from tests.benchmarks.rivals.processes import Worker, WorkerError
 from tests.benchmarks.rivals.results import CaseResult, Row
 from tests.benchmarks.rivals.rounds import Progress
-from tests.benchmarks.rivals.samples import Sample, summarise
+from tests.benchmarks.rivals.samples import Sample
 from tests.benchmarks.rivals.settings import Settings
 
 _WARM_STARTS = 3
@@ -51,9 +51,9 @@ def measure_starts(
                 failed = Row(label=info.label, note=f"failed: {error}")
                 cold[name] = warm[name] = more[name] = failed
                 continue
-            cold[name] = Row(label=info.label, summary=summarise([first.whole]))
-            warm[name] = Row(label=info.label, summary=summarise([one.whole for one in rest]))
-            more[name] = Row(label=info.label, summary=summarise([one.starting for one in rest]))
+            cold[name] = Row.of(info.label, [first.whole])
+            warm[name] = Row.of(info.label, [one.whole for one in rest])
+            more[name] = Row.of(info.label, [one.starting for one in rest])
         for title, rows in (
             ("cold: compilation cache empty", cold),
             ("warm: from it", warm),

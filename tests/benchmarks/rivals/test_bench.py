@@ -68,14 +68,19 @@ def test_ours_beside_transformers_a_wrong_engine_and_absent_ones(folder, setting
     for case in ("vision", "beam", "step"):
         result = found[case]
         line = json.loads(json.dumps(result.to_json()))
-        assert line["fastest_rival"] == "eager"
-        assert line["ratio"] > 0
         assert line["ceilings"]["gflop_per_second"] > 0
         assert line["floor_seconds"] > 0
-        for name in (OURS, "eager"):
+        notes = {name: row.note for name, row in result.rows.items() if row.note is not None}
+        # A step is the difference of two calls, which a busy machine turns into noise.
+        noise = "lost in the noise: "
+        lost = {name for name, note in notes.items() if case == "step" and note.startswith(noise)}
+        for name in lost:
+            del notes[name]
+        for name in {OURS, "eager"} - lost:
             assert line["engines"][name]["rounds"] == 2
             assert line["engines"][name]["share_of_roofline"] is not None
-        notes = {name: row.note for name, row in result.rows.items() if row.note is not None}
+        assert line["fastest_rival"] == (None if "eager" in lost else "eager")
+        assert (line["ratio"] is None) == bool(lost)
         assert notes.pop("wrong").startswith("MISMATCH, not timed: ")
         assert notes == {
             "absent": 'not installed (a_package_that_nobody_has): pip install -e ".[bench]"',

@@ -34,6 +34,13 @@ def test_a_token_is_the_difference_over_their_number():
     assert whole.beyond(start) == Sample(wall=6.0, cpu=12.0, others=0.2)
 
 
+def test_a_difference_lost_in_the_noise_is_no_time():
+    assert Row.of("rival", samples(-0.25, 0.5, -0.5)) == Row(
+        label="rival", note="lost in the noise: -250 ms"
+    )
+    assert Row.of("rival", samples(0.5)).summary == summarise(samples(0.5))
+
+
 def test_the_fastest_rival_is_the_denominator():
     found = result(jax=[2.0], slow=[9.0], fast=[3.0, 2.9, 8.0], absent="not installed")
     assert found.fastest_rival() == "fast"
