@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from florence_jax.config import ConfigError, Florence2Config
     from florence_jax.generation import GenerateOutput, GenerationConfig, generate
     from florence_jax.inference.exported_pipeline import load_exported
-    from florence_jax.inference.pipeline import Florence2Pipeline, Request, load
+    from florence_jax.inference.load_sharded import load
+    from florence_jax.inference.pipeline import Florence2Pipeline
     from florence_jax.inference.processor import Processor
+    from florence_jax.inference.requests import Request
     from florence_jax.model import Model
     from florence_jax.processing import ImageError, load_image, parse, preprocess_image
     from florence_jax.results.coco import to_coco_dataset, to_coco_results
@@ -44,10 +46,10 @@ _HOMES = {
     "ImageError": "florence_jax.processing",
     "Model": "florence_jax.model",
     "Processor": "florence_jax.inference.processor",
-    "Request": "florence_jax.inference.pipeline",
+    "Request": "florence_jax.inference.requests",
     "draw_result": "florence_jax.results.draw",
     "generate": "florence_jax.generation",
-    "load": "florence_jax.inference.pipeline",
+    "load": "florence_jax.inference.load_sharded",
     "load_backbone": "florence_jax.backbone.load",
     "load_exported": "florence_jax.inference.exported_pipeline",
     "load_image": "florence_jax.processing",

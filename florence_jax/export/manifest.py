@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.generation import Constraint, DecodeParams, DecodeStatic, GenerationConfig
 from florence_jax.generation.optional_processors import OptionalValues, SequenceBias
 from florence_jax.matmul_precision import MatmulPrecision
@@ -164,7 +165,7 @@ def weights_sha256(params: Mapping[str, Any]) -> str:
     It is of the arrays as they are in memory, and so the same however a checkpoint is stored.
     """
     digest = hashlib.sha256()
-    for path, leaf in sorted(flat_parameters(params)):
+    for path, leaf in sorted(flatten(params)):
         array = np.ascontiguousarray(jax.device_get(leaf))
         digest.update(f"{path} {array.dtype.name} {list(array.shape)}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
@@ -197,16 +198,6 @@ def decoding_values(plain: Mapping[str, Any]) -> DecodeParams:
         }
         values = values._replace(optional=OptionalValues(**settings))
     return values
-
-
-def flat_parameters(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("encoder/layers/0/fc1/kernel", array) of every leaf."""
-    for name, value in params.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            yield from flat_parameters(value, f"{path}/")
-        else:
-            yield path, value
 
 
 def _sealed(fields: Mapping[str, Any]) -> bytes:

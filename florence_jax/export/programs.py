@@ -14,6 +14,7 @@ import jax.export
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from florence_jax.checkpoint.param_tree import unflatten
 from florence_jax.config import Florence2Config
 from florence_jax.export.manifest import (
     CONFIG,
@@ -211,18 +212,12 @@ def _weights(
 
 
 def _included(path: Path) -> dict[str, Any]:
-    params: dict[str, Any] = {}
     try:
         check_regular(path)
         with safe_open(path, "numpy") as file:
-            for name in file.keys():  # noqa: SIM118
-                *folders, leaf = name.split("/")
-                place = params
-                for folder in folders:
-                    place = place.setdefault(folder, {})
-                place[leaf] = jax.device_put(file.get_tensor(name))
+            names = file.keys()
+            return unflatten({name: jax.device_put(file.get_tensor(name)) for name in names})
     except (OSError, TextFileError, SafetensorError) as error:
         raise ArtifactError(
             f"{path} is missing or damaged ({error}): copy or export it again"
         ) from error
-    return params

@@ -8,13 +8,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.export
 import numpy as np
 
 import florence_jax
+from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.checkpoint.pytorch.save import save_tensors
 from florence_jax.export.manifest import (
     CONFIG,
@@ -27,7 +28,6 @@ from florence_jax.export.manifest import (
     Manifest,
     decoding_values,
     file_entry,
-    flat_parameters,
     plain_values,
     weights_sha256,
 )
@@ -36,32 +36,16 @@ from florence_jax.generation.decode_config import DecodeStatic
 from florence_jax.generation.generate import generate_jit
 from florence_jax.generation.inputs import prepare_inputs, prompt_buckets
 from florence_jax.model import Model, Params
-from florence_jax.processing import FlorenceTokenizer, ImageConfig
-from florence_jax.processing.tasks import Compat
 from florence_jax.quantization import quantized_modules
 from florence_jax.runtime.atomic_dir import atomic_directory
 from florence_jax.runtime.terminal_bar import terminal_bar
 
-
-class Exportable(Protocol):
-    """The attributes of a `Florence2Pipeline` that an export needs."""
-
-    @property
-    def model(self) -> Model: ...
-    @property
-    def params(self) -> Params: ...
-    @property
-    def tokenizer(self) -> FlorenceTokenizer: ...
-    @property
-    def image_config(self) -> ImageConfig: ...
-    @property
-    def compat(self) -> Compat: ...
-    @property
-    def tasks(self) -> frozenset[str]: ...
+if TYPE_CHECKING:
+    from florence_jax.inference.pipeline import Florence2Pipeline
 
 
 def export_pipeline(
-    pipeline: Exportable,
+    pipeline: Florence2Pipeline,
     directory: Path,
     *,
     platforms: Sequence[str],
@@ -209,9 +193,7 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _write_weights(path: Path, params: Params) -> dict[str, Any]:
-    arrays = {
-        name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in flat_parameters(params)
-    }
+    arrays = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in flatten(params)}
     save_tensors(arrays, path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

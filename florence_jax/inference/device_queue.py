@@ -33,13 +33,13 @@ class DeviceQueue:
         self._order = threading.Lock()
 
     def launch(
-        self, compute: Callable[[], Any], fetch: Callable[[Any], Fetched]
+        self, compute: Callable[[], Any], fetch: Callable[[Any], Fetched] = lambda _: None
     ) -> tuple[Any, Future[Fetched]]:
         """Start `compute()`, and pass its result to `fetch` when the device is done.
 
         Args:
             compute: returns arrays before the device has filled them.
-            fetch: takes them to the host; runs on another thread.
+            fetch: takes them to the host, by default none; runs on another thread.
 
         Returns:
             The arrays, for further computations on the device, and the result of `fetch`.

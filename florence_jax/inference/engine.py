@@ -34,6 +34,7 @@ from florence_jax.inference.image_encoder import (
     ImageEncoder,
     Normalizer,
     stack_features,
+    stream_chunks,
 )
 from florence_jax.inference.overrides import OnError, check_on_error, sampling_key
 from florence_jax.inference.requests import Request, Response
@@ -199,7 +200,7 @@ class Engine:
         check_on_error(on_error)
         reader, batcher = ChunkReader(self._encoder), Batcher[_Pending](self.batch_rows)
         numbers, unread = itertools.count(), deque[list[Future[Response]]]()
-        for chunk in self._chunks(requests):
+        for chunk in stream_chunks(requests, self.batch_rows, by_image=self._reorder):
             read = zip(chunk, reader.read(chunk), strict=True)
             pending = [self._prepare(*one) for one in read]
             ready = [one for one in pending if one.image is not None]
@@ -251,23 +252,6 @@ class Engine:
             self._scheduler.close()
             self._scheduler = None
 
-    def _chunks(self, requests: Iterable[Request]) -> Iterator[list[Request]]:
-        """Stretches of requests whose images are read together."""
-        if not self._reorder:
-            remaining = iter(requests)
-            while chunk := list(itertools.islice(remaining, self.batch_rows)):
-                yield chunk
-            return
-        chunk, images = [], set()
-        for request in requests:
-            if len(images) == self.batch_rows and request.image_key not in images:
-                yield chunk
-                chunk, images = [], set()
-            chunk.append(request)
-            images.add(request.image_key)
-        if chunk:
-            yield chunk
-
     def _prepare(self, request: Request, image: CachedImage | Exception) -> _Pending:
         """A request with its tokens; with an error instead of an image if it cannot be answered."""
         pending = _Pending(request=request, future=Future())
@@ -313,9 +297,7 @@ class Engine:
             if batch:
                 self._dispatch(batch, next(self._batches))
         except Exception as error:
-            for one in batch:
-                if not one.future.done():
-                    one.future.set_exception(error)
+            _fail(batch, error)
 
     def _dispatch(self, batch: Sequence[_Pending], number: int) -> None:
         """Send a batch to the device; its futures are done when the answers are there.
@@ -339,7 +321,7 @@ class Engine:
             return
         for one in batch:
             one.image = None
-        done.add_done_callback(functools.partial(_fail, batch))
+        done.add_done_callback(lambda done: _fail(batch, done.exception()))
 
     def _generate(
         self, batch: Sequence[_Pending], rng: jax.Array | None
@@ -367,10 +349,7 @@ class Engine:
         return generate
 
     def _encode(self, pixels: np.ndarray) -> Sequence[jax.Array]:
-        features, _ = self._queue.launch(
-            lambda: self.programs.encode(self._normalize(pixels)), lambda _: None
-        )
-        return features
+        return self._queue.launch(lambda: self.programs.encode(self._normalize(pixels)))[0]
 
     def _collect(self, batch: Sequence[_Pending], output: GenerateOutput) -> None:
         """Fetch the tokens of a batch, and parse each row."""
@@ -411,10 +390,8 @@ def _results(futures: Iterable[Future[Response]], on_error: OnError) -> Iterator
             raise error
 
 
-def _fail(batch: Sequence[_Pending], done: Future[None]) -> None:
-    """Hand the device's failure to all requests of a batch."""
-    error = done.exception()
-    if error is not None:
-        for one in batch:
-            if not one.future.done():
-                one.future.set_exception(error)
+def _fail(batch: Sequence[_Pending], error: BaseException | None) -> None:
+    """Hand a failure, where there is one, to the requests of a batch that have no answer."""
+    for one in batch:
+        if error is not None and not one.future.done():
+            one.future.set_exception(error)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -117,6 +118,26 @@ class ImageEncoder:
                     params=self._params,
                 )
         return [image.encoded for image in images if image.encoded is not None]
+
+
+def stream_chunks(
+    requests: Iterable[Request], size: int, *, by_image: bool
+) -> Iterator[list[Request]]:
+    """Stretches of a stream whose images are read together: `size` requests, or images, each."""
+    if not by_image:
+        remaining = iter(requests)
+        while chunk := list(itertools.islice(remaining, size)):
+            yield chunk
+        return
+    chunk, images = [], set()
+    for request in requests:
+        if len(images) == size and request.image_key not in images:
+            yield chunk
+            chunk, images = [], set()
+        chunk.append(request)
+        images.add(request.image_key)
+    if chunk:
+        yield chunk
 
 
 class ChunkReader:

@@ -12,15 +12,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from florence_jax.adapters import merge, read_adapter, resolve_model
-from florence_jax.checkpoint import (
-    CheckpointError,
-    RepositoryConfig,
-    plan_checkpoint,
-    read_params,
-    resolve,
-)
-from florence_jax.checkpoint.load import checked_dtype
+from florence_jax.adapters import resolve_model
+from florence_jax.checkpoint import CheckpointError, resolve
 from florence_jax.export.writer import export_pipeline
 from florence_jax.generation import Constraint, GenerationConfig
 from florence_jax.inference.base_pipeline import BasePipeline
@@ -30,16 +23,16 @@ from florence_jax.inference.constraints import AnswerConstraints
 from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.inference.load_sharded import (
     DEFAULT_RULES,
+    LOADING,
     MeshLike,
     RulesLike,
-    make_param_sharding,
-    to_mesh,
+    load_model,
 )
 from florence_jax.inference.overrides import check_keywords, with_overrides
-from florence_jax.inference.requests import Request, Result
+from florence_jax.inference.requests import Request
 from florence_jax.inference.save_pretrained import SaveFormat, save_pipeline
 from florence_jax.inference.warmup import usual_prompts, warm_up
-from florence_jax.matmul_precision import MatmulPrecision, check_matmul_precision
+from florence_jax.matmul_precision import MatmulPrecision
 from florence_jax.model import Model, Params
 from florence_jax.processing import (
     TASKS,
@@ -50,116 +43,13 @@ from florence_jax.processing import (
 )
 from florence_jax.processing.request_check import check_task_of_data
 from florence_jax.processing.tasks import Compat, check_compat
-from florence_jax.quantization import (
-    Quantization,
-    check_quantization,
-    quantized,
-    quantized_modules,
-)
+from florence_jax.quantization import Quantization, quantized_modules
 from florence_jax.runtime.compilation_cache import use_compilation_cache
-
-__all__ = ["Florence2Pipeline", "Request", "Result", "load"]
 
 # Keywords of `warmup` beside the decoding settings.
 _WARMUP = ("image_sizes", "prompts", "batch_sizes", "generation", "constrained", "progress")
-# Keywords of both ways to load.
-_LOADING = (
-    *("source", "dtype", "matmul_precision", "quantize", "mesh", "rules", "revision", "adapter"),
-    *("merge_adapter", "verify"),
-)
 # Where the tokenizer of checkpoints that ship none comes from; all Florence-2s share it.
 BASE_PROCESSOR = "microsoft/Florence-2-base"
-
-
-def load(
-    source: str | Path,
-    dtype: str = "float32",
-    *,
-    matmul_precision: MatmulPrecision = "highest",
-    quantize: Quantization | None = None,
-    mesh: MeshLike | None = None,
-    rules: RulesLike = DEFAULT_RULES,
-    revision: str | None = None,
-    adapter: str | Path | None = None,
-    merge_adapter: bool = True,
-    verify: bool = True,
-    **unknown: Any,
-) -> tuple[Model, Params]:
-    """Weights alone: the model handle and its parameters. Needs no tokenizer or processor files.
-
-    Args:
-        source: a directory or a hub id, as for `Florence2Pipeline.from_pretrained`.
-        dtype: "float32", "bfloat16" or "float16", for weights and activations.
-        matmul_precision: how float32 is multiplied: "highest" computes in float32 everywhere;
-            "high" and "default" are faster and less exact on a GPU or TPU, see `Model`.
-        quantize: "int8" keeps the decoder's and the token table's weights in that, see
-            `florence_jax.quantization`; by default everything is of `dtype`.
-        mesh: devices to divide the parameters and batches among, such as "data=4,tensor=2"; each
-            tensor is read straight to where it belongs. By default jax's default device.
-        rules: how parameters are divided on it: dp, fsdp, tp, fsdp_tp, or a .toml file.
-        revision: branch, tag or commit of a hub id.
-        adapter: directory or hub id of a PEFT adapter to add to the model.
-        merge_adapter: add the adapter's updates to the weights, once, in a checkpoint that is kept
-            on disk (see `florence_jax.adapters.model_directory`): answers then take as long as
-            without an adapter. False keeps its low-rank factors beside the weights, which stay as
-            they are (int8 with `quantize`), and adds their product in every linear layer.
-        verify: compare a checkpoint in this library's own format with its manifest first.
-
-    Raises:
-        CheckpointError, ConfigError: what is missing or wrong, and what to do.
-        RuleError, ValueError: a mesh or rules that do not fit.
-        TypeError: a keyword that does not exist (`unknown` takes none).
-    """
-    check_keywords(unknown, _LOADING)
-    chosen = (
-        source,
-        dtype,
-        matmul_precision,
-        quantize,
-        mesh,
-        rules,
-        revision,
-        adapter,
-        merge_adapter,
-    )
-    return _load(*chosen, verify=verify)[1:]
-
-
-def _load(
-    source: str | Path,
-    dtype: str,
-    matmul_precision: MatmulPrecision,
-    quantize: Quantization | None,
-    mesh: MeshLike | None,
-    rules: RulesLike,
-    revision: str | None,
-    adapter: str | Path | None,
-    merge_adapter: bool,
-    verify: bool,
-    progress: bool = False,
-) -> tuple[RepositoryConfig, Model, Params]:
-    """The checkpoint's configuration files, and the model."""
-    checked_dtype(dtype)
-    check_quantization(quantize)
-    check_matmul_precision(matmul_precision)
-    keep_low_rank = adapter is not None and not merge_adapter
-    if mesh is not None and (quantize is not None or keep_low_rank):
-        what = "merge_adapter=False" if quantize is None else f"quantize={quantize}"
-        raise ValueError(f"{what} keeps weights on one device: leave out the mesh")
-    directory = resolve_model(source, revision, adapter=adapter if merge_adapter else None)
-    plan = plan_checkpoint(directory, verify=verify, progress=progress)
-    config, layout = plan.config, None
-    if mesh is not None:
-        layout = make_param_sharding(config, mesh, rules)
-    params = read_params(plan, dtype, layout and layout.true_sharding, progress)
-    if layout is not None:
-        params = to_mesh(params, layout)
-    if adapter is not None and keep_low_rank:
-        # Before weights are quantised: an update of lm_head is added to the table itself.
-        added = merge(params, config, read_adapter(resolve(adapter)), keep_low_rank=True)
-        config, params = added.config, jax.device_put(added.params)
-    model = Model(config=config, dtype=dtype, matmul_precision=matmul_precision, layout=layout)
-    return plan.repository, model, quantized(params, quantize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +129,7 @@ class Florence2Pipeline(BasePipeline):
             CheckpointError, ValueError: what is missing or wrong, and what to do.
             TypeError: a keyword that does not exist (`unknown` takes none).
         """
-        check_keywords(unknown, (*_LOADING, "processor", "compat", "progress"))
+        check_keywords(unknown, (*LOADING, "processor", "compat", "progress"))
         check_compat(compat)
         chosen = (
             source,
@@ -252,7 +142,7 @@ class Florence2Pipeline(BasePipeline):
             adapter,
             merge_adapter,
         )
-        files, model, params = _load(*chosen, verify=verify, progress=progress)
+        files, model, params = load_model(*chosen, verify=verify, progress=progress)
         directory = files.directory
         tokenizer, tokenizer_source = _find_tokenizer(directory, files.has_tokenizer, processor)
         return cls(

@@ -55,7 +55,7 @@ def prepare_weights(model: str, seed: int, folder: Path) -> Path:
 def write_weights(model: str, seed: int, folder: Path) -> Path:
     """`prepare_weights` in this process."""
     from florence_jax.config import PRESETS
-    from florence_jax.inference.pipeline import load
+    from florence_jax.inference.load_sharded import load
     from florence_jax.model import random_params_with_spread_logits
 
     if model in PRESETS:

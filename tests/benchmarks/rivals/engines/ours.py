@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from florence_jax.generation import PUBLISHED, generate
-from florence_jax.inference.pipeline import load
+from florence_jax.inference.load_sharded import load
 from florence_jax.matmul_precision import at_model_precision
 from florence_jax.model import Model, Params
 from florence_jax.runtime.compilation_cache import use_compilation_cache
