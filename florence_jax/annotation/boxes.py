@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from florence_jax.processing.locations import signed_area
+
 
 def overlaps(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Intersection over union of each pair: float64[N, 4], float64[M, 4] -> float64[N, M].
@@ -55,5 +57,4 @@ def bounds(points: Sequence[float]) -> tuple[float, float, float, float]:
 
 def enclosed_area(points: Sequence[float]) -> float:
     """The area of the polygon through points with x and y alternating."""
-    x, y = np.asarray(points, np.float64).reshape(-1, 2).T
-    return float(abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2)
+    return abs(signed_area(np.asarray(points, np.float64).reshape(-1, 2)))

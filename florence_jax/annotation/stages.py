@@ -10,7 +10,6 @@ Filters work between the stages, so that nothing is asked about rejected annotat
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,8 +36,7 @@ from florence_jax.annotation.settings import AnnotateSettings
 from florence_jax.annotation.to_examples import CAPTION_TASKS
 from florence_jax.inference.image_encoder import EncodedImage
 from florence_jax.inference.requests import Request
-
-_LOCATION = re.compile(r"<loc_\d+>")
+from florence_jax.processing.locations import without_locations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +272,7 @@ class ImageAnnotator:
         """Keep the one of a contradicting label and description that a second label confirms."""
 
         def read(answer: Answer) -> None:
-            words = _without_region(answer.value)
+            words = without_locations(answer.value)
             if not words or answer.score < self.settings.filters.label_score:
                 return
             region = self.regions[number]
@@ -290,7 +288,7 @@ class ImageAnnotator:
 
     def _completer(self, number: int, name: str) -> Read:
         def read(answer: Answer) -> None:
-            words = _without_region(answer.value)
+            words = without_locations(answer.value)
             if not words:
                 self.rejected[f"regions: no {name}"] += 1
             elif answer.score < self.settings.filters.label_score:
@@ -313,11 +311,6 @@ class ImageAnnotator:
 
 
 _REGION_TASKS = {"label": "<REGION_TO_CATEGORY>", "description": "<REGION_TO_DESCRIPTION>"}
-
-
-def _without_region(text: str) -> str:
-    """The text of an answer about a region, without the region that it repeats."""
-    return _LOCATION.sub("", text).strip()
 
 
 def _boxes(value: Any) -> list[tuple[tuple[float, ...], float, str, float]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from florence_jax.datasets.text_rows import DatasetError
+from florence_jax.processing.locations import signed_area
 
 # The most pixels of a mask, as of an image.
 _MAX_PIXELS = 100_000_000
@@ -118,13 +119,13 @@ def mask_polygons(mask: np.ndarray) -> list[tuple[float, ...]]:
         mask: bool[H, W]. Holes are filled, since Florence-2's polygons have none.
     """
     found = sorted(
-        ((area, loop) for loop in _loops(mask) if (area := _signed_area(loop)) > 0),
+        ((area, loop) for loop in _loops(mask) if (area := signed_area(loop)) > 0),
         key=lambda one: -one[0],
     )
     total = sum(area for area, _ in found)
     tolerance = max(0.75, max(mask.shape) / 1000)
     return [
-        tuple(_simplified(loop, tolerance).ravel().tolist())
+        tuple(simplified(loop, tolerance).ravel().tolist())
         for area, loop in found
         if area >= _SPECK * total
     ]
@@ -173,12 +174,7 @@ def _turn(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
     return (b[0] - a[0]) * (c[1] - b[1]) - (b[1] - a[1]) * (c[0] - b[0])
 
 
-def _signed_area(loop: np.ndarray) -> float:
-    x, y = loop.T
-    return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2
-
-
-def _simplified(loop: np.ndarray, tolerance: float) -> np.ndarray:
+def simplified(loop: np.ndarray, tolerance: float) -> np.ndarray:
     """Simplify a closed walk: drop corners closer than `tolerance` to the line of the others
     (Douglas and Peucker, 1973).
     """
@@ -243,8 +239,3 @@ def _is_coordinate(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= _MAX_PIXELS
-
-
-def area_of(polygons: Sequence[Sequence[float]]) -> float:
-    """The area that polygons enclose, in square pixels."""
-    return sum(abs(_signed_area(np.reshape(polygon, (-1, 2)))) for polygon in polygons)

@@ -6,7 +6,6 @@ world of coloured shapes and drawn words, made by `train/shapes`, and nothing of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.inference.requests import Request
 from florence_jax.matmul_precision import MatmulPrecision
 from florence_jax.processing import parse, task_of
+from florence_jax.processing.locations import without_locations
 from florence_jax.quantization import Quantization
 from florence_jax.runtime.text_file import json_lines
 
 SHAPES = Path(florence_jax.__file__).parent / "assets" / "shapes"
 _SCENES = SHAPES / "scenes" / "test"
-_LOCATIONS = re.compile(r"(<loc_\d+>)+")
 _LEAST_OVERLAP = 0.5
 SCORES_NOTE = (
     "Scores are the geometric mean of the probabilities of a shape's location tokens. With 1000 "
@@ -67,7 +66,7 @@ class Shown:
         least 0.5 with the true shape of its label; polygons as one area.
         """
         if isinstance(self.truth, str):
-            return _without_region(self.truth) == _without_region(self.answer)
+            return without_locations(self.truth) == without_locations(self.answer)
         if "labels" in self.truth and "polygons" in self.truth:
             areas = (_parts(self.truth), _parts(self.answer))
             return mask_iou(*areas, self.picture.size) >= _LEAST_OVERLAP
@@ -119,7 +118,7 @@ def brief(answer: Any) -> str:
     without its region.
     """
     if isinstance(answer, str):
-        return " / ".join(_without_region(answer).splitlines())
+        return " / ".join(without_locations(answer).splitlines())
     parts = []
     for shapes, labels in _COLUMNS:
         if labels not in answer or shapes not in answer:
@@ -142,10 +141,6 @@ def enlarged_answer(answer: Any, factor: float) -> Any:
         name: _multiplied(value, factor) if name in columns else value
         for name, value in answer.items()
     }
-
-
-def _without_region(text: str) -> str:
-    return _LOCATIONS.sub("", text).strip()
 
 
 def _parts(answer: Mapping[str, Any]) -> list[Sequence[float]]:

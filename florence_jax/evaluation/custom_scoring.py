@@ -18,7 +18,7 @@ from florence_jax.evaluation.scoring import (
     score_text,
 )
 from florence_jax.processing import TASKS, parse, task_of
-from florence_jax.processing.locations import text_to_bins
+from florence_jax.processing.locations import without_locations
 
 _CAPTIONS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 
@@ -71,8 +71,8 @@ def _text(task: str, rows: list[Row]) -> tuple[list[Row], Outcome]:
     plain: list[Row] = []
     for row in rows:
         answer = answer_value(row)
-        text = _without_locations(answer) if isinstance(answer, str) else ""
-        truths = [_without_locations(truth) for truth in row["truth"]]
+        text = without_locations(answer) if isinstance(answer, str) else ""
+        truths = [without_locations(truth) for truth in row["truth"]]
         plain.append({**row, "truth": truths, "answers": [{"result": {task: text}}]})
     return rows, score_text(plain, {})
 
@@ -148,12 +148,6 @@ def _found_quads(value: Mapping[str, Any]) -> list[Detection]:
         Detection(label=label, shape=quad, score=score)
         for quad, label, score in zip(quads, labels, scores, strict=True)
     ]
-
-
-def _without_locations(text: str) -> str:
-    for bin in set(text_to_bins(text)):
-        text = text.replace(f"<loc_{bin}>", "")
-    return text.strip()
 
 
 _Scorer = Callable[[str, list[Row]], tuple[list[Row], Outcome]]

@@ -90,6 +90,11 @@ def text_to_bins(text: str) -> list[int]:
     return [min(int(digits[-640:]), BINS - 1) for digits in _LOCATION.findall(text)]
 
 
+def without_locations(text: str) -> str:
+    """``text`` without its ``<loc_N>`` tokens, such as a region's answer without the region."""
+    return _LOCATION.sub("", text).strip()
+
+
 def text_to_box(text: str, size: Sequence[float]) -> list[float]:
     """Four ``<loc_N>`` tokens as a pixel box ``[x0, y0, x1, y1]``, the inverse of `box_to_text`.
 
@@ -100,6 +105,12 @@ def text_to_box(text: str, size: Sequence[float]) -> list[float]:
     if len(bins) != 4:
         raise ValueError(f"a box needs exactly four <loc_N> tokens, got {len(bins)} in {text!r}")
     return dequantize(bins, size).tolist()
+
+
+def signed_area(points: np.ndarray) -> float:
+    """The area of the polygon through [N, 2] points; positive where it is clockwise as seen."""
+    x, y = points.T
+    return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2
 
 
 def check_image_size(size: Sequence[float] | None, purpose: str) -> tuple[float, float]:

@@ -23,7 +23,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from florence_jax.processing.compat import ALL_MARKERS, UNGROUNDED_PHRASES
-from florence_jax.processing.locations import bins_to_text, box_to_text, check_image_size, quantize
+from florence_jax.processing.locations import (
+    bins_to_text,
+    box_to_text,
+    check_image_size,
+    quantize,
+    signed_area,
+)
 from florence_jax.processing.tasks import TASKS
 
 Order = Literal["given", "reading", "left_to_right", "area", "class", "random"]
@@ -123,9 +129,9 @@ def canonical_polygon(points: np.ndarray) -> np.ndarray:
     kept = points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
     if len(kept) < 3:
         return kept
-    x, y = kept[:, 0].astype(np.int64), kept[:, 1].astype(np.int64)
-    if np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y) < 0:
-        kept, x, y = kept[::-1], x[::-1], y[::-1]
+    if signed_area(kept.astype(np.int64)) < 0:
+        kept = kept[::-1]
+    x, y = kept.T.astype(np.int64)
     start = np.lexsort((x, y, x * x + y * y))[0]
     return np.roll(kept, -start, axis=0)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
+from florence_jax.processing.locations import signed_area
 from florence_jax.results.instances import Instance, exportable_instances
 from florence_jax.results.json_rows import result_to_json
 from florence_jax.results.rows import Row, image_name, shapes, size_of, values
@@ -110,7 +109,8 @@ def to_coco_dataset(
     for number, (image_id, instance) in enumerate(found, start=1):
         geometry = _coco_geometry(instance)
         _, _, width, height = geometry["bbox"]
-        area = sum(_area(p) for p in instance.polygons()) if instance.polygons() else width * height
+        polygons = instance.polygons()
+        area = sum(abs(signed_area(p)) for p in polygons) if polygons else width * height
         annotation = {
             "id": number,
             "image_id": image_id,
@@ -172,12 +172,6 @@ def _coco_geometry(instance: Instance) -> dict[str, Any]:
     if polygons := instance.polygons():
         geometry["segmentation"] = [polygon.reshape(-1).tolist() for polygon in polygons]
     return geometry
-
-
-def _area(points: np.ndarray) -> float:
-    """Shoelace area in square pixels."""
-    x, y = points.T
-    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
 
 def _check_lengths(**columns: Sequence[Any]) -> None:

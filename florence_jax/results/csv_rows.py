@@ -8,8 +8,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from florence_jax.processing.locations import without_locations
 from florence_jax.results.instances import Instance, instances
-from florence_jax.results.rows import Row, image_name, plain_text, size_of
+from florence_jax.results.rows import Row, image_name, size_of
 
 COLUMNS = ("image", "task", "label", "score", "x0", "y0", "x1", "y1", "text", "polygons", "input",
            "error")  # fmt: skip
@@ -54,7 +55,7 @@ def csv_lines(row: Row) -> Iterator[dict[Any, Any]]:
             found = instances(value, size_of(row))
             if isinstance(value, str):
                 box = _box(found[0]) if found else {}
-                yield line | box | {"text": plain_text(value)}
+                yield line | box | {"text": without_locations(value)}
                 continue
             # An image in which nothing was found is not one that was forgotten.
             yield from (line | _shape(one) for one in found) if found else (line,)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from florence_jax.processing.image.load import load_image
+from florence_jax.processing.locations import without_locations
 from florence_jax.results.instances import Instance, instances
 from florence_jax.results.text_writer import MAX_LINES, TextWriter, best_font, one_line
 from florence_jax.runtime.atomic_file import atomic_open
@@ -42,7 +42,6 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
 _DARK, _LIGHT, _MUTED = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 
 _MAX_CHARACTERS = 10_000  # twice what 1024 tokens spell; bounds the work on text of other origin
-_LOCATIONS = re.compile(r"<loc_\d+>")
 
 
 def draw_result(
@@ -296,7 +295,7 @@ def _with_panel(
     lines: list[tuple[str, tuple[int, int, int]]] = []
     for task, text in texts:
         lines += [(line, _MUTED) for line in writer.wrap(task, width - 2 * pad)]
-        shown = _LOCATIONS.sub("", text[:_MAX_CHARACTERS]).strip() or "(no text)"
+        shown = without_locations(text[:_MAX_CHARACTERS]) or "(no text)"
         lines += [(line, _DARK) for line in writer.wrap(shown, width - 2 * pad)]
     if len(lines) > MAX_LINES:
         lines = [*lines[: MAX_LINES - 1], ("…", _DARK)]

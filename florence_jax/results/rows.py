@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from florence_jax.results.instances import Instance, instances
 
 Row = dict[str, Any]
-
-_LOCATIONS = re.compile(r"(<loc_\d+>)+")
 
 
 class UnsuitableRowError(ValueError):
@@ -55,11 +52,6 @@ def shapes(row: Mapping[str, Any], kind: str) -> list[Instance]:
             raise UnsuitableRowError(f"{kind} holds boxes and outlines, and the answer is text")
         found += [one for one in instances(value, size_of(row)) if one.is_finite]
     return found
-
-
-def plain_text(value: str) -> str:
-    """A text answer without the region that it is about."""
-    return _LOCATIONS.sub("", value).strip()
 
 
 def class_name(label: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from florence_jax.processing.image.suffixes import IMAGE_SUFFIXES
-from florence_jax.results.rows import Row, UnsuitableRowError, image_name, plain_text, values
+from florence_jax.processing.locations import without_locations
+from florence_jax.results.rows import Row, UnsuitableRowError, image_name, values
 from florence_jax.results.voc import voc_xml
 from florence_jax.results.yolo import CLASSES, YoloClasses, count_labels, yolo_lines
 from florence_jax.runtime.atomic_file import atomic_write
@@ -255,4 +256,4 @@ def _text(row: Row) -> str:
     found = values(row)
     if len(found) != 1 or not isinstance(found[0], str):
         raise UnsuitableRowError(f"txt holds one answer in text, and this image has {found!r:.200}")
-    return plain_text(found[0])
+    return without_locations(found[0])

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from florence_jax.datasets import outlines as segmentations
+from florence_jax.processing.locations import signed_area
+
 # Vertices of a whole turn, enough for a large circle at 1024 px.
 _TURN = 48
 
@@ -43,9 +46,7 @@ def room(kind: str) -> float:
 
 def area(kind: str) -> float:
     """Area of the unit outline."""
-    points = outline(kind)
-    x, y = points[:, 0], points[:, 1]
-    return float(abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2)
+    return abs(signed_area(outline(kind)))
 
 
 def turned(points: np.ndarray, degrees: float) -> np.ndarray:
@@ -128,7 +129,7 @@ def polygons(mask: np.ndarray, tolerance: float) -> list[np.ndarray]:
         float64[N, 2] vertices x, y of each part, clockwise; pixel (0, 0) covers 0..1. Holes, which
         Florence-2's polygons cannot express, are filled.
     """
-    parts = [(area, loop) for loop in _loops(mask) if (area := _signed_area(loop)) > 0]
+    parts = [(area, loop) for loop in _loops(mask) if (area := signed_area(loop)) > 0]
     parts.sort(key=lambda part: -part[0])
     outlines = [simplified(loop, tolerance) for _, loop in parts]
     return [outline for outline in outlines if len(outline) >= 3]
@@ -149,24 +150,7 @@ def simplified(loop: np.ndarray, tolerance: float) -> np.ndarray:
     # Split at two vertices that no simplification would drop: the first corner and its farthest.
     start = int(loop.sum(axis=1).argmin())
     loop = np.roll(loop, -start, axis=0)
-    far = int(np.linalg.norm(loop - loop[0], axis=1).argmax())
-    closed = np.concatenate([loop, loop[:1]])
-    keep = np.zeros(len(closed), bool)
-    keep[[0, far]] = True
-    pending = [(0, far), (far, len(closed) - 1)]
-    while pending:
-        first, last = pending.pop()
-        if last - first < 2:
-            continue
-        chord = closed[last] - closed[first]
-        offsets = closed[first + 1 : last] - closed[first]
-        across = np.abs(chord[0] * offsets[:, 1] - chord[1] * offsets[:, 0])
-        worst = int(across.argmax())
-        if across[worst] > tolerance * np.hypot(*chord):
-            middle = first + 1 + worst
-            keep[middle] = True
-            pending += [(first, middle), (middle, last)]
-    return loop[keep[:-1]]
+    return segmentations.simplified(loop, tolerance)
 
 
 def _loops(mask: np.ndarray) -> list[np.ndarray]:
@@ -202,9 +186,3 @@ def _loops(mask: np.ndarray) -> list[np.ndarray]:
         assert (at, direction) == first
         loops.append(np.array(points))
     return loops
-
-
-def _signed_area(loop: np.ndarray) -> float:
-    """Negative for the border of a hole."""
-    following = np.roll(loop, -1, axis=0)
-    return float((loop[:, 0] * following[:, 1] - following[:, 0] * loop[:, 1]).sum()) / 2

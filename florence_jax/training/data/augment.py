@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from florence_jax.processing import TASKS, box_to_text, parse, text_to_box
+from florence_jax.processing.locations import signed_area
 from florence_jax.processing.targets import target_text
 from florence_jax.training.checked import Checked, not_finite, within
 from florence_jax.training.data.example import Example
@@ -219,8 +220,7 @@ def _box(corners: np.ndarray) -> np.ndarray:
 
 def _clockwise(quad: np.ndarray) -> np.ndarray:
     """A mirrored quad read from its upper left corner again, as the words in it are."""
-    x, y = quad.T
-    if np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y) < 0:
+    if signed_area(quad) < 0:
         quad = quad[[1, 0, 3, 2]]
     return quad.ravel()
 

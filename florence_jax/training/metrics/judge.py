@@ -19,7 +19,6 @@ F1 pools the counts of all answers: 2 * right / (true + given).
 
 from __future__ import annotations
 
-import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,10 +36,8 @@ from florence_jax.evaluation.metrics import (
     similarity,
 )
 from florence_jax.processing import TASKS, parse, task_of
+from florence_jax.processing.locations import without_locations
 from florence_jax.training.checked import did_you_mean
-
-_LOCATION = re.compile(r"<loc_\d+>")
-
 
 # What an evaluation measures of all rows together. The lowest is the best of these ...
 LOSSES = ("loss", "nll")
@@ -175,7 +172,7 @@ def _segmentation(pairs: Sequence[Pair]) -> Score:
 
 
 def _exact(pairs: Sequence[Pair]) -> Score:
-    right = sum(_without_regions(pair.truth) == _without_regions(pair.answer) for pair in pairs)
+    right = sum(without_locations(pair.truth) == without_locations(pair.answer) for pair in pairs)
     return Score(metric="exact", value=share(right, len(pairs)), count=len(pairs))
 
 
@@ -296,12 +293,8 @@ def _texts(row: Answered) -> tuple[str, str]:
     task = task_of(row.prefix)
     answer = row.answer if isinstance(row.answer, str) else row.answer[task]
     found = (parse(text, task, row.image_size)[task] for text in (row.labels, answer))
-    truth, given = (_without_regions(text) for text in found)
+    truth, given = (without_locations(text) for text in found)
     return truth, given
-
-
-def _without_regions(text: str) -> str:
-    return _LOCATION.sub("", text).strip()
 
 
 def _mean(values: Iterable[float]) -> float:
