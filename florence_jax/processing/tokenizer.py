@@ -99,6 +99,7 @@ class FlorenceTokenizer:
         self.pad_id: int = ids["<pad>"]
         self.eos_id: int = ids["</s>"]
         self.vocab_size: int = max(ids.values()) + 1
+        self._declared_tasks = _declared_tasks(backend)
 
     def sha256(self) -> str:
         """A digest of the tokens and their ids: equal digests mean interchangeable tokenizers."""
@@ -125,7 +126,7 @@ class FlorenceTokenizer:
             raise ValueError(f"encode takes a list of prompts, got the string {prompts!r}")
         # A lone surrogate (from a badly decoded file) has no UTF-8 and would abort the batch.
         texts = [text.encode("utf-8", "replace").decode("utf-8") for text in prompts]
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [[self.bos_id, *encoding.ids, self.eos_id] for encoding in encodings]
 
     def encode_batch(
@@ -200,13 +201,7 @@ class FlorenceTokenizer:
         """Task tokens of a fine-tune, such as ``"<DocVQA>"``: all added tokens in angle brackets
         except those that every Florence-2 has.
         """
-        added = self._backend.get_added_tokens_decoder().values()
-        common = {*SPECIAL_TOKENS, *FLORENCE_TOKENS, "<mask>", "<image>"}
-        return frozenset(
-            token.content
-            for token in added
-            if re.fullmatch(r"<[A-Za-z]\w*>", token.content) and token.content not in common
-        )
+        return self._declared_tasks
 
     def token_id(self, token: str) -> int | None:
         """The id of a token such as ``"<sep>"``, None where the vocabulary has none."""
@@ -222,6 +217,15 @@ class FlorenceTokenizer:
         except KeyError:
             # An added token may hold characters that byte-level BPE never writes, such as a space.
             return token.encode("utf-8")
+
+
+def _declared_tasks(backend: Tokenizer) -> frozenset[str]:
+    common = {*SPECIAL_TOKENS, *FLORENCE_TOKENS, "<mask>", "<image>"}
+    return frozenset(
+        token.content
+        for token in backend.get_added_tokens_decoder().values()
+        if re.fullmatch(r"<[A-Za-z]\w*>", token.content) and token.content not in common
+    )
 
 
 def _read_tokenizer_json(path: Path) -> Tokenizer:
