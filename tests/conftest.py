@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 from jax._src import compiler
@@ -21,6 +22,9 @@ os.environ.setdefault("FLORENCE_JAX_COMPILATION_CACHE", "off")
 # forward pass in float64 takes 0.8 s instead of 0.01 s where two processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 jax.config.update("jax_default_matmul_precision", "highest")
+# No test fails because a machine is slow.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from florence_jax.annotation.boxes import bounds, enclosed_area, overlaps, suppress
 
-fuzz = settings(max_examples=60, deadline=None)
+fuzz = settings(max_examples=60)
 # Whole numbers, so that equal overlaps are equal.
 corners = st.tuples(*[st.integers(0, 12)] * 4)
 scored = st.lists(st.tuples(corners, st.integers(0, 5)), max_size=9)

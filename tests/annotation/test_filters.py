@@ -201,7 +201,7 @@ def test_descriptions_join_the_box_that_they_fit_best():
     assert joined[1].box == labelled[1].box
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(regions, max_size=8), st.lists(lines, max_size=5), st.sampled_from((0.0, 0.5)))
 def test_filters_only_take_away_and_count_what_they_take(found, written, least):
     chosen = FilterSettings(box_score=least, label_score=least, line_score=least)

@@ -11,7 +11,7 @@ from florence_jax.annotation.schema import AnnotationError, Region, Text, from_r
 from tests.annotation.generated import annotations
 from tests.annotation.written import EXAMPLE
 
-laws = settings(max_examples=25, deadline=None)
+laws = settings(max_examples=25)
 fusions = pytest.mark.parametrize("fusion", ["nms", "average"])
 several = st.lists(annotations(), min_size=1, max_size=3)
 captions = st.sampled_from(("best", "all"))

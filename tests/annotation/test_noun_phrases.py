@@ -54,7 +54,7 @@ def test_the_phrases_of_a_caption(text):
     assert [phrase.text for phrase in found] == PHRASES[text]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=80) | st.lists(st.sampled_from(
     ("the", "red", "dog", "riding", ",", ".", "a", "is", "quickly", "it", "two", '"X Y"', "çà")
 ), max_size=12).map(" ".join))  # fmt: skip

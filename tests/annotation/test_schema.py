@@ -24,7 +24,7 @@ from florence_jax.processing.targets import target_text
 from tests.annotation.generated import SIZE, annotations
 from tests.annotation.written import EXAMPLE
 
-fuzz = settings(max_examples=25, deadline=None)
+fuzz = settings(max_examples=25)
 
 
 @fuzz

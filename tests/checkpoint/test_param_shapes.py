@@ -70,7 +70,7 @@ def configs(draw):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(configs())
 def test_of_any_config(config):
     assert param_shapes(config) == of_the_model(config)

@@ -17,7 +17,7 @@ from tests.shared_data import needs_shared, shared_path
 from tests.token_walk import FINISHED, accepts, next_state
 
 EVERY_TASK = (*TASKS, "<DocVQA>")
-fuzz = settings(max_examples=250, deadline=None)
+fuzz = settings(max_examples=250)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from florence_jax.constrained.byte_dfa import (
     compose_with_tokenizer,
 )
 
-fuzz = settings(max_examples=400, deadline=None)
+fuzz = settings(max_examples=400)
 MARKUP = ("<s>", "</s>", "<pad>", "<loc_")
 
 

@@ -120,7 +120,7 @@ boxes = st.tuples(*[st.integers(0, 40)] * 4).map(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(boxes, boxes)
 def test_box_overlap_counts_pixels(a, b):
     first, second = np.zeros((2, 45, 45), bool)

@@ -45,7 +45,7 @@ image_size = st.one_of(
     st.tuples(st.floats(0.5, 3000), st.floats(0.5, 3000)),
 )
 
-fuzz = settings(max_examples=250, deadline=None)
+fuzz = settings(max_examples=250)
 
 
 def check(reference, text, size, compat):

@@ -189,7 +189,7 @@ pieces = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.lists(pieces, max_size=12).map("".join))
 def test_parsing_is_total(text):
     for task in (*TASKS, "anything"):

@@ -24,7 +24,7 @@ BOX_TASKS = [
 POLYGON_TASKS = ["<REFERRING_EXPRESSION_SEGMENTATION>", "<REGION_TO_SEGMENTATION>"]
 TEXT_TASKS = [token for token, task in TASKS.items() if task.answer == "pure_text"]
 
-fuzz = settings(max_examples=80, deadline=None)
+fuzz = settings(max_examples=80)
 sizes = st.tuples(st.integers(1, 4000), st.integers(1, 4000))
 # Beyond the picture too: both are clamped to its edge.
 fractions = st.floats(-0.125, 1.125, width=32)

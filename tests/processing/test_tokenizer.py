@@ -14,7 +14,7 @@ from florence_jax.processing import demo_tokenizer, load_tokenizer
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS, SPECIAL_TOKENS, byte_symbols
 from tests.shared_data import needs_shared, shared_path
 
-fuzz = settings(max_examples=150, deadline=None)
+fuzz = settings(max_examples=150)
 
 TEXTS = [
     "Locate the phrases in the caption: a red car",

@@ -251,7 +251,7 @@ def test_odd_polygons_do_no_harm(polygons):
 coordinate = st.floats(allow_nan=True, allow_infinity=True) | st.integers(-300, 600)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
     found=st.lists(st.tuples(st.lists(coordinate, min_size=8, max_size=8), st.text(), coordinate)),

@@ -59,7 +59,7 @@ def test_an_empty_mask_has_no_polygon():
     assert polygons(np.zeros((5, 5), bool), 1) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.floats(0.3, 0.7))
 def test_any_mask_is_traced_once_around_each_part(seed, density):
     """Every border of noise, which touches itself at many corners, unsimplified."""
@@ -70,7 +70,7 @@ def test_any_mask_is_traced_once_around_each_part(seed, density):
     assert all(signed_area(part) >= 0 for part in found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.floats(0.3, 0.7), st.floats(0.01, 0.5))
 def test_crumbs_are_the_parts_below_the_share(seed, density, share):
     mask = np.random.default_rng(seed).random((12, 15)) < density
@@ -80,7 +80,7 @@ def test_crumbs_are_the_parts_below_the_share(seed, density, share):
     assert np.array_equal(mask, before)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(15, 60), st.integers(3, 40), st.floats(0, 360), st.floats(0.5, 4.0))
 def test_simplification_stays_within_its_tolerance(radius, count, start, tolerance):
     angles = np.radians(start + np.linspace(0, 360, count, endpoint=False))
