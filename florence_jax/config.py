@@ -22,6 +22,10 @@ class DaViTConfig:
     attention by the number of tokens; False is the paper's form, see `ops.channel_attention`.
     `pad_to_stride` pads maps at their right and bottom before strided convolutions, for 2 x 2
     patches on maps of odd sizes; without it, what does not fill a patch is dropped.
+
+    `drop_path_rate` is that of the last half block. It grows from 0 with every half of a block, as
+    in the original code; `drop_path_per_block` gives both halves of a block the same rate and lets
+    it grow with every block, as timm does.
     """
 
     embed_dims: tuple[int, ...] = (128, 256, 512, 1024)
@@ -37,6 +41,7 @@ class DaViTConfig:
     qkv_bias: bool = True
     in_channels: int = 3
     drop_path_rate: float = 0.1
+    drop_path_per_block: bool = False
     channel_attn_v2: bool = True
     pad_to_stride: bool = False
 

@@ -26,7 +26,13 @@ _VISION_KEYS = {
     "window_size": ("window_size", "window_size"),
 }
 # Absent from one dialect or from older files; the reference classes' defaults then hold.
-_VISION_OPTIONAL = ("drop_path_rate", "mlp_ratio", "qkv_bias", "in_channels")
+_VISION_OPTIONAL = (
+    "drop_path_rate",
+    "drop_path_per_block",  # this library's own
+    "mlp_ratio",
+    "qkv_bias",
+    "in_channels",
+)
 _TEXT_REQUIRED = (
     "vocab_size",
     "d_model",
@@ -216,10 +222,15 @@ def _text_to_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _vision_to_hf(fields: Mapping[str, Any], column: int) -> dict[str, Any]:
     vision = fields["vision"]
     named = {names[column]: vision[ours] for ours, names in _VISION_KEYS.items()}
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in named.items()} | {
-        "drop_path_rate": fields["vision"]["drop_path_rate"],
-        "projection_dim": fields["text"]["d_model"],
-    }
+    own = {"drop_path_per_block": True} if vision["drop_path_per_block"] else {}
+    return (
+        {key: list(v) if isinstance(v, tuple) else v for key, v in named.items()}
+        | own
+        | {
+            "drop_path_rate": fields["vision"]["drop_path_rate"],
+            "projection_dim": fields["text"]["d_model"],
+        }
+    )
 
 
 def _top_to_hf(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,9 +38,9 @@ ROOMS = {
     "segmentation": "backbone checkpoint config matmul_precision model processing sharding",
     "classification": "backbone model processing",
     "demo": "generation inference matmul_precision metrics processing quantization runtime",
-    "batch": "export generation inference processing results runtime",
+    "batch": "backbone export generation inference model processing results runtime sharding",
     "annotation": "batch generation inference processing results runtime",
-    "evaluation": "batch datasets inference metrics processing results runtime",
+    "evaluation": "batch classification datasets inference metrics processing results runtime",
     "training": "adapters annotation checkpoint config datasets generation inference "
     "matmul_precision metrics model processing results runtime sharding",
     "cli": "adapters annotation backbone batch checkpoint config conversion demo evaluation export "

@@ -41,7 +41,7 @@ def script(tmp_path_factory):
     ("words", "offered"),
     [
         (["pre"], ["predict"]),
-        (["e"], ["evaluate", "export"]),
+        (["e"], ["embed", "evaluate", "export"]),
         (["predict", "--form"], ["--format"]),
         (["predict", "a.jpg", "--format", "y"], ["yolo"]),
         (["predict", "florence_jax/ru"], ["florence_jax/runtime"]),

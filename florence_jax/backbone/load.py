@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from florence_jax.adapters import resolve_model
 from florence_jax.backbone.backbone import Backbone, backbone_shapes
 from florence_jax.backbone.config import FLORENCE_IMAGE, PRESETS, PUBLISHED, BackboneConfig, preset
-from florence_jax.backbone.timm_config import from_timm, is_timm_config
+from florence_jax.backbone.timm_config import from_timm, is_timm_config, label_names
 from florence_jax.checkpoint import CheckpointError, plan_checkpoint, read_params
 from florence_jax.checkpoint.load import checked_dtype, read_sources
 from florence_jax.checkpoint.param_tree import flatten, unflatten
@@ -130,6 +130,18 @@ def find_weights(
     settings = {name: getattr(image, name) for name in ("size", "mean", "std", "resample")}
     crop = dataclasses.replace(FLORENCE_IMAGE, **settings)
     return StoredWeights(BackboneConfig(vision=plan.config.vision, image=crop), plan=plan)
+
+
+def read_label_names(source: str | Path, revision: str | None = None) -> tuple[str, ...]:
+    """The names of a stored classifier's classes, in order; empty where they are not stored.
+
+    Raises:
+        CheckpointError, ConfigError: there is no such source, or its config.json is damaged.
+    """
+    if Path(source).expanduser().is_file():
+        return ()
+    settings = read_json_object(resolve_model(_published(source), revision), "config.json")
+    return label_names(settings) if settings is not None and is_timm_config(settings) else ()
 
 
 def read_backbone(

@@ -34,6 +34,8 @@ _FIXED: dict[str, Any] = {
     "norm_layer": "layernorm2d",
     "norm_layer_cl": "layernorm",
 }
+# Our fields that are no arguments of timm's models.
+_UNTOLD = ("drop_path_rate", "drop_path_per_block")
 # Those that do not change the network, or are read elsewhere.
 _IGNORED = dict.fromkeys(
     ("down_kernel_size", "drop_path_rate", "drop_rate", "img_size", "named_blocks", "num_classes")
@@ -73,6 +75,15 @@ def from_timm(config: Mapping[str, Any]) -> BackboneConfig:
     vision = dataclasses.replace(base.vision, **_downsampling(kernel, stages), **changes)
     classes = config.get("num_classes", base.num_classes)
     return BackboneConfig(vision=vision, num_classes=classes, image=_image(pretrained, base.image))
+
+
+def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes in timm's config.json, in order; empty where it has none."""
+    pretrained = config.get("pretrained_cfg") or {}
+    names = config.get("label_names") or pretrained.get("label_names") or ()
+    if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
+        raise ConfigError(f"label_names is {names!r:.100}, expected a list of texts")
+    return tuple(names)
 
 
 def to_timm(config: BackboneConfig) -> dict[str, Any]:
@@ -138,7 +149,8 @@ def has_named_blocks(vision: DaViTConfig) -> bool:
 def _architecture(vision: DaViTConfig) -> str:
     """The model of these sizes; another of its kind, for arguments to change, if there is none."""
     for name, config in PRESETS.items():
-        if vision == dataclasses.replace(config.vision, drop_path_rate=vision.drop_path_rate):
+        same = {field: getattr(vision, field) for field in _UNTOLD}
+        if vision == dataclasses.replace(config.vision, **same):
             return name
     return "davit_base_fl" if vision.patch_sizes[-1] == 3 else "davit_tiny"
 

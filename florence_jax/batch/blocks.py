@@ -17,6 +17,7 @@ from typing import Literal
 from florence_jax.batch.job import Item, Row
 from florence_jax.results.json_rows import result_to_json
 from florence_jax.results.parquet import load_pyarrow, table_bytes, table_rows
+from florence_jax.results.table_columns import ANSWERS, Columns
 from florence_jax.runtime.atomic_file import write_once
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 from florence_jax.runtime.jsonl import json_text
@@ -251,8 +252,13 @@ def is_block_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def encode_rows(rows: Sequence[Row], kind: RowFormat) -> bytes:
+def encode_rows(rows: Sequence[Row], kind: RowFormat, columns: Columns = ANSWERS) -> bytes:
     """The content of a file of `rows`; equal rows give equal bytes.
+
+    Args:
+        rows: the rows.
+        kind: the format.
+        columns: typed columns of Parquet.
 
     Raises:
         TypeError, ValueError: a row holds a value that JSON cannot, or pyarrow is missing.
@@ -260,30 +266,30 @@ def encode_rows(rows: Sequence[Row], kind: RowFormat) -> bytes:
     plain = [result_to_json(row) for row in rows]
     if kind == "jsonl":
         return b"".join(f"{json_text(row)}\n".encode() for row in plain)
-    return table_bytes(plain)
+    return table_bytes(plain, columns)
 
 
-def encode_block(rows: list[Row], kind: RowFormat) -> bytes:
+def encode_block(rows: list[Row], kind: RowFormat, columns: Columns = ANSWERS) -> bytes:
     """`encode_rows`, where a row that cannot be encoded becomes its id and an error.
 
     The row is replaced in `rows` too, so that the caller counts it as an error.
     """
     try:
-        return encode_rows(rows, kind)
+        return encode_rows(rows, kind, columns)
     except Exception as error:
         if not is_of_one_input(error):
             raise
     kept = list(rows)
     for number, row in enumerate(kept):
         try:
-            encode_rows([row], kind)
+            encode_rows([row], kind, columns)
         except Exception as error:
             kept[number] = {
                 "id": row["id"],
                 "error": f"its row cannot be written: {row_error_text(error)}",
             }
     rows[:] = kept
-    return encode_rows(kept, kind)
+    return encode_rows(kept, kind, columns)
 
 
 def writable(item: Item) -> Item:

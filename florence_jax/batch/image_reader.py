@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.processing.image import ImageError
+from florence_jax.processing.image.crop import CropConfig, crop_picture
 from florence_jax.processing.image.load import MAX_BYTES, count_pages, load_image_and_notes
 from florence_jax.processing.image.pixels import resize_picture
 
@@ -88,6 +90,30 @@ def resized_pixels(
     height, width = image_size
     pixels = np.asarray(resize_picture(image, (width, height), resample))
     return image.size, pixels, notes
+
+
+def cropped_pixels(
+    source: ImageSource, config: CropConfig
+) -> tuple[tuple[int, int], np.ndarray, tuple[str, ...], str]:
+    """Read, resize and crop an image.
+
+    Returns:
+        Its (width, height), uint8[H, W, 3] at `config.size`, notes, and the sha256 of the encoded
+        image in hexadecimal; of a page, that of its whole file.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    image, notes = open_with_notes(source)
+    pixels = np.asarray(crop_picture(image, config))
+    file = _file(source.file if isinstance(source, ImagePage) else source)
+    if isinstance(file, bytes):
+        return image.size, pixels, notes, hashlib.sha256(file).hexdigest()
+    try:
+        with open(file, "rb") as stream:
+            return image.size, pixels, notes, hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"{file} cannot be read ({error})") from error
 
 
 def image_name(source: ImageSource) -> str | None:

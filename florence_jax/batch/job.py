@@ -17,14 +17,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from florence_jax.batch.image_reader import ImageSource, image_name, resized_pixels
+from florence_jax.batch.image_reader import (
+    ImageSource,
+    cropped_pixels,
+    image_name,
+    resized_pixels,
+)
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.inference.requests import Query
 from florence_jax.processing import ImageConfig
+from florence_jax.processing.image.crop import CropConfig
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from florence_jax.inference.base_pipeline import BasePipeline
 
 # As `result_to_json` takes it: str keys, and values that JSON has.
@@ -62,11 +70,13 @@ class DecodedItem:
         size: (width, height) of the upright image, in which regions and answers have coordinates.
         pixels: uint8[H, W, 3], the image resized by the job's `image_config`, not normalised.
             Items that follow each other with the same image share one array.
+        sha256: of the encoded image, in hexadecimal; None where `image_config` does not crop.
     """
 
     item: Item
     size: tuple[int, int]
     pixels: np.ndarray
+    sha256: str | None = None
 
 
 class Source(Protocol):
@@ -107,8 +117,8 @@ class Job(Protocol):
         ...
 
     @property
-    def image_config(self) -> ImageConfig:
-        """Its `size` and `resample` resize the images; the job itself normalises them."""
+    def image_config(self) -> ImageConfig | CropConfig:
+        """How images are resized, and cropped by a `CropConfig`; the job itself normalises them."""
         ...
 
     @property
@@ -167,7 +177,7 @@ def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
                 rows[-1]["error"] = item.error
                 continue
             try:
-                size, pixels, notes = future.result()
+                size, pixels, notes, *digest = future.result()
             except Exception as error:
                 # No worker starts, or the pool is closed: no image is to blame.
                 if not is_of_one_input(error) or isinstance(error, EOFError):
@@ -177,7 +187,8 @@ def block_rows(items: Iterable[Item], job: Job, pool: WorkerPool) -> list[Row]:
             if notes:
                 rows[-1]["image_note"] = "; ".join(notes)
             waiting.append(len(rows) - 1)
-            yield DecodedItem(item=item, size=size, pixels=pixels)
+            sha256 = digest[0] if digest else None
+            yield DecodedItem(item=item, size=size, pixels=pixels, sha256=sha256)
 
     stream = loaded()
     answers = job(stream)
@@ -221,12 +232,18 @@ def _read_ahead(
         else:
             # Neighbours with one image share it.
             if future is None or before is None or before.image != item.image:
-                future = pool.submit(resized_pixels, item.image, config.size, config.resample)
+                future = _read(item.image, config, pool)
             before = item
             ahead.append((item, future))
         if len(ahead) > LOOKAHEAD:
             yield ahead.popleft()
     yield from ahead
+
+
+def _read(image: ImageSource, config: ImageConfig | CropConfig, pool: WorkerPool) -> Future[Any]:
+    if isinstance(config, CropConfig):
+        return pool.submit(cropped_pixels, image, config)
+    return pool.submit(resized_pixels, image, config.size, config.resample)
 
 
 def _frame(item: Item) -> Row:
@@ -241,26 +258,43 @@ def _frame(item: Item) -> Row:
 def pipeline_fingerprint(pipeline: BasePipeline) -> dict[str, Any]:
     """Everything of a pipeline that its answers depend on, as JSON.
 
-    These are the weights, tokenizer, image settings, compatibility mode and mesh, and the software
-    and device: another jax, another kind of device or another division of the weights rounds
-    otherwise, so that answers would still be right, but not the same.
+    These are the tokenizer and compatibility mode, and what `program_fingerprint` has.
+    """
+    return program_fingerprint(
+        pipeline.programs.params,
+        image=pipeline.image_config,
+        mesh=getattr(getattr(pipeline, "model", None), "mesh", None),
+        matmul_precision=pipeline.programs.matmul_precision,
+    ) | {
+        "tokenizer": pipeline.tokenizer.sha256(),
+        "compat": pipeline.compat or "florence_jax",
+    }
+
+
+def program_fingerprint(
+    params: Mapping[str, Any],
+    *,
+    image: ImageConfig | CropConfig,
+    mesh: Mesh | None,
+    matmul_precision: str,
+) -> dict[str, Any]:
+    """The weights, image settings and mesh, and the software and device, as JSON.
+
+    Another jax, another kind of device or another division of the weights rounds otherwise, so that
+    results would still be right, but not the same.
     """
     import jax
 
     import florence_jax
     from florence_jax.export.manifest import weights_sha256
 
-    params = pipeline.programs.params
-    mesh = getattr(getattr(pipeline, "model", None), "mesh", None)
     return ({} if mesh is None else {"mesh": dict(mesh.shape)}) | {
         "weights": {
             "sha256": weights_sha256(params),
             "dtypes": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)}),
         },
-        "tokenizer": pipeline.tokenizer.sha256(),
-        "image": dataclasses.asdict(pipeline.image_config),
-        "compat": pipeline.compat or "florence_jax",
+        "image": dataclasses.asdict(image),
         "software": {"florence_jax": florence_jax.__version__, "jax": jax.__version__},
         "device": jax.local_devices()[0].device_kind,
-        "matmul_precision": pipeline.programs.matmul_precision,
+        "matmul_precision": matmul_precision,
     }

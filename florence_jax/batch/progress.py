@@ -83,10 +83,11 @@ class Progress:
                 self._bar.refresh()
 
     def _state(self) -> str:
-        tokens = (self._activity.tokens - self._tokens_before) / self.seconds
+        made = self._activity.tokens - self._tokens_before
+        speed = f"{made / self.seconds:.0f} tokens/s, " if self._activity.counts_tokens else ""
         share = self._activity.utilization
         busy = "" if share is None else f"device {share:.0%} busy, "
-        return f"{tokens:.0f} tokens/s, {busy}{self.errors} errors"
+        return f"{speed}{busy}{self.errors} errors"
 
     def _line(self) -> str:
         done, rate = self._done, (self._done - self._before) / self.seconds

@@ -55,8 +55,8 @@ class RowsAnswerer:
             decoding: fields of `GenerationConfig`, such as `max_new_tokens=64`.
         """
         several = [tasks] if isinstance(tasks, str) else tasks
-        queries = tuple(Query(prompt=one) if isinstance(one, str) else one for one in several)
-        self._reader = RowReader(queries=queries, root=image_root)
+        self._queries = tuple(Query(prompt=one) if isinstance(one, str) else one for one in several)
+        self._reader = RowReader(queries=self._queries, root=image_root)
         self._model, self._dtype, self._decoding = model, dtype, decoding
         self._batch_size, self._constrained = batch_size, constrained
         self._free_prompt = free_prompt
@@ -109,7 +109,7 @@ class RowsAnswerer:
             batch_size=self._batch_size,
             free_prompt=self._free_prompt,
         )
-        job.check(self._reader.queries)
+        job.check(self._queries)
         return job
 
     @functools.cached_property

@@ -30,6 +30,7 @@ from florence_jax.batch.manifest import (
 from florence_jax.batch.progress import Progress
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.batch.run_inputs import RunInputs, settle_inputs
+from florence_jax.results.table_columns import ANSWERS, Columns
 from florence_jax.runtime.atomic_file import check_writable, remove_leftovers
 from florence_jax.runtime.signals import Interruption
 
@@ -71,6 +72,7 @@ def run_blocks(
     directory: str | Path,
     options: RunOptions = RunOptions(),  # noqa: B008
     *,
+    columns: Columns = ANSWERS,
     after_block: AfterBlock | None = None,
     progress: bool = True,
 ) -> Summary:
@@ -87,6 +89,7 @@ def run_blocks(
         source, job: the items and what is done with them; `run.json` in the directory pins both.
         directory: the output directory.
         options: how the run is divided.
+        columns: of the job's rows that have a type in Parquet; other columns are in `extra`.
         after_block: called for each block before its file is written.
         progress: show a bar on stderr, or print a line a minute if stderr is a log.
 
@@ -109,7 +112,7 @@ def run_blocks(
         # Where another process was first, its manifest or its addition is read.
         if inputs.save(directory) and (inputs.begun or claim_manifest(directory, manifest)):
             break
-    return _Run(plan, job, after_block).work(progress)
+    return _Run(plan, job, columns, after_block).work(progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +188,13 @@ def plan_run(source: Source, directory: str | Path, options: RunOptions) -> RunP
 class _Run:
     """One process's part of a run."""
 
-    def __init__(self, plan: RunPlan, job: Job, after_block: AfterBlock | None) -> None:
+    def __init__(
+        self, plan: RunPlan, job: Job, columns: Columns, after_block: AfterBlock | None
+    ) -> None:
         self._source, self._job, self._directory = plan.inputs.source, job, plan.directory
         self._blocks, options = plan.blocks, plan.options
         self._kind: RowFormat = plan.row_format
-        self._after_block = after_block
+        self._columns, self._after_block = columns, after_block
         self._leases = Leases(plan.directory, seconds=options.lease_seconds)
         self._order = options.share.order(len(self._blocks))
         self._pool = WorkerPool(options.worker_count)
@@ -293,7 +298,7 @@ class _Run:
             raise RuntimeError(f"the source gave {len(rows)} items for {span}")
         if self._after_block is not None:
             self._after_block(kept, rows, self._pool)
-        content = encode_block(rows, self._kind)
+        content = encode_block(rows, self._kind, self._columns)
         with self._lock:
             self._counted.add(number)
         commit_block(self._path(number), content)

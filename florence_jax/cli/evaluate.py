@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from florence_jax.cli.evaluate_classes import evaluate_classes
 from florence_jax.cli.options import (
     DECODING,
     MODEL,
@@ -23,6 +24,7 @@ from florence_jax.cli.options import (
     options_from,
     run_options,
 )
+from florence_jax.cli.run_outcome import how_to_go_on
 from florence_jax.runtime.atomic_file import atomic_write, check_writable, remove_leftovers
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
@@ -54,6 +56,8 @@ examples:
   florence-jax evaluate coco-detection --data coco/ --limit 500 --dtype bfloat16
   florence-jax evaluate own --data rows.jsonl --model ./my-fine-tune
   florence-jax evaluate vqav2 --data vqa/ --split test-dev     # writes submission.json
+  florence-jax evaluate imagenet --data imagenet/ --model davit_tiny --split real
+  florence-jax evaluate image-folders --data photos/ --model runs/my-classes
 
 data sets, their splits, most new tokens, and what --data holds:
 """
@@ -82,6 +86,13 @@ def add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--split", help="default: the first of the data set's")
     evaluate.add_argument(
         "--image-root", type=Path, metavar="DIR", help="of own: where its images are"
+    )
+    evaluate.add_argument(
+        "--names",
+        type=Path,
+        metavar="FILE",
+        help="of image-folders: names of the model's classes, one a line (default: those of its "
+        "config.json)",
     )
     evaluate.add_argument(
         "--output",
@@ -146,8 +157,13 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             "name a data set and where it is: florence-jax evaluate coco-captions --data coco/ "
             "(florence-jax evaluate --help lists them)"
         )
+    from florence_jax.evaluation.image_classes import CLASS_BENCHMARKS
     from florence_jax.evaluation.run import ROWS, check_scoring, plan_evaluation
 
+    if arguments.benchmark in CLASS_BENCHMARKS:
+        return evaluate_classes(arguments)
+    if arguments.names is not None:
+        raise ValueError(f"--names is for {', '.join(CLASS_BENCHMARKS)}: leave it out")
     plan = plan_evaluation(
         arguments.benchmark,
         arguments.data,
@@ -167,12 +183,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         _check_images(plan)
         directory.mkdir(parents=True, exist_ok=True)
         check_writable(directory)
-        with exit_on_interrupt(_how_to_go_on(directory)):
+        with exit_on_interrupt(how_to_go_on(directory)):
             summary = _answer(plan, options, directory / ROWS)
         if summary.missing:
             done = summary.blocks - summary.missing
             print(
-                f"{done} of {summary.blocks} blocks are done; {_how_to_go_on(directory)}",
+                f"{done} of {summary.blocks} blocks are done; {how_to_go_on(directory)}",
                 file=sys.stderr,
             )
             return INTERRUPTED
@@ -322,15 +338,17 @@ def _default_output(model: str, plan: Plan) -> Path:
     return Path("florence-jax-evaluation") / name / f"{plan.benchmark}-{plan.split}{part}"
 
 
-def _how_to_go_on(directory: Path) -> str:
-    return f"the same command goes on with what is missing in {directory}/"
-
-
 def _list_of_data_sets() -> str:
+    from florence_jax.evaluation.image_classes import CLASS_BENCHMARKS
     from florence_jax.evaluation.registry import BENCHMARKS
 
     lines = [
         f"  {name:<16}{', '.join(one.splits):<20}{one.max_new_tokens:>4}  {one.files}\n"
         for name, one in BENCHMARKS.items()
+    ]
+    lines.append("\nfor DaViTs with a classifier (see florence-jax classify):\n")
+    lines += [
+        f"  {name:<16}{', '.join(one.splits):<20}{'':>4}  {one.files}\n"
+        for name, one in CLASS_BENCHMARKS.items()
     ]
     return "".join(lines)

@@ -33,6 +33,16 @@ GROUPS = {
             "answer tasks about images: caption, detect, segment, read",
             'florence-jax predict photo.jpg --task "<OD>" --save-images drawn/',
         ),
+        "embed": Command(
+            "backbone_run:add_embed",
+            "embed images by the image tower: a vector for each",
+            "florence-jax embed photos/ --output-dir vectors/ --format npy",
+        ),
+        "classify": Command(
+            "backbone_run:add_classify",
+            "classify images by a DaViT with a classifier",
+            "florence-jax classify photos/ --model davit_tiny --top 5",
+        ),
         "demo": Command(
             "demo:add_demo",
             "answer all 15 tasks offline with a small trained model",

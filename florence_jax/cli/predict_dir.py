@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from florence_jax.cli.options import decoding_settings, load_pipeline, say_on_stderr
 from florence_jax.cli.predict_options import PredictOptions
+from florence_jax.cli.run_outcome import how_to_go_on, outcome_text
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
     from florence_jax.batch.predict_job import PredictJob
-    from florence_jax.batch.run import Summary
 
 
 def predict_into_directory(options: PredictOptions, make_job: Callable[[], PredictJob]) -> int:
@@ -49,7 +48,7 @@ def predict_into_directory(options: PredictOptions, make_job: Callable[[], Predi
     plan.prepare()
     job = make_job()
     job.check(options.queries)
-    with exit_on_interrupt(_how_to_go_on(directory)):
+    with exit_on_interrupt(how_to_go_on(directory)):
         summary = run_blocks(
             source,
             job,
@@ -59,7 +58,7 @@ def predict_into_directory(options: PredictOptions, make_job: Callable[[], Predi
             progress=not options.quiet,
         )
     if not options.quiet:
-        print(_summary(summary, directory), file=sys.stderr)
+        print(outcome_text(summary, directory), file=sys.stderr)
     if summary.missing:
         return INTERRUPTED
     unsuitable = export.write() if export else 0
@@ -81,26 +80,3 @@ def load_job(options: PredictOptions) -> PredictJob:
         batch_size=options.batch_size,
         free_prompt=options.free_prompt,
     )
-
-
-def _summary(summary: Summary, directory: Path) -> str:
-    if not summary.rows and not summary.missing:
-        return f"there was nothing left to do: all {summary.blocks} blocks are in {directory}/"
-    per_second = summary.rows / summary.seconds
-    share = summary.utilization
-    busy = "" if share is None else f"; the device had work for {share:.1%} of the time"
-    lines = [
-        f"{summary.rows} images in {summary.seconds:.1f} s ({per_second:.2f} images/s, "
-        f"{summary.tokens / summary.seconds:.0f} tokens/s, compilation included), "
-        f"{summary.errors} with errors{busy}"
-    ]
-    if summary.missing:
-        done = summary.blocks - summary.missing
-        lines.append(f"{done} of {summary.blocks} blocks are done; {_how_to_go_on(directory)}")
-    else:
-        lines.append(f"all {summary.blocks} blocks are in {directory}/")
-    return "\n".join(lines)
-
-
-def _how_to_go_on(directory: Path) -> str:
-    return f"the same command goes on with what is missing in {directory}/"

@@ -1,4 +1,4 @@
-"""Published scores of Florence-2: every number of its paper's tables, and one of a model card.
+"""Published scores of Florence-2 (every number of its paper's tables) and of DaViT classifiers.
 
 Source: "Florence-2: Advancing a Unified Representation for a Variety of Vision Tasks"
 (https://arxiv.org/abs/2311.06242), by table; the model cards on the hub repeat tables 4, 5 and 6.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PAPER = "arXiv:2311.06242"
+DAVIT_PAPER = "arXiv:2204.03645"
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,22 @@ TABLES: tuple[Table, ...] = (
     ),
 )
 
+_IMAGENET = Table(
+    title="DaViT on ImageNet-1K, 224 px",
+    source=f"{DAVIT_PAPER}, abstract",
+    columns=("ImageNet val top-1",),
+    rows=(("davit_tiny", (82.8,)), ("davit_small", (84.2,)), ("davit_base", (84.6,))),
+)
+_IMAGENET_TOP_5 = Table(
+    title="DaViT on ImageNet-1K, 224 px, of the released weights",
+    source="README of github.com/dingmyu/davit",
+    columns=("ImageNet val top-5",),
+    rows=(("davit_tiny", (96.2,)), ("davit_small", (96.9,)), ("davit_base", (96.9,))),
+)
+TABLES += (_IMAGENET, _IMAGENET_TOP_5)
+
 # Suffixes of copies on the hub; they hold the published weights, and the same scores apply.
-_SUFFIXES = ("-hf", "-no-flash-attn")
+_SUFFIXES = ("-hf", "-no-flash-attn", ".msft_in1k")
 
 
 def figures() -> list[PublishedScore]:

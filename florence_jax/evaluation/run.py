@@ -153,14 +153,19 @@ def read_all_rows(plan: Plan, directory: Path) -> list[Row]:
     Raises:
         EvaluationError: rows are missing, or are of other examples.
     """
+    return rows_in_order(plan.items, directory)
+
+
+def rows_in_order(items: Sequence[Item], directory: Path) -> list[Row]:
+    """The rows of a finished run, one for each item; errors as `read_all_rows`."""
     rows = {row["id"]: row for row in _rows(directory)}
-    missing = [item.id for item in plan.items if item.id not in rows]
+    missing = [item.id for item in items if item.id not in rows]
     if missing:
         raise EvaluationError(
-            f"{directory} lacks {len(missing)} of {len(plan.items)} rows, such as {missing[0]}: "
+            f"{directory} lacks {len(missing)} of {len(items)} rows, such as {missing[0]}: "
             "run the same command again, it goes on where it stopped"
         )
-    return [rows[item.id] for item in plan.items]
+    return [rows[item.id] for item in items]
 
 
 def score_rows(

@@ -14,7 +14,13 @@ class DeviceStats:
     host.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts_tokens: bool = True) -> None:
+        """
+        Args:
+            counts_tokens: whether the job generates tokens; one that does not adds 0 of them when
+                its first results are there.
+        """
+        self.counts_tokens = counts_tokens
         self._lock = threading.Lock()
         self._running = 0
         self._since = 0.0

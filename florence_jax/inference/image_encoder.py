@@ -178,7 +178,7 @@ class Normalizer:
     def __init__(self, config: ImageConfig) -> None:
         self._tables = channel_tables(config)
 
-    def __call__(self, pixels: np.ndarray) -> jax.Array:
+    def __call__(self, pixels: np.ndarray | jax.Array) -> jax.Array:
         return _look_up(pixels, self._tables)
 
 

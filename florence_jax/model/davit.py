@@ -36,8 +36,12 @@ class DaViT(nnx.Module):
     """float[B, H, W, 3] pixels -> float[B, H/32, W/32, C] features."""
 
     def __init__(self, config: DaViTConfig, *, rngs: nnx.Rngs | None):
-        # Each block has a spatial and a channel half with a rate each, as in the reference.
-        rates = np.linspace(0.0, config.drop_path_rate, 2 * sum(config.depths)).tolist()
+        # Each block has a spatial and a channel half with a rate each.
+        blocks, most = sum(config.depths), config.drop_path_rate
+        if config.drop_path_per_block:
+            rates = np.repeat(np.linspace(0.0, most, blocks), 2).tolist()
+        else:
+            rates = np.linspace(0.0, most, 2 * blocks).tolist()
         stages, first = [], 0
         for stage, depth in enumerate(config.depths):
             last = first + 2 * depth

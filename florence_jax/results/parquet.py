@@ -7,6 +7,7 @@
         result: struct<task: string, text: string, bboxes: list<list<double>>, ...>>>
     extra: string
 
+That is a table of answers; other jobs have other columns for `answers`, see `table_columns`.
 `result` has the keys of the JSON rows, and null for those that the task does not give. `classes` is
 `text` where that was a list, and `region_text` a region given as location tokens. `extra` holds the
 other columns of input rows, which may differ from row to row, as a JSON object.
@@ -20,30 +21,40 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from florence_jax.results.table_columns import (
+    ANSWERS,
+    BOXES,
+    EXTRA,
+    LABELS,
+    NUMBERS,
+    OUTLINES,
+    SCORES,
+    TEXT,
+    Columns,
+    table_schema,
+)
 from florence_jax.runtime.jsonl import json_text
 
 Row = dict[str, Any]
 
-_TEXT = ("id", "image", "error")
-_NUMBERS = ("width", "height")
-_ANSWERS, _EXTRA = "answers", "extra"
-_BOXES = ("bboxes", "quad_boxes")
-_OUTLINES = ("polygons",)
-_LABELS = ("labels", "bboxes_labels", "polygons_labels")
-_SCORES = ("scores", "bboxes_scores", "polygons_scores", "label_scores")
 _ANSWER = ("prompt", "text", "region", "labels", "error", "drawing_error", "result")
-_COLUMNS = (*_BOXES, *_OUTLINES, *_LABELS, *_SCORES)
+_COLUMNS = (*BOXES, *OUTLINES, *LABELS, *SCORES)
 
 
-def table_bytes(rows: Sequence[Row]) -> bytes:
+def table_bytes(rows: Sequence[Row], columns: Columns = ANSWERS) -> bytes:
     """Write rows as the bytes of a Parquet file; equal rows give equal bytes.
+
+    Args:
+        rows: as JSON.
+        columns: those with a type; others are in `extra`.
 
     Raises:
         ValueError: pyarrow is not installed.
     """
     pyarrow, parquet = load_pyarrow()
     buffer = io.BytesIO()
-    table = pyarrow.Table.from_pylist(list(map(_packed, rows)), schema=_schema(pyarrow))
+    packed = [_packed(row, columns) for row in rows]
+    table = pyarrow.Table.from_pylist(packed, schema=table_schema(pyarrow, columns))
     parquet.write_table(table, buffer)
     return buffer.getvalue()
 
@@ -80,53 +91,21 @@ def load_pyarrow() -> tuple[Any, Any]:
     return pyarrow, parquet
 
 
-def _schema(pyarrow: Any) -> Any:
-    text, number = pyarrow.string(), pyarrow.float64()
-    texts, numbers = pyarrow.list_(text), pyarrow.list_(number)
-    boxes = pyarrow.list_(numbers)
-    columns = [
-        ("task", text),
-        ("text", text),
-        *((name, boxes) for name in _BOXES),
-        *((name, pyarrow.list_(boxes)) for name in _OUTLINES),
-        *((name, texts) for name in _LABELS),
-        *((name, numbers) for name in _SCORES),
-    ]
-    answer = [
-        ("prompt", text),
-        ("text", text),
-        ("classes", texts),
-        ("region", numbers),
-        ("region_text", text),
-        ("labels", texts),
-        ("error", text),
-        ("drawing_error", text),
-        ("result", pyarrow.struct(columns)),
-    ]
-    return pyarrow.schema(
-        [
-            ("id", text),
-            ("image", text),
-            ("width", pyarrow.int32()),
-            ("height", pyarrow.int32()),
-            ("error", text),
-            (_ANSWERS, pyarrow.list_(pyarrow.struct(answer))),
-            (_EXTRA, text),
-        ]
-    )
-
-
-def _packed(row: Row) -> dict[str, Any]:
-    own = {name: row.get(name) for name in (*_TEXT, *_NUMBERS)}
-    rest = {name: value for name, value in row.items() if name not in (*own, _ANSWERS)}
-    for name in _TEXT:
+def _packed(row: Row, columns: Columns) -> dict[str, Any]:
+    own = {name: row.get(name) for name in (*TEXT, *NUMBERS, *columns)}
+    rest = {name: value for name, value in row.items() if name not in own}
+    for name in TEXT:
         text = own[name]
         if text is not None and _utf8(text) != text:
             # The column shows it readable, and here it is exact.
             own[name], rest[name] = _utf8(text), text
-    answers = row.get(_ANSWERS)
-    own[_ANSWERS] = None if answers is None else list(map(_packed_answer, answers))
-    return own | {_EXTRA: json_text(rest) if rest else None}
+    for name, kind in columns.items():
+        value = own[name]
+        if kind == "answers" and value is not None:
+            own[name] = list(map(_packed_answer, value))
+        elif kind == "classes":
+            own[name] = _utf8(value)
+    return own | {EXTRA: json_text(rest) if rest else None}
 
 
 def _packed_answer(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,10 +132,12 @@ def _check_known(record: Mapping[str, Any], known: Sequence[str], where: str) ->
 
 
 def _unpacked(record: dict[str, Any]) -> Row:
-    extra, answers = record.pop(_EXTRA), record.pop(_ANSWERS)
+    extra = record.pop(EXTRA)
     row = _given(record)
-    if answers is not None:
-        row[_ANSWERS] = list(map(_unpacked_answer, answers))
+    if "answers" in row:
+        row["answers"] = list(map(_unpacked_answer, row["answers"]))
+    if "classes" in row:
+        row["classes"] = list(map(_given, row["classes"]))
     return row | (json.loads(extra) if extra is not None else {})
 
 

@@ -14,8 +14,10 @@ from safetensors.numpy import load_file, save_file
 import florence_jax as fj
 from florence_jax import config as configs
 from florence_jax.backbone.backbone import backbone_shapes
-from florence_jax.backbone.config import PRESETS
+from florence_jax.backbone.config import PRESETS, BackboneConfig
+from florence_jax.backbone.load import read_label_names
 from florence_jax.backbone.save import convert_to_timm
+from florence_jax.backbone.timm_config import to_timm
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.cli.main import main
 from florence_jax.conversion import from_torch
@@ -192,6 +194,32 @@ def test_another_number_of_classes_drops_the_classifier():
     headless, rest = fj.load_backbone(DATA / "paper", num_classes=0)
     assert headless.config.num_classes == 0
     assert "fc" not in rest["head"]
+
+
+def test_names_of_classes_are_read(tmp_path):
+    assert read_label_names(DATA / "paper") == ()
+    assert read_label_names(DATA / "paper" / "model.safetensors") == ()
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    settings = json.loads((DATA / "paper" / "config.json").read_text())
+    for content in (
+        settings | {"label_names": names},
+        settings | {"pretrained_cfg": settings["pretrained_cfg"] | {"label_names": names}},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        assert read_label_names(tmp_path) == tuple(names)
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"label_names": {"0": "ant"}}))
+    with pytest.raises(fj.ConfigError, match=r"label_names is .* expected a list of texts"):
+        read_label_names(tmp_path)
+
+
+def test_the_growth_of_drop_path_is_kept():
+    vision = dataclasses.replace(configs.tiny().vision, drop_path_per_block=True)
+    florence = dataclasses.replace(configs.tiny(), vision=vision)
+    for dialect in ("native", "original"):
+        assert configs.Florence2Config.from_hf(florence.to_hf(dialect)).vision == vision
+    # timm's file tells neither the rate nor how it grows, which change no trained model.
+    tiny = dataclasses.replace(PRESETS["davit_tiny"].vision, drop_path_per_block=True)
+    assert to_timm(BackboneConfig(vision=tiny))["model_args"] == {}
 
 
 def test_files_that_do_not_fit(tmp_path):

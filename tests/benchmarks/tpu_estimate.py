@@ -34,7 +34,7 @@ BYTES_PER_CYCLE = 819e9 / HERTZ
 PROGRAM = "program.hlo"
 BUDGET = Path(__file__).with_name("tpu_budget.json")
 ROOT = Path(__file__).resolve().parents[2]
-VISION_BATCH, ENCODER_BATCH, BEAM_BATCH, BEAMS = 8, 8, 32, 3
+VISION_BATCH, TOWER_BATCH, ENCODER_BATCH, BEAM_BATCH, BEAMS = 8, 32, 8, 32, 3
 SIDE, PROMPT, NEW_TOKENS = 768, 16, 128
 
 
@@ -54,6 +54,15 @@ def stage(number: int) -> Callable[[Any], tuple[Callable, tuple]]:
         return run, ((VISION_BATCH, side, side, channels),)
 
     return case
+
+
+def tower(model: Any) -> tuple[Callable, tuple]:
+    """The whole vision tower (timm's davit_base_fl), TOWER_BATCH images of SIDE x SIDE pixels."""
+
+    def run(params: Any, pixels: Any) -> Any:
+        return model.bind(params).vision_tower(pixels)
+
+    return run, ((TOWER_BATCH, SIDE, SIDE, model.config.vision.in_channels),)
 
 
 def windows(number: int) -> Callable[[Any], tuple[Callable, tuple]]:
@@ -145,6 +154,7 @@ CASES: dict[str, Callable] = {
     "vision stage 3": stage(2),
     "vision stage 4": stage(3),
     "projector": projector,
+    "tower": tower,
     "windows 1": windows(0),
     "windows 2": windows(1),
     "windows 3": windows(2),

@@ -162,8 +162,8 @@ def test_the_tables_are_printed(capsys):
 def test_what_is_wrong_is_said(tmp_path, capsys):
     assert main(["evaluate"]) == 2
     assert "name a data set and where it is" in capsys.readouterr().err
-    assert main(["evaluate", "imagenet", "--data", str(tmp_path)]) == 2
-    assert "'imagenet' is no data set" in capsys.readouterr().err
+    assert main(["evaluate", "cifar", "--data", str(tmp_path)]) == 2
+    assert "'cifar' is no data set" in capsys.readouterr().err
     assert main(["evaluate", "refcoco", "--data", str(tmp_path)]) == 2
     assert "lichengunc/refer" in capsys.readouterr().err
 

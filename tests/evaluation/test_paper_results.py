@@ -29,6 +29,15 @@ def test_figures_are_found_by_checkpoint(model, column, value):
     assert "2311.06242, table" in figure.source
 
 
+@pytest.mark.parametrize(
+    ("model", "value"),
+    [("davit_tiny", 82.8), ("timm/davit_small.msft_in1k", 84.2), ("davit_base.msft_in1k", 84.6)],
+)
+def test_figures_of_classifiers_are_found_by_timms_name(model, value):
+    figure = published_score(model, "ImageNet val top-1")
+    assert (figure.value, figure.source) == (value, "arXiv:2204.03645, abstract")
+
+
 def test_models_and_columns_without_a_figure():
     assert published_score("my-fine-tune", "Flickr30k test R@1") is None
     assert published_score("microsoft/Florence-2-base", "VQAv2 test-dev accuracy") is None
@@ -61,5 +70,5 @@ def test_the_tables_are_whole():
 
 
 def test_an_unknown_data_set_is_named():
-    with pytest.raises(ValueError, match="'imagenet' is no data set; there are own, coco-captions"):
-        benchmark_named("imagenet")
+    with pytest.raises(ValueError, match="'cifar' is no data set; there are own, coco-captions"):
+        benchmark_named("cifar")

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from convert.verify.reference import native_model, random_params_with_spread_logits
 from florence_jax import config as configs
+from florence_jax.backbone.config import preset
 from florence_jax.model import Model
+from florence_jax.model.davit import DaViT
 from florence_jax.model.layers import drop_path, dropout
 from florence_jax.ops.attention import dot_product_attention
 from florence_jax.ops.depthwise_conv_xla import (
@@ -78,6 +81,16 @@ def test_drop_path_rates_are_the_references():
                 # Identity stands for a rate of zero.
                 expected = getattr(drop, "drop_prob", 0.0)
                 assert rate == pytest.approx(expected, abs=1e-7)
+
+
+def test_drop_path_rates_per_block_are_timms():
+    """The rates of timm 1.0.31's `davit_tiny` with drop_path_rate=0.3, block by block."""
+    tiny = preset("davit_tiny").vision
+    vision = dataclasses.replace(tiny, drop_path_rate=0.3, drop_path_per_block=True)
+    tower = nnx.eval_shape(lambda: DaViT(vision, rngs=None))
+    rates = [rate for stage in tower.stages for rate in stage.drop_path_rates]
+    expected = [0.0, 0.06, 0.12, 0.18, 0.24, 0.3]
+    np.testing.assert_allclose(rates, [(one, one) for one in expected], atol=1e-7)
 
 
 def test_drop_path_drops_whole_examples_and_keeps_the_mean():

@@ -8,7 +8,7 @@ import functools
 import itertools
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from florence_jax.batch.image_reader import ImagePage, page_count
 from florence_jax.batch.job import Item, Source
 from florence_jax.batch.run_inputs import PinnedSource
 from florence_jax.batch.sources.parquet import Parquet
-from florence_jax.batch.sources.rows import JsonLines, RowReader
+from florence_jax.batch.sources.rows import ANSWER_COLUMNS, JsonLines, RowReader
 from florence_jax.batch.sources.webdataset import WebDataset
 from florence_jax.inference.image_files import Say, named_images
 from florence_jax.inference.requests import Query
@@ -29,8 +29,9 @@ DATA_FILES = {".jsonl": JsonLines, ".parquet": Parquet, ".tar": WebDataset}
 
 def open_source(
     places: Sequence[str | Path],
-    queries: Sequence[Query] = (),
+    queries: Sequence[Query] | None = (),
     *,
+    columns: Collection[str] = ANSWER_COLUMNS,
     image_root: str | Path | None = None,
     say: Say | None = None,
     all_pages: bool = False,
@@ -40,7 +41,9 @@ def open_source(
     Args:
         places: directories of images, `.txt` lists of paths, `.jsonl`, `.parquet` and WebDataset
             `.tar` files, and image files.
-        queries: queries of every image whose row has no task of its own.
+        queries: queries of every image whose row has no task of its own; None where nothing is
+            asked, and tasks of rows are left out.
+        columns: of the rows that the job makes; a row of data may not have them.
         image_root: the directory below which rows name images; by default that of their file.
         say: called with the numbers of skipped files of a directory or archive, by kind.
         all_pages: one item for each page of a file with several, and frame of an animation.
@@ -53,13 +56,14 @@ def open_source(
     for place, images in named_images(places, say):
         if images is None:
             root = str(place.parent if image_root is None else image_root)
-            reader = RowReader(queries=tuple(queries), root=root)
+            asked = None if queries is None else tuple(queries)
+            reader = RowReader(queries=asked, root=root, columns=frozenset(columns))
             parts.append(DATA_FILES[place.suffix.lower()](place, reader, say))
-        elif not queries:
+        elif queries is not None and not queries:
             raise ValueError(f"{place} says nothing of a task: give one (--task)")
         else:
-            parts.append(Files(paths=images, queries=tuple(queries)))
-    source = _Joined(list(map(str, places)), parts, tuple(queries))
+            parts.append(Files(paths=images, queries=tuple(queries or ())))
+    source = _Joined(list(map(str, places)), parts, tuple(queries or ()))
     return AllPages(source) if all_pages else source
 
 

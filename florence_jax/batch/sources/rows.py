@@ -25,8 +25,9 @@ IMAGE_COLUMNS = ("image", "image_base64", "file_name")
 _QUERY = ("task", "text", "region", "labels")
 # What people call the column `task` or `queries`.
 _MEANT_TASK = frozenset({"task", "tasks", "prompt", "prompts", "query", "prefix"})
-# Columns of the output that are the runner's or the job's.
-_RESERVED = frozenset({"answers", "width", "height", "error", "image_note"})
+# Columns of the output that are the runner's, and those of a job that answers queries.
+_RESERVED = frozenset({"width", "height", "error", "image_note"})
+ANSWER_COLUMNS = frozenset({"answers"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,14 @@ class RowReader:
     """Makes items of the rows of one source.
 
     Attributes:
-        queries: asked about rows that bring no task of their own.
+        queries: asked about rows that bring no task of their own; None where nothing is asked.
         root: the directory below which rows name images.
+        columns: of the rows that the job makes.
     """
 
-    queries: tuple[Query, ...] = ()
+    queries: tuple[Query, ...] | None = ()
     root: str
+    columns: frozenset[str] = ANSWER_COLUMNS
 
     def item(self, place: str, row: Any) -> Item:
         """The item of one row; a row that makes no sense gives an item with an error.
@@ -57,10 +60,15 @@ class RowReader:
         given = row.get("id")
         name = place if given is None else str(given)
         try:
-            image, queries = _image(row, self.root), _queries(row) or self.queries
-            if not queries:
-                raise ValueError("the row has no `task`, and none was given for all rows (--task)")
-            return Item(id=name, image=image, queries=queries, extra=_extra(row))
+            image, queries = _image(row, self.root), ()
+            if self.queries is not None:
+                queries = _queries(row) or self.queries
+                if not queries:
+                    raise ValueError(
+                        "the row has no `task`, and none was given for all rows (--task)"
+                    )
+            extra = _extra(row, _RESERVED | self.columns)
+            return Item(id=name, image=image, queries=queries, extra=extra)
         except ValueError as error:
             return Item(id=name, error=f"{place}: {error}")
 
@@ -145,12 +153,12 @@ def _query(fields: Any) -> Query:
     return Query(prompt=fields["task"], text=text, region=region, labels=labels)
 
 
-def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
+def _extra(row: Mapping[str, Any], reserved: frozenset[str]) -> dict[str, Any]:
     own = {"id", "image", "image_base64", "queries"}
     own |= set(_QUERY) if row.get("task") is not None else {"task"}
     own |= {"file_name"} if _image_column(row) == "file_name" else set()
     extra = {name: value for name, value in row.items() if name not in own}
-    taken = sorted(_RESERVED & set(extra))
+    taken = sorted(reserved & set(extra))
     if taken:
         raise ValueError(f"the columns {taken} are the output's own: give them other names")
     return extra

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from florence_jax.processing.image import ImageError
 from florence_jax.processing.image.load import MAX_PIXELS, load_image
@@ -65,7 +66,15 @@ def preprocess_crop(image: Any, config: CropConfig) -> np.ndarray:
     Raises:
         ImageError: an image that cannot be loaded.
     """
-    picture = load_image(image)
+    return normalised(crop_picture(load_image(image), config), config.pixels)
+
+
+def crop_picture(picture: Image.Image, config: CropConfig) -> Image.Image:
+    """An RGB image resized and cropped, before its pixels are normalised.
+
+    Raises:
+        ImageError: an image so narrow that resizing it would take too much memory.
+    """
     height, width = config.size
     size = _resized_size(picture.size, config)
     if math.prod(size) > MAX_PIXELS:
@@ -75,8 +84,7 @@ def preprocess_crop(image: Any, config: CropConfig) -> np.ndarray:
         )
     resized = resize_picture(picture, size, config.resample)
     left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
-    cropped = resized.crop((left, top, left + width, top + height))
-    return normalised(cropped, config.pixels)
+    return resized.crop((left, top, left + width, top + height))
 
 
 def _resized_size(size: tuple[int, int], config: CropConfig) -> tuple[int, int]:

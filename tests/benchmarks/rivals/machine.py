@@ -15,7 +15,7 @@ from tests.benchmarks.rivals.samples import Sample
 # time that user time includes already.
 _IDLE_COLUMNS = (3, 4)
 _COUNTED_COLUMNS = 8
-_PACKAGES = ("jax", "torch", "transformers", "onnxruntime", "ctranslate2")
+_PACKAGES = ("jax", "torch", "transformers", "timm", "onnxruntime", "ctranslate2")
 
 
 @dataclass(frozen=True)

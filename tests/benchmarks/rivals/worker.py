@@ -111,6 +111,9 @@ class Server:
     def _inputs(self, batch: int) -> Any:
         from tests.benchmarks.rivals.inputs import make_inputs
 
+        # An engine of another kind of network draws its own.
+        if hasattr(self.engine, "make_inputs"):
+            return self.engine.make_inputs(batch)
         return make_inputs(self.settings.model_config(), self.settings, batch)
 
 
