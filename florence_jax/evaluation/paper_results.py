@@ -192,13 +192,20 @@ _IMAGENET = Table(
     columns=("ImageNet val top-1",),
     rows=(("davit_tiny", (82.8,)), ("davit_small", (84.2,)), ("davit_base", (84.6,))),
 )
+_DAVIT_README = "README of github.com/dingmyu/davit"
 _IMAGENET_TOP_5 = Table(
     title="DaViT on ImageNet-1K, 224 px, of the released weights",
-    source="README of github.com/dingmyu/davit",
+    source=_DAVIT_README,
     columns=("ImageNet val top-5",),
     rows=(("davit_tiny", (96.2,)), ("davit_small", (96.9,)), ("davit_base", (96.9,))),
 )
-TABLES += (_IMAGENET, _IMAGENET_TOP_5)
+_ADE20K = Table(
+    title="DaViT with UperNet on ADE20K, 512 px",
+    source=_DAVIT_README,
+    columns=("ADE20K val mIoU",),
+    rows=(("DaViT-T", (46.3,)), ("DaViT-S", (48.8,)), ("DaViT-B", (49.4,))),
+)
+TABLES += (_IMAGENET, _IMAGENET_TOP_5, _ADE20K)
 
 # Suffixes of copies on the hub; they hold the published weights, and the same scores apply.
 _SUFFIXES = ("-hf", "-no-flash-attn", ".msft_in1k")
