@@ -1,9 +1,9 @@
 """The wheel holds the library alone and answers in a fresh environment that has no torch."""
 
+import dataclasses
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import venv
@@ -15,9 +15,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from florence_jax.demo.bundled_model import held_out_scenes
-from tests.random_pipeline import random_checkpoint, random_image
+from florence_jax.model import Model, random_params_with_spread_logits
+from tests.random_pipeline import random_image, small_pipeline
 from tests.shared_data import needs_shared
 from tests.small_checkpoint import write_small_checkpoint
+from tests.training.small import CONFIG
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,7 +47,7 @@ import florence_jax as fj
 def logits(**adapter):
     model, params = fj.load("base", **adapter)
     ids = np.ones((1, 4), np.int32)
-    pixels = np.zeros((1, 64, 64, 3), np.float32)
+    pixels = np.zeros((1, 16, 16, 3), np.float32)
     return model.logits(params, pixel_values=pixels, input_ids=ids, decoder_input_ids=ids)
 
 plain, merged = logits(), logits(adapter="run/adapter")
@@ -53,6 +55,16 @@ beside = logits(adapter="run/adapter", merge_adapter=False)
 np.testing.assert_allclose(merged, beside, atol=1e-4)
 assert np.abs(merged - plain).max() > 0.01
 """
+
+
+def smallest_pipeline():
+    """The model of the training tests, whose step compiles in seconds, for 16 x 16 pixels."""
+    text = dataclasses.replace(CONFIG.text, vocab_size=1285)
+    config = dataclasses.replace(CONFIG, text=text, image_token_id=1284)
+    params = random_params_with_spread_logits(config, 0)
+    pipeline = small_pipeline(model=Model(config=config), params=params)
+    size = dataclasses.replace(pipeline.image_config, size=(16, 16))
+    return dataclasses.replace(pipeline, image_config=size)
 
 
 def run(*command, cwd=None, **variables):
@@ -163,7 +175,7 @@ def trainer(bare, wheel):
 
 
 def test_trains_an_adapter_and_applies_it_merged_or_not(trainer, tmp_path):
-    shutil.copytree(random_checkpoint(), tmp_path / "base")
+    smallest_pipeline().save_pretrained(tmp_path / "base")
     random_image().save(tmp_path / "scene.png")
     row = {"image": "scene.png", "prefix": "<CAPTION>", "suffix": "a red car"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
