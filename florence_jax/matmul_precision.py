@@ -1,4 +1,7 @@
-"""How float32 is multiplied: in float32, or in fewer bits that accelerators compute faster."""
+"""How float32 is multiplied: in float32, or in fewer bits that accelerators compute faster.
+
+jax is imported where it is used: the trainer's settings name a precision before jax is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
-
-import jax
 
 MatmulPrecision = Literal["default", "high", "highest"]
 
@@ -33,11 +34,15 @@ def precision_scope(
     """
     if dtype != "float32":
         return contextlib.nullcontext()
+    import jax
+
     return jax.default_matmul_precision(precision)
 
 
 def current_precision() -> str | None:
     """jax's setting where a function is being traced; None where there is none."""
+    import jax
+
     return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -47,9 +52,11 @@ def same_precision(precision: str | None) -> contextlib.AbstractContextManager[N
     The rules of a `jax.custom_vjp` are traced when it is differentiated, perhaps outside of the
     scope that it was called in.
     """
-    return (
-        contextlib.nullcontext() if precision is None else jax.default_matmul_precision(precision)
-    )
+    if precision is None:
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.default_matmul_precision(precision)
 
 
 def at_model_precision(function: Callable[..., Any]) -> Callable[..., Any]:

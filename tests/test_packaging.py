@@ -26,8 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPE = """
 from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
 from florence_jax.training.data.sources import JsonlConfig
-from florence_jax.training.lora import LoraConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import LoraConfig, OptimizerConfig
 
 config = TrainConfig(
     directory="run",

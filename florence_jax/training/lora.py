@@ -8,7 +8,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -20,42 +19,7 @@ from florence_jax.adapters import Adapter, LowRank
 from florence_jax.model.layers import Linear, dropout, fold_in
 from florence_jax.sharding import ParamSharding
 from florence_jax.sharding.param_sharding import Shape
-from florence_jax.training.checked import Checked, counted, not_finite, positive, within
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig(Checked):
-    """Which kernels get an adapter, and how large.
-
-    Attributes:
-        rank: columns of `a`; 0 trains without adapters.
-        alpha: the adapter is scaled by alpha / rank (alpha / sqrt(rank) with `rank_stabilised`).
-        dropout: probability of zeroing an input entry of the adapter.
-        targets: regex of kernel paths, matched whole. The default is every linear layer of BART and
-            the vision tower. The projector's kernel between them is left out: the original model
-            holds it as a bare parameter, which PEFT cannot adapt.
-        rank_stabilised: https://arxiv.org/abs/2312.03732.
-    """
-
-    rank: int = 0
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: str = r"(?!projector/).*/(q_proj|k_proj|v_proj|out_proj|fc1|fc2|qkv|proj)/kernel"
-    rank_stabilised: bool = False
-
-    def problems(self) -> Iterator[str]:
-        yield from not_finite(self, "lora.")
-        yield from counted("lora.rank", self.rank, 0, 65_536)
-        yield from within("lora.dropout", self.dropout, 0, 1)
-        yield from positive("lora.alpha", self.alpha)
-        try:
-            re.compile(self.targets or "")
-        except re.error as error:
-            yield f"lora.targets {self.targets!r} is no regex: {error}"
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+from florence_jax.training.settings import LoraConfig
 
 
 def init_factors(

@@ -3,40 +3,16 @@
 Shapes: B batch, L label tokens, D model, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from florence_jax.training.checked import Checked, counted, not_finite, within
+from florence_jax.training.settings import LossConfig
 
 # The label of padding, as ignore_index of torch's CrossEntropyLoss and of transformers.
 IGNORE = -100
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig(Checked):
-    """Settings of the loss.
-
-    Attributes:
-        label_smoothing: share of the label's probability spread evenly over the vocabulary.
-        z_loss: weight of log(Z)^2, which keeps the logits' normaliser near 1
-            (https://arxiv.org/abs/2204.02311, section 5).
-        chunk: label tokens whose logits exist at one time; 0 for all. A vocabulary of 51,289
-            makes logits the largest activation of long labels; chunks recompute them backward.
-    """
-
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    chunk: int = 0
-
-    def problems(self) -> Iterator[str]:
-        yield from not_finite(self, "loss.")
-        yield from within("loss.label_smoothing", self.label_smoothing, 0, 1)
-        yield from within("loss.z_loss", self.z_loss, 0)
-        yield from counted("loss.chunk", self.chunk, 0)
 
 
 class TokenSums(NamedTuple):

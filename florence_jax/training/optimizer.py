@@ -1,23 +1,21 @@
 """The optimizer as an optax transformation: parameter groups, learning rates, moving average."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from florence_jax.config import Florence2Config
-from florence_jax.training.checked import Checked, counted, not_finite, positive, within
+from florence_jax.training.settings import NO_DECAY, OptimizerConfig, warmup_problem
 
 Rules = Sequence[tuple[str, float]]
 
 # The reference computes this table and registers it as a buffer: it never trains.
 CONSTANTS = r"projector/temporal_positions"
-# Norms, biases and positions are not decayed, as in the transformers trainer and most papers.
-NO_DECAY = r".*/bias|.*norm[^/]*/scale|.*positions.*"
 
 
 class RuleError(ValueError):
@@ -123,71 +121,6 @@ def _layer_of(path: str, config: Florence2Config) -> int:
         below = vision + 1 + text.encoder_layers
         return below + (int(rest[1]) + 1 if rest[0] == "layers" else 0)
     return _layers(config)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Checked):
-    """How parameters move.
-
-    Attributes:
-        name: "adamw"; "lion" keeps one moment instead of two; "adafactor" keeps a row and a column
-            of the second moment and no first.
-        learning_rate: the schedule's peak.
-        schedule: what follows the warm-up: "cosine" or "linear" down to `final_fraction` of the
-            peak at the last step, or "constant".
-        warmup_steps: steps of linear growth from 0 (the paper: 5,000).
-        final_fraction: the last learning rate as a share of the peak.
-        b1: decay of the first moment.
-        b2: decay of the second moment.
-        eps: added to the denominator.
-        weight_decay: decoupled from the gradient, times the learning rate.
-        no_decay: regex of parameters without weight decay, matched whole.
-        clip_norm: gradients are scaled down to this global norm; 0 leaves them.
-        rules: (regex, multiple of the learning rate) in order, the first match decides; 0 freezes.
-        layer_decay: learning rate's factor for each layer further from the decoder's top.
-        ema_decay: keep an exponential moving average of the parameters; 0 keeps none.
-    """
-
-    name: Literal["adamw", "lion", "adafactor"] = "adamw"
-    learning_rate: float = 1e-5
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = 0
-    final_fraction: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    no_decay: str = NO_DECAY
-    clip_norm: float = 1.0
-    rules: tuple[tuple[str, float], ...] = ((".*", 1.0),)
-    layer_decay: float = 1.0
-    ema_decay: float = 0.0
-
-    def problems(self) -> Iterator[str]:
-        yield from not_finite(self, "optimizer.")
-        for field in ("learning_rate", "eps", "layer_decay"):
-            yield from positive(f"optimizer.{field}", getattr(self, field))
-        if self.clip_norm:
-            # As float32, a smaller one would scale every gradient to nothing.
-            yield from positive("optimizer.clip_norm", self.clip_norm)
-        yield from counted("optimizer.warmup_steps", self.warmup_steps, 0)
-        for field in ("weight_decay", "final_fraction"):
-            yield from within(f"optimizer.{field}", getattr(self, field), 0)
-        for field in ("b1", "b2", "ema_decay"):
-            yield from within(f"optimizer.{field}", getattr(self, field), 0, 1)
-        for pattern, rate in self.rules or ():
-            yield from within(f"optimizer.rules: the rate of {pattern!r}", rate, 0)
-
-
-def warmup_problem(config: OptimizerConfig, steps: int) -> str | None:
-    """The reason why the warm-up does not fit into a run of `steps` steps, or None."""
-    if not config.warmup_steps or config.warmup_steps < steps:
-        return None
-    return (
-        f"optimizer.warmup_steps is {config.warmup_steps} and the run has {steps} steps: the peak "
-        "would never be reached; lengthen the run, or shorten the warm-up "
-        f"(--optimizer.warmup-steps {steps // 10})"
-    )
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,11 @@ from florence_jax.checkpoint.param_tree import unflatten
 from florence_jax.model import Florence2, Model
 from florence_jax.model.layers import fold_in
 from florence_jax.processing.image.pixels import ImageConfig
-from florence_jax.training.lora import LoraConfig, adapt, is_factor
-from florence_jax.training.losses import LossConfig, TokenSums, shift_right, summed_loss
+from florence_jax.training.lora import adapt, is_factor
+from florence_jax.training.losses import TokenSums, shift_right, summed_loss
 from florence_jax.training.optimizer import update_ema
+from florence_jax.training.settings import LoraConfig, LossConfig, Remat
 from florence_jax.training.state import Batch, Flat, TrainState
-
-# "none" keeps everything; "blocks" keeps what enters a block of the vision tower or a layer of the
-# text model; "dots" keeps what its linear layers return as well.
-Remat = Literal["none", "blocks", "dots"]
 
 _POLICIES = {
     "blocks": jax.checkpoint_policies.nothing_saveable,

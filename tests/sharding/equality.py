@@ -25,9 +25,9 @@ from florence_jax.model import random_params_with_spread_logits
 from florence_jax.processing import ImageConfig
 from florence_jax.sharding import MeshShape, make_mesh, pad_rows, padded_rows, use_mesh
 from florence_jax.training.config import DataConfig, ModelConfig, TrainConfig
-from florence_jax.training.optimizer import OptimizerConfig
 from florence_jax.training.prepare import TrainSetup, build_training
 from florence_jax.training.pretrained import PretrainedFiles
+from florence_jax.training.settings import OptimizerConfig
 from florence_jax.training.state import Batch
 from tests.training.small import CONFIG, small_batch
 from train.shapes.source import ShapesConfig

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from florence_jax.training.config import EvaluationConfig, ExportConfig, LoggingConfig, ModelConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import OptimizerConfig
 from tests.training.runs import a_config
 from tests.training.small import CONFIG
 

@@ -16,7 +16,8 @@ import numpy as np
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.sharding import make_mesh
-from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints, named_leaves
+from florence_jax.training.checkpointing.manager import Checkpoints, named_leaves
+from florence_jax.training.settings import CheckpointConfig
 from tests.sharding.equality import SIZES, training_on
 
 AXES = {"dp": "data", "fsdp": "fsdp", "tp": "tensor"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from florence_jax.runtime.jsonl import read_lines
-from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints, named_leaves
+from florence_jax.training.checkpointing.manager import Checkpoints, named_leaves
 from florence_jax.training.config import (
     DataConfig,
     EvaluationConfig,
@@ -16,9 +16,9 @@ from florence_jax.training.config import (
     TrainConfig,
 )
 from florence_jax.training.config_loader import from_tree
-from florence_jax.training.optimizer import OptimizerConfig
 from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import read_pretrained
+from florence_jax.training.settings import CheckpointConfig, OptimizerConfig
 from florence_jax.training.state import drop_frozen
 from tests.training.small import CONFIG
 from train.shapes import SceneConfig

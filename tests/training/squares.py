@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.config import BartConfig, DaViTConfig, Florence2Config
-from florence_jax.training.checkpointing.manager import CheckpointConfig
 from florence_jax.training.config import (
     DataConfig,
     EvaluationConfig,
@@ -20,7 +19,7 @@ from florence_jax.training.config import (
     ModelConfig,
     TrainConfig,
 )
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import CheckpointConfig, OptimizerConfig
 
 SIDE = 32
 COLOURS = {

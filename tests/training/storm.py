@@ -14,10 +14,11 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-from florence_jax.training.checkpointing.manager import CheckpointConfig, damage
+from florence_jax.training.checkpointing.manager import damage
 from florence_jax.training.config import LoggingConfig, TrainConfig
 from florence_jax.training.config_loader import to_tree
 from florence_jax.training.loop import Outcome
+from florence_jax.training.settings import CheckpointConfig
 from tests.training.runs import a_config, final_state, lines
 
 # Whatever a step's line says, the clock's readings aside.

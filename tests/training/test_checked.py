@@ -10,9 +10,7 @@ import pytest
 from florence_jax.training.config import DataConfig, TrainConfig
 from florence_jax.training.config_loader import SettingsError, load_config
 from florence_jax.training.data.augment import AugmentConfig
-from florence_jax.training.lora import LoraConfig
-from florence_jax.training.losses import LossConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import LoraConfig, LossConfig, OptimizerConfig
 from tests.training.runs import a_config, world
 from train.shapes import SceneConfig
 from train.shapes.source import ShapesConfig

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints, named_leaves
+from florence_jax.training.checkpointing.manager import Checkpoints, named_leaves
+from florence_jax.training.settings import CheckpointConfig
 from florence_jax.training.state import new_state
 from tests.training.small import small_params
 

@@ -12,11 +12,12 @@ from florence_jax.adapters.merge import merge_lora
 from florence_jax.checkpoint import load_checkpoint
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.training.checkpointing.export import export_run, main
-from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints
+from florence_jax.training.checkpointing.manager import Checkpoints
 from florence_jax.training.config import ExportConfig
-from florence_jax.training.lora import LoraConfig, is_factor
+from florence_jax.training.lora import is_factor
 from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import load_parameters, prepare_pretrained
+from florence_jax.training.settings import CheckpointConfig, LoraConfig
 from florence_jax.training.state import drop_frozen
 from tests.training.runs import a_config
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from florence_jax.training.losses import IGNORE, LossConfig, shift_right, summed_loss
+from florence_jax.training.losses import IGNORE, shift_right, summed_loss
+from florence_jax.training.settings import LossConfig
 
 
 @pytest.fixture(scope="module")

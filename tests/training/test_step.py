@@ -10,13 +10,13 @@ import optax
 import pytest
 
 from florence_jax.model import Model
-from florence_jax.training.lora import LoraConfig, init_factors, merge
+from florence_jax.training.lora import init_factors, merge
 from florence_jax.training.optimizer import (
-    OptimizerConfig,
     assign_param_groups,
     build_optimizer,
     learning_rate_schedule,
 )
+from florence_jax.training.settings import LoraConfig, OptimizerConfig
 from florence_jax.training.state import new_state, not_finite
 from florence_jax.training.step import (
     LossFn,

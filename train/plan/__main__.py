@@ -18,7 +18,7 @@ from florence_jax.runtime.program import run_program
 from florence_jax.runtime.program_parser import ProgramParser
 from florence_jax.sharding.mesh import AXES
 from florence_jax.training.data.storage import is_url
-from florence_jax.training.step import Remat
+from florence_jax.training.settings import Remat
 from train.plan.chips import CHIPS
 from train.plan.compiled import Compiled
 from train.plan.report import report

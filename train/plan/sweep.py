@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from florence_jax.runtime.atomic_file import atomic_open, named_errors
 from florence_jax.runtime.text_file import json_lines
-from florence_jax.training.step import Remat
+from florence_jax.training.settings import Remat
 from train.plan.bounds import bounds
 from train.plan.compiled import Answer, Compiled, gib
 from train.plan.report import draw

@@ -27,7 +27,7 @@ from florence_jax.runtime.program import run_program
 from florence_jax.runtime.program_parser import ProgramParser
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.sharding import all_gather_to_hosts
-from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints
+from florence_jax.training.checkpointing.manager import Checkpoints
 from florence_jax.training.checkpointing.resume import CONFIG, PROCESSOR
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import from_tree
@@ -36,6 +36,7 @@ from florence_jax.training.lora import as_adapter, is_factor
 from florence_jax.training.metrics.evaluation import merged
 from florence_jax.training.prepare import TrainSetup, build_training
 from florence_jax.training.pretrained import PretrainedFiles, read_pretrained
+from florence_jax.training.settings import CheckpointConfig
 from florence_jax.training.state import TrainState, drop_frozen, eval_params
 
 _LOCK = ".export.lock"

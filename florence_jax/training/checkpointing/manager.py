@@ -8,13 +8,12 @@
 `florence_jax.training.checkpointing.manager` says why Orbax alone does not do.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ import orbax.checkpoint as ocp
 from florence_jax.runtime.atomic_dir import make_durable, sync
 from florence_jax.runtime.orbax_failures import quiet_failures
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_bytes, read_json
-from florence_jax.training.checked import Checked, counted
 from florence_jax.training.distributed import broadcast_bool, is_first, wait_for_all
+from florence_jax.training.settings import CheckpointConfig
 
 _META = "meta.json"
 _STATE = "state"
@@ -38,28 +37,6 @@ _FORMAT = "florence-jax-run-1"
 
 class RestoreError(ValueError):
     """A checkpoint that cannot be what is asked for; the message names the difference."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig(Checked):
-    """When to save, and what to keep.
-
-    Attributes:
-        every: steps between two checkpoints.
-        keep_last: the newest ones that are kept.
-        keep_every: checkpoints at multiples of this many steps are kept for good; 0 for none.
-        keep_best: whether the best one by the run's metric is kept too.
-    """
-
-    every: int = 1000
-    keep_last: int = 3
-    keep_every: int = 0
-    keep_best: bool = True
-
-    def problems(self) -> Iterator[str]:
-        yield from counted("checkpoint.every", self.every, 1)
-        yield from counted("checkpoint.keep_last", self.keep_last, 1)
-        yield from counted("checkpoint.keep_every", self.keep_every, 0)
 
 
 class Checkpoints:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
-from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints
+from florence_jax.training.checkpointing.manager import Checkpoints
 from florence_jax.training.config import DataConfig, TrainConfig
 from florence_jax.training.config_loader import differences, to_tree
 from florence_jax.training.data.example import DataError
@@ -29,6 +29,7 @@ from florence_jax.training.metrics.judge import LOSSES
 from florence_jax.training.metrics.logger import say
 from florence_jax.training.prepare import TrainSetup
 from florence_jax.training.pretrained import PretrainedFiles, load_parameters
+from florence_jax.training.settings import CheckpointConfig
 from florence_jax.training.state import TrainState, drop_frozen
 
 CONFIG = "config.json"

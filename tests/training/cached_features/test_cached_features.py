@@ -25,11 +25,12 @@ from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.tabular import Jsonl
 from florence_jax.training.dry_run import dry_run
 from florence_jax.training.loop import Outcome, train
-from florence_jax.training.lora import LoraConfig, is_factor
+from florence_jax.training.lora import is_factor
 from florence_jax.training.metrics.flops import update_flops
 from florence_jax.training.optimizer import assign_param_groups
 from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import load_parameters, prepare_pretrained
+from florence_jax.training.settings import LoraConfig
 from florence_jax.training.step import LossFn
 from tests.training.cached_features.data import DAMAGED, PICTURES, frozen_config, write_pictures
 from tests.training.runs import final_state, lines, steps

@@ -9,13 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from florence_jax.training.checkpointing.manager import (
-    CheckpointConfig,
-    Checkpoints,
-    RestoreError,
-    damage,
-    digest,
-)
+from florence_jax.training.checkpointing.manager import Checkpoints, RestoreError, damage, digest
+from florence_jax.training.settings import CheckpointConfig
 from florence_jax.training.state import new_state
 from tests.training.small import small_params
 
