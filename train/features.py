@@ -17,15 +17,19 @@ from florence_jax.runtime.program import run_program
 from florence_jax.training.config import TrainConfig
 from florence_jax.training.config_loader import RunSettings, parse_program_flags
 
-_EXAMPLE = """
+_DESCRIPTION = """\
+Compute and store the vision tower's output for every image.
+
+  It takes the flags of `florence-jax train`. Images whose features are stored already are skipped,
+  so the same command resumes where it was stopped, and adds what was added to the data.
 
 example:
   python -m train.features --config train/recipes/frozen_tower.py --data.directory my_data \\
       --data.cached-features my_features
   florence-jax train     (with the same flags)
 
-Exit status: 0 done, 1 failed, 2 a wrong flag, 143 interrupted; computed features are kept in any
-case.
+exit status:
+  0 done, 1 failed, 2 a wrong flag, 143 interrupted; computed features are kept in any case
 """
 
 
@@ -56,7 +60,7 @@ def _run(arguments: Sequence[str]) -> int:
         FeatureOptions,
         arguments,
         prog="python -m train.features",
-        description=f"{__doc__}{_EXAMPLE}",
+        description=_DESCRIPTION,
     )
     return _fill(options.run, options.images_at_once)
 

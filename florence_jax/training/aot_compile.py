@@ -55,8 +55,9 @@ class AotCompiled:
         if shapes not in self._compiled:
             started = time.perf_counter()
             sizes = ", ".join(str(list(shape)) for shape, _ in shapes)
+            again = "for another shape" if self._compiled else "once, which may take minutes"
             # Minutes without another word, for a large model.
-            self._tell(f"compiling {self._name} for batches of {sizes} ...")
+            self._tell(f"compiling {self._name} ({again}): batches of {sizes} ...")
             self._compiled[shapes] = self._interruption.wait_for(
                 lambda: self._compile(first, batch)
             )

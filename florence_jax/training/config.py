@@ -6,7 +6,6 @@ from typing import Literal
 
 from florence_jax.config import PRESETS, Florence2Config
 from florence_jax.matmul_precision import MatmulPrecision
-from florence_jax.sharding import parse_mesh
 from florence_jax.training.checked import (
     Checked,
     counted,
@@ -15,15 +14,19 @@ from florence_jax.training.checked import (
     positive,
     within,
 )
-from florence_jax.training.checkpointing.manager import CheckpointConfig
 from florence_jax.training.data.augment import AugmentConfig
+from florence_jax.training.data.example import ObjectOrder
 from florence_jax.training.data.sources import SourceConfig
 from florence_jax.training.data.storage import is_url
-from florence_jax.training.lora import LoraConfig
-from florence_jax.training.losses import LossConfig
 from florence_jax.training.metrics.judge import metric_problems
-from florence_jax.training.optimizer import OptimizerConfig, warmup_problem
-from florence_jax.training.step import Remat
+from florence_jax.training.settings import (
+    CheckpointConfig,
+    LoraConfig,
+    LossConfig,
+    OptimizerConfig,
+    Remat,
+    warmup_problem,
+)
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -37,9 +40,9 @@ class ModelConfig(Checked):
         revision: Branch, tag or commit of a hub id.
         architecture: Without `start`, the sizes of random weights: base, large, large-4k, tiny, or
             an object with the fields of Florence2Config.
-        processor: Directory or hub id of the tokenizer and the processor, by default those of
-            `start`; "bytes" for one token a byte; or "module:function", which writes them and is
-            called with (directory, image_size=(height, width), image_tokens=...).
+        processor: Directory or hub id of the tokenizer and the processor, by default those that
+            come with `start`; "bytes" for one token a byte; or "module:function", which writes them
+            and is called with (directory, image_size=(height, width), image_tokens=...).
         from_scratch: Initialise random weights for training from scratch
             (`florence_jax.training.pretrained.scratch_parameters`), not as the reference does.
         dtype: Dtype of the activations. Trainable parameters are float32 in any case.
@@ -91,6 +94,8 @@ class DataConfig(Checked):
     Attributes:
         directory: A data set in the train/valid/test convention: each folder holds a .jsonl file or
             a *.coco.json file, and the images. It adds to `train` and `valid`.
+        order: Order in which the labels of `directory` name objects, see `order` of a source; by
+            default that of the layout.
         train: Training data sets.
         valid: Validation data sets.
         mix: "rows" draws each row of a batch from the mixture; "batches" draws each batch from one
@@ -105,6 +110,10 @@ class DataConfig(Checked):
             longest row fits. Each pair of lengths compiles a program of its own: where that takes
             long, set it to the longest.
         min_labels_bucket: The same for the labels.
+        one_length: Pad every batch to the longest prompt and labels of the training data, which are
+            measured when the run begins: one program is compiled. For small data sets and short
+            runs, where compiling takes longer than computing with padding. Several processes do
+            this in any case.
         augment: Image augmentation.
         cached_features: With a frozen vision tower, the directory with its output for every
             training image, written by `python -m train.features`. Training then never runs the
@@ -119,6 +128,7 @@ class DataConfig(Checked):
     """
 
     directory: str = ""
+    order: ObjectOrder | None = None
     train: tuple[SourceConfig, ...] = ()
     valid: tuple[SourceConfig, ...] = ()
     mix: Literal["rows", "batches"] = "rows"
@@ -127,6 +137,7 @@ class DataConfig(Checked):
     max_labels: int | None = None
     min_prompt_bucket: int = 16
     min_labels_bucket: int = 32
+    one_length: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     cached_features: str | None = None
     threads: int = 4
@@ -137,6 +148,8 @@ class DataConfig(Checked):
     def problems(self) -> Iterator[str]:
         if not self.directory and not self.train:
             yield "name training data: data.directory or data.train"
+        if self.order is not None and not self.directory:
+            yield "data.order is that of data.directory: give each source of data.train its own"
         for kind in ("prompt", "labels"):
             yield from counted(f"data.min_{kind}_bucket", getattr(self, f"min_{kind}_bucket"), 2)
             yield from counted(f"data.max_{kind}", getattr(self, f"max_{kind}"), 2)
@@ -159,6 +172,8 @@ class EvaluationConfig(Checked):
 
     Attributes:
         every: Steps between two evaluations; 0 for none. There is one after the last step too.
+        before: Evaluate before the first step too: the run ends with a comparison, and what cannot
+            be evaluated is said at once.
         examples: Examples of each source for the loss; 0 for all.
         answers: Answers that are generated and judged of each source; 0 for none.
         images: Generated answers that are drawn beside the truth.
@@ -171,6 +186,7 @@ class EvaluationConfig(Checked):
     """
 
     every: int = 1000
+    before: bool = False
     examples: int = 1000
     answers: int = 100
     images: int = 8
@@ -284,6 +300,8 @@ class TrainConfig(Checked):
                 "finished to the bucket, for example with `gcloud storage rsync`"
             )
         if self.mesh:
+            from florence_jax.sharding import parse_mesh  # which imports jax
+
             try:
                 parse_mesh(self.mesh)
             except ValueError as error:
@@ -318,7 +336,7 @@ def _augment_problems(data: DataConfig) -> Iterator[str]:
     moved = [f"data.augment.{n}" for n in ("flip", "scale_jitter") if getattr(data.augment, n)]
     if moved and any(source.questions > 1 for source in data.train):
         yield (
-            f"{' and '.join(moved)} would move a picture under the other questions asked of "
+            f"{' and '.join(moved)} would move an image under the other questions asked of "
             "it: set these to 0, or questions of each source to 1"
         )
 
@@ -334,7 +352,7 @@ def _cached_features_problems(data: DataConfig, directory: str) -> Iterator[str]
     changed = [f"data.augment.{n}={v:g}" for n, v in vars(data.augment).items() if v]
     if changed:
         yield (
-            f"data.cached_features={directory} holds what a tower sees in pictures as they "
+            f"data.cached_features={directory} holds what a tower sees in images as they "
             f"are, and {', '.join(changed)} would change them: set these to 0, or "
             "data.cached_features to None"
         )

@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from florence_jax.runtime.help_text import help_columns, wrapped
 from florence_jax.runtime.program import has_colours
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_json
 from florence_jax.training.checked import collecting_problems, did_you_mean
@@ -114,7 +115,8 @@ def parse_flags(
     Args:
         default: the values of fields without a flag, such as a recipe's.
         prog: the program's name, for its help.
-        description: the beginning of its help; by default the class's docstring.
+        description: the beginning of its help; by default the class's docstring. tyro joins lines
+            that begin with a letter: indent those that must stand alone.
 
     Raises:
         SettingsError: values that do not fit; the message has a line for each.
@@ -134,7 +136,7 @@ def parse_flags(
             kind,
             args=[*cleared, *flags],
             prog=prog,
-            description=description,
+            description=description and wrapped(description, help_columns()),
             default=tyro.MISSING_NONPROP if default is None else default,
             registry=_json_flags(),
         )

@@ -21,17 +21,17 @@ from florence_jax.training.prepare import TrainSetup, prepare
 from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.state import Batch
 
-_PICTURES = 8
+_MOST_DRAWN = 8
 
 
 def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
-    """Lines to print; the first batch's pictures go to `directory`."""
+    """Lines to print; the first batch's images go, with their labels drawn, to `directory`."""
     yield json.dumps(to_tree(config), indent=1)
     # On this machine's devices, not those that the run divides its parameters over.
     prepared = prepare(dataclasses.replace(config, mesh=""), directory / "processor")
     pretrained, setup = prepared.pretrained, prepared.setup
     yield from _sizes(setup)
-    # Pixels even where features are cached, so that there are pictures to look at.
+    # Pixels even where features are cached, so that there are images to look at.
     loader = prepared.loader
     limits = f"{prepared.preprocessor.max_prompt} and {prepared.preprocessor.max_labels}"
     yield f"steps: {setup.steps:,}; texts of at most {limits} tokens"
@@ -109,12 +109,12 @@ def _batch(batch: Batch, pretrained: PretrainedFiles, directory: Path) -> Iterat
         question = tokenizer.decode(prompt[prompt != tokenizer.pad_id].tolist())
         text = tokenizer.decode(label[label >= 0].tolist())
         yield f"  {row}\n    prompt {question}\n    labels {text}"
-        if number < _PICTURES:
+        if number < _MOST_DRAWN:
             picture = enlarged(Image.fromarray(image))
             result = parse(text, _task(question), picture.size)
             path = directory / f"{number:04d}.png"
             save_side_by_side(path, picture, {question: result})
-    yield f"pictures: {directory}"
+    yield f"drawn: {directory}"
 
 
 def _task(question: str) -> str:

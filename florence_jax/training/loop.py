@@ -143,6 +143,9 @@ class Trainer:
             cached_features=setup.config.data.cached_features is not None,
         )
         self.last: dict[str, float] = {}
+        # Figures of the evaluations before the first step and of the latest.
+        self.before: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
         self.any_process = AnyProcess()
         self.refused: TooManyProblems | None = None
 
@@ -182,13 +185,16 @@ class Trainer:
             log.say(f"going on at step {first} of {steps}")
             log.write("resumed", first, {})
         try:
+            if config.evaluation.before and not first:
+                self.before = self._evaluate(evaluation, state, 0)
             for step in itertools.count(first):
                 # Past the last step, where a run with a constant rate resumes with fewer steps.
                 done = step >= steps
                 evaluated = self.policy.last_eval_step == step
                 if _is_due(config.evaluation.every, step, done) and not evaluated:
                     self._check_finite(state)
-                    if self._evaluate(evaluation, state, step):
+                    self.latest = self._evaluate(evaluation, state, step)
+                    if self.latest and self.policy.is_best(step, self.latest):
                         self._save(state, step, best=True)
                 if _is_due(config.checkpoint.every, step, done):
                     self._check_finite(state)
@@ -270,19 +276,19 @@ class Trainer:
             ),
         )
 
-    def _evaluate(self, evaluation: Evaluation, state: TrainState, step: int) -> bool:
-        """Evaluate, and return whether the result is the best so far."""
+    def _evaluate(self, evaluation: Evaluation, state: TrainState, step: int) -> dict[str, float]:
+        """Evaluate, log and return every figure by name; none without validation data."""
         if not evaluation.sources:
-            return False
+            return {}
         with self.log.pause():
             samples = self.directory / "samples" / f"step_{step:08d}"
-            scores = evaluation(eval_params(state), samples)
+            scores = evaluation(eval_params(state), samples, is_before=step == 0)
             with self.log.reporting():
                 self.bad_rows.add(evaluation.problems, split="valid")
         self.log.write("evaluation", step, scores)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.log.say(f"step {step}: {shown}")
-        return self.policy.is_best(step, scores)
+        return scores
 
     def _save(self, state: TrainState, step: int, *, best: bool = False) -> None:
         with self.log.pause():
@@ -296,6 +302,9 @@ class Trainer:
         """End after the last step: export, and sum up."""
         self.policy.wait()
         step = int(state.step)
+        if self.before and self.latest:
+            changes = [f"{k} {self.before[k]:.4f} -> {v:.4f}" for k, v in self.latest.items()]
+            self.log.say(f"before -> after: {', '.join(changes)}")
         lines = [f"done: {step} steps in {self.log.seconds / 60:.1f} minutes, in {self.directory}"]
         if self.last:
             lines.append(f"last loss {self.last['loss']:.4f}, accuracy {self.last['accuracy']:.2%}")

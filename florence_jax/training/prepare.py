@@ -20,7 +20,11 @@ from florence_jax.sharding import MeshShape, load_rules, make_layout, make_mesh,
 from florence_jax.training.config import ModelConfig, TrainConfig
 from florence_jax.training.config_loader import SettingsError
 from florence_jax.training.data.loader import DataLoader, make_loader
-from florence_jax.training.data.preprocess import Preprocessor, make_preprocessor
+from florence_jax.training.data.preprocess import (
+    Preprocessor,
+    make_preprocessor,
+    padded_to_longest,
+)
 from florence_jax.training.data.sources import OpenedData, open_data
 from florence_jax.training.lora import init_factors, is_factor, with_factors
 from florence_jax.training.optimizer import (
@@ -141,7 +145,7 @@ def prepare(config: TrainConfig, files: Path, *, resumed: bool = False) -> Prepa
     counted = config if config.steps else dataclasses.replace(config, steps=2**31 - 1, epochs=None)
     with _noting(problems):
         named = config.data
-        data = open_data(named.train, named.valid, named.directory, config.seed)
+        data = open_data(named.train, named.valid, named.directory, config.seed, named.order)
         counted = with_steps(config, data.rows)
     with _noting(problems):
         pretrained = read_pretrained(files) if resumed else prepare_pretrained(config, files)
@@ -157,12 +161,20 @@ def prepare(config: TrainConfig, files: Path, *, resumed: bool = False) -> Prepa
     assert pretrained is not None
     assert preprocessor is not None
     assert setup is not None
+    loader = make_loader(counted, preprocessor, data.train, setup.placement.share)
+    if counted.data.one_length and data.valid:
+        longest = padded_to_longest(preprocessor, counted.data, list(data.valid.values()))
+        preprocessor = dataclasses.replace(
+            preprocessor,
+            min_prompt_bucket=longest.min_prompt_bucket,
+            min_labels_bucket=longest.min_labels_bucket,
+        )
     return Prepared(
         pretrained=pretrained,
         setup=setup,
         data=data,
         preprocessor=preprocessor,
-        loader=make_loader(counted, preprocessor, data.train, setup.placement.share),
+        loader=loader,
     )
 
 

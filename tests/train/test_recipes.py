@@ -27,7 +27,7 @@ def test_a_recipe_loads_and_survives_being_written_down(path, tmp_path):
 def test_the_recipes_are_those_that_the_readme_promises():
     names = {path.stem for path in RECIPES}
     expected = {"pretrain", "pretrain_768", "full", "frozen_tower", "lora", "docvqa", "detection"}
-    assert names == expected | {"shapes"}
+    assert names == expected | {"quick", "shapes"}
 
 
 def test_a_dry_run_of_the_synthetic_world_shows_sizes_and_a_batch(tmp_path, capsys):
@@ -40,7 +40,7 @@ def test_a_dry_run_of_the_synthetic_world_shows_sizes_and_a_batch(tmp_path, caps
     assert "images uint8[1, 3, 192, 192, 3]" in printed
     # Three questions are asked of each.
     assert printed.count("    labels <s>") == 9
-    folder = Path(printed.strip().splitlines()[-1].removeprefix("pictures: "))
+    folder = Path(printed.strip().splitlines()[-1].removeprefix("drawn: "))
     assert len(list(folder.glob("*.png"))) == 8
 
 
@@ -59,7 +59,7 @@ def test_help_says_what_every_field_means(capsys):
     printed = capsys.readouterr().out
     for text in ("--optimizer.learning-rate FLOAT", "(default: 1e-05)", "--lora.rank", "--steps"):
         assert text in printed
-    assert "  annotations: Annotations that `florence-jax annotate` wrote." in printed
+    assert "  annotations\n      Annotations that `florence-jax annotate` wrote.\n" in printed
     undescribed = re.findall(r"│ (--\S+)[^│]*│\n│ +\(default", printed)
     assert not undescribed
 
@@ -75,7 +75,7 @@ def test_help_says_what_every_field_means(capsys):
         (
             ["--data.max-prompt", "500"],
             1,
-            "data.max_prompt=500 tokens, with 65 of the picture, are more than the model",
+            "data.max_prompt=500 tokens, with 65 of the image, are more than the model",
         ),
         (["--optimizer.rules", "decoder", "1.0"], 1, "match no rule"),
         (

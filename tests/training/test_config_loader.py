@@ -15,7 +15,7 @@ from florence_jax.training.config_loader import (
     to_tree,
 )
 from florence_jax.training.data.sources import CocoConfig, JsonlConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import OptimizerConfig
 from tests.training.runs import a_config
 
 FLAGS = [

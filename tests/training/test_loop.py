@@ -16,7 +16,7 @@ from PIL import Image
 
 from florence_jax import Florence2Pipeline
 from florence_jax.runtime.jsonl import read_lines
-from florence_jax.training.checkpointing.manager import CheckpointConfig, Checkpoints
+from florence_jax.training.checkpointing.manager import Checkpoints
 from florence_jax.training.checkpointing.resume import RunError
 from florence_jax.training.config import LoggingConfig
 from florence_jax.training.data.sources import JsonlConfig
@@ -24,6 +24,7 @@ from florence_jax.training.loop import Outcome, train
 from florence_jax.training.metrics.logger import RunLog, TooManyProblems, say
 from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import read_pretrained
+from florence_jax.training.settings import CheckpointConfig
 from tests.training.runs import a_config, final_state, lines, steps, stored_config, world
 from tests.training.storm import Program
 
@@ -108,6 +109,28 @@ def test_what_a_run_leaves_behind(whole):
     assert list((whole / "tensorboard").glob("events*"))
     best = json.loads((whole / "checkpoints/step_00000005/meta.json").read_text())["best"]
     assert best["value"] == min(row["loss"] for row in evaluations)
+
+
+def test_a_run_that_is_evaluated_before_it_begins_ends_with_a_comparison(whole, tmp_path, capsys):
+    config = a_config(tmp_path)
+    evaluation = dataclasses.replace(config.evaluation, before=True)
+    assert train(dataclasses.replace(config, evaluation=evaluation)) is Outcome.DONE
+    evaluations = lines(tmp_path, "evaluation")
+    assert [row["step"] for row in evaluations] == [0, 4, 5]
+    assert evaluations[1:] == lines(whole, "evaluation")
+    assert final_state(tmp_path) == final_state(whole)
+    assert steps(tmp_path) == steps(whole)
+    first, last = evaluations[0], evaluations[-1]
+    said = capsys.readouterr().err
+    (line,) = (one for one in said.splitlines() if one.startswith("before -> after: "))
+    for name in ("loss", "<OD> mAP@0.5"):
+        assert f"{name} {first[name]:.4f} -> {last[name]:.4f}" in line
+    # The drawing of the last evaluation holds the answer before, too.
+    widths = {}
+    for step in (0, 5):
+        with Image.open(tmp_path / "samples" / f"step_{step:08d}" / "0000.png") as sheet:
+            widths[step] = sheet.width
+    assert widths[5] > widths[0]
 
 
 def test_a_line_is_about_all_steps_since_the_last(whole, tmp_path):

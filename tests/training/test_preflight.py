@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from florence_jax.training.checkpointing.resume import RunError, begin
 from florence_jax.training.config_loader import SettingsError
@@ -98,6 +100,22 @@ def test_several_processes_pad_to_the_longest_row_that_fits(prepared):
     data = dataclasses.replace(prepared.config.data, max_prompt=30, max_labels=40)
     kept = padded_to_longest(make_preprocessor(data, prepared.pretrained), data, sources)
     assert (kept.min_prompt_bucket, kept.min_labels_bucket) == (30, 40)
+
+
+def test_one_length_pads_every_batch_and_evaluation_alike(prepared, tmp_path):
+    rows = prepared.config.data.train
+    Image.new("RGB", (8, 8)).save(Path(rows[0].path).with_name("a.png"))
+    data = dataclasses.replace(prepared.config.data, one_length=True, valid=rows)
+    one = prepare(dataclasses.replace(prepared.config, data=data), tmp_path / "processor")
+    sources = [source for _, source, _ in one.data.train]
+    padded = padded_to_longest(prepared.preprocessor, data, sources)
+    assert one.loader.preprocessor.min_labels_bucket == padded.min_labels_bucket
+    longest = padded_to_longest(prepared.preprocessor, data, list(one.data.valid.values()))
+    assert one.preprocessor.min_prompt_bucket == longest.min_prompt_bucket
+    assert one.preprocessor.min_labels_bucket == longest.min_labels_bucket
+    shapes = {one.loader.batch(step).labels.shape for step in range(6)}
+    assert shapes == {(1, 2, padded.max_labels)}
+    assert one.preprocessor.max_labels == prepared.preprocessor.max_labels
 
 
 def test_a_picture_that_fills_the_model_is_refused(tmp_path):

@@ -8,7 +8,7 @@ pictures.
 
 from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from florence_jax.training.data.augment import AugmentConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import OptimizerConfig
 
 config = TrainConfig(
     directory="runs/detection",

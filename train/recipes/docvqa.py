@@ -7,7 +7,7 @@ Expected are docvqa/train_v1.0.json, docvqa/val_v1.0.json and the pages in docvq
 
 from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from florence_jax.training.data.sources import DocVqaConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import OptimizerConfig
 
 config = TrainConfig(
     directory="runs/docvqa",

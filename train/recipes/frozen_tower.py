@@ -9,7 +9,7 @@ florence-jax train --config train/recipes/frozen_tower.py --data.directory my_da
 """
 
 from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import OptimizerConfig
 
 config = TrainConfig(
     directory="runs/frozen_tower",

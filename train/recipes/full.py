@@ -7,7 +7,7 @@ my_data/train and my_data/valid hold a .jsonl file of `image, prefix, suffix` an
 
 from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from florence_jax.training.data.augment import AugmentConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import OptimizerConfig
 
 config = TrainConfig(
     directory="runs/full",

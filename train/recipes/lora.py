@@ -6,8 +6,7 @@ The run leaves the adapter in PEFT's format in RUN/adapter, and the merged check
 """
 
 from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
-from florence_jax.training.lora import LoraConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import LoraConfig, OptimizerConfig
 
 config = TrainConfig(
     directory="runs/lora",

@@ -12,7 +12,7 @@ and BART; where a checkpoint of both is at hand, set `model.start`.
 from florence_jax.training.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from florence_jax.training.data.augment import AugmentConfig
 from florence_jax.training.data.sources import ParquetConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import OptimizerConfig
 
 BATCH = 2_048
 IMAGES = 3_000_000_000

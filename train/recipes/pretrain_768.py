@@ -6,7 +6,7 @@ It starts from what `pretrain.py` exported.
 """
 
 from florence_jax.training.config import EvaluationConfig, ModelConfig, TrainConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import OptimizerConfig
 from train.recipes.pretrain import BATCH, data
 
 IMAGES = 500_000_000

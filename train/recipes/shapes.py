@@ -14,7 +14,6 @@ weights are a moving average. With a GPU:
 """
 
 from florence_jax.config import BartConfig, DaViTConfig, Florence2Config
-from florence_jax.training.checkpointing.manager import CheckpointConfig
 from florence_jax.training.config import (
     DataConfig,
     EvaluationConfig,
@@ -23,7 +22,7 @@ from florence_jax.training.config import (
     TrainConfig,
 )
 from florence_jax.training.data.augment import AugmentConfig
-from florence_jax.training.optimizer import OptimizerConfig
+from florence_jax.training.settings import CheckpointConfig, OptimizerConfig
 from train.shapes import SceneConfig
 from train.shapes.source import ShapesConfig
 

@@ -143,7 +143,7 @@ def make_loader(
     index, count = share
     data = config.data
     preprocessor = dataclasses.replace(preprocessor, augmentation=data.augment)
-    if count > 1:
+    if count > 1 or data.one_length:
         opened = [source for _, source, _ in sources]
         preprocessor = padded_to_longest(preprocessor, data, opened)
     return DataLoader(

@@ -14,7 +14,7 @@ from florence_jax.processing import (
     check_request,
     load_image,
 )
-from florence_jax.processing.image.pixels import resize_picture
+from florence_jax.processing.image.pixels import resize_image
 from florence_jax.processing.request_check import check_task_of_data
 from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 from florence_jax.training.cached_features.store import FeatureStore
@@ -27,6 +27,9 @@ from florence_jax.training.losses import IGNORE
 from florence_jax.training.metrics.logger import say
 from florence_jax.training.pretrained import PretrainedFiles
 from florence_jax.training.state import Batch
+
+# Reading so many takes a second or more, and is told.
+_MANY_ROWS = 2_000
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Preprocessor:
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The image resized, uint8[H, W, 3]."""
         height, width = self.image_size
-        return np.asarray(resize_picture(image, (width, height), self.resample))
+        return np.asarray(resize_image(image, (width, height), self.resample))
 
 
 @dataclass(frozen=True)
@@ -218,14 +221,14 @@ def make_preprocessor(config: DataConfig, pretrained: PretrainedFiles) -> Prepro
     if image_tokens > positions - 2:
         height, width = pretrained.image.size
         raise ValueError(
-            f"a picture of {height} x {width} pixels is {image_tokens} tokens, which leaves no "
+            f"an image of {height} x {width} pixels is {image_tokens} tokens, which leaves no "
             f"room for a prompt in the model's {positions} positions: lower data.image_size"
         )
     for name, taken in (("max_prompt", image_tokens), ("max_labels", 0)):
         length = getattr(config, name)
         if length is not None and taken + length > positions:
             raise ValueError(
-                f"data.{name}={length} tokens, with {taken} of the picture, are more than the "
+                f"data.{name}={length} tokens, with {taken} of the image, are more than the "
                 f"model's {positions} positions: set it to {positions - taken} at most, or leave "
                 "it out"
             )
@@ -244,7 +247,7 @@ def make_preprocessor(config: DataConfig, pretrained: PretrainedFiles) -> Prepro
 def padded_to_longest(
     preprocessor: Preprocessor, config: DataConfig, sources: Sequence[Source]
 ) -> Preprocessor:
-    """The preprocessor of several processes, which pads every batch to one shape.
+    """The preprocessor of `data.one_length` and of several processes: one shape for every batch.
 
     A process's longest row says nothing of the others'. The first process measures the lengths that
     the settings leave out, and pads them as a batch would be. Each image has as many questions as
@@ -256,10 +259,11 @@ def padded_to_longest(
 
         def measure() -> tuple[int, int]:
             rows = sum(len(source) for source in sources)
-            say(
-                f"reading {rows:,} rows for the longest prompt and labels, to which several "
-                "processes pad every batch: data.max_prompt and data.max_labels spare this"
-            )
+            if rows >= _MANY_ROWS:
+                say(
+                    f"reading {rows:,} rows for the longest prompt and labels, to which every "
+                    "batch is padded: data.max_prompt and data.max_labels spare this"
+                )
             longest = [source.longest_texts(preprocessor.tokenizer, most) for source in sources]
             prompts, labels = zip(*longest, strict=True)
             return max(prompts), max(labels)

@@ -262,11 +262,13 @@ class SplitConfig(SourceConfig):
     Attributes:
         path: The directory.
         split: The folder. There may be no valid one.
+        order: Order of objects in the labels; by default that of the layout.
     """
 
     kind: str = field(init=False, default=f"{__name__}:SplitConfig")
     path: str
     split: Literal["train", "valid"]
+    order: ObjectOrder | None = None
 
     def open(self, seed: int) -> Iterator[Named]:
         found = self._found()
@@ -289,7 +291,8 @@ class SplitConfig(SourceConfig):
                 "name the file in data.train or data.valid"
             )
         kind = JsonlConfig if files[0].suffix == ".jsonl" else CocoConfig
-        return kind(path=str(files[0]))
+        path = str(files[0])
+        return kind(path=path) if self.order is None else kind(path=path, order=self.order)
 
 
 # The layouts by the `kind` that JSON gives them.
@@ -331,8 +334,8 @@ class OpenedData:
             notes += one.notes
             if isinstance(one, Jsonl) and _first_task(one) in UNORDERED_TASKS:
                 notes.append(
-                    f"{one.path}: things are learnt in the order of its texts; name the file in "
-                    "data.train with order: random for a new order in each epoch"
+                    f"{one.path}: things are learnt in the order of its texts; for a new order in "
+                    "each epoch set data.order, or name the file in data.train with order: random"
                 )
         return list(dict.fromkeys(notes))
 
@@ -342,19 +345,20 @@ def open_data(
     valid: Sequence[SourceConfig] = (),
     directory: str = "",
     seed: int = 0,
+    order: ObjectOrder | None = None,
 ) -> OpenedData:
     """Open the data sets that a run names.
 
     Args:
-        train, valid, directory: as in `florence_jax.training.config.DataConfig`.
+        train, valid, directory, order: as in `florence_jax.training.config.DataConfig`.
         seed: the run's.
 
     Raises:
         DataError: data sets that cannot be read; the message has a line for each, with the remedy.
     """
     if directory:
-        train = (*train, SplitConfig(path=directory, split="train"))
-        valid = (*valid, SplitConfig(path=directory, split="valid"))
+        train = (*train, SplitConfig(path=directory, split="train", order=order))
+        valid = (*valid, SplitConfig(path=directory, split="valid", order=order))
     opened: list[list[Named]] = [[], []]
     problems: list[DataError] = []
     for configs, found in zip((train, valid), opened, strict=True):

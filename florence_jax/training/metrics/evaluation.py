@@ -66,14 +66,17 @@ class Evaluation:
             say=say,
         )
         self._say = say
+        # Answers before the first step, by drawing: later ones are drawn beside them.
+        self._before: dict[int, str] = {}
         self._pixels = jax.jit(training.objective.pixels)
 
-    def __call__(self, params: Flat, samples: Path) -> dict[str, float]:
+    def __call__(self, params: Flat, samples: Path, *, is_before: bool = False) -> dict[str, float]:
         """Every figure by name: "loss", "accuracy", "<OD> mAP@0.5" and so on.
 
         Args:
             params: base and adapters, by path, on the run's mesh.
             samples: directory for some of the answers, drawn beside the truth.
+            is_before: no step was taken yet; later drawings hold these answers too.
 
         Raises:
             Interrupted: somebody asked for it.
@@ -83,12 +86,12 @@ class Evaluation:
         scores = self._loss(params)
         if self._config.evaluation.answers:
             if self._say is not None:
-                self._say("generating answers (this compiles first, which may take minutes) ...")
+                self._say("compiling the generation of answers (once, which may take minutes) ...")
                 self._say = None
             tree = unflatten(merged(params, self._training))
             drawn = itertools.count()
             for name, source in self.sources.items():
-                answered = list(self._answered(tree, name, source, samples, drawn))
+                answered = list(self._answered(tree, name, source, samples, drawn, is_before))
                 figures = {**task_scores(answered), **source.scores(answered)}
                 prefix = f"{name}: " if len(self.sources) > 1 else ""
                 scores |= {prefix + metric: value for metric, value in figures.items()}
@@ -116,6 +119,7 @@ class Evaluation:
         source: Source,
         samples: Path,
         drawn: Iterator[int],
+        is_before: bool,
     ) -> Iterator[Answered]:
         """The model's answers to the source's first rows."""
         config = self._config.evaluation
@@ -129,9 +133,16 @@ class Evaluation:
                 if row.problem is None:
                     prefix, truth = source[number].prefix, self._text(row.labels)
                     size = (row.image.shape[1], row.image.shape[0])
-                    if next(drawn) < config.images and is_first():
+                    place = next(drawn)
+                    if place < config.images and is_first():
+                        answers = {f"truth: {prefix}": truth}
+                        if is_before:
+                            self._before[place] = text
+                        elif place in self._before:
+                            answers["before"] = self._before[place]
+                        answers["answer"] = text
                         with self._drawing():
-                            self._draw(samples / f"{number:04d}.png", row, prefix, truth, text)
+                            _draw(samples / f"{place:04d}.png", row, task_of(prefix), answers)
                     yield Answered(prefix=prefix, labels=truth, answer=text, image_size=size)
 
     def _generate(self, params: Params, rows: list[Features]) -> list[str]:
@@ -163,13 +174,12 @@ class Evaluation:
         ends = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
         return tokenizer.decode([token for token in ids if token not in ends])
 
-    def _draw(self, path: Path, row: Features, prefix: str, truth: str, answer: str) -> None:
-        picture, task = enlarged(Image.fromarray(row.image)), task_of(prefix)
-        results = {
-            f"truth: {prefix}": parse(truth, task, picture.size),
-            "answer": parse(answer, task, picture.size),
-        }
-        save_side_by_side(path, picture, results)
+
+def _draw(path: Path, row: Features, task: str, answers: Mapping[str, str]) -> None:
+    """Draw the texts side by side on the row's image, each with its title above it."""
+    image = enlarged(Image.fromarray(row.image))
+    results = {title: parse(text, task, image.size) for title, text in answers.items()}
+    save_side_by_side(path, image, results)
 
 
 def merged(params: Flat, training: TrainSetup, dtype: str | None = None) -> Flat:

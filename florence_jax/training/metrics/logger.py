@@ -84,6 +84,7 @@ class RunLog:
         )
         self._said: set[str] = set()
         self._started = time.perf_counter()
+        self._no_training = 0.0
         self._restart()
 
     def __enter__(self) -> "RunLog":
@@ -115,11 +116,12 @@ class RunLog:
         try:
             yield
         finally:
-            self._since += time.perf_counter() - began
+            self.leave_out(time.perf_counter() - began)
 
     def leave_out(self, seconds: float) -> None:
         """Leave time that was measured elsewhere out of the rates."""
         self._since += seconds
+        self._no_training += seconds
 
     def training(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics of the steps since the last such line, and their rates."""
@@ -169,7 +171,8 @@ class RunLog:
                 self.say(f"the log cannot be written: {error}; the run goes on")
 
     def _line(self, step: int, shown: Mapping[str, str]) -> str:
-        left = self.seconds / max(step - self._first, 1) * (self._steps_in_all - step)
+        seconds = self.seconds - self._no_training
+        left = seconds / max(step - self._first, 1) * (self._steps_in_all - step)
         values = ", ".join(f"{name} {value}" for name, value in shown.items())
         return f"step {step} of {self._steps_in_all}: {values}, {tqdm.format_interval(left)} left"
 

@@ -65,6 +65,18 @@ def coco(tmp_path):
     return path
 
 
+def test_the_order_of_a_directory_is_that_of_its_files(coco, tmp_path):
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        shutil.copy(tmp_path / "a.png", tmp_path / split)
+        shutil.copy(tmp_path / "b.png", tmp_path / split)
+        shutil.copy(coco, tmp_path / split / "own.coco.json")
+    for order in (None, "label", "area"):
+        opened = open_data(directory=str(tmp_path), order=order)
+        for source in (opened.train[0][1], *opened.valid.values()):
+            assert source[0].order == (order or "random")
+
+
 def test_detection_has_all_boxes_of_a_picture_but_crowds(coco):
     source = Coco(coco, "<OD>")
     assert len(source) == 2

@@ -167,7 +167,7 @@ def test_shares_of_several_hosts_have_one_shape():
 
 def test_what_would_move_a_picture_under_its_questions_is_refused():
     source = ShapesConfig(questions=2)
-    with pytest.raises(ValueError, match=r"data\.augment\.flip would move a picture"):
+    with pytest.raises(ValueError, match=r"data\.augment\.flip would move an image"):
         DataConfig(train=(source,), augment=AugmentConfig(flip=0.5, colour=0.1))
     with pytest.raises(ValueError, match="1 to 15 questions of an image, got questions=16"):
         ShapesConfig(questions=16)
