@@ -32,7 +32,7 @@ takes about a second. A hub id is downloaded to Hugging Face's cache first.
 examples:
   python -m convert.inspect microsoft/Florence-2-base-ft
   python -m convert.inspect ./my-fine-tune
-  python -m convert.inspect ./my-lora                  (a PEFT adapter: rank, targets, base model)
+  python -m convert.inspect ./my-lora  (a PEFT adapter)
   python -m convert.inspect ./my-fine-tune --json | jq .decoding.num_beams
 
 exit status: 0, or 1 where it was described but cannot be loaded, or 2 where it is no Florence-2.

@@ -44,7 +44,7 @@ ROOMS = {
     "training": "adapters annotation checkpoint config datasets generation inference "
     "matmul_precision metrics model processing results runtime sharding",
     "cli": "adapters annotation backbone batch checkpoint config conversion demo evaluation export "
-    "generation inference processing results runtime training",
+    "generation generation_config inference processing results runtime training",
     "__main__": "cli",
     "__init__": "backbone checkpoint config generation inference model processing results",
 }

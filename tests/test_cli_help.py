@@ -56,6 +56,15 @@ def test_a_command_has_examples_and_they_parse(name, command):
         )
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_at_most_80_columns_wide(capsys, monkeypatch, name):
+    # Of `train`, tyro draws boxes as wide as the terminal.
+    monkeypatch.setenv("COLUMNS", "80" if name == "train" else "200")
+    status, text, errors = said(capsys, name, "--help")
+    assert (status, errors) == (0, "")
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
 def test_the_version_names_what_is_at_work(capsys):
     status, text, errors = said(capsys, "--version")
     assert (status, errors) == (0, "")
@@ -80,10 +89,17 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
     ("calls", "heavy"),
     [
         ([[], ["--version"], ["--nonsense"], ["predcit"]], {"numpy", "PIL", "huggingface_hub"}),
-        ([[name, "--help"] for name in COMMANDS if name != "train"], set()),
-        ([[name, "--nonsense"] for name in COMMANDS if name != "train"], set()),
+        ([[name, "--help"] for name in COMMANDS], {"optax", "orbax"}),
+        ([[name, "--nonsense"] for name in COMMANDS], {"optax", "orbax"}),
+        (
+            [
+                ["train", "--config", f"train/recipes/{name}.py", "--nonsense"]
+                for name in ("lora", "full", "detection", "frozen_tower", "docvqa")
+            ],
+            {"optax", "orbax"},
+        ),
     ],
-    ids=["the program", "help", "a wrong option"],
+    ids=["the program", "help", "a wrong option", "a wrong setting of a recipe"],
 )
 def test_what_needs_no_model_imports_no_jax(calls, heavy):
     """Nor anything else that makes a user wait."""
@@ -149,3 +165,53 @@ def test_a_near_miss_is_named(capsys, monkeypatch, arguments, message):
     assert (status, text) == (2, "")
     assert message in errors
     assert errors.count("\n") == 1
+
+
+IMAGE = "florence_jax/assets/shapes/scenes/test/000200.png"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", IMAGE, "--task", "<ODD>"], "did you mean '<OD>'?"),
+        (["predict", IMAGE, "--task", "detect"], "did you mean '<OD>'?"),
+        (["predict", "nowhere.jpg", "--task", "<Question>"], "nowhere.jpg does not exist"),
+        (["predict", "nowhere.jpg", "--task", "<OD>"], "nowhere.jpg does not exist"),
+        (["predict", "nowhere.jpg", "--task", "<OD>", "--output-dir", "out"], "does not exist"),
+        (["predict", IMAGE, "--task", "<OD>", "--beams", "0"], "num_beams must be"),
+        (["predict", IMAGE, "--task", "<OD>", "--sample"], "needs --seed N"),
+        (["predict", IMAGE, "--task", "<OD>", "--label", "cat"], "pass --constrained too"),
+        (["predict", IMAGE, "--task", "<OD>", "--top-p", "2"], "top_p must be"),
+        (["annotate", "nowhere", "--output", "out"], "nowhere does not exist"),
+        (["annotate", IMAGE, "--output", "out", "--max-new-tokens", "0"], "max_new_tokens must"),
+        (["evaluate", "own", "--data", "nowhere.json"], "nowhere.json is no file"),
+        (["bench", "--task", "<ODD>"], "did you mean '<OD>'?"),
+        (["bench", "--task", "<REGION_TO_OCR>"], "needs a region"),
+        (["bench", "--beams", "0"], "num_beams must be"),
+        (["export", "docs"], "docs exists already"),
+    ],
+)
+def test_what_is_cheap_to_check_is_said_before_a_model_that_is_missing(
+    capsys, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(ROOT)
+    status, text, errors = said(capsys, *arguments, "--model", "no-such-model")
+    assert (status, text) == (2, "")
+    assert message in errors
+    assert "no-such-model" not in errors
+    assert not Path("out").exists()
+
+
+def test_a_conversion_refuses_its_destination_before_it_looks_for_the_model(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    status, _, errors = said(capsys, "convert", "no-such-model", "docs")
+    assert status == 2
+    assert "docs exists already" in errors
+
+
+def test_a_task_that_only_a_model_can_know_needs_the_model(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = ["predict", IMAGE, "--task", "<Question>", "--model", "no-such-model"]
+    status, _, errors = said(capsys, *arguments)
+    assert status == 2
+    assert "no-such-model is neither" in errors

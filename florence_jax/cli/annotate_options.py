@@ -287,9 +287,9 @@ def thresholds() -> str:
         name, _, meaning = line.strip().partition(": ")
         if line.startswith("    ") and not line.startswith("     "):
             default = _written(getattr(FilterSettings, name))
-            lines.append(f"  {name}={default}\n      {meaning}")
+            lines += [f"  {name}={default}", f"      {meaning}"]
         else:
-            lines.append(f"      {line.strip()}")
+            lines[-1] += f" {line.strip()}"
     return "\n".join(lines).replace("%", "%%") + "\n"
 
 

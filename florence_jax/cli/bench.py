@@ -73,11 +73,21 @@ def add_bench(commands: Any) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    from florence_jax.inference.declared_tasks import check_queries
+    from florence_jax.inference.requests import Query
+
     if arguments.rounds < 1:
         raise ValueError(f"--rounds is {arguments.rounds}, expected at least 1")
-    options = options_from(ModelOptions, arguments)
+    options, decoding = options_from(ModelOptions, arguments), decoding_from(arguments)
+    tasks = arguments.task or ["<CAPTION>", "<OD>"]
+    check_queries(
+        [Query(prompt=task) for task in tasks],
+        model=options.model,
+        revision=options.revision,
+        free_prompt=arguments.free_prompt,
+    )
     pipeline = load_checkpoint_pipeline(options, progress=True)
-    settings = decoding_settings(pipeline, decoding_from(arguments))
+    settings = decoding_settings(pipeline, decoding)
     count = arguments.max_new_tokens or 64
     settings = dataclasses.replace(settings, min_new_tokens=count, max_new_tokens=count)
     context = _context(options, settings)
@@ -86,7 +96,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     for row in measure(
         pipeline,
         settings,
-        tasks=arguments.task or ["<CAPTION>", "<OD>"],
+        tasks=tasks,
         batch_sizes=arguments.batch_size or [1, 4, 8],
         rounds=arguments.rounds,
         free_prompt=arguments.free_prompt,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from florence_jax.runtime.atomic_dir import check_destination
 from florence_jax.runtime.program import run_program
 from florence_jax.runtime.program_parser import ProgramParser
 
@@ -180,6 +182,7 @@ def _add_to_torch_options(parser: argparse.ArgumentParser, *, required: bool) ->
 
 
 def _convert(options: argparse.Namespace) -> int:
+    check_destination(Path(options.destination), overwrite=options.overwrite)
     if options.to is None:
         options.to = "torch" if options.naming else _other_format(options.source, options.revision)
     belongs = {"ignore": "jax", "naming": "torch", "vocab_size": "torch", "tied_names": "torch"}

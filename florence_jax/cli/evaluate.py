@@ -55,7 +55,7 @@ examples:
   florence-jax evaluate refcoco --data refer/ --split testA --model microsoft/Florence-2-large-ft
   florence-jax evaluate coco-detection --data coco/ --limit 500 --dtype bfloat16
   florence-jax evaluate own --data rows.jsonl --model ./my-fine-tune
-  florence-jax evaluate vqav2 --data vqa/ --split test-dev     # writes submission.json
+  florence-jax evaluate vqav2 --data vqa/ --split test-dev  # submission.json
   florence-jax evaluate imagenet --data imagenet/ --model davit_tiny --split real
   florence-jax evaluate image-folders --data photos/ --model runs/my-classes
 
@@ -343,12 +343,12 @@ def _list_of_data_sets() -> str:
     from florence_jax.evaluation.registry import BENCHMARKS
 
     lines = [
-        f"  {name:<16}{', '.join(one.splits):<20}{one.max_new_tokens:>4}  {one.files}\n"
+        f"  {name:<16}{', '.join(one.splits):<20}{one.max_new_tokens:>4}\n      {one.files}\n"
         for name, one in BENCHMARKS.items()
     ]
     lines.append("\nfor DaViTs with a classifier (see florence-jax classify):\n")
     lines += [
-        f"  {name:<16}{', '.join(one.splits):<20}{'':>4}  {one.files}\n"
+        f"  {name:<16}{', '.join(one.splits)}\n      {one.files}\n"
         for name, one in CLASS_BENCHMARKS.items()
     ]
     return "".join(lines)

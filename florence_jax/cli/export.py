@@ -16,6 +16,7 @@ from florence_jax.cli.options import (
     load_checkpoint_pipeline,
     options_from,
 )
+from florence_jax.runtime.atomic_dir import check_destination
 from florence_jax.runtime.program_parser import positive
 
 _EXAMPLES = """\
@@ -75,6 +76,8 @@ def add_export(commands: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    check_destination(arguments.output, overwrite=arguments.overwrite)
+    decoding = decoding_from(arguments)
     pipeline = load_checkpoint_pipeline(
         options_from(ModelOptions, arguments), progress=not arguments.quiet
     )
@@ -87,7 +90,7 @@ def _export(arguments: argparse.Namespace) -> int:
     pipeline.export(
         arguments.output,
         **{name: value for name, value in given.items() if value is not None},
-        generation=decoding_settings(pipeline, decoding_from(arguments)),
+        generation=decoding_settings(pipeline, decoding),
         constrained=arguments.constrained,
         include_weights=arguments.include_weights,
         overwrite=arguments.overwrite,

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from florence_jax.generation_config import GenerationConfig
 from florence_jax.runtime.program_parser import positive
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from florence_jax.batch.blocks import RowFormat, RunOptions
-    from florence_jax.generation import GenerationConfig
     from florence_jax.inference.base_pipeline import BasePipeline
     from florence_jax.inference.pipeline import Florence2Pipeline
 
@@ -169,11 +169,33 @@ class DecodingOptions:
         beams: width of the beam search.
         max_new_tokens: the longest answer.
         sampling: None for a command that does not sample.
+
+    Raises:
+        ValueError: a value out of range, or sampling without a seed.
     """
 
     beams: int | None = None
     max_new_tokens: int | None = None
     sampling: SamplingOptions | None = None
+
+    def __post_init__(self) -> None:
+        # What suits no checkpoint is refused before one is loaded.
+        GenerationConfig(**self.settings())
+        if self.sampling is not None and self.sampling.sample:
+            _check_seed(self.sampling.seed)
+
+    def settings(self) -> dict[str, Any]:
+        """The decoding settings that are given, by their names in `GenerationConfig`."""
+        given = {"num_beams": self.beams, "max_new_tokens": self.max_new_tokens}
+        sampling = self.sampling
+        if sampling is not None:
+            given |= {
+                "do_sample": sampling.sample or None,
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+            }
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def add_shared(parser: Any, *names: str) -> None:
@@ -249,35 +271,30 @@ def decoding_settings(pipeline: BasePipeline, options: DecodingOptions) -> Gener
     Raises:
         ValueError: sampling without a seed, or options of sampling without it.
     """
-    given: dict[str, Any] = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
-    sampling = options.sampling
-    if sampling is not None:
-        given |= {
-            "do_sample": sampling.sample or None,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-        }
-    chosen = {name: value for name, value in given.items() if value is not None}
-    settings = dataclasses.replace(pipeline.generation, **chosen)
-    if sampling is not None:
-        _check_sampling(sampling, settings)
+    settings = dataclasses.replace(pipeline.generation, **options.settings())
+    if options.sampling is not None:
+        _check_sampling(options.sampling, settings)
     return settings
 
 
 def _check_sampling(sampling: SamplingOptions, settings: GenerationConfig) -> None:
-    seed = sampling.seed
-    if settings.do_sample and not (seed is not None and 0 <= seed < 1 << 32):
+    if settings.do_sample:
+        _check_seed(sampling.seed)
+        return
+    names = ("seed", "temperature", "top_k", "top_p")
+    idle = [name for name in names if getattr(sampling, name) is not None]
+    if idle:
+        raise ValueError(
+            f"--{idle[0].replace('_', '-')} belongs to --sample: the best answer is not drawn"
+        )
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is None or not 0 <= seed < 1 << 32:
         # Reported here, and not as the error of every image.
         raise ValueError(
             "sampling (--sample, or do_sample of the checkpoint) needs --seed N, from 0 to "
             "4294967295" + ("" if seed is None else f"; got {seed}")
-        )
-    names = ("seed", "temperature", "top_k", "top_p")
-    idle = [name for name in names if getattr(sampling, name) is not None]
-    if idle and not settings.do_sample:
-        raise ValueError(
-            f"--{idle[0].replace('_', '-')} belongs to --sample: the best answer is not drawn"
         )
 
 

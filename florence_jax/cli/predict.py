@@ -69,8 +69,10 @@ def add_predict(commands: Any) -> None:
 def run_predict(arguments: argparse.Namespace) -> int:
     """Run the command; the exit status is 1 if an image failed."""
     from florence_jax.inference.declared_tasks import check_queries
+    from florence_jax.inference.image_files import check_places
 
     options = predict_options(arguments)
+    check_places(options.images)
     check_queries(
         options.queries,
         model=options.model.model,

@@ -134,6 +134,8 @@ def _check(arguments: argparse.Namespace, kind: str, prompts: Sequence[str]) -> 
     check_tasks(kind, prompts)
     if arguments.min_score is not None:
         check_scored(prompts, arguments.compat)
+    if arguments.label is not None and not arguments.constrained:
+        raise ValueError("--label confines only constrained answers: pass --constrained too")
     if arguments.all_pages and kind in SIDECARS:
         raise ValueError(
             f"--all-pages gives a file several answers, and --format {kind} has one file for each "

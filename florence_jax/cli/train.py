@@ -25,11 +25,14 @@ examples:
   florence-jax train --config train/recipes/shapes.py --steps 1000 --batch-size 16
   florence-jax train --config train/recipes/full.py --directory runs/pod --mesh data=4,fsdp=8
 
-The same command resumes a run that was interrupted, and goes on with one that was finished where
-it now has more steps; --epochs takes the place of a recipe's steps. Exit status: 0 done, 1 failed,
-2 a wrong flag, 143 interrupted and saved.
+resuming:
+  The same command resumes a run that was interrupted, and goes on with one that was finished where
+  it now has more steps; --epochs takes the place of a recipe's steps.
 
---data.train and --data.valid take a JSON list of objects with these fields:
+exit status:
+  0 done, 1 failed, 2 a wrong flag, 143 interrupted and saved
+
+sources of --data.train and --data.valid, which take a JSON list of objects:
 """
 
 
@@ -41,7 +44,7 @@ class TrainOptions:
         run: The settings of the run.
         config: Recipe: a .py file that holds `config = TrainConfig(...)`, or the config.json of a
             run. Flags replace its values.
-        dry_run: Show the settings, sizes and one batch with its pictures, and stop.
+        dry_run: Show the settings, sizes and one batch with its images drawn, and stop.
         profile: Number of steps to trace into RUN/profile.
         distributed: This is one of several processes, which the environment describes
             (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, a TPU pod, SLURM).
@@ -85,7 +88,7 @@ def _run(arguments: Sequence[str]) -> int:
         TrainOptions,
         arguments,
         prog="florence-jax train",
-        description=_DESCRIPTION + "".join(_source_fields()),
+        description=_DESCRIPTION + "\n".join(_source_fields()),
     )
     config = options.run
     if options.traceback:
@@ -112,5 +115,11 @@ def _source_fields() -> Iterator[str]:
     """The fields of each layout of data, from the docstrings of its settings."""
     for name, kind in {"every source": SourceConfig, "files": FileConfig, **KINDS}.items():
         summary, *rest = inspect.cleandoc(kind.__doc__ or "").splitlines()
-        yield f"\n  {name}: {summary}"
-        yield from (f"\n  {line}" for line in rest if line.startswith("    "))
+        lines = [f"  {name}", f"      {summary}"]
+        for line in rest:
+            if line.startswith("     "):
+                lines[-1] += f" {line.strip()}"
+            elif line.startswith("    "):
+                field, _, meaning = line.strip().partition(": ")
+                lines += [f"      {field}", f"          {meaning}"]
+        yield from lines

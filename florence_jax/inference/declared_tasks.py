@@ -14,7 +14,7 @@ from florence_jax.checkpoint import CheckpointError
 from florence_jax.checkpoint.repository import read_json_object
 from florence_jax.inference.requests import Query
 from florence_jax.processing import check_request, load_tokenizer
-from florence_jax.processing.request_check import may_be_declared
+from florence_jax.processing.request_check import check_task_of_data, may_be_declared
 
 _FILE = "processor_config.json"
 
@@ -55,7 +55,13 @@ def check_queries(
     queries = list(queries)
     declared: frozenset[str] = frozenset()
     if not free_prompt and any(may_be_declared(query.prompt) for query in queries):
-        declared = _declared(model, revision)
+        try:
+            declared = _declared(model, revision)
+        except (CheckpointError, OSError):
+            # What is no task of any model is said before a model that is not there.
+            for query in queries:
+                check_task_of_data(query.prompt)
+            raise
     for query in queries:
         check_request(
             query.prompt,

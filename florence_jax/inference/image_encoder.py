@@ -14,7 +14,7 @@ import numpy as np
 from florence_jax.inference.batching import padded_rows, split_into_buckets
 from florence_jax.inference.requests import DecodedImage, Request
 from florence_jax.processing import ImageConfig, load_image
-from florence_jax.processing.image.pixels import channel_tables, resize_picture
+from florence_jax.processing.image.pixels import channel_tables, resize_image
 from florence_jax.runtime.error_text import is_of_one_input
 
 # Pixels uint8[N, H, W, 3] -> features of each image, N arrays float[I, D].
@@ -91,7 +91,7 @@ class ImageEncoder:
             return CachedImage(image, image.size, image.pixels)
         loaded = load_image(image)
         height, width = self._config.size
-        resized = resize_picture(loaded, (width, height), self._config.resample)
+        resized = resize_image(loaded, (width, height), self._config.resample)
         return CachedImage(image, loaded.size, np.asarray(resized))
 
     def read_or_error(self, image: Any) -> CachedImage | Exception:

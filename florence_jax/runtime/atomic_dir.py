@@ -53,7 +53,7 @@ def atomic_directory(
         destination.parent.mkdir(parents=True, exist_ok=True)
         with _locked(destination.parent):
             _clean(destination)
-            _check(destination, overwrite, marker)
+            check_destination(destination, overwrite=overwrite, marker=marker)
             name = f".{destination.name}.{_NEW}-{secrets.token_hex(6)}"
             new = destination.with_name(name)
             new.mkdir()
@@ -73,6 +73,33 @@ def atomic_directory(
         # After a failure this is the new directory, after success the old one, if there was one.
         _remove(new, failed=failed)
         os.close(lock)
+
+
+def check_destination(
+    destination: Path, *, overwrite: bool = False, marker: str = "config.json"
+) -> None:
+    """Refuse a directory that `atomic_directory` would not write to; arguments are the same.
+
+    Raises:
+        DirectoryError: it is a file, or holds something that is not to be replaced.
+    """
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise DirectoryError(f"{destination} is a file; name a directory to write to")
+    content = sorted(path.name for path in destination.iterdir())
+    if not content:
+        return
+    if not overwrite:
+        raise DirectoryError(
+            f"{destination} exists already: overwrite it (overwrite=True, --overwrite), or name "
+            "another directory"
+        )
+    if marker not in content:
+        raise DirectoryError(
+            f"{destination} is not overwritten: it has no {marker}, so it is no checkpoint (it "
+            f"holds {', '.join(content[:5])}). Name another directory, or remove it yourself"
+        )
 
 
 def check_apart(source: Path, destination: Path) -> None:
@@ -107,26 +134,6 @@ def make_durable(directory: Path) -> None:
         for name in files:
             sync(Path(folder) / name)
         sync(Path(folder))
-
-
-def _check(destination: Path, overwrite: bool, marker: str) -> None:
-    if not destination.exists():
-        return
-    if not destination.is_dir():
-        raise DirectoryError(f"{destination} is a file; name a directory to write to")
-    content = sorted(path.name for path in destination.iterdir())
-    if not content:
-        return
-    if not overwrite:
-        raise DirectoryError(
-            f"{destination} exists already: overwrite it (overwrite=True, --overwrite), or name "
-            "another directory"
-        )
-    if marker not in content:
-        raise DirectoryError(
-            f"{destination} is not overwritten: it has no {marker}, so it is no checkpoint (it "
-            f"holds {', '.join(content[:5])}). Name another directory, or remove it yourself"
-        )
 
 
 def _clean(destination: Path) -> None:

@@ -10,18 +10,23 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from florence_jax.runtime.help_text import help_columns, wrapped
 from florence_jax.runtime.program import print_error
 
 WRONG_CALL = 2
 
 
 class ProgramHelp(argparse.RawDescriptionHelpFormatter):
-    """Help whose texts keep their line breaks, where they have any."""
+    """Help whose texts keep their form, see `wrapped`, in at most 80 columns."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, **{"width": help_columns(), **settings})
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        filled = super()._fill_text(text, width, indent).splitlines()
-        # Sources have at most 100 columns, so a longer line was written without breaks.
-        return "\n".join(textwrap.fill(line, width) if len(line) > 100 else line for line in filled)
+        return textwrap.indent(wrapped(text, width - len(indent)), indent)
 
 
 class ProgramParser(argparse.ArgumentParser):
