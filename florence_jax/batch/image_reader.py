@@ -13,7 +13,7 @@ from PIL import Image
 from florence_jax.processing.image import ImageError
 from florence_jax.processing.image.crop import CropConfig, crop_picture
 from florence_jax.processing.image.load import MAX_BYTES, count_pages, load_image_and_notes
-from florence_jax.processing.image.pixels import resize_picture
+from florence_jax.processing.image.pixels import resize_image
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def resized_pixels(
     """
     image, notes = open_with_notes(source)
     height, width = image_size
-    pixels = np.asarray(resize_picture(image, (width, height), resample))
+    pixels = np.asarray(resize_image(image, (width, height), resample))
     return image.size, pixels, notes
 
 

@@ -265,7 +265,7 @@ def _check_region(region: Any, image_size: Sequence[float] | None) -> None:
     if isinstance(region, str):
         _check_location_text(region)
         return
-    expected = "expected (x0, y0, x1, y1) in pixels of the upright picture"
+    expected = "expected (x0, y0, x1, y1) in pixels of the upright image"
     if isinstance(region, bytes | Mapping | Set) or not hasattr(region, "__len__"):
         raise ValueError(f"the region is {region!r:.200}: {expected}")
     try:
@@ -277,9 +277,9 @@ def _check_region(region: Any, image_size: Sequence[float] | None) -> None:
         raise ValueError(f"the region is {shown!r:.200}: {expected}, four finite numbers")
     x0, y0, x1, y1 = shown
     if max(map(abs, shown)) <= 1 + _ROUNDING_SHARES:
-        whole = "" if image_size is None else f"; the whole picture is (0, 0, {_size(image_size)})"
+        whole = "" if image_size is None else f"; the whole image is (0, 0, {_size(image_size)})"
         raise ValueError(
-            f"the region {shown} looks like shares of the picture: {expected}, so multiply by its "
+            f"the region {shown} looks like shares of the image: {expected}, so multiply by its "
             f"width and height{whole}"
         )
     if x0 >= x1 or y0 >= y1:
@@ -289,13 +289,13 @@ def _check_region(region: Any, image_size: Sequence[float] | None) -> None:
         )
     least = -_ROUNDING_PIXELS
     if min(x0, y0) < least:
-        raise ValueError(f"the region {shown} is outside the picture: {expected}, from 0 on")
+        raise ValueError(f"the region {shown} is outside the image: {expected}, from 0 on")
     if image_size is None:
         return
     width, height = check_image_size(image_size, "a region in pixels")
     if x1 > width + _ROUNDING_PIXELS or y1 > height + _ROUNDING_PIXELS:
         raise ValueError(
-            f"the region {shown} is outside the picture of {width:g} x {height:g} pixels: "
+            f"the region {shown} is outside the image of {width:g} x {height:g} pixels: "
             f"{expected}, at most (0, 0, {_size(image_size)})"
         )
 

@@ -68,7 +68,7 @@ def check_locations(text: str, what: str) -> None:
     if found:
         raise ValueError(
             f"{what} {text!r:.100} holds {found[0]:.40}, which is no token: locations are "
-            "thousandths of the picture's sides, <loc_0> to <loc_999>"
+            "thousandths of the image's sides, <loc_0> to <loc_999>"
         )
 
 

@@ -36,7 +36,7 @@ def encoded(pipe):
         ("<REGION_TO_CATEGORY>", {}, "needs a region"),
         ("<CAPTION_TO_PHRASE_GROUNDING>", {}, "needs a text"),
         ("<REGION_TO_CATEGORY>", {"region": (0.1, 0.1, 0.5, 0.5)}, "looks like shares"),
-        ("<REGION_TO_CATEGORY>", {"region": (0, 0, 500, 90)}, "outside the picture of 192 x 192"),
+        ("<REGION_TO_CATEGORY>", {"region": (0, 0, 500, 90)}, "outside the image of 192 x 192"),
         ("<REGION_TO_CATEGORY>", {"region": 5}, "region must be"),
         ("<OD>", {"text": "a cat"}, "takes no input"),
     ],
@@ -94,7 +94,7 @@ def test_a_bad_request_gives_its_error_and_the_rest_their_results(pipe, tmp_path
         *("dict", "ImageError", "ValueError", "ImageError", "dict")
     ]
     assert "broken.png" in str(results[1])
-    assert "outside the picture" in str(results[2])
+    assert "outside the image" in str(results[2])
     assert results[0] == pipe(SCENE, "<CAPTION>", **SHORT)
     assert_close(results[4], pipe(SCENE, "<OD>", **SHORT))
     assert isinstance(pipe(broken, "<OD>", on_error="return"), fj.ImageError)

@@ -60,7 +60,7 @@ def test_a_region_outside_one_picture_is_that_pictures_error(pictures, capsys):
     large, small = json.loads(rows["large.png"]), json.loads(rows["small.png"])
     assert list(large["answers"][0]["result"]) == ["<REGION_TO_OCR>"]
     (answer,) = small["answers"]
-    assert "outside the picture of 60 x 40 pixels" in answer["error"]
+    assert "outside the image of 60 x 40 pixels" in answer["error"]
     assert "result" not in answer
     assert (small["width"], small["height"]) == (60, 40)
 
@@ -90,7 +90,7 @@ def test_rows_of_a_run_have_their_own_errors(pictures, tmp_path):
         for line in file.read_text().splitlines()
     ]
     expected = [None, "did you mean '<OD>'", "'<VQA>' is none", "needs a region", "shares"]
-    expected += ["outside the picture of 60 x 40", "four numbers", None, None]
+    expected += ["outside the image of 60 x 40", "four numbers", None, None]
     assert len(rows) == len(asked)
     for row, message in zip(rows, expected, strict=True):
         assert ("error" in row) == (message is not None), row

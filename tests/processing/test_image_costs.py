@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from florence_jax.processing import ImageError, load_image
 from florence_jax.processing.image.load import MAX_SIDE
-from florence_jax.processing.image.pixels import resize_picture
+from florence_jax.processing.image.pixels import resize_image
 from tests.processing.test_image import encoded
 from tests.processing.test_sample_range import png
 from tests.shared_data import needs_shared, shared_path
@@ -32,7 +32,7 @@ def field_pictures():
 @pytest.mark.parametrize("size", [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1), (100_000_000, 1)])
 def test_a_side_is_capped_by_the_header(size):
     for source in (encoded(Image.new("1", size)), Image.new("1", size)):
-        with pytest.raises(ImageError, match=rf"{size[0]}x{size[1]}: a side.*cut the picture"):
+        with pytest.raises(ImageError, match=rf"{size[0]}x{size[1]}: a side.*cut the image"):
             load_image(source)
     with pytest.raises(ImageError, match="a side of more than"):
         load_image(np.zeros(size[::-1], np.uint8))
@@ -44,12 +44,12 @@ def test_the_longest_pictures_are_resized_in_the_memory_of_their_pixels():
         import resource, sys
         from PIL import Image
         from florence_jax.processing.image.load import load_image
-        from florence_jax.processing.image.pixels import resize_picture
+        from florence_jax.processing.image.pixels import resize_image
         held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + (1 << 30), held + (1 << 30)))
         for size in ((40, 1_000_000), (1_000_000, 40)):
             picture = load_image(Image.new("L", size, 200))
-            small = resize_picture(picture, (768, 768), Image.Resampling.BICUBIC)
+            small = resize_image(picture, (768, 768), Image.Resampling.BICUBIC)
             print(small.size, small.getextrema())
         try:
             load_image(sys.stdin.buffer.read())
@@ -68,7 +68,7 @@ def test_the_other_order_of_resizing_rounds_by_one_at_most():
     noise = np.random.default_rng(0).integers(0, 256, (140_000, 3, 3), np.uint8)
     picture = Image.fromarray(noise)
     assert 768 * picture.height > 100_000_000
-    ours = np.asarray(resize_picture(picture, (768, 768), 3)).astype(int)
+    ours = np.asarray(resize_image(picture, (768, 768), 3)).astype(int)
     pil = np.asarray(picture.resize((768, 768), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(ours - pil).max() <= 1
 
@@ -80,7 +80,7 @@ def test_too_little_memory_is_said(monkeypatch):
     data = encoded(Image.new("RGB", (4, 4)))
     monkeypatch.setattr(Image.Image, "resize", fail)
     with pytest.raises(ImageError, match="4x4 pixels needs more memory than there is to be resiz"):
-        resize_picture(Image.new("RGB", (4, 4)), (2, 2), 3)
+        resize_image(Image.new("RGB", (4, 4)), (2, 2), 3)
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
     with pytest.raises(ImageError, match="needs more memory than there is to be decoded"):
         load_image(data)

@@ -146,10 +146,10 @@ def test_the_wrong_kind_of_input_is_an_error():
         ((0, 0, 1, 1), "looks like shares"),
         ((0, 0, 1.0, 0.5), "looks like shares"),
         ((0.1, 0.1, 0.9, 1.001), "looks like shares"),
-        ((0, 0, 641, 100), "outside the picture of 640 x 480"),
-        ((0, 0, 100, 5000), "outside the picture"),
-        ((700, 500, 800, 600), "outside the picture"),
-        ((-5, 0, 100, 100), "outside the picture"),
+        ((0, 0, 641, 100), "outside the image of 640 x 480"),
+        ((0, 0, 100, 5000), "outside the image"),
+        ((700, 500, 800, 600), "outside the image"),
+        ((-5, 0, 100, 100), "outside the image"),
         ((300, 20, 10, 200), "wrong order"),
         ((10, 200, 300, 20), "wrong order"),
         ((10, 20, 10, 200), "wrong order"),
@@ -178,7 +178,7 @@ def test_a_region_is_one_of_the_picture(region, message):
 
 
 def test_shares_are_told_the_pixels_of_the_picture():
-    with pytest.raises(ValueError, match=r"the whole picture is \(0, 0, 640, 480\)"):
+    with pytest.raises(ValueError, match=r"the whole image is \(0, 0, 640, 480\)"):
         check_request("<REGION_TO_CATEGORY>", region=(0.0, 0.0, 1.0, 1.0), image_size=SIZE)
 
 

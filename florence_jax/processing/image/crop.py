@@ -17,7 +17,7 @@ from florence_jax.processing.image.pixels import (
     IMAGENET_STD,
     ImageConfig,
     normalised,
-    resize_picture,
+    resize_image,
 )
 
 CropMode = Literal["center", "squash"]
@@ -79,10 +79,10 @@ def crop_picture(picture: Image.Image, config: CropConfig) -> Image.Image:
     size = _resized_size(picture.size, config)
     if math.prod(size) > MAX_PIXELS:
         raise ImageError(
-            f"a picture of {picture.width}x{picture.height} pixels would be resized to "
+            f"an image of {picture.width}x{picture.height} pixels would be resized to "
             f"{size[0]}x{size[1]} before its centre is cropped: cut it to a squarer part first"
         )
-    resized = resize_picture(picture, size, config.resample)
+    resized = resize_image(picture, size, config.resample)
     left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
     return resized.crop((left, top, left + width, top + height))
 

@@ -371,7 +371,7 @@ def _check_sides(width: int, height: int, name: str, max_pixels: int) -> None:
     if max(width, height) > MAX_SIDE:
         raise ImageError(
             f"{name} is {width}x{height}: a side of more than {MAX_SIDE} pixels is not resized; "
-            "cut the picture into pieces"
+            "cut the image into pieces"
         )
     if width * height > max_pixels:
         raise ImageError(

@@ -143,7 +143,7 @@ def preprocess_image(
         rescale=float(rescale),
     )
     height, width = config.size
-    return normalised(resize_picture(load_image(image), (width, height), config.resample), config)
+    return normalised(resize_image(load_image(image), (width, height), config.resample), config)
 
 
 def normalised(picture: Image.Image, config: ImageConfig) -> np.ndarray:
@@ -155,8 +155,8 @@ def normalised(picture: Image.Image, config: ImageConfig) -> np.ndarray:
     return pixels
 
 
-def resize_picture(picture: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
-    """`picture.resize(size)` to a (width, height), with memory bounded by the image's own pixels.
+def resize_image(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
+    """`image.resize(size)` to a (width, height), with memory bounded by the image's own pixels.
 
     PIL scales the width first, to an image of the new width and the old height: of an image of
     100 x 1,000,000 pixels that would be 3 GB. Such images are scaled the other way round, which
@@ -167,14 +167,14 @@ def resize_picture(picture: Image.Image, size: tuple[int, int], resample: int) -
     """
     method = Image.Resampling(resample)
     try:
-        if size[0] * picture.height <= MAX_PIXELS:
-            return picture.resize(size, method)
-        turned = picture.transpose(Image.Transpose.TRANSPOSE)
+        if size[0] * image.height <= MAX_PIXELS:
+            return image.resize(size, method)
+        turned = image.transpose(Image.Transpose.TRANSPOSE)
         width, height = size
         return turned.resize((height, width), method).transpose(Image.Transpose.TRANSPOSE)
     except MemoryError as error:
         raise ImageError(
-            f"a picture of {picture.width}x{picture.height} pixels needs more memory than there is "
+            f"an image of {image.width}x{image.height} pixels needs more memory than there is "
             "to be resized; shrink it, or read fewer images at a time"
         ) from error
 
