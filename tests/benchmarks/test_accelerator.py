@@ -67,9 +67,69 @@ def test_a_unit_that_hangs_or_dies_loses_only_what_it_had_not_measured(
     unit = Unit(stage="speed", name="mine", seconds=3, run=lambda context: iter(()))
     context = Context(sizes=Sizes(), platform="cpu", folder=str(tmp_path))
     started = time.monotonic()
-    program._run_apart(unit, context, report, unit.seconds)
+    assert program._run_apart(unit, context, report, 600), "done, if not well"
     assert time.monotonic() - started < 30
-    first, last = json.loads((tmp_path / "accelerator.json").read_text())["rows"]
+    table = json.loads((tmp_path / "accelerator.json").read_text())
+    first, last = table["rows"]
     assert (first["what"], first["value"]) == ("first", 1.0)
     assert last["what"] == "mine"
     assert last["note"].startswith(message)
+    if "MemoryError" in message:
+        assert last["details"]["log"][-1] == "MemoryError: all of it"
+
+
+def test_a_resumed_run_does_only_what_is_left(tmp_path, monkeypatch):
+    run = []
+
+    def units(stage, sizes):
+        def result(name):
+            def rows(context):
+                run.append(f"{stage}/{name}")
+                yield Row(stage=stage, what=f"{stage} {name}", value=float(len(run)))
+
+            return Unit(stage=stage, name=name, seconds=60, run=rows)
+
+        return [result("a"), result("b")]
+
+    def call(*more):
+        run.clear()
+        program.main(["--out", str(tmp_path), "--quick", *more])
+        table = json.loads((tmp_path / "accelerator.json").read_text())
+        return [row["what"] for row in table["rows"] if row["value"] is not None]
+
+    monkeypatch.setattr(program.plan, "units", units)
+    assert call("--stages", "speed") == [
+        "environment a",
+        "environment b",
+        "speed a",
+        "speed b",
+    ]
+    expected = ["environment a", "environment b", "speed a", "speed b", "profile a", "profile b"]
+    assert call("--stages", "speed", "profile", "--resume") == expected
+    assert run == ["profile/a", "profile/b"]
+    # What is named runs again, and its earlier row is gone.
+    assert sorted(call("--stages", "speed", "--resume", "--units", "b")) == sorted(expected)
+    assert run == ["speed/b"]
+    assert call("--stages", "speed", "--time-limit", "1") == []
+    assert call("--stages", "speed", "--resume") == expected[:4], "nothing of it had been reached"
+    assert len(run) == 4
+
+
+def test_a_unit_that_the_run_has_no_time_for_is_left_to_the_next(tmp_path, monkeypatch):
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(program, "unit_command", lambda *_: command)
+    report = Report(tmp_path, {})
+    unit = Unit(stage="speed", name="mine", seconds=60, run=lambda context: iter(()))
+    context = Context(sizes=Sizes(), platform="cpu", folder=str(tmp_path))
+    assert not program._run_apart(unit, context, report, 1)
+    table = json.loads((tmp_path / "accelerator.json").read_text())
+    assert [row["note"] for row in table["rows"]] == ["ended after 1 s"]
+
+
+def test_a_device_that_is_not_there_ends_the_run(tmp_path, capsys):
+    status = program.main(["--out", str(tmp_path), "--device", "tpu"])
+    assert status == 2
+    assert "tpu cannot be used: exit status 1: " in capsys.readouterr().err
+    table = json.loads((tmp_path / "accelerator.json").read_text())
+    assert [row["what"] for row in table["rows"]] == ["machine"]
+    assert table["finished"] == []

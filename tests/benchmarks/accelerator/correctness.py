@@ -126,6 +126,8 @@ def _answers(dtype: str, device: Any, count: int) -> list[Any]:
 
     with jax.default_device(device):
         pipeline = bundled_model.shapes_pipeline(dtype)
+        # Committed: the pipeline's own thread knows no default device.
+        pipeline = dataclasses.replace(pipeline, params=jax.device_put(pipeline.params, device))
         rows = bundled_model.held_out_scenes()[:count]
         scenes = bundled_model.SHAPES / "scenes" / "test"
         requests = [Request(image=scenes / row["image"], prompt=row["prefix"]) for row in rows]

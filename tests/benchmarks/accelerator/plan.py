@@ -146,6 +146,11 @@ class Unit:
     seconds: float
     run: Callable[[Context], Iterator[Row]]
 
+    @property
+    def key(self) -> str:
+        """Its name among those of all stages."""
+        return f"{self.stage}/{self.name}"
+
 
 def units(stage: str, sizes: Sizes) -> list[Unit]:
     """The units of a stage, in order."""
@@ -155,6 +160,7 @@ def units(stage: str, sizes: Sizes) -> list[Unit]:
 def config_of(name: str) -> Florence2Config:
     """The sizes of a preset, or of "smallest", the model of the training tests."""
     if name == "smallest":
+        without_data_packages()
         from tests.training.small import CONFIG
 
         return CONFIG

@@ -26,6 +26,7 @@ class Row:
         met: whether the target is met, or the check passes; None where nothing is asked.
         note: in a few words; of a failure, its message.
         details: more of it, for the JSON alone.
+        made_by: key of the unit that made it; filled in by the report.
     """
 
     stage: str
@@ -37,6 +38,7 @@ class Row:
     met: bool | None = None
     note: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    made_by: str = ""
 
     @property
     def failed(self) -> bool:
@@ -60,23 +62,45 @@ class Row:
 class Report:
     """The rows of a run so far, on disk after each of them: a kill loses nothing."""
 
-    def __init__(self, folder: Path, about: Mapping[str, Any]):
+    def __init__(self, folder: Path, about: Mapping[str, Any], *, resume: bool = False):
         """
         Args:
             folder: gets accelerator.json and accelerator.md.
             about: of the run: the command, the date.
+            resume: keep what finished units of an earlier run wrote there, if there was one.
         """
         self.rows: list[Row] = []
+        self.finished: list[str] = []
         self._about = dict(about)
         self._json, self._markdown = folder / "accelerator.json", folder / "accelerator.md"
         folder.mkdir(parents=True, exist_ok=True)
+        if resume and self._json.exists():
+            before = json.loads(self._json.read_text(encoding="utf-8"))
+            self.finished = before["finished"]
+            rows = (Row(**row) for row in before["rows"])
+            self.rows = [row for row in rows if row.made_by in self.finished]
+            self._about["begun"] = before.get("begun", before["date"])
 
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-        content = self._about | {"rows": [dataclasses.asdict(one) for one in self.rows]}
+    def begin(self, unit: str) -> None:
+        """Forget what an earlier run of the unit wrote."""
+        self.rows = [row for row in self.rows if row.made_by != unit]
+        self.finished = [name for name in self.finished if name != unit]
+
+    def add(self, row: Row, unit: str) -> None:
+        self.rows.append(dataclasses.replace(row, made_by=unit))
+        self._write()
+        print(" | ".join(row.cells()), flush=True)
+
+    def finish(self, unit: str) -> None:
+        """Note that the unit need not run again: it has its rows, or it failed."""
+        self.finished.append(unit)
+        self._write()
+
+    def _write(self) -> None:
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        content = self._about | {"finished": self.finished, "rows": rows}
         atomic_write(self._json, json.dumps(content, indent=1))
         atomic_write(self._markdown, markdown(self.rows, self._about))
-        print(" | ".join(row.cells()), flush=True)
 
 
 def markdown(rows: Sequence[Row], about: Mapping[str, Any]) -> str:

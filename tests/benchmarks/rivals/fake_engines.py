@@ -40,6 +40,16 @@ class Mortal(Ours):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Endless:
+    """A call never returns."""
+
+    def __init__(self, settings):
+        pass
+
+    def call(self, name, inputs):
+        return signal.pause
+
+
 class Broken:
     """Cannot be loaded."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,14 +47,25 @@ class Worker:
     """A process with one engine in it, stopped (SIGSTOP) whenever it is not asked anything.
 
     Spinning thread pools would otherwise take processors from the engine that is measured next.
+    Entering it as a context waits until the engine has its weights.
     """
 
-    def __init__(self, engine: EngineInfo, settings: Settings, variables: dict[str, str]):
-        """Start the process and wait until the engine has its weights.
+    def __init__(
+        self,
+        engine: EngineInfo,
+        settings: Settings,
+        variables: dict[str, str],
+        *,
+        limit: float | None = None,
+    ):
+        """Start the process.
 
-        Raises:
-            WorkerError: it has not.
+        Args:
+            engine, settings: what it is told.
+            variables: its environment.
+            limit: seconds for an answer, after which the process is ended; None waits for ever.
         """
+        self._limit = limit
         # Open as long as the process.
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -67,51 +80,72 @@ class Worker:
             "engine": dataclasses.asdict(engine),
             "settings": dataclasses.asdict(settings),
         }
-        try:
-            self._ask(hello)
-        except WorkerError:
-            self.close()
-            raise
+        self._late = threading.Event()
+        self._tell(hello)
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Its answer.
 
         Raises:
-            WorkerError: the engine raised an error, or its process died.
+            WorkerError: the engine raised an error, or its process died or took too long.
         """
         self._process.send_signal(signal.SIGCONT)
-        return self._ask(request)
+        self._tell(request)
+        return self._answer()
 
     def close(self) -> None:
         """End the process; whatever it still does is lost."""
         self._process.kill()
         self._process.wait(_SECONDS_TO_QUIT)
         for stream in (self._process.stdin, self._process.stdout, self._log):
-            if stream is not None:
-                stream.close()
+            # What a dead process was never told stays in the pipe's buffer.
+            with contextlib.suppress(BrokenPipeError):
+                if stream is not None:
+                    stream.close()
 
     def __enter__(self) -> Worker:
+        try:
+            self._answer()
+        except WorkerError:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        requests, answers = self._process.stdin, self._process.stdout
+    def _tell(self, request: dict[str, Any]) -> None:
+        requests = self._process.stdin
         assert requests is not None
-        assert answers is not None
-        try:
+        # Of a process that has ended, the answer is what it said last.
+        with contextlib.suppress(BrokenPipeError):
             print(json.dumps(request), file=requests, flush=True)
+
+    def _answer(self) -> dict[str, Any]:
+        answers = self._process.stdout
+        assert answers is not None
+        timer = None if self._limit is None else threading.Timer(self._limit, self._end)
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        try:
             line = answers.readline()
-        except BrokenPipeError:
-            line = ""
+        finally:
+            if timer is not None:
+                timer.cancel()
         if not line:
+            if self._late.is_set():
+                raise WorkerError(f"ended, as it took more than {self._limit:g} s")
             raise WorkerError(f"its process ended: {self._last_words()}")
         answer = json.loads(line)
         self._process.send_signal(signal.SIGSTOP)
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer
+
+    def _end(self) -> None:
+        self._late.set()
+        self._process.kill()
 
     def _last_words(self) -> str:
         code = self._process.wait(_SECONDS_TO_QUIT)

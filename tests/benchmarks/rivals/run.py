@@ -48,6 +48,7 @@ class Bench:
         folder: where weights, and what engines make of them, are kept.
         ceilings: the machine's, measured before; None measures them here.
         start: makes an engine's worker.
+        together: all engines load their weights at the same time, which takes as many processors.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Bench:
     folder: Path
     ceilings: Ceilings | None = None
     start: Callable[[EngineInfo, Settings, dict[str, str]], Worker] = Worker
+    together: bool = False
 
     def run(self, progress: Progress) -> Iterator[CaseResult]:
         """Each case's result as soon as it is there.
@@ -100,18 +102,20 @@ class Bench:
         with contextlib.ExitStack() as stack:
             workers: dict[str, Worker] = {}
             notes: dict[str, str] = {}
-            for name, info in self.engines.items():
-                note = _absent(info, self.settings)
-                if note is None:
-                    progress(name, "start")
-                    try:
-                        variables = environment(self.settings, malloc)
-                        worker = self.start(info, self.settings, variables)
-                        workers[name] = stack.enter_context(worker)
-                    except WorkerError as error:
-                        note = f"failed: {error}"
-                if note is not None:
-                    notes[name] = note
+            absent = {name: _absent(info, self.settings) for name, info in self.engines.items()}
+            notes |= {name: note for name, note in absent.items() if note is not None}
+            variables = environment(self.settings, malloc)
+            started = (
+                (name, self.start(info, self.settings, variables))
+                for name, info in self.engines.items()
+                if name not in notes
+            )
+            for name, worker in list(started) if self.together else started:
+                progress(name, "start")
+                try:
+                    workers[name] = stack.enter_context(worker)
+                except WorkerError as error:
+                    notes[name] = f"failed: {error}"
             ceilings = self.ceilings
             if ceilings is None:
                 ceilings, row_results = measure_ceilings(

@@ -1,8 +1,10 @@
 """The whole measurement on a tiny model: real processes, real rivals, nothing asserted on time."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -40,7 +42,7 @@ def settings(folder):
     )
 
 
-def run(folder, settings, engines, cases):
+def run(folder, settings, engines, cases, **options):
     bench = Bench(
         model="tiny",
         settings=settings,
@@ -50,6 +52,7 @@ def run(folder, settings, engines, cases):
         rounds=2,
         malloc="tuned",
         folder=folder,
+        **options,
     )
     return {result.case: result for result in bench.run(lambda *_: None)}
 
@@ -63,7 +66,7 @@ def test_ours_beside_transformers_a_wrong_engine_and_absent_ones(folder, setting
         "elsewhere": info("Wrong", platforms=("tpu",)),
         "broken": info("Broken"),
     }
-    found = run(folder, settings, engines, ["vision", "beam", "step"])
+    found = run(folder, settings, engines, ["vision", "beam", "step"], together=True)
     assert list(found) == ["matmul", "memory", "vision", "beam", "step"]
     for case in ("vision", "beam", "step"):
         result = found[case]
@@ -112,15 +115,13 @@ def test_rivals_of_the_extra(folder, settings, name):
 
 @pytest.fixture
 def start(settings):
-    workers = []
+    with contextlib.ExitStack() as stack:
 
-    def start(engine):
-        workers.append(Worker(engine, settings, environment(settings, "tuned")))
-        return workers[-1]
+        def start(engine, **options):
+            worker = Worker(engine, settings, environment(settings, "tuned"), **options)
+            return stack.enter_context(worker)
 
-    yield start
-    for worker in workers:
-        worker.close()
+        yield start
 
 
 def test_an_engine_that_prints_disturbs_nobody(start, tmp_path):
@@ -132,8 +133,17 @@ def test_errors_are_answers_and_a_death_is_noticed(start):
     worker = start(info("Mortal"))
     with pytest.raises(WorkerError, match=r"^RuntimeError: no such kernel$"):
         worker.ask(do="time", call="vision", batch=1)
-    with pytest.raises(WorkerError, match="its process ended"):
+    for _ in range(2):
+        with pytest.raises(WorkerError, match="its process ended"):
+            worker.ask(do="time", call="beam", batch=1)
+
+
+def test_an_engine_that_takes_too_long_is_ended(start):
+    worker = start(info("Endless"), limit=300)
+    worker._limit = 0.5  # loading it may take longer
+    with pytest.raises(WorkerError, match=r"^ended, as it took more than 0.5 s$"):
         worker.ask(do="time", call="beam", batch=1)
+    assert worker._process.wait(60) == -signal.SIGKILL
 
 
 def test_workers_stand_still_between_calls_and_keep_to_their_threads(start):
