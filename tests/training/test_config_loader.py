@@ -78,7 +78,7 @@ def test_sources_and_sizes_are_json():
         (["--optimizer.learning-rate", "yes"], "--optimizer.learning-rate"),
         (["--steps", "1" + "0" * 5000], "--steps"),
         (["--data.train", "["], "is not JSON"),
-        (["--data.train", "[" * 5000], "nested too deeply"),
+        (["--data.train", "[" * 100_000], "nested too deeply"),
         (["--data.train", "a.jsonl"], "expected tuple[SourceConfig, ...]"),
         (["--data.train", '[{"kind": "jsonl", "pth": "a"}]'], "[0].pth (did you mean path?)"),
         (["--data.train", '[{"kind": "json"}]'], "(did you mean jsonl?)"),
