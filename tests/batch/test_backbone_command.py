@@ -23,6 +23,7 @@ from florence_jax.cli.main import main
 from florence_jax.processing.image.crop import preprocess_crop
 from tests.backbone.timm_reference import DATA
 from tests.batch.fakes import write_pictures
+from tests.sharding.subprocesses import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = DATA / "paper"  # 5 classes
@@ -174,6 +175,29 @@ def test_a_killed_run_goes_on(tmp_path):
     for path in (tmp_path / "whole").glob("[be]*"):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
     assert main(["verify-output", "--quiet", str(tmp_path / "out")]) == 0
+
+
+def test_several_devices_share_each_batch(tmp_path, compiled_on_disk):
+    paths = write_pictures(tmp_path / "pictures", 5, (40, 30))
+    out = tmp_path / "out"
+    command = [
+        "embed",
+        tmp_path / "pictures",
+        "--model",
+        MODEL,
+        "--output-dir",
+        out,
+        "--workers",
+        0,
+    ]
+    program = [sys.executable, "-m", "florence_jax", *command, "--batch-size", 1, "--quiet"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled_on_disk)}
+    subprocess.run(list(map(str, program)), cwd=ROOT, env=environment(4, **cache), check=True)
+    job = json.loads((out / "run.json").read_text())["job"]
+    assert (job["mesh"]["data"], job["batch_rows"]) == (4, 4)
+    found = np.array([row["embedding"] for row in rows_of(out)], np.float32)
+    # Sums of float32 in another order.
+    np.testing.assert_allclose(found, expected("embed", paths), atol=2e-5)
 
 
 @pytest.mark.parametrize(
