@@ -24,7 +24,7 @@ from florence_jax.config import PRESETS, BartConfig, Florence2Config
 from florence_jax.inference.declared_tasks import own_tasks
 from florence_jax.model import Model
 from florence_jax.model.bart import POSITION_OFFSET
-from florence_jax.model.layers import INIT_STD
+from florence_jax.model.layers import INIT_STD, normal_of_shape
 from florence_jax.processing import (
     FlorenceTokenizer,
     ImageConfig,
@@ -286,7 +286,7 @@ def _kernels(params: Flat, key: jax.Array) -> Flat:
         variance = 1 / np.prod(shape[:-1])
         if _BRANCH.fullmatch(path):
             variance /= branches
-        normal = jax.random.normal(jax.random.fold_in(key, number), shape)
+        normal = normal_of_shape(jax.random.fold_in(key, number), shape)
         drawn[path] = normal * np.sqrt(variance)
     return drawn
 
