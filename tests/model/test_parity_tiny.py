@@ -50,6 +50,23 @@ def case(name):
     return values, np.moveaxis(pixels, 1, -1)
 
 
+def case_inputs(name):
+    values, pixels = case(name)
+    return Inputs(
+        pixel_values=pixels,
+        input_ids=values["input_ids"],
+        attention_mask=np.ones_like(values["input_ids"]),
+        decoder_input_ids=values["decoder_input_ids"],
+    )
+
+
+@functools.cache
+def truth_of(name):
+    """Every stage of a case by transformers' class in float64."""
+    model, params = original()
+    return torch_stages(native_model(model.config, params).double(), case_inputs(name))
+
+
 @needs_shared
 @pytest.mark.parametrize("name", ["s224", "s384b2", "s768"])
 def test_original_implementation(name):
@@ -74,8 +91,11 @@ def test_original_implementation(name):
         flat = maps.reshape(values["vision_last"].shape)
         bound = MAP_TOLERANCE * np.abs(flat).max()
         np.testing.assert_allclose(flat, values["vision_last"], rtol=0, atol=bound)
-    expected = values["encoder_last_hidden_state"]
-    np.testing.assert_allclose(encoder_hidden_states, expected, rtol=0, atol=TOLERANCE)
+    # The stored states have a rounding error of their own, larger than ours: neither may be further
+    # from the truth than TOLERANCE.
+    exact = [stage for key, stage in truth_of(name).items() if key.startswith("encoder/")][-1]
+    for found in (encoder_hidden_states, values["encoder_last_hidden_state"]):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=TOLERANCE)
 
     logits = model.logits(
         params,
@@ -91,13 +111,13 @@ def test_original_implementation(name):
     np.testing.assert_allclose(loss, values["loss"], rtol=1e-6)
 
 
-def assert_stages_agree(model, params, inputs, bound):
+def assert_stages_agree(model, params, inputs, bound, truth=None):
     """Ours against transformers' class in float64, which has no rounding of its own to speak of.
 
     `bound(name, largest)` is the largest error allowed at a stage.
     """
     reference = native_model(model.config, params)
-    truth = torch_stages(reference.double(), inputs)
+    truth = truth or torch_stages(reference.double(), inputs)
     ours = jax_stages(model, params, inputs)
     assert list(ours) == list(truth)
     errors = compare(ours, truth, inputs.attention_mask)
@@ -123,18 +143,11 @@ def test_native_class_every_stage(size):
 @pytest.mark.parametrize("name", ["s224", "s384b2", "s768"])
 def test_original_weights_in_native_class_every_stage(name):
     model, params = original()
-    values, pixels = case(name)
-    inputs = Inputs(
-        pixel_values=pixels,
-        input_ids=values["input_ids"],
-        attention_mask=np.ones_like(values["input_ids"]),
-        decoder_input_ids=values["decoder_input_ids"],
-    )
 
     def bound(name, largest):
         return MAP_TOLERANCE * largest if name.startswith("vision/") else TOLERANCE
 
-    assert_stages_agree(model, params, inputs, bound)
+    assert_stages_agree(model, params, case_inputs(name), bound, truth_of(name))
 
 
 def test_untied_head_and_output_bias():
