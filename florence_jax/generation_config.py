@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from florence_jax.generation_keys import TOKEN_IDS, TRANSFORMERS_DEFAULTS, check_keys
+from florence_jax.generation_keys import TOKEN_IDS, check_keys
 
 TokenIds = int | tuple[int, ...]
 EarlyStopping = bool | Literal["never"]
@@ -372,6 +372,14 @@ _LISTS = (
     "exponential_decay_length_penalty",
 )
 
+
+# Fields with transformers' defaults (`_get_default_generation_params` of transformers 5). It writes
+# them into config files, so a value equal to its default is no wish of the author.
+TRANSFORMERS_DEFAULTS: dict[str, Any] = {
+    field.name: field.default
+    for field in fields(GenerationConfig)
+    if field.name not in (*TOKEN_IDS, "max_new_tokens", "min_new_tokens")
+}
 
 # What every published Florence-2 decodes with: the original `text_config`.
 PUBLISHED = GenerationConfig(

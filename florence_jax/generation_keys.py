@@ -1,6 +1,6 @@
-"""Keys of `generation_config.json`: transformers' defaults, and keys without a field here.
+"""Keys of `generation_config.json` that `GenerationConfig` has no field for.
 
-A key that `GenerationConfig` has no field for is one of three: a setting that would change tokens,
+Such a key is one of three: a setting that would change tokens,
 which is refused by name; a setting that changes none, which is ignored; or a key that transformers
 does not know either.
 """
@@ -11,30 +11,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# transformers writes its defaults into config files, so a value equal to one of these says nothing
-# about what the author wanted (transformers 5 `GenerationConfig._get_default_generation_params`).
-TRANSFORMERS_DEFAULTS: dict[str, Any] = {
-    "num_beams": 1,
-    "do_sample": False,
-    "early_stopping": False,
-    "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "repetition_penalty": 1.0,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "min_p": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "exponential_decay_length_penalty": None,
-    "renormalize_logits": False,
-    "num_return_sequences": 1,
-}
 TOKEN_IDS = (
     "decoder_start_token_id",
     "bos_token_id",

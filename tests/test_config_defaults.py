@@ -7,7 +7,7 @@ from PIL import Image
 from florence_jax import config as configs
 from florence_jax.config import Florence2Config
 from florence_jax.generation import GenerationConfig
-from florence_jax.generation_keys import TRANSFORMERS_DEFAULTS
+from florence_jax.generation_config import TRANSFORMERS_DEFAULTS
 from florence_jax.hf_config import _TEXT_OPTIONAL, _VISION_OPTIONAL
 from florence_jax.processing import ImageConfig, preprocess_image
 

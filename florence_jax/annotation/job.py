@@ -50,12 +50,26 @@ class AnnotateJob:
         Raises:
             ValueError: decoding settings or a pipeline that give no single answer or no scores.
         """
+        generation = generation or pipeline.generation
+        if generation.do_sample or generation.num_return_sequences != 1:
+            raise ValueError(
+                "annotations need one answer to each question, the same at every start: "
+                "do_sample=False and num_return_sequences=1"
+            )
+        if pipeline.compat is not None:
+            raise ValueError(
+                f"compat={pipeline.compat!r} has no confidence for every answer, which the filters "
+                "need: leave compat (--compat) out"
+            )
         self._settings, self._extractor = settings, extractor
-        self._engine = AnnotationEngine(
-            pipeline,
-            generation or pipeline.generation,
+        self._pipeline, self._constrained = pipeline, constrained
+        self._engine = pipeline.engine(
+            generation,
             constrained=constrained,
             batch_size=batch_size,
+            reorder=True,
+            check_prompts=False,
+            label_scores=True,
         )
 
     @property
@@ -65,19 +79,19 @@ class AnnotateJob:
             "schema": SCHEMA,
             "settings": self._settings.record(),
             "analyser": self._extractor.name,
-            "decoding": dataclasses.asdict(self._engine.engine.generation),
-            "constrained": self._engine.constrained,
-            "batch_rows": self._engine.engine.rows_of_a_device,
+            "decoding": dataclasses.asdict(self._engine.generation),
+            "constrained": self._constrained,
+            "batch_rows": self._engine.rows_of_a_device,
         }
-        return own | pipeline_fingerprint(self._engine.pipeline)
+        return own | pipeline_fingerprint(self._pipeline)
 
     @property
     def image_config(self) -> ImageConfig:
-        return self._engine.pipeline.image_config
+        return self._pipeline.image_config
 
     @property
     def activity(self) -> DeviceStats:
-        return self._engine.engine.stats
+        return self._engine.stats
 
     def __call__(self, loaded: Iterable[DecodedItem]) -> Sequence[Row]:
         images = [
@@ -89,7 +103,7 @@ class AnnotateJob:
                 settings=self._settings,
                 extractor=self._extractor,
             )
-            for item, encoded in self._engine.encode(loaded)
+            for item, encoded in self._encode(loaded)
         ]
         problems: dict[int, Row] = {}
 
@@ -108,7 +122,12 @@ class AnnotateJob:
                 for number, requests in enumerate(stage)
                 for one in attempt(number, requests) or ()
             ]
-            answers = self._engine.ask([request for _, request, _ in asked])
+            responses = self._engine.run(request for _, request, _ in asked)
+            # All of them before any is read, so that the batches of a stage follow each other.
+            answers = [
+                self._answer(request, response)
+                for (_, request, _), response in zip(asked, responses, strict=True)
+            ]
             for (number, _, read), answer in zip(asked, answers, strict=True):
                 attempt(number, read, answer)
         rows = [
@@ -117,43 +136,7 @@ class AnnotateJob:
         ]
         return [problems.get(number) or row or {} for number, row in enumerate(rows)]
 
-
-class AnnotationEngine:
-    """Encodes images and answers prompts; batches depend on the prompts of one call alone."""
-
-    def __init__(
-        self,
-        pipeline: BasePipeline,
-        generation: GenerationConfig,
-        *,
-        constrained: bool,
-        batch_size: int,
-    ) -> None:
-        """
-        Raises:
-            ValueError: settings that give no single, reproducible answer, or no confidences.
-        """
-        if generation.do_sample or generation.num_return_sequences != 1:
-            raise ValueError(
-                "annotations need one answer to each question, the same at every start: "
-                "do_sample=False and num_return_sequences=1"
-            )
-        if pipeline.compat is not None:
-            raise ValueError(
-                f"compat={pipeline.compat!r} has no confidence for every answer, which the filters "
-                "need: leave compat (--compat) out"
-            )
-        self.pipeline, self.constrained = pipeline, constrained
-        self.engine = pipeline.engine(
-            generation,
-            constrained=constrained,
-            batch_size=batch_size,
-            reorder=True,
-            check_prompts=False,
-            label_scores=True,
-        )
-
-    def encode(self, loaded: Iterable[DecodedItem]) -> Iterator[tuple[DecodedItem, EncodedImage]]:
+    def _encode(self, loaded: Iterable[DecodedItem]) -> Iterator[tuple[DecodedItem, EncodedImage]]:
         """Each item with its encoded image."""
         taken: list[DecodedItem] = []
 
@@ -162,18 +145,13 @@ class AnnotationEngine:
                 taken.append(item)
                 yield DecodedImage(size=item.size, pixels=item.pixels)
 
-        for number, encoded in enumerate(self.engine.encode_images(images())):
+        for number, encoded in enumerate(self._engine.encode_images(images())):
             yield taken[number], encoded
-
-    def ask(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answers, in order; all batches are under way before the first is waited for."""
-        responses = self.engine.run(requests)
-        return [self._answer(*one) for one in zip(requests, responses, strict=True)]
 
     def _answer(self, request: Request, response: Response | Exception) -> Answer:
         if isinstance(response, Exception):
             return Answer(error=row_error_text(response))
-        words = self.pipeline.tokenizer.decode_with_spans(response.ids)
+        words = self._pipeline.tokenizer.decode_with_spans(response.ids)
         return Answer(
             value=response.result[request.task],
             score=text_confidence(*words, response.token_scores),

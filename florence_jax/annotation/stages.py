@@ -202,27 +202,23 @@ class ImageAnnotator:
         return read
 
     def _read_regions(self, answer: Answer) -> None:
-        found = [
-            Region(box=box, score=score, label=label, label_score=words)
-            for box, score, label, words in _boxes(answer.value)
-        ]
-        self.regions = self._filtered(found)
+        self.regions = self._named_regions(answer, "label")
 
     def _read_descriptions(self, answer: Answer) -> None:
-        found = [
-            Region(box=box, score=score, description=label, description_score=words)
+        self._described = self._named_regions(answer, "description")
+
+    def _named_regions(self, answer: Answer, name: str) -> list[Region]:
+        regions = [
+            Region(box=box, score=score, **{name: label, f"{name}_score": words})
             for box, score, label, words in _boxes(answer.value)
         ]
-        self._described = self._filtered(found)
+        self._remember("regions", [(region.box, region.score) for region in regions])
+        return filter_regions(regions, self.size, self.settings.filters, self.rejected)
 
     def _read_proposals(self, answer: Answer) -> None:
         found = [Region(box=box, score=score) for box, score, _, _ in _boxes(answer.value)]
         self._remember("regions", [(region.box, region.score) for region in found])
         self._proposed = filter_proposals(found, self.size, self.settings.filters, self.rejected)
-
-    def _filtered(self, regions: Sequence[Region]) -> list[Region]:
-        self._remember("regions", [(region.box, region.score) for region in regions])
-        return filter_regions(regions, self.size, self.settings.filters, self.rejected)
 
     def _remember(self, kind: str, boxes: Sequence[tuple[Sequence[float], float]]) -> None:
         self._certain[kind] += [

@@ -113,7 +113,7 @@ class Export:
                 functools.partial(atomic_write, place),
                 functools.partial(relative_name, root=self.root),
             )
-            unsuitable = write_rows(self._rows(), coco)
+            unsuitable = write_rows(self._rows(), coco.write)
             coco.save()
         else:
             place = self.directory / CSV
@@ -128,7 +128,7 @@ class Export:
         names = [image_name(row) for row in self._rows() if "error" not in row]
         there = check_sidecars(kind, places, names, self.options.inputs, overwrite=overwrite)
         with open_sidecars(kind, places, overwrite=overwrite) as sidecars:
-            unsuitable = write_rows(self._rows(), sidecars)
+            unsuitable = write_rows(self._rows(), sidecars.write)
         if there:
             self._say(skipped_text(len(there), len(names), kind))
         self._say(f"{sidecars.written} {kind} files are written below {places.base}/")

@@ -86,8 +86,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
 def _predict(options: PredictOptions) -> int:
     from florence_jax.inference.image_files import find_images
-    from florence_jax.inference.predict import pages_of, predict
-    from florence_jax.inference.prediction_rows import image_rows
+    from florence_jax.inference.predict import image_rows, pages_of, predict
     from florence_jax.results.row_writer import write_rows
 
     started = time.monotonic()
@@ -253,7 +252,7 @@ def _coco(options: OutputOptions, file_name: Callable[[str], str]) -> Iterator[R
     else:
         writer = CocoFile(functools.partial(atomic_write, path), file_name)
     try:
-        yield writer
+        yield writer.write
     except KeyboardInterrupt:
         print("\nno COCO file is written before its last image", file=sys.stderr)
         raise
@@ -281,4 +280,4 @@ def _sidecars(
         print(skipped_text(len(there), len(names), kind), file=sys.stderr)
     todo = [Path(name) for name in names if name not in there]
     with open_sidecars(kind, places, overwrite=overwrite) as writer:
-        yield writer, todo
+        yield writer.write, todo

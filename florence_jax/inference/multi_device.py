@@ -1,4 +1,4 @@
-"""Put a pipeline on several devices: weights divided on a mesh, or whole on each."""
+"""Put a pipeline on several devices, the weights whole on each."""
 
 from __future__ import annotations
 
@@ -10,34 +10,8 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from florence_jax.inference.base_pipeline import BasePipeline
-from florence_jax.inference.load_sharded import (
-    DEFAULT_RULES,
-    MeshLike,
-    RulesLike,
-    make_param_sharding,
-    to_mesh,
-)
 from florence_jax.inference.pipeline import Florence2Pipeline
-from florence_jax.quantization import quantized_modules
 from florence_jax.sharding import make_mesh
-
-
-def shard_pipeline(
-    pipeline: Florence2Pipeline, mesh: MeshLike, rules: RulesLike = DEFAULT_RULES
-) -> Florence2Pipeline:
-    """The pipeline with its parameters divided on a mesh.
-
-    Raises:
-        RuleError, ValueError: a mesh or rules that do not fit, or weights that are quantised.
-    """
-    if quantized_modules(pipeline.params):
-        raise ValueError("quantized weights are kept on one device: leave out the mesh")
-    layout = make_param_sharding(pipeline.model.config, mesh, rules)
-    return dataclasses.replace(
-        pipeline,
-        model=dataclasses.replace(pipeline.model, layout=layout),
-        params=to_mesh(pipeline.params, layout),
-    )
 
 
 def replicate_over_local_devices(

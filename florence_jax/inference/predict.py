@@ -1,4 +1,4 @@
-"""One pass over a list of image files: a result or an error for each, in order."""
+"""One pass over a list of image files: a result or an error for each, in order, as rows too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -17,6 +17,8 @@ from florence_jax.inference.base_pipeline import BasePipeline
 from florence_jax.inference.requests import Query, Request, Result
 from florence_jax.processing import ImageError
 from florence_jax.processing.image.load import count_pages, load_image_and_notes, page_id
+from florence_jax.results.json_rows import result_to_json
+from florence_jax.results.rows import Row
 from florence_jax.runtime.atomic_file import file_name
 from florence_jax.runtime.error_text import row_error_text
 
@@ -132,6 +134,40 @@ def predict(
         else:
             yield dataclasses.replace(asked, result=response.result)
     yield from failures()
+
+
+def image_rows(predictions: Iterable[Prediction], queries: int) -> Iterator[Row]:
+    """One row for each image, of predictions that come image by image, `queries` for each."""
+    answers: list[Prediction] = []
+    for prediction in predictions:
+        answers.append(prediction)
+        if len(answers) == queries:
+            yield result_to_json(_row(answers))
+            answers = []
+
+
+def _row(predictions: list[Prediction]) -> Row:
+    first = predictions[0]
+    row: Row = {"id": first.id}
+    if first.page is not None:
+        row |= {"image": str(first.path), "page": first.page}
+    if first.notes:
+        row["image_note"] = "; ".join(first.notes)
+    if first.image is None:
+        return row | {"error": first.error}
+    row["width"], row["height"] = first.image.size
+    row["answers"] = list(map(_answer, predictions))
+    if all(one.result is None for one in predictions):
+        row["error"] = first.error
+    return row
+
+
+def _answer(prediction: Prediction) -> dict[str, Any]:
+    answer = prediction.query.to_dict()
+    if prediction.result is None:
+        return answer | {"error": prediction.error}
+    drawn = prediction.drawing_error
+    return answer | {"result": prediction.result} | ({"drawing_error": drawn} if drawn else {})
 
 
 class DrawingNames:

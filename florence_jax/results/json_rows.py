@@ -1,25 +1,12 @@
-"""Rows as JSON lines, and results in the types that JSON has."""
+"""Results in the types that JSON has."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
-from florence_jax.results.rows import Row
-from florence_jax.runtime.jsonl import json_text
-
-
-class JsonRows:
-    """Pass each row to `add_line` as JSON before the next begins."""
-
-    def __init__(self, add_line: Callable[[str], Any]) -> None:
-        self._add_line = add_line
-
-    def write(self, row: Row) -> None:
-        self._add_line(json_text(row))
 
 
 def result_to_json(record: Any) -> Any:

@@ -60,7 +60,7 @@ def output(job, pictures, tmp_path_factory):
     """A run of one block, and how the device was asked."""
     directory = tmp_path_factory.mktemp("output")
     asked = []
-    programs = type(job._engine.pipeline.programs)
+    programs = type(job._pipeline.programs)
     real = programs.generate
 
     def generate(self, image_features, input_ids, *rest):

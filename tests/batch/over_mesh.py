@@ -1,5 +1,6 @@
 """Run by a process of its own: one device, and then a mesh of all that XLA_FLAGS says."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -9,11 +10,18 @@ from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
 from florence_jax.cli import annotate as annotate_command
 from florence_jax.cli.main import main
-from florence_jax.inference.multi_device import shard_pipeline
+from florence_jax.inference.load_sharded import make_param_sharding, to_mesh
 from florence_jax.inference.requests import Query
 from tests.random_pipeline import small_pipeline
 
 QUERIES = (Query(prompt="<OD>"), Query(prompt="<REGION_TO_CATEGORY>", region=[1, 2, 9, 9]))
+
+
+def shard_pipeline(pipeline, mesh: str):
+    """The pipeline with its parameters divided on a mesh."""
+    layout = make_param_sharding(pipeline.model.config, mesh, "fsdp_tp")
+    model = dataclasses.replace(pipeline.model, layout=layout)
+    return dataclasses.replace(pipeline, model=model, params=to_mesh(pipeline.params, layout))
 
 
 def predict(pictures: Path, output: Path, pipeline) -> None:

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from convert.verify.reference import native_model, random_params_with_spread_logits
 from florence_jax import config as configs
 from florence_jax.model import abstract_params, flops
-from florence_jax.model.flops import Ceilings, Work
+from florence_jax.model.flops import Work
+from tests.benchmarks.ceilings import Ceilings
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.processing.image.color import array_to_rgb, scaled_to_eight
+from florence_jax.processing.image.formats import decoder_arguments
 from florence_jax.processing.image.sample_range import Declared, integer_range, jpeg2000_depth
 
 LOW_BITS_LOST = (
@@ -32,8 +33,7 @@ def low_byte_mode(image: Image.Image) -> str | None:
     Args:
         image: opened from a file, its pixels not decoded yet.
     """
-    arguments = next((tile[3] for tile in getattr(image, "tile", ())), None)
-    raw = arguments[0] if isinstance(arguments, tuple) else arguments
+    raw = _raw_mode(image)
     if not isinstance(raw, str) or image.mode not in ("RGB", "RGBA"):
         return None
     if raw == "LA;16B":
@@ -42,6 +42,11 @@ def low_byte_mode(image: Image.Image) -> str | None:
     if kind not in ("RGB", "RGBA", "RGBX") or order not in _OTHER_ORDER:
         return None
     return f"{kind};16{_OTHER_ORDER[order]}"
+
+
+def _raw_mode(image: Image.Image) -> Any:
+    arguments = decoder_arguments(image)
+    return arguments[0] if isinstance(arguments, tuple) else arguments
 
 
 def is_dark(image: Image.Image) -> bool:
@@ -53,8 +58,7 @@ def is_dark(image: Image.Image) -> bool:
 
 def is_sixteen_bit_ppm(image: Image.Image) -> bool:
     """Whether this is an undecoded PPM whose maximum is 65535, which Pillow scales to 8 bits."""
-    arguments = next((tile[3] for tile in getattr(image, "tile", ())), None)
-    return image.format == "PPM" and arguments == ("RGB", 65535)
+    return image.format == "PPM" and decoder_arguments(image) == ("RGB", 65535)
 
 
 def ppm_samples(data: bytes, tile: Any, size: tuple[int, int]) -> np.ndarray:
@@ -98,8 +102,7 @@ def loses_low_bits(image: Image.Image, data: bytes) -> bool:
     """
     if image.format == "JPEG2000":
         return image.mode != "I;16" and jpeg2000_depth(data) == 16
-    arguments = next((tile[3] for tile in getattr(image, "tile", ())), None)
-    raw = arguments[0] if isinstance(arguments, tuple) else arguments
+    raw = _raw_mode(image)
     return isinstance(raw, str) and raw.startswith(("CMYK;16", "RGBa;16"))
 
 

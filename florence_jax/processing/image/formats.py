@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from PIL import Image
 
@@ -71,6 +72,11 @@ def without_refused_texts(data: bytes, error: Exception) -> bytes | None:
         smaller = _without_texts_and_profile(data)
         return smaller if len(smaller) < len(data) else None
     return None
+
+
+def decoder_arguments(image: Image.Image) -> Any:
+    """The arguments of Pillow's decoder for an image that is not decoded yet, else None."""
+    return next((tile[3] for tile in getattr(image, "tile", ())), None)
 
 
 def refuse_misread(image: Image.Image, name: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.processing.image import ImageError
-from florence_jax.processing.image.formats import significant_bits
+from florence_jax.processing.image.formats import decoder_arguments, significant_bits
 
 _BITS = (8, 10, 12, 14, 16)
 # Resampling and colour conversions overshoot the range by a few percent.
@@ -195,5 +195,5 @@ def _positive(value: Any) -> float | None:
 
 def _has_own_maximum(image: Image.Image) -> bool:
     """Whether a PGM states another maximum than 65535, which writers put on values of any depth."""
-    arguments = next((tile[3] for tile in getattr(image, "tile", ())), None)
+    arguments = decoder_arguments(image)
     return isinstance(arguments, tuple) and arguments[-1] != 65535

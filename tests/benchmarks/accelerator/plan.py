@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from florence_jax.config import PRESETS, Florence2Config
-from florence_jax.model.flops import Ceilings
 from tests.benchmarks.accelerator.report import Row
+from tests.benchmarks.ceilings import Ceilings
 
 STAGES = ("environment", "correctness", "speed", "training", "profile")
 # What the rows are of that hold the ceilings: TFLOP/s and GB/s.

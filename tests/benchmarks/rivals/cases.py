@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from florence_jax.model import flops
-from florence_jax.model.flops import Ceilings, Work
+from florence_jax.model.flops import Work
+from tests.benchmarks.ceilings import Ceilings
 from tests.benchmarks.rivals.samples import Sample
 from tests.benchmarks.rivals.settings import (
     LONG_LIMIT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from florence_jax.model.flops import Ceilings
+from tests.benchmarks.ceilings import Ceilings
 from tests.benchmarks.rivals.engines.engine import EngineInfo
 from tests.benchmarks.rivals.engines.sizes import matmul_side, memory_shape
 from tests.benchmarks.rivals.processes import Worker, WorkerError

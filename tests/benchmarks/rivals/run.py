@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from florence_jax.model.flops import Ceilings
+from tests.benchmarks.ceilings import Ceilings
 from tests.benchmarks.rivals import machine
 from tests.benchmarks.rivals.cases import (
     CASES,
