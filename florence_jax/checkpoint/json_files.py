@@ -23,6 +23,7 @@ from florence_jax.generation_config import GenerationConfig
 
 _DTYPE_KEY: Mapping[Naming, str] = {"original": "torch_dtype", "native": "dtype"}
 _PROCESSOR = "processor_config.json"
+IMAGE_TOKEN = "<image>"
 # transformers' `Florence2Processor` reads the rules that parse answers from here, and fails without
 # them, as many fine-tunes are. They are the same for every Florence-2.
 _POST_PROCESSOR = "post_processor_config"
@@ -97,6 +98,26 @@ def _set_dtype(written: dict[str, Any], dtype: str, naming: Naming) -> None:
 def post_processor_config() -> dict[str, Any]:
     """The rules that parse answers, as in the checkpoints that transformers' authors converted."""
     return json.loads((BUNDLED["shapes"] / _PROCESSOR).read_text(encoding="utf-8"))[_POST_PROCESSOR]
+
+
+def tokenizer_config(max_length: int) -> dict[str, Any]:
+    """The tokenizer_config.json with which transformers loads a tokenizer that has `<image>`."""
+    return {
+        "add_prefix_space": False,
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "eos_token": "</s>",
+        "extra_special_tokens": {"image_token": IMAGE_TOKEN},
+        "image_token": IMAGE_TOKEN,
+        "mask_token": "<mask>",
+        "model_max_length": max_length,
+        "pad_token": "<pad>",
+        "processor_class": "Florence2Processor",
+        "sep_token": "</s>",
+        "tokenizer_class": "BartTokenizer",
+        "trim_offsets": True,
+        "unk_token": "<unk>",
+    }
 
 
 def copied_files(directory: Path) -> dict[str, bytes]:

@@ -8,16 +8,23 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from florence_jax.checkpoint import read_config, save_checkpoint
 from florence_jax.checkpoint.hub import METADATA_FILES
-from florence_jax.checkpoint.json_files import dump_json, post_processor_config, settings_json
+from florence_jax.checkpoint.json_files import (
+    IMAGE_TOKEN,
+    dump_json,
+    post_processor_config,
+    settings_json,
+    tokenizer_config,
+)
 from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.checkpoint.pytorch.save import save_torch
 from florence_jax.generation import GenerationConfig
 from florence_jax.model.handle import adapted_modules
 from florence_jax.processing import FlorenceTokenizer, ImageConfig, load_tokenizer
+from florence_jax.processing.vocabulary import add_special_tokens
 from florence_jax.quantization import quantized_modules
 
 if TYPE_CHECKING:
@@ -25,7 +32,6 @@ if TYPE_CHECKING:
 
 SaveFormat = Literal["jax", "native", "original"]
 
-_IMAGE = "<image>"
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt"),
@@ -103,21 +109,7 @@ def _same_tokenizer(tokenizer: FlorenceTokenizer, files: Path) -> bool:
 
 def _image_settings(pipeline: Florence2Pipeline) -> dict[str, Any]:
     config = pipeline.image_config
-    height, width = config.size
-    return {
-        "crop_size": {"height": height, "width": width},
-        "do_center_crop": False,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(config.mean),
-        "image_processor_type": "CLIPImageProcessor",
-        "image_seq_length": pipeline.model.config.num_image_tokens(height, width),
-        "image_std": list(config.std),
-        "resample": config.resample,
-        "rescale_factor": config.rescale,
-        "size": {"height": height, "width": width},
-    }
+    return config.to_hf(pipeline.model.config.num_image_tokens(*config.size))
 
 
 def _write_image_processor(pipeline: Florence2Pipeline, files: Path) -> None:
@@ -136,22 +128,8 @@ def _complete_for_transformers(pipeline: Florence2Pipeline, files: Path) -> None
         for name in _TOKENIZER_FILES:
             (files / name).unlink(missing_ok=True)
         backend.save(str(files / "tokenizer.json"))
-        tokens = ("bos_token", "<s>"), ("cls_token", "<s>"), ("eos_token", "</s>")
-        tokens += ("sep_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>")
-        _dump(
-            files / "tokenizer_config.json",
-            dict(tokens)
-            | {
-                "add_prefix_space": False,
-                "extra_special_tokens": {"image_token": _IMAGE},
-                "image_token": _IMAGE,
-                "mask_token": "<mask>",
-                "model_max_length": pipeline.model.config.text.max_position_embeddings,
-                "processor_class": "Florence2Processor",
-                "tokenizer_class": "BartTokenizer",
-                "trim_offsets": True,
-            },
-        )
+        positions = pipeline.model.config.text.max_position_embeddings
+        _dump(files / "tokenizer_config.json", tokenizer_config(positions))
     whole = files / "processor_config.json"
     if backend is not None or not whole.is_file():
         fields = json.loads(whole.read_text("utf-8")) if whole.is_file() else {}
@@ -176,16 +154,16 @@ def _with_image_token(pipeline: Florence2Pipeline, files: Path) -> Tokenizer | N
         ValueError: the model's image token is not the next one after the tokenizer's.
     """
     path = files / "tokenizer.json"
-    if path.is_file() and Tokenizer.from_file(str(path)).token_to_id(_IMAGE) is not None:
+    if path.is_file() and Tokenizer.from_file(str(path)).token_to_id(IMAGE_TOKEN) is not None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         backend = Tokenizer.from_file(str(pipeline.tokenizer.save(folder)))
-    backend.add_special_tokens([AddedToken(_IMAGE, special=True, normalized=False)])
-    wanted, found = pipeline.model.config.image_token_id, backend.token_to_id(_IMAGE)
+    add_special_tokens(backend, (IMAGE_TOKEN,))
+    wanted, found = pipeline.model.config.image_token_id, backend.token_to_id(IMAGE_TOKEN)
     if found != wanted:
         raise ValueError(
-            f"transformers needs the token {_IMAGE} at id {wanted}, and the tokenizer would give "
-            f'it {found}: save in format="original" or "jax", or take the tokenizer files of '
+            f"transformers needs the token {IMAGE_TOKEN} at id {wanted}, and the tokenizer would "
+            f'give it {found}: save in format="original" or "jax", or take the tokenizer files of '
             "florence-community/Florence-2-base (processor=)"
         )
     return backend

@@ -7,15 +7,20 @@ import os
 from itertools import product
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, models, processors, trainers
+from tokenizers import Tokenizer, models, processors, trainers
 
-from florence_jax.checkpoint.json_files import post_processor_config
+from florence_jax.checkpoint.json_files import (
+    IMAGE_TOKEN,
+    post_processor_config,
+    tokenizer_config,
+)
 from florence_jax.processing import TASKS, FlorenceTokenizer, load_tokenizer
-from florence_jax.processing.image.pixels import BICUBIC, IMAGENET_MEAN, IMAGENET_STD
+from florence_jax.processing.image.pixels import ImageConfig
 from florence_jax.processing.tasks import CLASS_SEPARATOR
 from florence_jax.processing.vocabulary import (
     FLORENCE_TOKENS,
     SPECIAL_TOKENS,
+    add_special_tokens,
     byte_level_bpe,
     byte_symbols,
 )
@@ -32,7 +37,6 @@ from train.shapes.lexicon import (
     plural,
 )
 
-MASK, IMAGE = "<mask>", "<image>"
 _MOST_TOKENS = 1024  # more than the words need: merging stops when every word is one token
 
 
@@ -82,43 +86,13 @@ def save_processor(
     folder.mkdir(parents=True, exist_ok=True)
     backend = _backend()
     size = backend.get_vocab_size(with_added_tokens=True)
-    backend.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
-    assert backend.token_to_id(IMAGE) == size
+    add_special_tokens(backend, (IMAGE_TOKEN,))
+    assert backend.token_to_id(IMAGE_TOKEN) == size
     backend.save(str(folder / "tokenizer.json"))
-    size_of_images = {"height": image_size[0], "width": image_size[1]}
-    images = {
-        "crop_size": size_of_images,
-        "do_center_crop": False,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_processor_type": "CLIPImageProcessor",
-        "image_seq_length": image_tokens,
-        "image_std": list(IMAGENET_STD),
-        "resample": BICUBIC,
-        "rescale_factor": 1 / 255,
-        "size": size_of_images,
-    }
+    images = ImageConfig(size=image_size).to_hf(image_tokens)
     processor = {"processor_class": "Florence2Processor"}
     contents = {
-        "tokenizer_config.json": {
-            "add_prefix_space": False,
-            "bos_token": "<s>",
-            "cls_token": "<s>",
-            "eos_token": "</s>",
-            "errors": "replace",
-            "extra_special_tokens": {"image_token": IMAGE},
-            "image_token": IMAGE,
-            "mask_token": MASK,
-            "model_max_length": 1024,
-            "pad_token": "<pad>",
-            "sep_token": "</s>",
-            "tokenizer_class": "BartTokenizer",
-            "trim_offsets": True,
-            "unk_token": "<unk>",
-            **processor,
-        },
+        "tokenizer_config.json": tokenizer_config(1024) | {"errors": "replace"},
         "preprocessor_config.json": {**images, **processor},
         "processor_config.json": {
             "image_processor": images,
@@ -136,11 +110,7 @@ def _backend() -> Tokenizer:
     """Ids 0..3 the specials, then bytes, merges, <mask> and Florence-2's tokens, as in BART's."""
     vocab, merges = _merges()
     backend = byte_level_bpe(vocab, merges)
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-        + [AddedToken(MASK, special=True, normalized=False, lstrip=True)]
-        + [AddedToken(token, special=True, normalized=False) for token in FLORENCE_TOKENS]
-    )
+    add_special_tokens(backend, (*SPECIAL_TOKENS, "<mask>", *FLORENCE_TOKENS))
     start, end = ((token, SPECIAL_TOKENS.index(token)) for token in ("<s>", "</s>"))
     # Trimmed offsets, no space put before the text.
     backend.post_processor = processors.RobertaProcessing(end, start, True, False)

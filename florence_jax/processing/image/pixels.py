@@ -105,6 +105,28 @@ class ImageConfig:
             rescale=config.get("rescale_factor", 1 / 255) if rescaled else 1.0,
         )
 
+    def to_hf(self, image_tokens: int) -> dict[str, Any]:
+        """The settings of transformers' ``CLIPImageProcessor``, the reverse of `from_hf`.
+
+        Args:
+            image_tokens: image features in front of a prompt.
+        """
+        size = {"height": self.size[0], "width": self.size[1]}
+        return {
+            "crop_size": size,
+            "do_center_crop": False,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": list(self.mean),
+            "image_processor_type": "CLIPImageProcessor",
+            "image_seq_length": image_tokens,
+            "image_std": list(self.std),
+            "resample": self.resample,
+            "rescale_factor": self.rescale,
+            "size": size,
+        }
+
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
