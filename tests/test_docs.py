@@ -21,7 +21,7 @@ from florence_jax.annotation import schema
 from florence_jax.cli import train
 from florence_jax.cli.main import main
 from florence_jax.export.manifest import Encoder, Generator, Manifest
-from florence_jax.results.csv_rows import COLUMNS
+from florence_jax.results.row_writer import COLUMNS
 from florence_jax.runtime.program_parser import ProgramParser
 from train import features
 from train.plan import __main__ as plan

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from florence_jax.demo.bundled_model import held_out_scenes
+from florence_jax.demo import held_out_scenes
 from florence_jax.model import Model, random_params_with_spread_logits
 from tests.random_pipeline import random_image, small_pipeline
 from tests.shared_data import needs_shared

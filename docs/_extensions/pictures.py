@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from florence_jax.demo.bundled_model import enlarged_answer, shapes_pipeline, show
+from florence_jax.demo import enlarged_answer, shapes_pipeline, show
 from florence_jax.results.compare_grid import enlarged
 from florence_jax.results.draw import draw_result
 from florence_jax.results.text_writer import TextWriter

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from florence_jax.batch.job import Item, Row
-from florence_jax.results.json_rows import result_to_json
 from florence_jax.results.parquet import load_pyarrow, table_bytes, table_rows
+from florence_jax.results.rows import result_to_json
 from florence_jax.results.table_columns import ANSWERS, Columns
 from florence_jax.runtime.atomic_file import write_once
 from florence_jax.runtime.error_text import is_of_one_input, row_error_text

@@ -99,8 +99,7 @@ def _check_mode(arguments: argparse.Namespace) -> None:
 
 
 def _annotate(options: AnnotateOptions) -> int:
-    from florence_jax.annotation.image_source import find_image_folder
-    from florence_jax.annotation.job import AnnotateJob
+    from florence_jax.annotation.job import AnnotateJob, find_image_folder
     from florence_jax.annotation.noun_phrase_extractors import find_extractor
     from florence_jax.batch.run import plan_run, run_blocks
     from florence_jax.inference.multi_device import replicate_over_local_devices
@@ -183,7 +182,7 @@ def _check_merge_output(directory: Path) -> None:
 
 
 def _refine(options: AnnotateOptions, arguments: argparse.Namespace) -> int:
-    from florence_jax.annotation.image_source import find_image_folder
+    from florence_jax.annotation.job import find_image_folder
     from florence_jax.annotation.refine import Refine, refine
     from florence_jax.cli.options import model_from_anywhere
 

@@ -48,14 +48,14 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _show_demo(arguments: argparse.Namespace, output: Path) -> int:
-    from florence_jax.demo.bundled_model import (
+    from florence_jax.demo import (
         SCORES_NOTE,
         brief,
         held_out_scenes,
         shapes_pipeline,
         show,
     )
-    from florence_jax.results.json_rows import result_to_json
+    from florence_jax.results.rows import result_to_json
 
     model = options_from(ModelOptions, arguments)
     pipeline = shapes_pipeline(
@@ -86,7 +86,7 @@ def _show_demo(arguments: argparse.Namespace, output: Path) -> int:
 
 def _draw(shown: Any, output: Path) -> None:
     """Save an answer drawn beside the truth."""
-    from florence_jax.demo.bundled_model import SCORES_NOTE, enlarged_answer
+    from florence_jax.demo import SCORES_NOTE, enlarged_answer
     from florence_jax.results.compare_grid import enlarged, save_side_by_side
 
     image = enlarged(shown.picture)

@@ -17,8 +17,7 @@ from florence_jax.inference.base_pipeline import BasePipeline
 from florence_jax.inference.requests import Query, Request, Result
 from florence_jax.processing import ImageError
 from florence_jax.processing.image.load import count_pages, load_image_and_notes, page_id
-from florence_jax.results.json_rows import result_to_json
-from florence_jax.results.rows import Row
+from florence_jax.results.rows import Row, result_to_json
 from florence_jax.runtime.atomic_file import file_name
 from florence_jax.runtime.error_text import row_error_text
 

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from florence_jax.processing.locations import signed_area
 from florence_jax.results.instances import Instance, exportable_instances
-from florence_jax.results.json_rows import result_to_json
-from florence_jax.results.rows import Row, image_name, shapes, size_of, values
+from florence_jax.results.rows import Row, image_name, result_to_json, shapes, size_of, values
 from florence_jax.runtime.jsonl import json_text
 
 

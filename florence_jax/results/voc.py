@@ -11,8 +11,6 @@ import numpy as np
 from florence_jax.results.instances import Instance
 from florence_jax.results.rows import Row, class_name, image_name, shapes, size_of
 
-SUFFIX = ".xml"
-
 # Characters that XML 1.0 cannot write.
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

@@ -12,7 +12,6 @@ from florence_jax.results.rows import Row, class_name, shapes, size_of
 from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.text_file import TextFileError, read_text, split_lines
 
-SUFFIX = ".txt"
 CLASSES, DATA = "classes.txt", "data.yaml"
 
 _OURS = "# Written by florence-jax beside classes.txt."

@@ -20,7 +20,7 @@ from florence_jax.checkpoint import (
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.config import tiny
 from florence_jax.conversion import to_torch
-from florence_jax.demo.bundled_model import SHAPES
+from florence_jax.demo import SHAPES
 from florence_jax.model import random_params_with_spread_logits
 from florence_jax.processing import demo_tokenizer
 from tests.checkpoint.generated import write_directory

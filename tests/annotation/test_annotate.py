@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence_jax.annotation.image_source import find_image_folder
-from florence_jax.annotation.job import AnnotateJob
+from florence_jax.annotation.job import AnnotateJob, find_image_folder
 from florence_jax.annotation.noun_phrase_extractors import RuleBasedExtractor
 from florence_jax.annotation.schema import from_row, read_annotations
 from florence_jax.annotation.settings import AnnotateSettings, FilterSettings

@@ -13,7 +13,7 @@ from florence_jax.batch.predict_job import PredictJob
 from florence_jax.batch.run import run_blocks
 from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.inference.requests import Query
-from florence_jax.results.json_rows import result_to_json
+from florence_jax.results.rows import result_to_json
 from tests.batch.fakes import write_pictures
 from tests.inference.results import assert_close
 from tests.random_pipeline import small_pipeline

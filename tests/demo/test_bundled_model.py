@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from florence_jax.cli.main import main
-from florence_jax.demo.bundled_model import (
+from florence_jax.demo import (
     SCORES_NOTE,
     SHAPES,
     Shown,

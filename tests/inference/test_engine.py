@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence_jax.demo.bundled_model import SHAPES
+from florence_jax.demo import SHAPES
 from florence_jax.inference.batching import Batcher
 from florence_jax.inference.requests import DecodedImage, Request
 from florence_jax.inference.scheduler import BatchScheduler, Clock

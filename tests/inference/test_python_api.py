@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import florence_jax as fj
-from florence_jax.demo.bundled_model import SHAPES
+from florence_jax.demo import SHAPES
 from florence_jax.inference.compiled import JitFns
 from florence_jax.processing import load_image
 from tests.inference.results import assert_close

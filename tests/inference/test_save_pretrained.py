@@ -11,7 +11,7 @@ import florence_jax as fj
 from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.checkpoint.pytorch.key_map import SHARED
 from florence_jax.conversion import to_torch
-from florence_jax.demo.bundled_model import SHAPES
+from florence_jax.demo import SHAPES
 from tests.random_pipeline import random_pipeline
 
 SCENE = SHAPES / "scenes" / "test" / "000200.png"

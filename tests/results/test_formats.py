@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from florence_jax.results.coco import CocoFile
-from florence_jax.results.csv_rows import CsvRows
 from florence_jax.results.parquet import table_bytes, table_rows
+from florence_jax.results.row_writer import CsvRows
 from florence_jax.results.rows import UnsuitableRowError
 from florence_jax.results.sidecars import SidecarPlaces, open_sidecars
 from florence_jax.results.voc import voc_xml

@@ -12,7 +12,7 @@ import pytest
 
 from florence_jax.results.coco import to_coco_dataset, to_coco_results
 from florence_jax.results.instances import Instance, instances
-from florence_jax.results.json_rows import result_to_json
+from florence_jax.results.rows import result_to_json
 from florence_jax.results.supervision import to_supervision
 from tests.shared_data import needs_shared, shared_path
 

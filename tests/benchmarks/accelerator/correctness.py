@@ -120,16 +120,16 @@ def answers(context: Context) -> Iterator[Row]:
 def _answers(dtype: str, device: Any, count: int) -> list[Any]:
     import jax
 
-    from florence_jax.demo import bundled_model
+    from florence_jax import demo
     from florence_jax.inference.requests import Request
     from florence_jax.processing import task_of
 
     with jax.default_device(device):
-        pipeline = bundled_model.shapes_pipeline(dtype)
+        pipeline = demo.shapes_pipeline(dtype)
         # Committed: the pipeline's own thread knows no default device.
         pipeline = dataclasses.replace(pipeline, params=jax.device_put(pipeline.params, device))
-        rows = bundled_model.held_out_scenes()[:count]
-        scenes = bundled_model.SHAPES / "scenes" / "test"
+        rows = demo.held_out_scenes()[:count]
+        scenes = demo.SHAPES / "scenes" / "test"
         requests = [Request(image=scenes / row["image"], prompt=row["prefix"]) for row in rows]
         results = pipeline.answer(requests, pipeline.generation)
         return [result[task_of(row["prefix"])] for row, result in zip(rows, results, strict=True)]

@@ -1,1 +1,0 @@
-"""The model that is shipped with the package, and its test images."""
