@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,13 @@ from florence_jax.annotation.boxes import bounds
 from florence_jax.annotation.schema import Annotation, Coordinates, Level, Phrase, Region
 from florence_jax.processing import TASKS, box_to_text, quantize
 from florence_jax.processing.compat import UNGROUNDED_PHRASES
-from florence_jax.processing.targets import canonical_polygon, region_text, target_text
+from florence_jax.processing.targets import UNREADABLE, canonical_polygon, region_text, target_text
 
 CAPTION_TASKS: dict[Level, str] = {
     "brief": "<CAPTION>",
     "detailed": "<DETAILED_CAPTION>",
     "more_detailed": "<MORE_DETAILED_CAPTION>",
 }
-_UNREADABLE = re.compile(r"[<\n]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +223,7 @@ def _reading(box: Sequence[float]) -> tuple[float, float]:
 
 def _is_label(label: str | None) -> bool:
     """Whether labels can hold the text."""
-    readable = label is not None and label.strip() and not _UNREADABLE.search(label)
+    readable = label is not None and label.strip() and not UNREADABLE.search(label)
     return bool(readable) and label == str(label).strip()
 
 

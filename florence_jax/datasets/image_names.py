@@ -7,6 +7,7 @@ import urllib.parse
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class ImageNames:
@@ -47,6 +48,14 @@ class ImageNames:
         if self._unlike:
             found += [end for one in found if (end := _last_part(one)) not in ("", ".", "..")]
         return list(dict.fromkeys(found))
+
+
+def coco_file_names(content: Any) -> list[str]:
+    """The file names in a COCO file whose layout is not checked yet."""
+    images = content.get("images") if isinstance(content, dict) else None
+    entries = images if isinstance(images, list) else []
+    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    return [name for name in names if isinstance(name, str)]
 
 
 def _last_part(name: str) -> str:

@@ -33,6 +33,7 @@ from florence_jax.processing import ImageConfig
 from florence_jax.processing.tasks import Compat
 from florence_jax.quantization import Quantization
 from florence_jax.runtime.error_text import error_text
+from florence_jax.runtime.jsonl import sealed_json
 from florence_jax.runtime.text_file import TextFileError, parse_json, read_bytes
 
 MANIFEST = "manifest.json"
@@ -104,7 +105,7 @@ class Manifest:
 
     def encode(self) -> bytes:
         """JSON that ends with its own digest."""
-        return _sealed({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)})
+        return sealed_json({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)})
 
 
 def file_entry(content: bytes) -> dict[str, Any]:
@@ -200,11 +201,6 @@ def decoding_values(plain: Mapping[str, Any]) -> DecodeParams:
     return values
 
 
-def _sealed(fields: Mapping[str, Any]) -> bytes:
-    digest = hashlib.sha256(json.dumps(fields, indent=1).encode()).hexdigest()
-    return json.dumps({**fields, "sha256": digest}, indent=1).encode() + b"\n"
-
-
 def _read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     try:
@@ -221,7 +217,7 @@ def _read_manifest(directory: Path) -> Manifest:
             f"{path} is of version {fields.get('version')!r}; this release reads version {VERSION}"
         )
     digest = fields.pop("sha256", None)
-    if json.loads(_sealed(fields))["sha256"] != digest:
+    if json.loads(sealed_json(fields))["sha256"] != digest:
         raise ArtifactError(
             f"{path} is damaged or was edited: it does not have the sha256 that it ends with. "
             "Copy or export it again"

@@ -69,7 +69,7 @@ def make_constraint(automaton: Automaton, start: Sequence[int]) -> Constraint:
         start: the start state of each row of the batch.
     """
     states, classes = automaton.next_state.shape
-    room = (_power_of_two(states, _LEAST_STATES), _power_of_two(classes, _LEAST_CLASSES))
+    room = (power_of_two(states, _LEAST_STATES), power_of_two(classes, _LEAST_CLASSES))
     next_state = np.zeros(room, np.int16)
     # A class without tokens leads nowhere: no way to the end may count on it.
     used = np.unique(automaton.class_of_token)
@@ -262,5 +262,6 @@ def mask_illegal(
     return jnp.where(legal_BKV, scores_BKV, -jnp.inf)
 
 
-def _power_of_two(count: int, least: int) -> int:
+def power_of_two(count: int, least: int = 1) -> int:
+    """The smallest power of two that is at least `count` and `least`."""
     return max(least, 1 << (count - 1).bit_length())

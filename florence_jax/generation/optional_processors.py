@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from florence_jax.generation.constraints import power_of_two
 from florence_jax.generation_config import GenerationConfig
 from florence_jax.ops.top_k import top_k
 
@@ -225,8 +226,8 @@ def _sequence_bias(
         return None
     for tokens in biases:
         _check_tokens(name, tokens, vocab)
-    rows = _power_of_two(len(biases))
-    table = np.full((rows, _power_of_two(max(map(len, biases)))), _NO_TOKEN, np.int32)
+    rows = power_of_two(len(biases))
+    table = np.full((rows, power_of_two(max(map(len, biases)))), _NO_TOKEN, np.int32)
     for row, tokens in enumerate(biases):
         table[row, -len(tokens) :] = tokens
     padded = np.zeros(rows, np.float32)
@@ -239,7 +240,3 @@ def _check_tokens(name: str, tokens: Sequence[int], vocab: int) -> None:
         raise ValueError(
             f"{name} names token {max(tokens)}, outside the vocabulary of {vocab} tokens"
         )
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()

@@ -123,12 +123,12 @@ def parse_tokens(
     if scores is not None and answer != "pure_text":
         lookup = TokenScores(spans, scores)
         if compat is None:
-            confidences = _confidences(found, text, answer, lookup)
+            confidences = _confidences(found, text, answer, lookup, labels=False)
         elif compat == "original" and answer == "description_with_bboxes" and found:
             confidences = _original_confidences(found, text, lookup)
     result = _result(answer, found, size, compat, confidences)
     if label_scores and confidences is not None and compat is None:
-        result["label_scores"] = _label_confidences(found, text, answer, lookup)
+        result["label_scores"] = _confidences(found, text, answer, lookup, labels=True)
     return {task: result}
 
 
@@ -258,32 +258,20 @@ def _result(
 
 
 def _confidences(
-    found: list[Found] | str, text: str, answer: AnswerType, lookup: TokenScores
+    found: list[Found] | str, text: str, answer: AnswerType, lookup: TokenScores, *, labels: bool
 ) -> list[float]:
+    """The confidence of each shape's location tokens or of its label, 1.0 for an empty one."""
     assert not isinstance(found, str)
     markers = COMPAT_RULES[None].ocr_markers if answer == "ocr" else ALL_MARKERS
     _, origins = remove_markers(text, markers)
-    return [
-        lookup.confidence(
-            [(int(origins[u.start]), int(origins[u.end - 1]) + 1) for p in shape.parts for u in p]
-        )
-        for shape in found
-    ]
 
+    def confidence(shape: Found) -> float:
+        places = [(run.start, run.end) for part in shape.parts for run in part]
+        spans = [span for span in ([shape.named] if labels else places) if span[0] < span[1]]
+        found_at = [(int(origins[start]), int(origins[end - 1]) + 1) for start, end in spans]
+        return lookup.confidence(found_at) if found_at else 1.0
 
-def _label_confidences(
-    found: list[Found] | str, text: str, answer: AnswerType, lookup: TokenScores
-) -> list[float]:
-    assert not isinstance(found, str)
-    markers = COMPAT_RULES[None].ocr_markers if answer == "ocr" else ALL_MARKERS
-    _, origins = remove_markers(text, markers)
-    named = [one.named for one in found]
-    return [
-        lookup.confidence([(int(origins[start]), int(origins[end - 1]) + 1)])
-        if start < end
-        else 1.0
-        for start, end in named
-    ]
+    return [confidence(shape) for shape in found]
 
 
 def _original_confidences(found: list[Found] | str, text: str, lookup: TokenScores) -> list[float]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from florence_jax.processing.locations import check_image_size, text_to_bins
-from florence_jax.processing.tasks import TASKS, Task, build_prompt, task_of
+from florence_jax.processing.tasks import REGION_TEXT, TASKS, Task, build_prompt, task_of
 from florence_jax.processing.vocabulary import FLORENCE_TOKENS
 
 # Names that people write for a task, in the form that `_key` gives words.
@@ -73,7 +73,6 @@ _KNOWN = _NAMES | _ALIASES
 _LEADING_TOKEN = re.compile(r"\s*(<\s*[^<>\s][^<>]*?\s*(?:>|$))")
 _INNER_TOKEN = re.compile(r"<[A-Za-z]\w*>")
 _CONSTANT_NAME = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
-_REGION_TEXT = re.compile(r"(?:<loc_(?:0|[1-9][0-9]{0,2})>){4,}")
 # Tokens that every Florence-2 has and that are no tasks. `<od>` and the like are left out: nobody
 # means them.
 _MARKUP = frozenset(t for t in FLORENCE_TOKENS if t.startswith("<loc_")) | {"<and>", "<sep>"}
@@ -302,7 +301,7 @@ def _check_region(region: Any, image_size: Sequence[float] | None) -> None:
 
 def _check_location_text(text: str) -> None:
     bins = text_to_bins(text)
-    if not _REGION_TEXT.fullmatch(text.strip()) or len(bins) % 2:
+    if not REGION_TEXT.fullmatch(text.strip()) or len(bins) % 2:
         raise ValueError(
             f"the region is {text!r:.200}: expected (x0, y0, x1, y1) in pixels, or text of four "
             "tokens <loc_0>..<loc_999>"

@@ -39,7 +39,7 @@ Order = Literal["given", "reading", "left_to_right", "area", "class", "random"]
 LABELS_ONCE = frozenset({"<OD>", "<DENSE_REGION_CAPTION>", "<CAPTION_TO_PHRASE_GROUNDING>"})
 
 _UNLABELLED = frozenset({"bboxes", "polygons"})
-_UNREADABLE = re.compile(r"[<\n]")
+UNREADABLE = re.compile(r"[<\n]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ def check_label(task: str, label: str) -> None:
     """Refuse a label that `parse` would not read back from an answer to `task`."""
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"{task}: a label must be a non-empty string, got {label!r}")
-    if label != label.strip() or _UNREADABLE.search(label):
+    if label != label.strip() or UNREADABLE.search(label):
         raise ValueError(
             f"{task}: the label {label!r} would not be read back: it must be one line without < "
             "and without spaces around it"

@@ -127,7 +127,7 @@ TASKS: dict[str, Task] = {
 
 _LEADING_NAME = re.compile(r"\s*(<[A-Za-z]\w*>)")
 _LOCATION_NAME = re.compile(r"<loc_\d+>")
-_REGION_TEXT = re.compile(r"(?:<loc_(?:0|[1-9][0-9]{0,2})>){4,}")
+REGION_TEXT = re.compile(r"(?:<loc_(?:0|[1-9][0-9]{0,2})>){4,}")
 
 
 def build_prompt(
@@ -254,7 +254,7 @@ def _region_input(
     image_size: Sequence[float] | None,
 ) -> str:
     if isinstance(region, str):
-        if not _REGION_TEXT.fullmatch(region.strip()):
+        if not REGION_TEXT.fullmatch(region.strip()):
             raise ValueError(
                 f"{name} takes a region as (x0, y0, x1, y1) in pixels or as text of four or more "
                 f"tokens <loc_0>..<loc_999>, got the string {region!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -31,6 +32,12 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     except UnicodeEncodeError:
         return json.dumps(value, indent=indent)
     return text
+
+
+def sealed_json(fields: Mapping[str, Any]) -> bytes:
+    """JSON of `fields` that ends with the sha256 of the text without it."""
+    digest = hashlib.sha256(json.dumps(fields, indent=1).encode()).hexdigest()
+    return json.dumps({**fields, "sha256": digest}, indent=1).encode() + b"\n"
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> int:

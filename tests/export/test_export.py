@@ -318,4 +318,4 @@ def _rewrite(directory, **changes):
     """A manifest with other content that is sound in itself."""
     fields = json.loads((directory / MANIFEST).read_text()) | changes
     del fields["sha256"]
-    (directory / MANIFEST).write_bytes(manifest._sealed(fields))
+    (directory / MANIFEST).write_bytes(manifest.sealed_json(fields))

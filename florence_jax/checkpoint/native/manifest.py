@@ -17,7 +17,6 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import os
 import re
@@ -54,6 +53,7 @@ from florence_jax.checkpoint.repository import (
     contained_file,
 )
 from florence_jax.config import Florence2Config
+from florence_jax.runtime.jsonl import sealed_json
 from florence_jax.runtime.terminal_bar import terminal_bar
 
 VERSION = 1
@@ -87,7 +87,7 @@ class Manifest:
             parameter.path: {"dtype": parameter.dtype.name, "shape": list(parameter.shape)}
             for parameter in sorted(self.parameters, key=lambda parameter: parameter.path)
         }
-        return _encode(
+        return sealed_json(
             {"format": FORMAT, "version": VERSION, "files": files, "parameters": parameters}
         )
 
@@ -230,11 +230,6 @@ def _verify_files(directory: Path, manifest: Manifest, *, content: bool, progres
     problems.raise_if_any(f"{directory} does not match its {MANIFEST}")
 
 
-def _encode(fields: dict[str, Any]) -> bytes:
-    digest = hashlib.sha256(json.dumps(fields, indent=1).encode()).hexdigest()
-    return json.dumps(fields | {"sha256": digest}, indent=1).encode() + b"\n"
-
-
 def _digests(paths: Iterable[Path], on_read: Callable[[int], object]) -> list[str]:
     def digest(path: Path) -> str:
         with path.open("rb", buffering=0) as file:
@@ -268,7 +263,7 @@ def _parse(content: bytes, fields: Any, label: str) -> Manifest:
             f"version {VERSION}: upgrade florence-jax"
         )
     fields.pop("sha256", None)
-    if _encode(fields) != content:
+    if sealed_json(fields) != content:
         raise CheckpointError(
             f"{label} is damaged or was edited: its content does not have the sha256 that it "
             "ends with. Copy or convert the checkpoint again"

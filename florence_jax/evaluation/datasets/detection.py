@@ -10,7 +10,7 @@ from florence_jax.batch.image_reader import FileBelow
 from florence_jax.batch.job import Item
 from florence_jax.datasets.coco_entries import CocoFile, CocoImage, CocoObject, Size
 from florence_jax.datasets.coco_file import read_coco
-from florence_jax.datasets.image_names import ImageNames
+from florence_jax.datasets.image_names import ImageNames, coco_file_names
 from florence_jax.datasets.text_rows import DatasetError
 from florence_jax.evaluation.datasets.dataset import (
     Dataset,
@@ -60,12 +60,7 @@ class _Detection:
     def __init__(self, path: Path, folder: Path, look: bool):
         self.path, self.folder, self.look = path, folder, look
         content = read_json(path)
-        images = content.get("images") if isinstance(content, dict) else None
-        names = [
-            entry["file_name"]
-            for entry in (images if isinstance(images, list) else ())
-            if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
-        ]
+        names = coco_file_names(content)
         found = ImageNames(names)
         self.existing = {name: found.existing(folder, name) for name in names}
         try:

@@ -21,6 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from florence_jax.runtime.atomic_dir import make_durable, sync
+from florence_jax.runtime.jsonl import sealed_json
 from florence_jax.runtime.orbax_failures import quiet_failures
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_bytes, read_json
 from florence_jax.training.distributed import broadcast_bool, is_first, wait_for_all
@@ -273,7 +274,7 @@ def write_manifest(directory: Path, arrays: Mapping[str, Mapping[str, Any]]) -> 
     """
     files = {name: digest(directory / name) for name in sorted(_files(directory))}
     fields = {"format": _FORMAT, "files": files, "arrays": dict(arrays)}
-    (directory / MANIFEST).write_bytes(_encode(fields))
+    (directory / MANIFEST).write_bytes(sealed_json(fields))
 
 
 def stored_arrays(directory: Path) -> dict[str, dict[str, Any]]:
@@ -290,7 +291,7 @@ def damage(directory: Path) -> str | None:
         files = fields["files"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {error}"
-    if _encode(fields) != content:
+    if sealed_json(fields) != content:
         return f"{MANIFEST} does not have the sha256 that it ends with"
     present = _files(directory)
     for name, expected in files.items():
@@ -316,8 +317,3 @@ def _files(directory: Path) -> set[str]:
     """Every file by relative name, the manifest aside."""
     files = (path for path in directory.rglob("*") if path.is_file())
     return {file.relative_to(directory).as_posix() for file in files} - {MANIFEST}
-
-
-def _encode(fields: dict[str, Any]) -> bytes:
-    sha256 = hashlib.sha256(json.dumps(fields, indent=1).encode()).hexdigest()
-    return json.dumps(fields | {"sha256": sha256}, indent=1).encode() + b"\n"

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from florence_jax.datasets.coco_entries import CocoFile, CocoImage, CocoObject, Size
 from florence_jax.datasets.coco_file import read_coco
-from florence_jax.datasets.image_names import ImageNames
+from florence_jax.datasets.image_names import ImageNames, coco_file_names
 from florence_jax.datasets.text_rows import DatasetError
 from florence_jax.processing import box_to_text
 from florence_jax.processing.image import ImageError
@@ -56,7 +56,7 @@ class Coco(Source):
             raise DataError(f"{path}: a COCO file has no {task}, only {get_args(CocoTask)}")
         self.image_root = as_path(image_root) if image_root else self.path.parent
         content = read_value(self.path)
-        self._names = ImageNames(_file_names(content))
+        self._names = ImageNames(coco_file_names(content))
         try:
             file = read_coco(
                 content,
@@ -177,11 +177,3 @@ class Coco(Source):
         if outline is None:
             raise DataError(f"{where} has no polygons to learn <REFERRING_EXPRESSION_SEGMENTATION>")
         return phrase, {"polygons": [[list(part) for part in outline.polygons]], "labels": [""]}
-
-
-def _file_names(content: Any) -> list[str]:
-    """The file names in a COCO file whose layout is not checked yet."""
-    images = content.get("images") if isinstance(content, dict) else None
-    entries = images if isinstance(images, list) else []
-    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
-    return [name for name in names if isinstance(name, str)]
