@@ -10,7 +10,6 @@ row and far from its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 PAPER = "arXiv:2311.06242"
@@ -255,10 +254,10 @@ def _name(model: str) -> str:
     return name
 
 
-def format_tables(tables: Sequence[Table] = TABLES) -> str:
+def format_tables() -> str:
     """The tables as text: one line per column of the paper's table, models side by side."""
     blocks = []
-    for table in tables:
+    for table in TABLES:
         names = [model for model, _ in table.rows]
         width = max(len(column) for column in table.columns)
         sizes = [max(len(name), 6) for name in names]

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 # Temporary files have this prefix; `remove_leftovers` knows them by it.
 INCOMPLETE = ".incomplete-"
-LEFTOVER_SECONDS = 3600.0
+_LEFTOVER_SECONDS = 3600.0
 # File systems take 255; those that encrypt names take fewer, and some count what they add.
 _NAME_BYTES = 240
 # Errors of file systems without hard links: FAT, some network and FUSE mounts.
@@ -180,7 +180,7 @@ def file_system_time(directory: str | os.PathLike[str]) -> float:
         probe.unlink(missing_ok=True)
 
 
-def remove_leftovers(directory: Path, *, seconds: float = LEFTOVER_SECONDS) -> None:
+def remove_leftovers(directory: Path) -> None:
     """Remove what killed writers left in a directory and has not been written to for so long."""
     found = list(directory.glob(f"{INCOMPLETE}*"))
     if not found:
@@ -188,5 +188,5 @@ def remove_leftovers(directory: Path, *, seconds: float = LEFTOVER_SECONDS) -> N
     now = file_system_time(directory)
     for path in found:
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < now - seconds:
+            if path.stat().st_mtime < now - _LEFTOVER_SECONDS:
                 path.unlink()
