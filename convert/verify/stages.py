@@ -165,14 +165,6 @@ def torch_inputs(
     }
 
 
-def compare(ours: Stages, reference: Stages, mask: np.ndarray) -> dict[str, float]:
-    """Largest absolute difference of each stage; padded encoder rows (mask 0) do not count."""
-    return {
-        name: float(attended(name, np.abs(ours[name] - expected), mask).max())
-        for name, expected in reference.items()
-    }
-
-
 def attended(name: str, stage: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A stage without the padded rows (mask 0) of the encoder's, which do not count."""
     if not name.startswith("encoder/"):

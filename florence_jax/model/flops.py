@@ -73,47 +73,6 @@ def token(config: Florence2Config, encoder_tokens: int, position: int) -> Work:
     return Work(flops=text.decoder_layers * layer + head)
 
 
-def step_bytes(
-    config: Florence2Config,
-    *,
-    batch: int,
-    beams: int,
-    encoder_tokens: int,
-    position: int,
-    item: int,
-) -> float:
-    """Bytes that one decoder step of `batch` x `beams` rows reads: weights once, cross-attention
-    keys and values once an image, each beam's own cache. `item` is the size of a number.
-    """
-    text = config.text
-    layer = 6 * text.d_model**2 + 2 * text.d_model * text.decoder_ffn_dim
-    weights = text.decoder_layers * layer + text.vocab_size * text.d_model
-    cached = batch * encoder_tokens + batch * beams * (position + 1)
-    return item * (weights + text.decoder_layers * 2 * cached * text.d_model)
-
-
-def step(
-    config: Florence2Config,
-    *,
-    batch: int,
-    beams: int,
-    encoder_tokens: int,
-    position: int,
-    item: int,
-) -> Work:
-    """One decoder step of `batch` images x `beams` rows."""
-    flops = batch * beams * token(config, encoder_tokens, position).flops
-    read = step_bytes(
-        config,
-        batch=batch,
-        beams=beams,
-        encoder_tokens=encoder_tokens,
-        position=position,
-        item=item,
-    )
-    return Work(flops=flops, bytes=read)
-
-
 def _dual_block(tower: DaViTConfig, stage: int, height: int, width: int) -> float:
     dim, tokens = tower.embed_dims[stage], height * width
     side = tower.window_size

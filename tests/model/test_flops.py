@@ -10,7 +10,7 @@ from convert.verify.reference import native_model, random_params_with_spread_log
 from florence_jax import config as configs
 from florence_jax.model import abstract_params, flops
 from florence_jax.model.flops import Work
-from tests.benchmarks.ceilings import Ceilings
+from tests.benchmarks.ceilings import Ceilings, decoder_step
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,9 @@ def test_a_step_reads_its_weights_once_and_each_beams_cache():
         and not (path[1].key == "cross_attn" and path[2].key in ("k_proj", "v_proj"))
     ]
     weights = sum(kernels) + params["shared"]["embedding"].size
-    read = flops.step_bytes(config, batch=4, beams=3, encoder_tokens=100, position=9, item=2)
+    step = decoder_step(config, batch=4, beams=3, encoder_tokens=100, position=9, item=2)
     width = 2 * config.text.decoder_layers * config.text.d_model
-    assert read == 2 * (weights + width * (4 * 100 + 12 * 10))
+    assert step.bytes == 2 * (weights + width * (4 * 100 + 12 * 10))
 
 
 def test_the_slower_of_computing_and_reading_decides():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from florence_jax.model import flops
 from florence_jax.model.flops import Work
-from tests.benchmarks.ceilings import Ceilings
+from tests.benchmarks.ceilings import Ceilings, decoder_step
 from tests.benchmarks.rivals.samples import Sample
 from tests.benchmarks.rivals.settings import (
     LONG_LIMIT,
@@ -94,8 +94,8 @@ def parts(name: str, settings: Settings, batch: int) -> list[Work]:
     config, source = settings.model_config(), _source(settings)
     side = settings.image_size
 
-    def decoder_step(beams: int, position: int) -> Work:
-        return flops.step(
+    def one_step(beams: int, position: int) -> Work:
+        return decoder_step(
             config,
             batch=batch,
             beams=beams,
@@ -106,7 +106,7 @@ def parts(name: str, settings: Settings, batch: int) -> list[Work]:
 
     def answer(beams: int) -> list[Work]:
         # After the last free token `</s>` is forced: no step has to find it.
-        steps = [decoder_step(beams, position) for position in range(settings.new_tokens - 1)]
+        steps = [one_step(beams, position) for position in range(settings.new_tokens - 1)]
         return [*encoder, flops.cross_attention_cache(config, source).times(batch), *steps]
 
     vision = [flops.vision(config, side, side).times(batch)]
@@ -121,7 +121,7 @@ def parts(name: str, settings: Settings, batch: int) -> list[Work]:
         case "beam" | "limit":
             return answer(NUM_BEAMS)
         case "step":
-            return [decoder_step(NUM_BEAMS, settings.new_tokens // 2)]
+            return [one_step(NUM_BEAMS, settings.new_tokens // 2)]
         case "images":
             return [*vision, *answer(NUM_BEAMS)]
     raise ValueError(f"unknown case {name!r}, expected one of {', '.join(CASES)}")
