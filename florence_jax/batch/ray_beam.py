@@ -97,9 +97,8 @@ class RowsAnswerer:
     @functools.cached_property
     def _job(self) -> Any:
         from florence_jax.batch.predict_job import PredictJob
-        from florence_jax.inference.multi_device import replicate_over_local_devices
         from florence_jax.inference.overrides import with_overrides
-        from florence_jax.inference.pipeline import Florence2Pipeline
+        from florence_jax.inference.pipeline import Florence2Pipeline, replicate_over_local_devices
 
         pipeline = Florence2Pipeline.from_pretrained(self._model, dtype=self._dtype)
         job = PredictJob(

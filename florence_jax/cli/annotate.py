@@ -102,7 +102,7 @@ def _annotate(options: AnnotateOptions) -> int:
     from florence_jax.annotation.job import AnnotateJob, find_image_folder
     from florence_jax.annotation.noun_phrase_extractors import find_extractor
     from florence_jax.batch.run import plan_run, run_blocks
-    from florence_jax.inference.multi_device import replicate_over_local_devices
+    from florence_jax.inference.pipeline import replicate_over_local_devices
 
     say = None if options.quiet else say_on_stderr
     images = find_image_folder(options.images, options.image_root, say)

@@ -215,7 +215,7 @@ def _options(arguments: argparse.Namespace, plan: Plan) -> EvaluateOptions:
 def _answer(plan: Plan, options: EvaluateOptions, directory: Path) -> Summary:
     from florence_jax.batch.predict_job import PredictJob
     from florence_jax.batch.run import run_blocks
-    from florence_jax.inference.multi_device import replicate_over_local_devices
+    from florence_jax.inference.pipeline import replicate_over_local_devices
     from florence_jax.processing.request_check import check_task
 
     source = plan.source()

@@ -68,7 +68,7 @@ def predict_into_directory(options: PredictOptions, make_job: Callable[[], Predi
 def load_job(options: PredictOptions) -> PredictJob:
     """Load the model, on all of this host's devices."""
     from florence_jax.batch.predict_job import PredictJob
-    from florence_jax.inference.multi_device import replicate_over_local_devices
+    from florence_jax.inference.pipeline import replicate_over_local_devices
 
     pipeline = load_pipeline(options.model, progress=not options.quiet)
     pipeline = replicate_over_local_devices(pipeline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from florence_jax.adapters import resolve_model
 from florence_jax.checkpoint import CheckpointError, resolve
@@ -45,6 +46,7 @@ from florence_jax.processing.request_check import check_task_of_data
 from florence_jax.processing.tasks import Compat, check_compat
 from florence_jax.quantization import Quantization, quantized_modules
 from florence_jax.runtime.compilation_cache import use_compilation_cache
+from florence_jax.sharding import make_mesh
 
 # Keywords of `warmup` beside the decoding settings.
 _WARMUP = ("image_sizes", "prompts", "batch_sizes", "generation", "constrained", "progress")
@@ -295,6 +297,24 @@ class Florence2Pipeline(BasePipeline):
                 check_task_of_data(prompt, declared=self.declared_tasks)
             texts = list(map(build_prompt, given))
         return [len(ids) for ids in self.tokenizer.encode(texts)]
+
+
+def replicate_over_local_devices(
+    pipeline: BasePipeline, devices: Sequence[Any] | None = None
+) -> BasePipeline:
+    """The pipeline with its parameters on each of this host's devices, if there are several.
+
+    Exported programs stay on the one device that they were exported for, and a model that is on a
+    mesh already on that.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    if len(devices) == 1 or not isinstance(pipeline, Florence2Pipeline):
+        return pipeline
+    if pipeline.model.mesh is not None:
+        return pipeline
+    mesh = make_mesh("data=-1", devices)
+    params = jax.device_put(pipeline.params, NamedSharding(mesh, PartitionSpec()))
+    return dataclasses.replace(pipeline, params=params, replicas=mesh)
 
 
 def _find_tokenizer(

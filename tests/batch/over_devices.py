@@ -15,7 +15,7 @@ from florence_jax.batch.run import run_blocks
 from florence_jax.generation.generate import prepare_inputs
 from florence_jax.generation.shard_inputs import shard_inputs
 from florence_jax.inference import compiled
-from florence_jax.inference.multi_device import replicate_over_local_devices
+from florence_jax.inference.pipeline import replicate_over_local_devices
 from florence_jax.inference.requests import Query
 from tests.random_pipeline import small_pipeline
 

@@ -132,7 +132,7 @@ def _run(pipeline, paths, directory, options):
     from florence_jax.batch.job import Item, ListSource
     from florence_jax.batch.predict_job import PredictJob
     from florence_jax.batch.run import run_blocks
-    from florence_jax.inference.multi_device import replicate_over_local_devices
+    from florence_jax.inference.pipeline import replicate_over_local_devices
     from florence_jax.inference.requests import Query
 
     query = Query(prompt="<CAPTION>")
