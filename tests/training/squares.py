@@ -1,4 +1,4 @@
-"""A data set that a small model can learn in a minute: one coloured square in one of four corners.
+"""A data set that a small model learns in half a minute: one coloured square in one of four corners.
 
 `<CAPTION>` names the colour, `<OD>` the colour and the corner, so that half of what is learnt is
 where something is. Guessing is right for one in six, and for one in twenty-four.
@@ -96,7 +96,7 @@ def a_square(draw: np.random.Generator) -> tuple[Image.Image, str, tuple[int, in
     return picture, str(colour), (x, y, x + side, y + side)
 
 
-def squares_config(directory: Path, data: Path, *, steps: int = 600, seed: int = 0) -> TrainConfig:
+def squares_config(directory: Path, data: Path, *, steps: int = 300, seed: int = 0) -> TrainConfig:
     """A run on `write_squares`' data that ends with an evaluation and an export."""
     return TrainConfig(
         directory=str(directory),
