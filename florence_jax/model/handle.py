@@ -91,7 +91,7 @@ class Handle(abc.ABC):
         if jax.tree.structure(params) != jax.tree.structure(abstract):
             raise ValueError(_tree_difference(abstract, params))
         if self.layout is not None:
-            params = self.layout.gather_for_compute(params)
+            params = self.layout.gather_for_compute(params, self.dtype)
         return nnx.merge(graphdef, params)
 
 

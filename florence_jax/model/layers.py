@@ -88,15 +88,37 @@ class Embedding(nnx.Module):
         # logits.
         return self.embedding[...][: self.vocab_size].astype(dtype)
 
+    @jax.named_scope("embedding")
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """int[...] -> float[..., D]."""
         # Length first: XLA merges the gradients of two look-ups of the same shape into one scatter,
         # concatenated along their first axis. Along the batch, rows would change devices for it.
         tokens = jnp.moveaxis(tokens, -1, 0)
-        rows = self.embedding[...][tokens]
+        rows = _take_rows(self.embedding[...], tokens)
         if self.scale is not None:
             rows = rows * self.scale[...][tokens][..., None]
         return jnp.moveaxis(rows, 0, -2).astype(dtype)
+
+
+def _take_rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """table[tokens], with a gradient that is summed in float32."""
+    small = table.dtype in (jnp.bfloat16, jnp.float16)
+    return _take_small_rows(table, tokens) if small else table[tokens]
+
+
+@jax.custom_vjp
+def _take_small_rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    return table[tokens]
+
+
+def _add_rows(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, None]:
+    table, tokens = residuals
+    # A token that is in every prompt has hundreds of summands.
+    total = jnp.zeros(table.shape, jnp.float32).at[tokens].add(g.astype(jnp.float32))
+    return total.astype(table.dtype), None
+
+
+_take_small_rows.defvjp(lambda table, tokens: (table[tokens], (table, tokens)), _add_rows)
 
 
 class LayerNorm(nnx.Module):
@@ -106,6 +128,7 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((dim,)))
         self.bias = nnx.Param(jnp.zeros((dim,)))
 
+    @jax.named_scope("layer_norm")
     def __call__(self, x: jax.Array) -> jax.Array:
         return layer_norm(x, self.scale[...], self.bias[...])
 
@@ -129,6 +152,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(normal(rngs, (size, size, in_dim, out_dim)))
         self.bias = nnx.Param(jnp.zeros((out_dim,))) if use_bias else None
 
+    @jax.named_scope("convolution")
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x.dtype)
         y = strided_conv(x, kernel, stride=self.stride, padding=self.padding)
@@ -142,6 +166,7 @@ class DepthwiseConv(nnx.Module):
         self.kernel = nnx.Param(normal(rngs, (3, 3, 1, dim)))
         self.bias = nnx.Param(jnp.zeros((dim,)))
 
+    @jax.named_scope("convolution")
     def __call__(self, x: jax.Array) -> jax.Array:
         return depthwise_conv(x, self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype))
 
@@ -153,6 +178,7 @@ class MLP(nnx.Module):
         self.fc1 = Linear(dim, hidden_dim, rngs=rngs)
         self.fc2 = Linear(hidden_dim, dim, rngs=rngs)
 
+    @jax.named_scope("mlp")
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(gelu(self.fc1(x)))
 
@@ -202,6 +228,7 @@ def per_token(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.A
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+@jax.named_scope("dropout")
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero entries with probability `rate` and scale the rest up; without a key, do nothing."""
     if key is None or rate == 0.0:

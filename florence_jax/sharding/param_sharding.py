@@ -79,19 +79,28 @@ class ParamSharding:
             return self.sharding(path)
         return NamedSharding(self.mesh, _true_spec(self.shapes[path], self.specs[path], self.mesh))
 
-    def gather_for_compute(self, params: Any) -> Any:
+    @jax.named_scope("gather_parameters")
+    def gather_for_compute(self, params: Any, dtype: Any) -> Any:
         """Gather nested parameters along `fsdp` for arithmetic, inside a program.
 
         Gradients keep the parameters' sharding. Without this the compiler sometimes moves
         activations instead of parameters. Leaves that are not in the layout stay unchanged.
+
+        Args:
+            dtype: the dtype of activations. Matrices, which are multiplied in it, are cast to it
+                before they are gathered if that is smaller, and so are their gradients summed.
         """
+        dtype = jnp.dtype(dtype)
 
         def whole(path: tuple, leaf: jax.Array) -> jax.Array:
             spec = self.specs.get("/".join(entry.key for entry in path), PartitionSpec())
             kept = PartitionSpec(*(_without_fsdp(entry) for entry in spec))
             if kept == spec:
                 return leaf
-            return _gathered(leaf, NamedSharding(self.mesh, spec), NamedSharding(self.mesh, kept))
+            smaller = leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+            smaller = smaller and dtype.itemsize < leaf.dtype.itemsize
+            divided, gathered = NamedSharding(self.mesh, spec), NamedSharding(self.mesh, kept)
+            return _gathered(leaf, divided, gathered, dtype if smaller else leaf.dtype)
 
         return jax.tree_util.tree_map_with_path(whole, params)
 
@@ -185,24 +194,35 @@ def make_layout(
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(leaf: jax.Array, divided: NamedSharding, whole: NamedSharding) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(
+    leaf: jax.Array, divided: NamedSharding, whole: NamedSharding, dtype: jnp.dtype
+) -> jax.Array:
+    if dtype != leaf.dtype:
+        # Each device casts its own part: left to itself, a compiler may gather first.
+        leaf = jax.lax.with_sharding_constraint(leaf.astype(dtype), divided)
     return jax.lax.with_sharding_constraint(leaf, whole)
 
 
 def _gathered_forward(
-    leaf: jax.Array, divided: NamedSharding, whole: NamedSharding
-) -> tuple[jax.Array, None]:
-    return _gathered(leaf, divided, whole), None
+    leaf: jax.Array, divided: NamedSharding, whole: NamedSharding, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    # Of the residual only the dtype is used.
+    return _gathered(leaf, divided, whole, dtype), jnp.zeros((), leaf.dtype)
 
 
 def _gathered_backward(
-    divided: NamedSharding, whole: NamedSharding, _: None, gradient: jax.Array
+    divided: NamedSharding,
+    whole: NamedSharding,
+    dtype: jnp.dtype,
+    like: jax.Array,
+    gradient: jax.Array,
 ) -> tuple[jax.Array]:
-    # Summed where it is made and then cut, which is one reduce-scatter. Asked for the parts alone,
-    # the compiler moves the activations that an embedding's gradient is made of.
+    # Summed where it is made and then cut, which is one reduce-scatter; a cast between the two
+    # would hide that from the compiler. Asked for the parts alone, the compiler moves the
+    # activations that an embedding's gradient is made of.
     gradient = jax.lax.with_sharding_constraint(gradient, whole)
-    return (jax.lax.with_sharding_constraint(gradient, divided),)
+    return (jax.lax.with_sharding_constraint(gradient, divided).astype(like.dtype),)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -1,8 +1,10 @@
 """Meshes, rules and layouts; no device is needed for any of it but the last lines' one."""
 
 import math
+import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -174,3 +176,35 @@ def test_the_program_takes_mesh_and_rules_as_flags(capsys):
     ]
     assert main([*flags, "--mesh", "rows=2"]) == 1
     assert "'rows=2' is not AXIS=SIZE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("dtype", "sent"), [("bfloat16", "bf16"), ("float32", "f32")])
+def test_matrices_are_cast_before_they_are_gathered(dtype, sent):
+    """The program asks for it, and for gradients that are summed and cut before they are cast.
+
+    XLA:CPU gathers no bfloat16: `tests/benchmarks/test_tpu_estimate.py` compiles it for a TPU.
+    """
+    mesh = abstract_mesh({"fsdp": 2})
+    table = rules(("table|.*/kernel", P(None, "fsdp")), (".*", P("fsdp")))
+    layout = make_layout(table, SHAPES, mesh)
+
+    def update(params):
+        def loss(params):
+            whole = layout.gather_for_compute(params, dtype)
+            assert whole["a/kernel"].dtype == dtype
+            # Norms and biases are added in float32.
+            assert whole["a/bias"].dtype == jnp.float32
+            return sum((leaf.astype(jnp.float32) ** 2).sum() for leaf in whole.values())
+
+        return jax.grad(loss)(params)
+
+    params = {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=layout.sharding(path))
+        for path, shape in SHAPES.items()
+    }
+    found = jax.eval_shape(update, params)
+    assert {leaf.dtype for leaf in found.values()} == {jnp.dtype("float32")}
+    text = jax.jit(update).trace(params).lower(lowering_platforms=("tpu",)).as_text()
+    asked = re.findall(r"sharding_constraint.*: tensor<61x16x(\w+)>", text)
+    # The part, the whole; of the gradient the whole, the part.
+    assert asked == [sent] * (4 if dtype == "bfloat16" else 3)
