@@ -41,6 +41,7 @@ class WindowAttention(nnx.Module):
         self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, rngs=rngs)
         self.proj = Linear(dim, dim, rngs=rngs)
 
+    @jax.named_scope("window_attention")
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         _, height, width, _ = x_BHWC.shape
         side = self.window_size
@@ -88,6 +89,7 @@ class ChannelAttention(nnx.Module):
         self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, rngs=rngs)
         self.proj = Linear(dim, dim, rngs=rngs)
 
+    @jax.named_scope("channel_attention")
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         batch, height, width, dim = x_BHWC.shape
         x_BSC = x_BHWC.reshape(batch, height * width, dim)

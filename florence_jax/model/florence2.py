@@ -181,8 +181,9 @@ class Florence2(nnx.Module):
         )
         if unembedding is None:
             return self.unembed(hidden), cache
-        logits = jnp.matmul(hidden, unembedding, preferred_element_type=jnp.float32)
-        return self._scale_and_shift(logits), cache
+        with jax.named_scope("logits"):
+            logits = jnp.matmul(hidden, unembedding, preferred_element_type=jnp.float32)
+            return self._scale_and_shift(logits), cache
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int[...] -> float[..., D]."""
@@ -191,6 +192,7 @@ class Florence2(nnx.Module):
             embeds = embeds * self.config.text.d_model**0.5
         return embeds
 
+    @jax.named_scope("logits")
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """float[..., D] -> float32[..., V]."""
         logits = jnp.einsum(

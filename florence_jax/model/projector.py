@@ -37,6 +37,7 @@ class Projector(nnx.Module):
         self.proj = Linear(dim, config.text.d_model, use_bias=False, rngs=rngs)
         self.norm = LayerNorm(config.text.d_model)
 
+    @jax.named_scope("projector")
     def __call__(self, x_BFHWC: jax.Array) -> jax.Array:
         batch, frames, height, width, dim = x_BFHWC.shape
         dtype = x_BFHWC.dtype

@@ -43,6 +43,7 @@ def shift_right(labels: jax.Array, *, start_id: int, pad_id: int) -> jax.Array:
     return jnp.where(shifted == IGNORE, pad_id, shifted)
 
 
+@jax.named_scope("cross_entropy")
 def summed_loss(
     hidden: jax.Array,
     labels: jax.Array,

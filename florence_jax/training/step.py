@@ -172,6 +172,12 @@ def build_step(
 
         summed_gradient = jax.grad(loss, has_aux=True)
         gradients, sums = _accumulate(summed_gradient, state.trainable, batch)
+        return moved_by(state, batch, gradients, sums)
+
+    @jax.named_scope("optimizer")
+    def moved_by(
+        state: TrainState, batch: Batch, gradients: Flat, sums: TokenSums
+    ) -> tuple[TrainState, Metrics]:
         count = jnp.maximum(sums.tokens, 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
 

@@ -30,6 +30,24 @@ class Traffic:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """The memory traffic of one source, such as the MLPs, in one run, on one device.
+
+    Attributes:
+        forward, backward: bytes read and written; `forward` holds all that is not differentiated.
+        kernels: how many kernels run.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+    kernels: int = 0
+
+    @property
+    def bytes(self) -> float:
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compiled:
     """The compiler's answer for one device; sizes in bytes.
 
@@ -46,6 +64,8 @@ class Compiled:
         flops: FLOPs that the arithmetic of one run needs, all devices together.
         paper_flops: of the training step, FLOPs for one sample at the paper's image sizes.
         collectives: Traffic of collectives by class.
+        sources: Shares of `traffic` by the part of the model that causes them, largest first.
+        compiler: The compiler's name and release, "libtpu 0.0.52".
         lowering_seconds, compiling_seconds: Seconds that these took.
         notes: Dimensions that could not be divided as asked.
     """
@@ -64,6 +84,8 @@ class Compiled:
     flops: float = 0.0
     paper_flops: Mapping[int, float] = field(default_factory=dict)
     collectives: Mapping[str, Traffic] = field(default_factory=dict)
+    sources: Mapping[str, Share] = field(default_factory=dict)
+    compiler: str = ""
     lowering_seconds: float = 0.0
     compiling_seconds: float = 0.0
     notes: tuple[str, ...] = ()
@@ -74,10 +96,12 @@ class Compiled:
     @classmethod
     def from_tree(cls, tree: dict[str, Any]) -> "Compiled":
         collectives = {kind: Traffic(**one) for kind, one in tree["collectives"].items()}
+        sources = {name: Share(**one) for name, one in tree.get("sources", {}).items()}
         return cls(
             **{
                 **tree,
                 "collectives": collectives,
+                "sources": sources,
                 "notes": tuple(tree["notes"]),
                 "paper_flops": {int(side): flops for side, flops in tree["paper_flops"].items()},
             }

@@ -32,15 +32,19 @@ def report(request: PlanRequest, compiled: Compiled) -> str:
         return "\n".join([*lines, textwrap.indent(compiled.message, "  ")])
     else:
         figures = bounds(request, compiled)
-        lines += ["", *_held(compiled), "", *_collectives(compiled), "", *_speed(request, figures)]
+        parts = (_collectives(compiled), _sources(compiled), _speed(request, figures))
+        lines += ["", *_held(compiled)]
+        for part in parts:
+            lines += ["", *part] if part else []
     if compiled.notes:
         lines += ["", "whole on every device, because the mesh does not divide them:"]
         lines += [f"  {note}" for note in compiled.notes[:8]]
         if len(compiled.notes) > 8:
             lines.append(f"  ... and {len(compiled.notes) - 8} more")
+    by = f" by {compiled.compiler}" if compiled.compiler else ""
     lines.append(
         f"\ntraced in {compiled.lowering_seconds:.0f} s, compiled in "
-        f"{compiled.compiling_seconds:.0f} s"
+        f"{compiled.compiling_seconds:.0f} s{by}"
     )
     return "\n".join(lines)
 
@@ -87,6 +91,22 @@ def _collectives(compiled: Compiled) -> list[str]:
         far = gib(one.far_bytes) if one.far_bytes else "-"
         sizes = f"{gib(one.bytes):>13}{gib(one.sent_bytes):>13}{far:>17}"
         lines.append(f"  {kind:<20}{one.count:>7}{sizes}{more}")
+    return lines
+
+
+def _sources(compiled: Compiled) -> list[str]:
+    if not compiled.sources:
+        return []
+    lines = [
+        "memory traffic of one run by source, a device",
+        f"  {'source':<24}{'share':>7}{'forward':>12}{'backward':>12}{'kernels':>9}",
+    ]
+    for name, one in compiled.sources.items():
+        share = f"{one.bytes / max(compiled.traffic, 1.0):.1%}"
+        forward, backward = (
+            f"{size / 1e9:.2f} GB" if size else "-" for size in (one.forward, one.backward)
+        )
+        lines.append(f"  {name:<24}{share:>7}{forward:>12}{backward:>12}{one.kernels:>9}")
     return lines
 
 

@@ -236,8 +236,13 @@ def _branches(one: Instruction) -> list[str]:
     return [called for name in names for called in one.calls(name)]
 
 
+def is_backward(operation: str) -> bool:
+    """Whether a jax operation belongs to a backward pass."""
+    return "transpose(" in operation
+
+
 def _is_forward(operation: str) -> bool:
-    return "jvp(" in operation and "transpose(" not in operation
+    return "jvp(" in operation and not is_backward(operation)
 
 
 def _leaves(value: Any) -> Iterator[_Buffer]:

@@ -16,6 +16,7 @@ from train.plan.bounds import bounds
 from train.plan.compiled import Answer, Compiled, gib
 from train.plan.report import draw
 from train.plan.request import PlanRequest
+from train.plan.topology import compiler_release
 
 
 def candidates(
@@ -127,7 +128,7 @@ class Records:
                 self._known[_key(tree)] = Compiled.from_tree(tree["compiled"])
 
     def find(self, request: PlanRequest) -> Compiled | None:
-        """Find the recorded answer to the same request, recipe, rules and jax version."""
+        """Find the recorded answer to the same request, recipe, rules, jax and compiler."""
         return self._known.get(_key(_tree(request)))
 
     def add(self, request: PlanRequest, compiled: Compiled) -> None:
@@ -154,11 +155,14 @@ def _tree(request: PlanRequest) -> dict[str, Any]:
     files = [Path(name) for name in (request.config, request.rules)]
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
     asked = json.loads(json.dumps(request.to_tree()))
-    return {"request": asked, "jax": version("jax"), "files": digests}
+    compiler = compiler_release(request.machine)
+    return {"request": asked, "jax": version("jax"), "compiler": compiler, "files": digests}
 
 
 def _key(tree: dict[str, Any]) -> str:
-    return json.dumps([tree["request"], tree["jax"], tree.get("files", [])], sort_keys=True)
+    # Records of earlier releases name no compiler: they are nobody's answer.
+    asked = [tree["request"], tree["jax"], tree.get("compiler"), tree.get("files", [])]
+    return json.dumps(asked, sort_keys=True)
 
 
 def _row(request: PlanRequest, compiled: Compiled) -> dict[str, Any]:
@@ -166,6 +170,7 @@ def _row(request: PlanRequest, compiled: Compiled) -> dict[str, Any]:
     sizes = ("peak", "limit", "parameters", "optimizer", "activations", "temporaries")
     row = {**asked, "outcome": compiled.outcome}
     row |= {f"{name}_bytes": round(getattr(compiled, name)) for name in sizes}
+    row["compiler"] = compiled.compiler
     row["compiling_seconds"] = round(compiled.compiling_seconds, 1)
     if compiled.outcome == "fits":
         row |= bounds(request, compiled).to_tree()

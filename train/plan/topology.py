@@ -1,8 +1,10 @@
 """Machines by name, such as "v5e:16x16", and abstract devices for them."""
 
+import contextlib
 import math
 import re
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,6 +29,10 @@ INSTALL = {
     "gpu": "no GPU compiler here: `pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt` of "
     "jax's own version (no GPU and no CUDA are needed)",
 }
+
+
+# Distributions that a platform's compiler may come in.
+PACKAGES = {"tpu": ("libtpu",), "gpu": ("jax-cuda12-pjrt", "jax-cuda13-pjrt")}
 
 
 class CompilerMissing(RuntimeError):
@@ -138,6 +144,14 @@ def missing_compiler(topology: Topology) -> str:
     platform = topology.chip.platform
     names = ("libtpu",) if platform == "tpu" else ("jax_cuda12_plugin", "jax_cuda13_plugin")
     return "" if any(find_spec(name) for name in names) else INSTALL[platform]
+
+
+def compiler_release(topology: Topology) -> str:
+    """The name and release of a machine's compiler, "libtpu 0.0.52"; "" where it is missing."""
+    for name in PACKAGES[topology.chip.platform]:
+        with contextlib.suppress(PackageNotFoundError):
+            return f"{name} {version(name)}"
+    return ""
 
 
 def _gpu_target(chip: Chip) -> str:

@@ -13,7 +13,12 @@ from pathlib import Path
 
 from train.plan.compiled import Compiled, Traffic, read_out_of_memory
 from train.plan.request import PlanRequest
-from train.plan.topology import CompilerMissing, environment, missing_compiler
+from train.plan.topology import (
+    CompilerMissing,
+    compiler_release,
+    environment,
+    missing_compiler,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "train.plan.worker")
@@ -76,6 +81,7 @@ def _how_it_ended(status: int, log: Path) -> str:
 def compile_here(request: PlanRequest, lowered_marker: Path | None = None) -> Compiled:
     """Compile a request in this process, whose environment must be `environment(...)`."""
     from train.plan import schedule
+    from train.plan.attribution import attribute
     from train.plan.collectives import collectives
     from train.plan.hlo import parse_hlo
     from train.plan.program import lower
@@ -99,6 +105,7 @@ def compile_here(request: PlanRequest, lowered_marker: Path | None = None) -> Co
         "paper_flops": program.paper_flops,
         "lowering_seconds": lowering,
         "notes": program.notes,
+        "compiler": compiler_release(request.machine),
     }
     started = time.perf_counter()
     try:
@@ -140,6 +147,7 @@ def compile_here(request: PlanRequest, lowered_marker: Path | None = None) -> Co
         activations=activations,
         temporaries=max(peak - held - activations, 0),
         traffic=schedule.traffic(module, turns),
+        sources=attribute(module, turns),
         collectives=found,
         **known,
     )
