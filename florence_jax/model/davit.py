@@ -8,6 +8,7 @@ Source: "DaViT: Dual Attention Vision Transformers", https://arxiv.org/abs/2204.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -29,7 +30,12 @@ from florence_jax.model.layers import (
     per_token,
     split_key,
 )
-from florence_jax.ops.norm_mlp_residual_pallas import norm_mlp_residual, pallas_supported
+from florence_jax.ops.norm_mlp_residual_pallas import pallas_supported
+from florence_jax.ops.norm_mlp_residual_training_pallas import (
+    backward_supported,
+    norm_mlp_residual,
+    norm_mlp_residual_dropped,
+)
 
 
 class DaViT(nnx.Module):
@@ -133,6 +139,11 @@ class DropPath:
     rates: tuple[float, float] = dataclasses.field(metadata={"static": True})
     keys: jax.Array
 
+    def scales(self, half: int, branch: int, batch: int) -> jax.Array:
+        """What `drop_path` multiplies each example's branch by, float32[B]."""
+        ones = jnp.ones((batch, 1, 1, 1))
+        return drop_path(ones, self.rates[half], self.keys[half, branch]).reshape(batch)
+
 
 class DualBlock(nnx.Module):
     """Attention over space within windows, then over channels within groups."""
@@ -168,23 +179,32 @@ class _Block(nnx.Module):
         x_BHWC = self.conv1(x_BHWC)
         x_BHWC = add(x_BHWC, self.attention(per_token(self.norm1, x_BHWC)), 0)
         x_BHWC = self.conv2(x_BHWC)
-        if drop is None and self._mlp_kernel_applies(x_BHWC):
-            return lax.platform_dependent(
-                x_BHWC, tpu=self._mlp_residual_pallas, default=lambda x: x + self.mlp_branch(x)
-            )
-        return add(x_BHWC, self.mlp_branch(x_BHWC), 1)
+        if not self._mlp_kernel_applies(x_BHWC, dropped=drop is not None):
+            return add(x_BHWC, self.mlp_branch(x_BHWC), 1)
+        keep = None if drop is None else drop.scales(half, 1, len(x_BHWC))
+        return lax.platform_dependent(
+            x_BHWC,
+            tpu=functools.partial(self._mlp_residual_pallas, keep_B=keep),
+            default=lambda x: add(x, self.mlp_branch(x), 1),
+        )
 
     def mlp_branch(self, x_BHWC: jax.Array) -> jax.Array:
         return per_token(lambda x: self.mlp(self.norm2(x)), x_BHWC)
 
-    def _mlp_residual_pallas(self, x_BHWC: jax.Array) -> jax.Array:
+    @jax.named_scope("mlp")
+    def _mlp_residual_pallas(self, x_BHWC: jax.Array, keep_B: jax.Array | None = None) -> jax.Array:
         norm = self.norm2.scale[...], self.norm2.bias[...]
         fc1, fc2 = (one.kernel_and_bias(x_BHWC.dtype) for one in (self.mlp.fc1, self.mlp.fc2))
-        return norm_mlp_residual(x_BHWC, *norm, *fc1, *fc2)
+        weights = (*norm, *fc1, *fc2)
+        if keep_B is None:
+            return norm_mlp_residual(x_BHWC, *weights)
+        return norm_mlp_residual_dropped(x_BHWC, keep_B, *weights)
 
-    def _mlp_kernel_applies(self, x_BHWC: jax.Array) -> bool:
+    def _mlp_kernel_applies(self, x_BHWC: jax.Array, *, dropped: bool) -> bool:
+        hidden = self.mlp.fc1.kernel.shape[1]
         plain = self.mlp.fc1.is_plain and self.mlp.fc2.is_plain
-        return plain and pallas_supported(x_BHWC, self.mlp.fc1.kernel.shape[1])
+        supported = plain and pallas_supported(x_BHWC, hidden)
+        return supported and (not dropped or backward_supported(x_BHWC, hidden))
 
 
 class SpatialBlock(_Block):

@@ -63,10 +63,23 @@ def gelu_poly_bf16(x: jax.Array) -> jax.Array:
     y = x.astype(jnp.float32)
     # At zero its slope is 0, and so GELU's 0.5; that of `jnp.abs` is 1 in jax 0.12.
     distance = jnp.maximum(y, -y)
+    return (jnp.maximum(y, 0.0) - distance * _tail(distance)).astype(x.dtype)
+
+
+def gelu_poly_with_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`gelu_poly_bf16` of float32, not rounded, and its derivative with the same tail."""
+    distance = jnp.abs(x)
+    tail = _tail(distance)
+    below = jnp.where(x < 0.0, tail, 1.0 - tail)
+    density = jnp.exp2((-0.5 * math.log2(math.e)) * x * x) * (2.0 * math.pi) ** -0.5
+    return jnp.maximum(x, 0.0) - distance * tail, below + x * density
+
+
+def _tail(distance: jax.Array) -> jax.Array:
     log2_tail = jnp.full_like(distance, _LOG2_TAIL[-1])
     for coefficient in _LOG2_TAIL[-2::-1]:
         log2_tail = log2_tail * distance + coefficient
-    return (jnp.maximum(y, 0.0) - distance * jnp.exp2(log2_tail)).astype(x.dtype)
+    return jnp.exp2(log2_tail)
 
 
 @jax.custom_vjp

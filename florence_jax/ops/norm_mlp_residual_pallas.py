@@ -48,8 +48,7 @@ def norm_mlp_residual_kernel(
     scale, shift, kernel1, bias1, kernel2, bias2 = weights
     hidden = kernel1.shape[1]
     rows = min(ROWS, tokens)
-    parts = (n for n in range(1, hidden // LANES + 1) if hidden % (n * LANES) == 0)
-    part = next(hidden // n for n in parts if _bytes(rows, dim, hidden // n) <= VMEM_BUDGET_BYTES)
+    part = hidden_block(rows, dim, hidden)
     some = pl.BlockSpec((rows, dim), lambda i, j: (i, 0))
     vector = pl.BlockSpec((1, dim), lambda i, j: (0, 0))
 
@@ -76,6 +75,12 @@ def norm_mlp_residual_kernel(
         name="norm_mlp_residual",
     )(x_SC, row(scale), row(shift), kernel1, row(bias1), kernel2, row(bias2))
     return y_SC.reshape(x.shape)
+
+
+def hidden_block(rows: int, dim: int, hidden: int) -> int:
+    """The largest block of hidden channels that fits in VMEM beside a block of rows."""
+    parts = (n for n in range(1, hidden // LANES + 1) if hidden % (n * LANES) == 0)
+    return next(hidden // n for n in parts if _bytes(rows, dim, hidden // n) <= VMEM_BUDGET_BYTES)
 
 
 def _bytes(rows: int, dim: int, part: int) -> int:

@@ -18,8 +18,20 @@ from florence_jax.sharding.activations import batch_is_local, map_batch_shards
 # A vector register holds 128 neighbouring values of the last axis (lanes) by 8 float32 rows
 # (sublanes); XLA:TPU pads the last axis of every array to whole lanes.
 LANES, SUBLANES = 128, 8
-# Every TPU generation has 16 MiB of VMEM per core; temporaries take the rest.
+# Every TPU generation gives a kernel 16 MiB of VMEM unless it asks for more; temporaries take the
+# rest.
 VMEM_BUDGET_BYTES = 12 * 2**20
+
+# VMEM of a core by the kind of device; chips that are not here have 16 MiB.
+_VMEM_BYTES = {
+    "TPU v5 lite": 128 * 2**20,
+    "TPU v5e": 128 * 2**20,
+    "TPU v5": 64 * 2**20,
+    "TPU v5p": 64 * 2**20,
+    "TPU v6 lite": 128 * 2**20,
+    "TPU v6e": 128 * 2**20,
+    "TPU7x": 64 * 2**20,
+}
 
 Options = tuple[tuple[str, Hashable], ...]
 
@@ -98,6 +110,13 @@ def make_pallas_primitive(
     ad.primitive_jvps[primitive] = derivative
     batching.primitive_batchers[primitive] = batched
     return call
+
+
+def vmem_bytes() -> int:
+    """VMEM of a core of the device that is traced for: the mesh's, or the default one."""
+    device = get_abstract_mesh().abstract_device
+    kind = jax.devices()[0].device_kind if device is None else device.device_kind
+    return _VMEM_BYTES.get(kind, 16 * 2**20)
 
 
 def rows_fill_registers(x_BKD: jax.Array) -> bool:

@@ -44,13 +44,19 @@ def map_batch_shards(
     """
     mesh = get_abstract_mesh()
     # If axes are manual, `arrays` are one device's shards already.
-    parts = 1 if mesh.empty or mesh.manual_axes else batch_parts(mesh)
+    parts = batch_shards()
     if parts == 1 or any(array.shape[0] % parts for array in arrays):
         return function(*arrays, *replicated)
     rows = PartitionSpec(batch_axes(mesh))
     given = (*(rows for _ in arrays), *(PartitionSpec() for _ in replicated))
     divided = jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=rows, check_vma=False)
     return divided(*arrays, *replicated)
+
+
+def batch_shards() -> int:
+    """The number of shards that `map_batch_shards` makes of a batch that they divide."""
+    mesh = get_abstract_mesh()
+    return 1 if mesh.empty or mesh.manual_axes else batch_parts(mesh)
 
 
 def axis_size(axis: str) -> int:

@@ -161,7 +161,12 @@ def test_what_the_kernels_cannot_take_goes_without():
     assert narrow == {"depthwise_conv": 0, "window_attention": 0, "norm_mlp_residual": 1}
     assert kernels(spatial_block(), "tpu", shape=(1, 97, 24, DIM)) == {**ALL, "depthwise_conv": 0}
     dropped = davit.DropPath((0.1, 0.1), jax.random.split(jax.random.key(0), (2, 2)))
-    assert kernels(spatial_block(), "tpu", drop=dropped) == {**ALL, "norm_mlp_residual": 0}
+    text = lowered(spatial_block(), "tpu", drop=dropped)
+    assert count(text) == {**ALL, "norm_mlp_residual": 0}
+    assert text.count('kernel_name = "norm_mlp_residual_forward"') == 1
+    # Rows that make no blocks.
+    odd = kernels(spatial_block(), "tpu", drop=dropped, shape=(1, 12, 4, DIM))
+    assert odd == {"depthwise_conv": 0, "window_attention": 0, "norm_mlp_residual": 0}
 
 
 @pytest.mark.parametrize(
