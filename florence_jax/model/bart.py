@@ -32,12 +32,14 @@ from florence_jax.model.layers import (
     normal,
     split_key,
 )
-from florence_jax.ops.attention import dot_product_attention
+from florence_jax.ops.attention import dot_product_attention, draw_kept
 from florence_jax.ops.layer_norm_gelu import gelu
 from florence_jax.ops.linear_residual_norm_pallas import (
     linear_norm_kernel_supported,
     linear_residual_norm,
 )
+from florence_jax.ops.text_attention_pallas import causal_mask, text_attention
+from florence_jax.ops.text_attention_pallas import pallas_supported as text_attention_supported
 
 # BART keeps two unused rows in front of its position table.
 POSITION_OFFSET = 2
@@ -70,7 +72,7 @@ class Encoder(nnx.Module):
         yield x
         keys = split_key(fold_in(key, 1), self.layers.depth, EncoderLayer.NUM_DROPOUT_KEYS)
         for number, (_, layer) in enumerate(self.layers.iter_calls()):
-            x = layer(x, mask_BM[:, None, None, :], keys=index_key(keys, number))
+            x = layer(x, mask_BM, keys=index_key(keys, number))
             yield x
 
 
@@ -112,15 +114,12 @@ class Decoder(nnx.Module):
         x = embeds_BLD + _positions(self.positions, 0, embeds_BLD)
         x = dropout(self.embedding_norm(x), self.dropout_rate, fold_in(key, 0))
         yield x
-        length = x.shape[1]
-        causal = jnp.tril(jnp.ones((length, length), bool))
         keys = split_key(fold_in(key, 1), self.layers.depth, DecoderLayer.NUM_DROPOUT_KEYS)
         for number, (layer, call) in enumerate(self.layers.iter_calls()):
             x = call(
                 x,
-                causal,
                 layer.cross_attn.key_value(encoder_hidden_states_BMD),
-                encoder_mask_BM[:, None, None, :],
+                encoder_mask_BM,
                 keys=index_key(keys, number),
             )
             yield x
@@ -182,9 +181,9 @@ class EncoderLayer(nnx.Module):
         self.final_norm = LayerNorm(config.d_model)
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array, *, keys: jax.Array | None = None
+        self, x: jax.Array, mask_BM: jax.Array, *, keys: jax.Array | None = None
     ) -> jax.Array:
-        y = self.self_attn(x, self.self_attn.key_value(x), mask, key=index_key(keys, 0))
+        y = self.self_attn(x, self.self_attn.key_value(x), mask_BM, key=index_key(keys, 0))
         x = self.self_attn_norm(x + dropout(y, self.dropout_rate, index_key(keys, 1)))
         return _feed_forward(self, x, index_key(keys, 2), index_key(keys, 3))
 
@@ -209,15 +208,15 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        self_mask: jax.Array,
         cross_kv: KeyValue,
-        cross_mask: jax.Array,
+        cross_mask_BM: jax.Array,
         *,
         keys: jax.Array | None = None,
     ) -> jax.Array:
-        y = self.self_attn(x, self.self_attn.key_value(x), self_mask, key=index_key(keys, 0))
+        kv = self.self_attn.key_value(x)
+        y = self.self_attn(x, kv, None, causal=True, key=index_key(keys, 0))
         x = self.self_attn_norm(x + dropout(y, self.dropout_rate, index_key(keys, 1)))
-        y = self.cross_attn(x, cross_kv, cross_mask, key=index_key(keys, 2))
+        y = self.cross_attn(x, cross_kv, cross_mask_BM, key=index_key(keys, 2))
         x = self.cross_attn_norm(x + dropout(y, self.dropout_rate, index_key(keys, 3)))
         return _feed_forward(self, x, index_key(keys, 4), index_key(keys, 5))
 
@@ -251,24 +250,57 @@ class Attention(nnx.Module):
         self.v_proj = Linear(config.d_model, config.d_model, rngs=rngs)
         self.out_proj = Linear(config.d_model, config.d_model, rngs=rngs)
 
+    @jax.named_scope("text_attention")
     def key_value(self, x: jax.Array) -> KeyValue:
         """float[..., S, D] -> keys and values, float[..., N, S, E]."""
         return KeyValue(self._split_heads(self.k_proj(x)), self._split_heads(self.v_proj(x)))
 
+    @jax.named_scope("text_attention")
     def __call__(
-        self, x: jax.Array, kv: KeyValue, mask: jax.Array, *, key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        kv: KeyValue,
+        mask_BS: jax.Array | None,
+        *,
+        causal: bool = False,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """float[..., Q, D] -> float[..., Q, D]; bool mask, broadcastable to [..., N, Q, S]."""
-        y = dot_product_attention(
-            self._split_heads(self.q_proj(x)),
-            kv.key,
-            kv.value,
-            mask=mask,
-            dropout_rate=self.attention_dropout_rate,
-            dropout_key=key,
-        )
-        return self.out_proj(join_heads(y))
+        """Attention of all queries at once, float[B, Q, D] -> float[B, Q, D].
 
+        Args:
+            kv: float[B, N, S, E].
+            mask_BS: bool, False for keys that are not attended to; None for none such.
+            causal: whether queries see the keys up to their own position alone.
+            key: a random key, which turns dropout on.
+        """
+        q_BQD, rate = self.q_proj(x), self.attention_dropout_rate
+
+        def anywhere(q_BQD: jax.Array, kv: KeyValue) -> jax.Array:
+            mask = None if mask_BS is None else mask_BS[:, None, None, :]
+            if causal:
+                mask = causal_mask(q_BQD.shape[1], kv.key.shape[-2])
+            q = self._split_heads(q_BQD)
+            y = dot_product_attention(
+                q, kv.key, kv.value, mask=mask, dropout_rate=rate, dropout_key=key
+            )
+            return join_heads(y)
+
+        def on_tpu(q_BQD: jax.Array, kv: KeyValue) -> jax.Array:
+            k_BSD, v_BSD = join_heads(kv.key), join_heads(kv.value)
+            mask = jnp.ones(k_BSD.shape[:2], bool) if mask_BS is None else mask_BS
+            kept = ()
+            if key is not None and rate > 0.0:
+                kept = (draw_kept(key, rate, self._split_heads(q_BQD), kv.key),)
+            options = {"num_heads": self.num_heads, "causal": causal, "dropout_rate": rate}
+            return text_attention(q_BQD, k_BSD, v_BSD, mask, *kept, **options)
+
+        if text_attention_supported(q_BQD, kv.key.shape[-2], self.num_heads):
+            y_BQD = lax.platform_dependent(q_BQD, kv, tpu=on_tpu, default=anywhere)
+        else:
+            y_BQD = anywhere(q_BQD, kv)
+        return self.out_proj(y_BQD)
+
+    @jax.named_scope("text_attention")
     def step(self, x_BKD: jax.Array, kv: KVCacheLayer, mask: jax.Array) -> jax.Array:
         """One query per beam over a cache, without `out_proj`; mask bool[B, 1 or K, S]."""
         return kv.attend(self.q_proj(x_BKD), mask, self.num_heads)
@@ -291,8 +323,9 @@ def _feed_forward(
     layer: EncoderLayer | DecoderLayer, x: jax.Array, *keys: jax.Array | None
 ) -> jax.Array:
     inner, outer = keys or (None, None)
-    y = dropout(gelu(layer.fc1(x)), layer.activation_dropout_rate, inner)
-    y = dropout(layer.fc2(y), layer.dropout_rate, outer)
+    with jax.named_scope("mlp"):
+        y = dropout(gelu(layer.fc1(x)), layer.activation_dropout_rate, inner)
+        y = dropout(layer.fc2(y), layer.dropout_rate, outer)
     return layer.final_norm(x + y)
 
 

@@ -35,10 +35,14 @@ def dot_product_attention(
     """
     kept = None
     if dropout_key is not None and dropout_rate > 0.0:
-        shape = (*q.shape[:-1], k.shape[-2])
-        kept = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, shape)
+        kept = draw_kept(dropout_key, dropout_rate, q, k)
     q = q * q.shape[-1] ** -0.5
     return softmax_attention(q, k, v, mask, kept, dropout_rate, current_precision())
+
+
+def draw_kept(key: jax.Array, rate: float, q: jax.Array, k: jax.Array) -> jax.Array:
+    """bool[..., Q, S]: the attention weights that dropout keeps."""
+    return jax.random.bernoulli(key, 1.0 - rate, (*q.shape[:-1], k.shape[-2]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
