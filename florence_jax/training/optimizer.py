@@ -157,9 +157,10 @@ def build_optimizer(
     """
     decayed = {path: group.decayed for path, group in param_groups.items()}
     rates = {path: group.rate for path, group in param_groups.items()}
+    decay: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "mu_dtype": config.moment_dtype}
     moments = {
-        "adamw": lambda: optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        "lion": lambda: optax.scale_by_lion(b1=config.b1, b2=config.b2),
+        "adamw": lambda: optax.scale_by_adam(eps=config.eps, **decay),
+        "lion": lambda: optax.scale_by_lion(**decay),
         "adafactor": _adafactor,
     }[config.name]()
     return optax.chain(

@@ -34,6 +34,8 @@ class OptimizerConfig(Checked):
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the denominator.
+        moment_dtype: dtype of the first moment; "bfloat16" halves its memory and traffic. The
+            second moment changes too little in a step for the 8 bits of bfloat16.
         weight_decay: decoupled from the gradient, times the learning rate.
         no_decay: regex of parameters without weight decay, matched whole.
         clip_norm: gradients are scaled down to this global norm; 0 leaves them.
@@ -50,6 +52,7 @@ class OptimizerConfig(Checked):
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
     weight_decay: float = 0.0
     no_decay: str = NO_DECAY
     clip_norm: float = 1.0
@@ -69,6 +72,11 @@ class OptimizerConfig(Checked):
             yield from within(f"optimizer.{field}", getattr(self, field), 0)
         for field in ("b1", "b2", "ema_decay"):
             yield from within(f"optimizer.{field}", getattr(self, field), 0, 1)
+        if self.name == "adafactor" and self.moment_dtype != "float32":
+            yield (
+                f"optimizer.moment_dtype is {self.moment_dtype!r} and adafactor keeps no first "
+                "moment: use adamw or lion, or leave it out"
+            )
         for pattern, rate in self.rules or ():
             yield from within(f"optimizer.rules: the rate of {pattern!r}", rate, 0)
 

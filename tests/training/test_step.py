@@ -247,10 +247,20 @@ def test_adapters_belong_on_linear_kernels_alone(targets):
         )
 
 
-@pytest.mark.parametrize("name", ["lion", "adafactor"])
-def test_the_other_optimizers_lower_the_loss(name):
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("lion", "float32"),
+        ("adafactor", "float32"),
+        ("adamw", "bfloat16"),
+        ("lion", "bfloat16"),
+    ],
+)
+def test_the_other_optimizers_lower_the_loss(name, dtype):
     # Of a regression: to the optimizer a model is a dict of gradients.
-    config = OptimizerConfig(name=name, learning_rate=3e-2, warmup_steps=2, schedule="constant")
+    config = OptimizerConfig(
+        name=name, learning_rate=3e-2, warmup_steps=2, schedule="constant", moment_dtype=dtype
+    )
     draw = np.random.default_rng(0)
     inputs, wanted = draw.normal(size=(64, 256)), draw.normal(size=(64, 160))
     params = {"fc1/kernel": jnp.asarray(0.1 * draw.normal(size=(256, 160)), jnp.float32)}
@@ -267,6 +277,10 @@ def test_the_other_optimizers_lower_the_loss(name):
         return optax.apply_updates(params, updates), state
 
     before, state = loss(params), optimizer.init(params)
+    moments = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.shape == (256, 160)]
+    # Both moments of AdamW, the one of Lion, none of Adafactor, which keeps rows and columns.
+    kept = {"adamw": [dtype, "float32"], "lion": [dtype], "adafactor": []}
+    assert moments == kept[name]
     for _ in range(60):
         params, state = update(params, state)
     assert loss(params) < 0.5 * before
@@ -282,6 +296,29 @@ def test_the_other_optimizers_lower_a_models_loss(name):
         state, metrics = step(state, batch)
         losses.append(float(metrics.loss))
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_first_moment_in_bfloat16_takes_nearly_the_same_steps():
+    """Against optax's own AdamW in float32; one rounding of the moment a step."""
+    config = OptimizerConfig(learning_rate=1e-2, schedule="constant", clip_norm=0.0)
+    config = dataclasses.replace(config, moment_dtype="bfloat16")
+    params = {"fc1/kernel": jnp.ones((8, 8))}
+    groups = assign_param_groups(params, ((".*", 1.0),), CONFIG)
+    ours = build_optimizer(config, learning_rate_schedule(config, 10), groups)
+    theirs = optax.adamw(1e-2, weight_decay=0.0)
+    state, other = ours.init(params), theirs.init(params)
+    for step in range(10):
+        gradient = {"fc1/kernel": jnp.cos(jnp.arange(64.0) + step).reshape(8, 8)}
+        moved, state = ours.update(gradient, state, params)
+        expected, other = theirs.update(gradient, other, params)
+        np.testing.assert_allclose(
+            moved["fc1/kernel"], expected["fc1/kernel"], rtol=2**-7, atol=1e-2 * 2**-7
+        )
+
+
+def test_adafactor_has_no_first_moment():
+    with pytest.raises(ValueError, match=r"optimizer\.moment_dtype is 'bfloat16' and adafactor"):
+        OptimizerConfig(name="adafactor", moment_dtype="bfloat16")
 
 
 def test_the_schedule_rises_and_falls():
