@@ -98,6 +98,46 @@ def windows_gradient(number: int) -> Callable[[Any], tuple[Callable, tuple]]:
     return case
 
 
+def mlp_gradient(number: int) -> Callable[[Any], tuple[Callable, tuple]]:
+    """Norm, MLP and residual of one block of a stage, with dropped branches, both ways."""
+
+    def case(model: Any) -> tuple[Callable, tuple]:
+        import jax
+        import jax.numpy as jnp
+
+        _, (maps,) = windows(number)(model)
+
+        def run(params: Any, x: Any, cotangent: Any) -> Any:
+            def forward(params: Any, x: Any) -> Any:
+                block = next(iter(list(model.bind(params).vision_tower.stages)[number].blocks))
+                return block.spatial._mlp_residual_pallas(x, jnp.full(len(x), 1.25))
+
+            y, backward = jax.vjp(forward, params, x)
+            return y, backward(cotangent)
+
+        return run, (maps, maps)
+
+    return case
+
+
+def layer_gradient(model: Any) -> tuple[Callable, tuple]:
+    """Self-attention of one encoder layer with dropout, forward and backward."""
+    import jax
+
+    tokens = (VISION_BATCH, model.config.num_image_tokens(SIDE, SIDE) + PROMPT)
+    states = (*tokens, model.config.text.d_model)
+
+    def run(params: Any, x: Any, cotangent: Any, ids: Any) -> Any:
+        def forward(params: Any, x: Any) -> Any:
+            attention = next(iter(model.bind(params).encoder.layers)).self_attn
+            return attention(x, attention.key_value(x), ids != 1, key=jax.random.key(0))
+
+        y, backward = jax.vjp(forward, params, x)
+        return y, backward(cotangent)
+
+    return run, (states, states, tokens)
+
+
 def projector(model: Any) -> tuple[Callable, tuple]:
     side = SIDE // 32
     channels = model.config.vision.embed_dims[-1]
@@ -161,7 +201,11 @@ CASES: dict[str, Callable] = {
     "windows 1 gradient": windows_gradient(0),
     "windows 2 gradient": windows_gradient(1),
     "windows 3 gradient": windows_gradient(2),
+    "mlp 1 gradient": mlp_gradient(0),
+    "mlp 2 gradient": mlp_gradient(1),
+    "mlp 3 gradient": mlp_gradient(2),
     "encoder": encoder,
+    "encoder attention gradient": layer_gradient,
     "beam body": beam,
 }
 VISION = ("vision stage 1", "vision stage 2", "vision stage 3", "vision stage 4", "projector")
@@ -205,6 +249,7 @@ def _compile(name: str, directory: Path) -> None:
 
     from florence_jax.config import base
     from florence_jax.model.model import Model, abstract_params
+    from florence_jax.sharding import make_mesh, use_mesh
     from train.plan.topology import load_devices, parse_topology
 
     device = load_devices(parse_topology("v5e:2x2"))[0]
@@ -225,7 +270,9 @@ def _compile(name: str, directory: Path) -> None:
     )
     inputs = [array(shape, jnp.int32 if len(shape) == 2 else jnp.bfloat16) for shape in shapes]
     started = time.perf_counter()
-    compiled = jax.jit(function).lower(params, *inputs).compile()
+    # Kernels ask the mesh which chip they are for.
+    with use_mesh(make_mesh("data=1", [device])):
+        compiled = jax.jit(function).lower(params, *inputs).compile()
     seconds = time.perf_counter() - started
     facts = {"compiling_seconds": round(seconds, 1), "libtpu": version("libtpu")}
     (directory / "facts.json").write_text(json.dumps(facts))
