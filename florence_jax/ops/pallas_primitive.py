@@ -113,10 +113,14 @@ def make_pallas_primitive(
 
 
 def vmem_bytes() -> int:
-    """VMEM of a core of the device that is traced for: the mesh's, or the default one."""
+    """VMEM of a core of the device that is traced for."""
+    return _VMEM_BYTES.get(device_kind(), 16 * 2**20)
+
+
+def device_kind() -> str:
+    """The kind of device that is traced for: the mesh's, or the default one."""
     device = get_abstract_mesh().abstract_device
-    kind = jax.devices()[0].device_kind if device is None else device.device_kind
-    return _VMEM_BYTES.get(kind, 16 * 2**20)
+    return jax.devices()[0].device_kind if device is None else device.device_kind
 
 
 def rows_fill_registers(x_BKD: jax.Array) -> bool:
