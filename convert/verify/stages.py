@@ -198,16 +198,14 @@ def _forward(
 
     embeds, mask = module.merge_embeddings(image_features, input_ids, attention_mask)
     hidden_states = keep("encoder/embeddings", next(module.encoder.layer_outputs(embeds, mask)))
-    mask = mask[:, None, None, :]
     for number, layer in enumerate(module.encoder.layers):
         hidden_states = keep(f"encoder/layer{number}", layer(hidden_states, mask))
 
     targets = module.embed(decoder_input_ids)
     hidden = next(module.decoder.layer_outputs(targets, hidden_states, mask))
     hidden = keep("decoder/embeddings", hidden)
-    causal = jnp.tril(jnp.ones((targets.shape[1],) * 2, bool))
     for number, layer in enumerate(module.decoder.layers):
-        hidden = layer(hidden, causal, layer.cross_attn.key_value(hidden_states), mask)
+        hidden = layer(hidden, layer.cross_attn.key_value(hidden_states), mask)
         hidden = keep(f"decoder/layer{number}", hidden)
     keep("logits", module.unembed(hidden))
     return outputs
