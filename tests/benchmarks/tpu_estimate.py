@@ -327,13 +327,17 @@ def main() -> int:
     if unknown:
         parser.error(f"{unknown} are none of {', '.join(CASES)}")
     stored = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
-    print(f"{'':<16}{'ms':>9}{'cycles':>13}{'matmul':>9}{'memory':>9}{'XLA says':>10}{'budget':>9}")
+    print(
+        f"{'':<28}{'ms':>9}{'cycles':>13}{'GB':>8}{'matmul':>9}{'memory':>9}{'XLA says':>10}"
+        f"{'budget':>9}"
+    )
     for name in options.cases:
         found = estimate(name, options.keep)
         cycles = max(found["cycles"], 1)
         budget = f"{cycles / stored[name]['cycles']:.3f}" if name in stored else "-"
         print(
-            f"{name:<16}{found['ms']:>9.3f}{cycles:>13,}{found['matmul'] / cycles:>9.1%}"
+            f"{name:<28}{found['ms']:>9.3f}{cycles:>13,}"
+            f"{found['memory'] * BYTES_PER_CYCLE / 1e9:>8.3f}{found['matmul'] / cycles:>9.1%}"
             f"{found['memory'] / cycles:>9.1%}{found['xla'] / cycles:>10.2f}{budget:>9}",
             flush=True,
         )
