@@ -21,6 +21,7 @@ def dot_product_attention(
     mask: jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    kept: jax.Array | None = None,
 ) -> jax.Array:
     """softmax(q k^T * E^-0.5) v with the softmax in float32.
 
@@ -29,11 +30,11 @@ def dot_product_attention(
         mask: bool, broadcastable to [..., Q, S]; False keys are not attended to.
         dropout_rate: the share of attention weights to drop.
         dropout_key: a random key; None turns dropout off.
+        kept: bool[..., Q, S], `draw_kept`'s, in place of a key.
 
     Returns:
         float[..., Q, E], in q's dtype.
     """
-    kept = None
     if dropout_key is not None and dropout_rate > 0.0:
         kept = draw_kept(dropout_key, dropout_rate, q, k)
     q = q * q.shape[-1] ** -0.5

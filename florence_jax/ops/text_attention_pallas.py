@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from florence_jax.ops.attention import dot_product_attention, softmax_attention
+from florence_jax.ops.attention import dot_product_attention
 from florence_jax.ops.lazy_pallas import pl, pltpu
 from florence_jax.ops.pallas_primitive import LANES, make_pallas_primitive
 from florence_jax.sharding.activations import batch_is_local
@@ -69,11 +69,8 @@ def reference(
     mask = mask_BS[:, None, None]
     if causal:
         mask = mask & causal_mask(q.shape[-2], k.shape[-2])
-    if not kept_BNQS:
-        y = dot_product_attention(q, k, v, mask=mask)
-    else:
-        q = q * q.shape[-1] ** -0.5
-        y = softmax_attention(q, k, v, mask, kept_BNQS[0].astype(bool), dropout_rate)
+    kept = kept_BNQS[0].astype(bool) if kept_BNQS else None
+    y = dot_product_attention(q, k, v, mask=mask, dropout_rate=dropout_rate, kept=kept)
     return y.swapaxes(1, 2).reshape(q_BQD.shape)
 
 
