@@ -310,7 +310,8 @@ def _write_blocks(
         print(outcome_text(summary, directory, counts_tokens=False), file=sys.stderr)
     if summary.missing:
         return INTERRUPTED
-    if options.format == NPY:
+    # Files of an earlier call would lack what --extend has added.
+    if options.format == NPY or (directory / VECTORS).exists():
         count = write_vectors(directory)
         if not options.quiet:
             print(f"{count} embeddings are in {directory / VECTORS}", file=sys.stderr)

@@ -177,6 +177,18 @@ def test_a_killed_run_goes_on(tmp_path):
     assert main(["verify-output", "--quiet", str(tmp_path / "out")]) == 0
 
 
+def test_added_images_come_into_the_array(tmp_path):
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    (first,) = write_pictures(folder, 1)
+    command = [folder, "--output-dir", out]
+    assert embed(*command, "--format", "npy") == 0
+    write_pictures(folder / "more", 2)  # the first of them has the same bytes
+    assert embed(*command, "--extend") == 0
+    digests, vectors = read_vectors(out)
+    assert digests == [digest(first), digest(folder / "more" / "001.png")]
+    assert len(vectors) == 2
+
+
 def test_several_devices_share_each_batch(tmp_path, compiled_on_disk):
     paths = write_pictures(tmp_path / "pictures", 5, (40, 30))
     out = tmp_path / "out"

@@ -276,7 +276,9 @@ def _compile(name: str, directory: Path) -> None:
     seconds = time.perf_counter() - started
     facts = {"compiling_seconds": round(seconds, 1), "libtpu": version("libtpu")}
     (directory / "facts.json").write_text(json.dumps(facts))
-    (directory / PROGRAM).write_text(compiled.as_text())
+    program = compiled.as_text()
+    assert program is not None
+    (directory / PROGRAM).write_text(program)
 
 
 def _read(name: str, directory: Path) -> dict[str, Any]:
