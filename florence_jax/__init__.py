@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from florence_jax.results.coco import to_coco_dataset, to_coco_results
     from florence_jax.results.draw import draw_result
     from florence_jax.results.supervision import to_supervision
+    from florence_jax.segmentation.segmenter import Segmenter, SegmenterConfig
+    from florence_jax.segmentation.storage import load_segmenter, save_segmenter
 
 __version__ = "0.1.0"
 
@@ -47,15 +49,19 @@ _HOMES = {
     "Model": "florence_jax.model",
     "Processor": "florence_jax.inference.processor",
     "Request": "florence_jax.inference.requests",
+    "Segmenter": "florence_jax.segmentation.segmenter",
+    "SegmenterConfig": "florence_jax.segmentation.segmenter",
     "draw_result": "florence_jax.results.draw",
     "generate": "florence_jax.generation",
     "load": "florence_jax.inference.load_sharded",
     "load_backbone": "florence_jax.backbone.load",
     "load_exported": "florence_jax.inference.exported_pipeline",
     "load_image": "florence_jax.processing",
+    "load_segmenter": "florence_jax.segmentation.storage",
     "parse": "florence_jax.processing",
     "preprocess_image": "florence_jax.processing",
     "save_backbone": "florence_jax.backbone.save",
+    "save_segmenter": "florence_jax.segmentation.storage",
     "to_coco_dataset": "florence_jax.results.coco",
     "to_coco_results": "florence_jax.results.coco",
     "to_supervision": "florence_jax.results.supervision",
@@ -74,15 +80,19 @@ __all__ = [
     "Model",
     "Processor",
     "Request",
+    "Segmenter",
+    "SegmenterConfig",
     "draw_result",
     "generate",
     "load",
     "load_backbone",
     "load_exported",
     "load_image",
+    "load_segmenter",
     "parse",
     "preprocess_image",
     "save_backbone",
+    "save_segmenter",
     "to_coco_dataset",
     "to_coco_results",
     "to_supervision",

@@ -35,18 +35,20 @@ ROOMS = {
     "processing quantization results runtime sharding",
     "backbone": "adapters checkpoint config inference matmul_precision model processing runtime "
     "sharding",
-    "segmentation": "backbone checkpoint config matmul_precision model processing sharding",
+    "segmentation": "adapters backbone checkpoint config inference matmul_precision model "
+    "processing sharding",
     "classification": "backbone model processing",
     "demo": "generation inference matmul_precision metrics processing quantization runtime",
     "batch": "backbone export generation inference model processing results runtime sharding",
     "annotation": "batch generation inference processing results runtime",
     "evaluation": "batch classification datasets inference metrics processing results runtime",
-    "training": "adapters annotation checkpoint config datasets generation inference "
-    "matmul_precision metrics model processing results runtime sharding",
+    "training": "adapters annotation backbone checkpoint classification config datasets generation "
+    "inference matmul_precision metrics model processing results runtime segmentation sharding",
     "cli": "adapters annotation backbone batch checkpoint config conversion demo evaluation export "
     "generation generation_config inference processing results runtime training",
     "__main__": "cli",
-    "__init__": "backbone checkpoint config generation inference model processing results",
+    "__init__": "backbone checkpoint config generation inference model processing results "
+    "segmentation",
 }
 # The only file of the library that reads torch's own format.
 TORCH_READER = "florence_jax/checkpoint/pytorch/bin_reader.py"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from florence_jax.model.handle import Params
 from florence_jax.model.layers import INIT_STD
 from florence_jax.processing import ImageConfig
 from florence_jax.sharding import ParamSharding, Rules, load_rules, make_layout, make_mesh
+from florence_jax.sharding.param_sharding import Shape
 
 _TOWER = "vision_tower/"
 
@@ -85,7 +87,7 @@ def load_backbone(
     else:
         found = StoredWeights(preset(str(source)) if config is None else config)
     config = _with_head(found, num_classes, feature_norms)
-    layout = None if mesh is None else _layout(config, mesh, rules)
+    layout = None if mesh is None else layout_of(backbone_shapes(config), mesh, rules)
     params = read_backbone(found, config, dtype, layout=layout, seed=seed)
     return Backbone(
         config=config, dtype=dtype, matmul_precision=matmul_precision, layout=layout
@@ -180,6 +182,17 @@ def read_backbone(
     return params if layout is None else to_mesh(params, layout)
 
 
+def left_out_classifier(found: StoredWeights, num_classes: int) -> str | None:
+    """The sentence on a stored classifier of another number of classes than these; or None."""
+    stored = found.config.num_classes
+    if found.file is None or not num_classes or not stored or num_classes == stored:
+        return None
+    return (
+        f"{found.file.label} has a classifier of {stored} classes: it is left out, and one of "
+        f"{num_classes} starts untrained"
+    )
+
+
 def _published(source: str | Path) -> str | Path:
     """The hub id of a published name; anything else as it is."""
     name = str(source)
@@ -203,19 +216,15 @@ def _of_file(file: TowerFile, config: BackboneConfig) -> StoredWeights:
 def _with_head(
     found: StoredWeights, num_classes: int | None, feature_norms: bool
 ) -> BackboneConfig:
-    stored = found.config.num_classes
-    classes = stored if num_classes is None else num_classes
-    if classes and stored and classes != stored and found.file is not None:
-        warnings.warn(
-            f"{found.file.label} has a classifier of {stored} classes: it is left out, and one of "
-            f"{classes} starts untrained",
-            stacklevel=3,
-        )
+    classes = found.config.num_classes if num_classes is None else num_classes
+    left_out = left_out_classifier(found, classes)
+    if left_out is not None:
+        warnings.warn(left_out, stacklevel=3)
     return dataclasses.replace(found.config, num_classes=classes, feature_norms=feature_norms)
 
 
-def _layout(config: BackboneConfig, mesh: MeshLike, rules: RulesLike) -> ParamSharding:
-    shapes = backbone_shapes(config)
+def layout_of(shapes: Mapping[str, Shape], mesh: MeshLike, rules: RulesLike) -> ParamSharding:
+    """How parameters of these shapes are divided on a mesh; rules for others do not count."""
     table = rules if isinstance(rules, Rules) else load_rules(rules)
     made = mesh if isinstance(mesh, Mesh) else make_mesh(mesh)
     return make_layout(table.without_unused(shapes), shapes, made)

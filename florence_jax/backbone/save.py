@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,12 @@ class Written(NamedTuple):
 
 
 def save_backbone(
-    directory: str | Path, config: BackboneConfig, params: Params, *, overwrite: bool = False
+    directory: str | Path,
+    config: BackboneConfig,
+    params: Params,
+    *,
+    label_names: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> Written:
     """Write model.safetensors and config.json as timm does; parameters keep their dtypes.
 
@@ -37,6 +43,7 @@ def save_backbone(
         directory: the directory to write; it appears as a whole when it is complete.
         config: the backbone's.
         params: its parameters.
+        label_names: names of the classes, which timm keeps in config.json too.
         overwrite: replace an existing checkpoint.
 
     Raises:
@@ -44,6 +51,8 @@ def save_backbone(
         ConfigError: timm has no such model.
     """
     settings = to_timm(config)
+    if label_names:
+        settings["label_names"] = list(label_names)
     style = TowerStyle("timm", has_named_blocks(config.vision))
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in flatten(params):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,14 +143,43 @@ def match_tower(file: TowerFile, expected: Mapping[str, Shape]) -> dict[str, Sou
     Raises:
         CheckpointError: one error with every problem.
     """
+    return match_tensors(
+        file.tensors,
+        expected,
+        functools.partial(tower_name, style=file.style),
+        label=f"{file.label} ({file.style.naming} naming)",
+        needed=lambda path: path.startswith("vision_tower/"),
+    )
+
+
+def match_tensors(
+    tensors: Mapping[str, LazyTensor],
+    expected: Mapping[str, Shape],
+    name_of: Callable[[str], str | None],
+    *,
+    label: str,
+    needed: Callable[[str], bool],
+) -> dict[str, Source]:
+    """The tensor of each parameter of a tower with heads, by path.
+
+    Args:
+        tensors: name -> tensor.
+        expected: path -> shape of every parameter.
+        name_of: the name of a parameter's tensor; None where the naming has none.
+        label: the file or directory, for messages.
+        needed: whether a path must have a tensor.
+
+    Raises:
+        CheckpointError: missing, unexpected and misshapen tensors, in one error.
+    """
     problems = ErrorCollector()
     sources: dict[str, Source] = {}
-    unused = dict(file.tensors)
+    unused = dict(tensors)
     for path, shape in expected.items():
-        name = tower_name(path, file.style)
+        name = name_of(path)
         tensor = None if name is None else unused.pop(name, None)
         if tensor is None:
-            if path.startswith("vision_tower/"):
+            if needed(path):
                 problems.add("missing tensors", name or path)
             continue
         source = Source(tensor, tower_transform(path, shape))
@@ -166,7 +195,7 @@ def match_tower(file: TowerFile, expected: Mapping[str, Shape]) -> dict[str, Sou
         sources[path] = source
     for name in unused:
         problems.add("unexpected tensors", name)
-    problems.raise_if_any(f"{file.label} ({file.style.naming} naming) does not fit the config")
+    problems.raise_if_any(f"{label} does not fit the config")
     return sources
 
 

@@ -168,8 +168,8 @@ def preprocess_image(
     return normalised(resize_image(load_image(image), (width, height), config.resample), config)
 
 
-def normalised(picture: Image.Image, config: ImageConfig) -> np.ndarray:
-    """The normalised pixels of an 8-bit RGB image of any size, float32[H, W, 3]."""
+def normalised(picture: Image.Image | np.ndarray, config: ImageConfig) -> np.ndarray:
+    """The normalised pixels of 8-bit RGB images of any size, float32[..., H, W, 3]."""
     values = np.asarray(picture)
     pixels = np.empty(values.shape, np.float32)
     for channel, table in enumerate(channel_tables(config)):
