@@ -62,6 +62,8 @@ def _run(arguments: Sequence[str]) -> int:
         prog="python -m train.features",
         description=_DESCRIPTION,
     )
+    if not isinstance(options.run, TrainConfig):
+        raise ValueError(f"{options.config} trains no Florence-2, and alone these cache features")
     return _fill(options.run, options.images_at_once)
 
 

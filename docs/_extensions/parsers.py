@@ -31,14 +31,20 @@ class Commands(SphinxDirective):
 
 
 class Settings(SphinxDirective):
-    """Each field of a dataclass, and of those within it, with its default and its meaning."""
+    """Each field of a dataclass, and of those within it, with its default and its meaning.
+
+    A class that an earlier directive of the page showed in the same place is left out.
+    """
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         module, _, name = self.arguments[0].rpartition(".")
         cls = getattr(importlib.import_module(module), name)
-        return [_section(cls, prefix) for prefix, cls in _with_nested(cls, "")]
+        shown = self.env.temp_data.setdefault("florence-settings", set())
+        new = [one for one in _with_nested(cls, "") if one not in shown]
+        shown.update(new)
+        return [_section(cls, prefix) for prefix, cls in new]
 
 
 def _section(cls: type, prefix: str) -> nodes.section:

@@ -1,4 +1,4 @@
-"""`florence-jax train`, also `python -m train.main`: train or fine-tune a Florence-2."""
+"""`florence-jax train`, also `python -m train.main`: train or fine-tune a network."""
 
 import functools
 import inspect
@@ -17,17 +17,19 @@ from florence_jax.training.data.sources import KINDS, FileConfig, SourceConfig
 from florence_jax.training.data.storage import discard_copies
 
 _DESCRIPTION = """\
-Train or fine-tune a Florence-2.
+Train or fine-tune a Florence-2, or a classifier or segmentation network on its image tower.
 
 examples:
   florence-jax train --config train/recipes/lora.py --data.directory my_data --directory runs/mine
   florence-jax train --config train/recipes/detection.py --data.directory my_coco --dry-run
   florence-jax train --config train/recipes/shapes.py --steps 1000 --batch-size 16
   florence-jax train --config train/recipes/full.py --directory runs/pod --mesh data=4,fsdp=8
+  florence-jax train --config train/recipes/classify.py --data.directory my_classes
 
 resuming:
   The same command resumes a run that was interrupted, and goes on with one that was finished where
-  it now has more steps; --epochs takes the place of a recipe's steps.
+  it now has more steps; --epochs takes the place of a recipe's steps. The flags are those of the
+  recipe's settings, and without a recipe those of a Florence-2's.
 
 exit status:
   0 done, 1 failed, 2 a wrong flag, 143 interrupted and saved

@@ -29,16 +29,20 @@ class Work:
 
 def vision(config: Florence2Config, height: int, width: int) -> Work:
     """One image of `height` x `width` pixels through DaViT and the projector."""
-    tower = config.vision
+    tokens = 1 + math.prod(config.vision.grids(height, width)[-1])
+    projector = 2 * tokens * config.vision.embed_dims[-1] * config.text.d_model
+    return tower(config.vision, height, width) + Work(flops=projector)
+
+
+def tower(config: DaViTConfig, height: int, width: int) -> Work:
+    """One image of `height` x `width` pixels through DaViT."""
     flops = 0.0
-    channels = tower.in_channels
-    grids = tower.grids(height, width)
-    for stage, (rows, columns) in enumerate(grids):
-        size, dim = tower.patch_sizes[stage], tower.embed_dims[stage]
+    channels = config.in_channels
+    for stage, (rows, columns) in enumerate(config.grids(height, width)):
+        size, dim = config.patch_sizes[stage], config.embed_dims[stage]
         flops += 2 * rows * columns * size**2 * channels * dim
-        flops += tower.depths[stage] * _dual_block(tower, stage, rows, columns)
+        flops += config.depths[stage] * _dual_block(config, stage, rows, columns)
         channels = dim
-    flops += 2 * (1 + math.prod(grids[-1])) * channels * config.text.d_model
     return Work(flops=flops)
 
 

@@ -25,12 +25,13 @@ from florence_jax.runtime.program import has_colours
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, parse_json, read_json
 from florence_jax.training.checked import collecting_problems, did_you_mean
 from florence_jax.training.config import TrainConfig
+from florence_jax.training.run_config import RunConfig
 
 Config = TypeVar("Config")
 
 # Types of a program's options: the settings of the run without a prefix, and a switch without
 # a --no- form.
-RunSettings = Annotated[TrainConfig, tyro.conf.arg(name="")]
+RunSettings = Annotated[RunConfig, tyro.conf.arg(name="")]
 Switch = tyro.conf.FlagCreatePairsOff[bool]
 
 # A flag for one of them takes the place of a recipe's other.
@@ -42,17 +43,22 @@ class SettingsError(ValueError):
 
 
 def load_config(recipe: str | Path | None, flags: Sequence[str] = ()) -> TrainConfig:
-    """The settings of a recipe with flags on top.
+    """The settings of a Florence-2's recipe with flags on top.
 
     Raises:
-        SettingsError: the recipe cannot be read, or values do not fit.
+        SettingsError: the recipe cannot be read or trains another network, or values do not fit.
         SystemExit: tyro has printed what is wrong with a flag.
     """
     default = None if recipe is None else load_recipe(recipe)
+    if not isinstance(default, TrainConfig | None):
+        raise SettingsError(
+            f"recipe {recipe} holds a {type(default).__name__}, expected a TrainConfig: what is "
+            "asked for is of a Florence-2"
+        )
     return parse_flags(TrainConfig, flags, default=default)
 
 
-def load_recipe(path: str | Path) -> TrainConfig:
+def load_recipe(path: str | Path) -> RunConfig:
     """The `config` of a Python file, or the config that a run saved as JSON.
 
     Raises:
@@ -65,7 +71,7 @@ def load_recipe(path: str | Path) -> TrainConfig:
         )
     if path.suffix == ".json":
         try:
-            return from_tree(TrainConfig, read_json(path, max_bytes=MAX_SETTINGS_BYTES))
+            return read_run_config(read_json(path, max_bytes=MAX_SETTINGS_BYTES))
         except ValueError as error:
             raise SettingsError(f"recipe {path}: {error}") from None
     if path.suffix != ".py":
@@ -77,9 +83,32 @@ def load_recipe(path: str | Path) -> TrainConfig:
         raise SettingsError(
             f"recipe {path}{_line_in(path, error)}: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(config, TrainConfig):
-        raise SettingsError(f"recipe {path} must define `config`, a TrainConfig")
+    if not isinstance(config, RunConfig):
+        raise SettingsError(
+            f"recipe {path} must define `config`, a TrainConfig, ClassifyConfig or SegmentConfig"
+        )
     return config
+
+
+def read_run_config(tree: Any) -> RunConfig:
+    """The settings of a run from the JSON that it saved, whose `kind` says what it trains.
+
+    Raises:
+        SettingsError: with a line for each unknown or missing field and each wrong value.
+    """
+    kind = tree.get("kind") if isinstance(tree, Mapping) else None
+    if kind is None:
+        return from_tree(TrainConfig, tree)
+    # Here and not above: these settings read the image networks' own.
+    from florence_jax.training.images import config as images
+
+    kinds = {
+        images.CLASSIFICATION: images.ClassifyConfig,
+        images.SEGMENTATION: images.SegmentConfig,
+    }
+    if kind not in kinds:
+        raise SettingsError(f"kind is {kind!r}, expected none, or one of {', '.join(kinds)}")
+    return from_tree(kinds[kind], tree)
 
 
 def parse_program_flags(
@@ -88,7 +117,8 @@ def parse_program_flags(
     """The options of a program that trains, the recipe that its flag --config names beneath them.
 
     Args:
-        kind: a dataclass with the fields `run: RunSettings` and `config`, the recipe's path.
+        kind: a dataclass with the fields `run: RunSettings` and `config`, the recipe's path. The
+            flags are those of the recipe's settings; without a recipe, of a TrainConfig.
         prog, description: as for `parse_flags`.
 
     Raises:
@@ -97,9 +127,21 @@ def parse_program_flags(
     recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
     path = recipe.parse_known_args(flags)[0].config
-    make = typing.cast(Callable[..., Config], kind)
-    default = None if path is None else make(run=load_recipe(path))
-    return parse_flags(kind, flags, default=default, prog=prog, description=description)
+    found = None if path is None else load_recipe(path)
+    settings = TrainConfig if found is None else type(found)
+    # Tyro makes flags of a field's type, and not of its value.
+    own = dataclasses.make_dataclass(
+        kind.__name__,
+        [("run", Annotated[settings, tyro.conf.arg(name="")])],
+        bases=(kind,),
+        frozen=True,
+        kw_only=True,
+    )
+    own.__doc__ = kind.__doc__
+    make = typing.cast(Callable[..., Config], own)
+    default = None if found is None else make(run=found)
+    options = parse_flags(own, flags, default=default, prog=prog, description=description)
+    return typing.cast(Config, options)
 
 
 def parse_flags(

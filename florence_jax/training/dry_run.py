@@ -19,16 +19,27 @@ from florence_jax.training.config_loader import to_tree
 from florence_jax.training.metrics.flops import update_flops
 from florence_jax.training.prepare import TrainSetup, prepare
 from florence_jax.training.pretrained import PretrainedFiles
+from florence_jax.training.run_config import RunConfig
 from florence_jax.training.state import Batch
 
 _MOST_DRAWN = 8
 
 
-def dry_run(config: TrainConfig, directory: Path) -> Iterator[str]:
+def dry_run(config: RunConfig, directory: Path) -> Iterator[str]:
     """Lines to print; the first batch's images go, with their labels drawn, to `directory`."""
     yield json.dumps(to_tree(config), indent=1)
     # On this machine's devices, not those that the run divides its parameters over.
-    prepared = prepare(dataclasses.replace(config, mesh=""), directory / "processor")
+    config = dataclasses.replace(config, mesh="")
+    if not isinstance(config, TrainConfig):
+        from florence_jax.training.images.dry_run import first_batch
+        from florence_jax.training.images.run import prepare_images
+
+        run = prepare_images(config, directory / "processor")
+        yield from _sizes(run.setup)
+        yield from (f"note: {note}" for note in run.notes)
+        yield from first_batch(run, directory)
+        return
+    prepared = prepare(config, directory / "processor")
     pretrained, setup = prepared.pretrained, prepared.setup
     yield from _sizes(setup)
     # Pixels even where features are cached, so that there are images to look at.

@@ -3,21 +3,17 @@
 import contextlib
 import dataclasses
 import enum
-import functools
 import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.signals import Interrupted, Interruption
 from florence_jax.training.aot_compile import AotCompiled
-from florence_jax.training.cached_features.vision_tower import with_features
-from florence_jax.training.checkpointing.export import export_run
 from florence_jax.training.checkpointing.manager import Checkpoints
 from florence_jax.training.checkpointing.resume import (
     PROCESSOR,
@@ -27,15 +23,13 @@ from florence_jax.training.checkpointing.resume import (
     has_begun,
     init_or_restore,
 )
-from florence_jax.training.config import TrainConfig
 from florence_jax.training.data.example import DataError
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.distributed import AnyProcess, is_first, is_of_another
-from florence_jax.training.metrics.evaluation import Evaluation
-from florence_jax.training.metrics.flops import peak_flops, update_flops
+from florence_jax.training.metrics.flops import peak_flops
 from florence_jax.training.metrics.logger import BadRowLog, Profile, RunLog, TooManyProblems, say
-from florence_jax.training.prepare import Prepared, TrainSetup, prepare
-from florence_jax.training.pretrained import PretrainedFiles
+from florence_jax.training.run import Evaluator, Run, prepare_run
+from florence_jax.training.run_config import RunConfig
 from florence_jax.training.state import Batch, TrainState, drop_frozen, eval_params, not_finite
 from florence_jax.training.step import merge_metrics
 
@@ -48,7 +42,7 @@ class Outcome(enum.IntEnum):
     INTERRUPTED = 143  # what a shell reports of a process that SIGTERM ended
 
 
-def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
+def train(config: RunConfig, *, profile_steps: int = 0) -> Outcome:
     """Run until the last step, an interruption, or a loss that is not finite.
 
     Args:
@@ -66,25 +60,23 @@ def train(config: TrainConfig, *, profile_steps: int = 0) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="florence-run-") as temporary:
         resumed = has_begun(directory)
         files = (directory if resumed else Path(temporary)) / PROCESSOR
-        prepared = prepare(config, files, resumed=resumed)
-        for note in prepared.data.notes if is_first() else ():
+        run = prepare_run(config, files, resumed=resumed)
+        for note in run.notes if is_first() else ():
             say(f"note: {note}")
         directory.mkdir(parents=True, exist_ok=True)
         # The first process writes the run's files, and its lock keeps other runs out.
         with directory_lock(directory) if is_first() else contextlib.nullcontext():
-            begin(prepared.config, directory, files, prepared.data)
-            return _train(prepared, directory, profile_steps)
+            begin(run.config, directory, files, run.pin)
+            return _train(run.at(directory / PROCESSOR), directory, profile_steps)
 
 
-def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
-    config, setup = prepared.config, prepared.setup
-    loader = prepared.loader
-    pretrained = dataclasses.replace(prepared.pretrained, files=directory / PROCESSOR)
+def _train(run: Run, directory: Path, profile_steps: int) -> Outcome:
+    config, setup = run.config, run.setup
     # The first process logs for all; each of the others logs what its own data hold.
     own = directory if is_first() else directory / f"process_{jax.process_index()}"
     own.mkdir(exist_ok=True)
     bad_rows = BadRowLog(
-        own / "quarantine.jsonl", share=config.data.quarantine_share, total=prepared.data.rows
+        own / "quarantine.jsonl", share=config.data.quarantine_share, total=run.rows
     )
     logging = config.logging
     with contextlib.ExitStack() as stack:
@@ -93,9 +85,8 @@ def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
         checkpoints = stack.enter_context(
             Checkpoints(directory / "checkpoints", config.checkpoint, report=say)
         )
-        state, meta = init_or_restore(setup, pretrained, directory, checkpoints)
-        if config.data.cached_features is not None:
-            loader = with_features(loader, setup, state.frozen)
+        state, meta = init_or_restore(setup, run.first_parameters, directory, checkpoints)
+        loader = run.loader(state)
         log = stack.enter_context(
             RunLog(
                 own,
@@ -106,9 +97,9 @@ def _train(prepared: Prepared, directory: Path, profile_steps: int) -> Outcome:
             )
         )
         policy = CheckpointPolicy(setup, checkpoints, meta)
-        trainer = Trainer(setup, pretrained, directory, policy, interruption, log, bad_rows)
+        trainer = Trainer(run, directory, policy, interruption, log, bad_rows)
         try:
-            return trainer.fit(state, loader, prepared, profile_steps)
+            return trainer.fit(state, loader, profile_steps)
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             if not is_of_another(error):
                 raise
@@ -124,24 +115,16 @@ class Trainer:
 
     def __init__(
         self,
-        setup: TrainSetup,
-        pretrained: PretrainedFiles,
+        run: Run,
         directory: Path,
         policy: CheckpointPolicy,
         interruption: Interruption,
         log: RunLog,
         bad_rows: BadRowLog,
     ):
-        self.config, self.setup, self.pretrained = setup.config, setup, pretrained
+        self.config, self.setup, self.run = run.config, run.setup, run
         self.directory, self.policy = directory, policy
         self.interruption, self.log, self.bad_rows = interruption, log, bad_rows
-        self.flops = functools.partial(
-            update_flops,
-            setup.objective.model.config,
-            setup.param_groups,
-            image_size=pretrained.image.size,
-            cached_features=setup.config.data.cached_features is not None,
-        )
         self.last: dict[str, float] = {}
         # Figures of the evaluations before the first step and of the latest.
         self.before: dict[str, float] = {}
@@ -149,13 +132,7 @@ class Trainer:
         self.any_process = AnyProcess()
         self.refused: TooManyProblems | None = None
 
-    def fit(
-        self,
-        state: TrainState,
-        loader: DataLoader,
-        prepared: Prepared,
-        profile_steps: int,
-    ) -> Outcome:
+    def fit(self, state: TrainState, loader: DataLoader, profile_steps: int) -> Outcome:
         """Train from `state` to the end of the run."""
         config, log = self.config, self.log
         first, steps = int(state.step), self.setup.steps
@@ -169,14 +146,7 @@ class Trainer:
             name="the training step",
             say=log.say,
         )
-        evaluation = Evaluation(
-            self.setup,
-            prepared.preprocessor,
-            prepared.data.valid,
-            self.interruption,
-            say=log.say,
-            drawing=log.reporting,
-        )
+        evaluation = self.run.evaluator(self.interruption, say=log.say, drawing=log.reporting)
         batches = loader.batches(first, threads=config.data.threads, workers=config.data.workers)
         profile = Profile(self.directory / "profile", first, profile_steps)
         before = since_line = None
@@ -261,22 +231,10 @@ class Trainer:
             raise
 
     def _count(self, batch: Batch) -> None:
-        labels = np.asarray(batch.labels)
-        shares = self.setup.placement.share[1]
-        rows = labels.shape[0] * labels.shape[1] * shares
-        questions = labels.shape[1] // batch.images.shape[1]
-        self.log.count(
-            tokens=int((labels != -100).sum()) * shares,
-            images=rows // questions,
-            flops=self.flops(
-                rows=rows,
-                questions=questions,
-                prompt=batch.input_ids.shape[-1],
-                labels=labels.shape[-1],
-            ),
-        )
+        labels, images, flops = self.run.count(batch)
+        self.log.count(tokens=labels, images=images, flops=flops)
 
-    def _evaluate(self, evaluation: Evaluation, state: TrainState, step: int) -> dict[str, float]:
+    def _evaluate(self, evaluation: Evaluator, state: TrainState, step: int) -> dict[str, float]:
         """Evaluate, log and return every figure by name; none without validation data."""
         if not evaluation.sources:
             return {}
@@ -313,9 +271,7 @@ class Trainer:
         if len(self.bad_rows):
             lines.append(f"{len(self.bad_rows)} rows could not be used: {self.bad_rows.path}")
         if self.config.export.at_end:
-            exported = export_run(
-                self.setup, self.pretrained, self.setup.placement.to_true_shape(state)
-            )
+            exported = self.run.export(self.setup.placement.to_true_shape(state))
             lines += [f"exported {path}" for path in exported]
         self._finish("; ".join(lines))
         self.log.write("done", step, {"seconds": self.log.seconds})

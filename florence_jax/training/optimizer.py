@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from florence_jax.config import Florence2Config
+from florence_jax.config import DaViTConfig, Florence2Config
 from florence_jax.training.settings import NO_DECAY, OptimizerConfig, warmup_problem
 
 Rules = Sequence[tuple[str, float]]
@@ -42,7 +42,7 @@ class ParamGroup:
 def assign_param_groups(
     paths: Iterable[str],
     rules: Rules,
-    config: Florence2Config,
+    config: Florence2Config | DaViTConfig,
     *,
     layer_decay: float = 1.0,
     no_decay: str = NO_DECAY,
@@ -52,9 +52,9 @@ def assign_param_groups(
     Args:
         paths: every parameter's path.
         rules: (regex, multiple of the learning rate) in order; 0 freezes.
-        config: says how many layers there are.
+        config: says how many layers there are: of a Florence-2, or of an image tower with heads.
         layer_decay: a parameter's rate is multiplied by this to the power of its distance, in
-            layers, from the decoder's top.
+            layers, from the decoder's top, or from an image tower's heads.
         no_decay: regex of paths without weight decay.
 
     Raises:
@@ -70,7 +70,7 @@ def assign_param_groups(
             continue
         used.add(number)
         rate = 0.0 if re.fullmatch(CONSTANTS, path) else float(rules[number][1])
-        rate *= layer_decay ** (_layers(config) - _layer_of(path, config))
+        rate *= layer_decay ** _layers_above(path, config)
         found[path] = ParamGroup(rate=rate, decayed=not undecayed.fullmatch(path))
     problems = []
     if unmatched:
@@ -96,6 +96,19 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise RuleError(f"{pattern!r} is not a regular expression: {error}") from None
+
+
+def _layers_above(path: str, config: Florence2Config | DaViTConfig) -> int:
+    if isinstance(config, Florence2Config):
+        return _layers(config) - _layer_of(path, config)
+    tower = re.fullmatch(r"vision_tower/stages/(\d+)/(?:blocks/(\d+)|embed)/.+", path)
+    if tower is None:
+        return 0
+    # As timm counts: the stem is a layer, and each block, the first with its stage's convolution.
+    stage, block = int(tower[1]), int(tower[2] or 0)
+    is_stem = stage == 0 and tower[2] is None
+    below = 0 if is_stem else sum(config.depths[:stage]) + block + 1
+    return sum(config.depths) + 1 - below
 
 
 def _layers(config: Florence2Config) -> int:

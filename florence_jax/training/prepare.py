@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,17 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from florence_jax.checkpoint.param_tree import param_shapes
-from florence_jax.config import Florence2Config
+from florence_jax.config import DaViTConfig, Florence2Config
 from florence_jax.model import Model
 from florence_jax.runtime.error_text import error_text
-from florence_jax.sharding import MeshShape, load_rules, make_layout, make_mesh, parse_mesh
+from florence_jax.sharding import (
+    MeshShape,
+    ParamSharding,
+    load_rules,
+    make_layout,
+    make_mesh,
+    parse_mesh,
+)
 from florence_jax.training.config import ModelConfig, TrainConfig
 from florence_jax.training.config_loader import SettingsError
 from florence_jax.training.data.loader import DataLoader, make_loader
@@ -34,17 +42,21 @@ from florence_jax.training.optimizer import (
     learning_rate_schedule,
 )
 from florence_jax.training.pretrained import PretrainedFiles, prepare_pretrained, read_pretrained
+from florence_jax.training.run_config import RunConfig
 from florence_jax.training.state import (
     Flat,
     StateSharding,
     TrainState,
     new_state,
 )
-from florence_jax.training.step import LossFn, Step, build_step
+from florence_jax.training.step import LossFn, Objective, Step, build_step
+
+Config = TypeVar("Config", bound=RunConfig)
+Goal = TypeVar("Goal", bound=Objective)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSetup:
+class TrainSetup(Generic[Config, Goal]):
     """The step of a run and everything that it is made of.
 
     Attributes:
@@ -56,8 +68,8 @@ class TrainSetup:
         placement: the shardings of the state and of batches.
     """
 
-    config: TrainConfig
-    objective: LossFn
+    config: Config
+    objective: Goal
     param_groups: Mapping[str, ParamGroup]
     optimizer: optax.GradientTransformation
     step: Step
@@ -71,7 +83,7 @@ class TrainSetup:
 
     def first_state(self, params: Flat) -> TrainState:
         """The state before the first step, from the parameters of the base model."""
-        lora, model = self.config.lora, self.config.model
+        lora, model = self.objective.lora, self.config.model
         leaves = dict(params)
         if lora.rank:
             key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
@@ -87,8 +99,11 @@ class TrainSetup:
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state in a checkpoint; nothing is allocated."""
-        shapes = param_shapes(self.objective.model.config)
-        params = {p: jax.ShapeDtypeStruct(shape, jnp.float32) for p, shape in shapes.items()}
+        params = {
+            path: jax.ShapeDtypeStruct(shape, jnp.float32)
+            for path, shape in self.placement.layout.shapes.items()
+            if not is_factor(path)
+        }
         return self.placement.true_shapes(jax.eval_shape(self.first_state, params))
 
     def padded_state(self) -> TrainState:
@@ -109,6 +124,7 @@ class Prepared:
     """A run whose settings, model and data fit together; nothing is written yet.
 
     Attributes:
+        config: The settings, with the steps that the epochs come to.
         pretrained: The model that the run starts from, without weights.
         setup: The step and its parts.
         data: The opened data.
@@ -116,16 +132,12 @@ class Prepared:
         loader: The batches of this process.
     """
 
+    config: TrainConfig
     pretrained: PretrainedFiles
-    setup: TrainSetup
+    setup: TrainSetup[TrainConfig, LossFn]
     data: OpenedData
     preprocessor: Preprocessor
     loader: DataLoader
-
-    @property
-    def config(self) -> TrainConfig:
-        """The settings, with the steps that the epochs come to."""
-        return self.setup.config
 
 
 def prepare(config: TrainConfig, files: Path, *, resumed: bool = False) -> Prepared:
@@ -170,6 +182,7 @@ def prepare(config: TrainConfig, files: Path, *, resumed: bool = False) -> Prepa
             min_labels_bucket=longest.min_labels_bucket,
         )
     return Prepared(
+        config=counted,
         pretrained=pretrained,
         setup=setup,
         data=data,
@@ -178,7 +191,7 @@ def prepare(config: TrainConfig, files: Path, *, resumed: bool = False) -> Prepa
     )
 
 
-def with_steps(config: TrainConfig, rows: int) -> TrainConfig:
+def with_steps(config: Config, rows: int) -> Config:
     """The settings with steps in place of epochs; the last step may begin another epoch.
 
     Args:
@@ -207,7 +220,7 @@ def _noting(problems: list[Exception]) -> Iterator[None]:
 
 def build_training(
     config: TrainConfig, pretrained: PretrainedFiles, mesh: Mesh | AbstractMesh | None = None
-) -> TrainSetup:
+) -> TrainSetup[TrainConfig, LossFn]:
     """Build everything that is a function of the settings alone.
 
     Args:
@@ -219,8 +232,7 @@ def build_training(
     """
     if config.steps is None:
         raise ValueError("steps must be known: `prepare` counts them from the epochs")
-    if mesh is None:
-        mesh = make_mesh(parse_mesh(config.mesh) if config.mesh else MeshShape(data=-1))
+    mesh = mesh or run_mesh(config)
     layout = make_layout(load_rules(config.rules), param_shapes(pretrained.config), mesh)
     if config.lora.rank:
         layout = with_factors(layout, config.lora)
@@ -238,12 +250,42 @@ def build_training(
         lora=config.lora,
         remat=config.model.remat,
     )
+    pad_id = pretrained.config.text.pad_token_id
+    return assemble(config, objective, layout, pretrained.config, pad_id=pad_id)
+
+
+def run_mesh(config: RunConfig) -> Mesh:
+    """The mesh that the settings name; by default all devices divide the batch."""
+    return make_mesh(parse_mesh(config.mesh) if config.mesh else MeshShape(data=-1))
+
+
+def assemble(
+    config: Config,
+    objective: Goal,
+    layout: ParamSharding,
+    sizes: Florence2Config | DaViTConfig,
+    *,
+    pad_id: int = 0,
+) -> TrainSetup[Config, Goal]:
+    """The step of an objective, with its optimizer and parameter groups.
+
+    Args:
+        config: the settings; their steps are known.
+        objective: what is minimised.
+        layout: the sharding of every parameter, adapters included.
+        sizes: of the network, for the layers that `optimizer.layer_decay` counts.
+        pad_id: the token of prompts that are added to a batch.
+
+    Raises:
+        RuleError, ValueError: rules or schedules that do not fit.
+    """
+    assert config.steps is not None
     optimizer_config = config.optimizer
     param_groups = assign_param_groups(
         # With adapters the base is frozen whatever the rules say: they are about these then.
-        [path for path in layout.shapes if is_factor(path) or not config.lora.rank],
+        [path for path in layout.shapes if is_factor(path) or not objective.lora.rank],
         optimizer_config.rules,
-        pretrained.config,
+        sizes,
         layer_decay=optimizer_config.layer_decay,
         no_decay=optimizer_config.no_decay,
     )
@@ -256,7 +298,7 @@ def build_training(
         schedule,
         seed=config.seed,
         ema_decay=optimizer_config.ema_decay,
-        one_device=mesh.size == 1,
+        one_device=layout.mesh.size == 1,
     )
     return TrainSetup(
         config=config,
@@ -264,7 +306,7 @@ def build_training(
         param_groups=param_groups,
         optimizer=optimizer,
         step=step,
-        placement=StateSharding(layout=layout, pad_id=pretrained.config.text.pad_token_id),
+        placement=StateSharding(layout=layout, pad_id=pad_id),
     )
 
 

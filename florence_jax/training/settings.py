@@ -12,7 +12,7 @@ from typing import Literal
 from florence_jax.training.checked import Checked, counted, not_finite, positive, within
 
 # Norms, biases and positions are not decayed, as in the transformers trainer and most papers.
-NO_DECAY = r".*/bias|.*norm[^/]*/scale|.*positions.*"
+NO_DECAY = r".*/bias|.*norm[^/]*(/\d+)?/scale|.*positions.*"
 
 # "none" keeps everything; "blocks" keeps what enters a block of the vision tower or a layer of the
 # text model; "dots" keeps what its linear layers return as well.
@@ -40,7 +40,8 @@ class OptimizerConfig(Checked):
         no_decay: regex of parameters without weight decay, matched whole.
         clip_norm: gradients are scaled down to this global norm; 0 leaves them.
         rules: (regex, multiple of the learning rate) in order, the first match decides; 0 freezes.
-        layer_decay: learning rate's factor for each layer further from the decoder's top.
+        layer_decay: learning rate's factor for each layer further from the decoder's top, or from
+            the heads of an image network.
         ema_decay: keep an exponential moving average of the parameters; 0 keeps none.
     """
 

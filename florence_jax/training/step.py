@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ import optax
 
 from florence_jax.checkpoint.param_tree import unflatten
 from florence_jax.model import Florence2, Model
-from florence_jax.model.layers import fold_in
+from florence_jax.model.davit import DaViT
+from florence_jax.model.handle import Handle
+from florence_jax.model.layers import Sequential, fold_in
 from florence_jax.processing.image.pixels import ImageConfig
 from florence_jax.training.lora import adapt, is_factor
 from florence_jax.training.losses import TokenSums, shift_right, summed_loss
@@ -74,9 +76,35 @@ def merge_metrics(before: Metrics, step: Metrics) -> Metrics:
     )
 
 
+class Objective(Protocol):
+    """What a run minimises: the only thing that a step knows of its task."""
+
+    @property
+    def model(self) -> Handle:
+        """The network, with its compute dtype."""
+        ...
+
+    @property
+    def lora(self) -> LoraConfig:
+        """Adapters beside the network's parameters; rank 0 for none."""
+        ...
+
+    def __call__(self, params: Flat, batch: Batch, key: jax.Array | None) -> TokenSums:
+        """Summed losses of a batch without its leading axis; a `key` says that it is trained on."""
+        ...
+
+    def and_statistics(self, params: Flat, batch: Batch, key: jax.Array) -> tuple[TokenSums, Flat]:
+        """The same in training, and new values of leaves that no gradient moves.
+
+        These are the running statistics of batch norms. Those of several micro-batches are
+        averaged.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossFn:
-    """The loss function: parameters and a micro-batch to summed losses.
+    """Florence-2's loss function: parameters and a micro-batch to summed losses.
 
     Attributes:
         model: The model, with its sizes and its compute dtype.
@@ -111,6 +139,10 @@ class LossFn:
         )
         return summed_loss(hidden, batch.labels, module.unembed, self.loss)
 
+    def and_statistics(self, params: Flat, batch: Batch, key: jax.Array) -> tuple[TokenSums, Flat]:
+        """Summed losses in training; the network has no statistics."""
+        return self(params, batch, key), {}
+
     def bind(self, params: Flat, key: jax.Array | None = None) -> Florence2:
         """The modules with these flat parameters and adapters."""
         base = {path: leaf for path, leaf in params.items() if not is_factor(path)}
@@ -140,7 +172,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def build_step(
-    objective: LossFn,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
@@ -165,18 +197,22 @@ def build_step(
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def loss(trainable: Flat, micro: Batch, number: jax.Array) -> tuple[jax.Array, TokenSums]:
+        def loss(
+            trainable: Flat, micro: Batch, number: jax.Array
+        ) -> tuple[jax.Array, tuple[TokenSums, Flat]]:
             micro_key = jax.random.fold_in(key, number)
-            sums = objective({**state.frozen, **trainable}, micro, micro_key)
-            return sums.loss, sums
+            params = {**state.frozen, **trainable}
+            sums, statistics = objective.and_statistics(params, micro, micro_key)
+            kept = {path: leaf for path, leaf in statistics.items() if path in trainable}
+            return sums.loss, (sums, kept)
 
         summed_gradient = jax.grad(loss, has_aux=True)
-        gradients, sums = _accumulate(summed_gradient, state.trainable, batch)
-        return moved_by(state, batch, gradients, sums)
+        gradients, (sums, statistics) = _accumulate(summed_gradient, state.trainable, batch)
+        return moved_by(state, batch, gradients, sums, statistics)
 
     @jax.named_scope("optimizer")
     def moved_by(
-        state: TrainState, batch: Batch, gradients: Flat, sums: TokenSums
+        state: TrainState, batch: Batch, gradients: Flat, sums: TokenSums, statistics: Flat
     ) -> tuple[TrainState, Metrics]:
         count = jnp.maximum(sums.tokens, 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
@@ -204,7 +240,9 @@ def build_step(
 
         def moved(state: TrainState, gradients: Flat, updates: Flat) -> TrainState:
             _, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-            trainable = optax.apply_updates(state.trainable, updates)
+            # Their gradients are zeros, and what an optimizer makes of these does not count.
+            stepped: Any = optax.apply_updates(state.trainable, updates)
+            trainable = {**stepped, **statistics}
             ema = state.ema
             if ema is not None:
                 ema = update_ema(ema, trainable, ema_decay, state.step)
@@ -236,7 +274,7 @@ def _selected(good: jax.Array, move: Callable[..., Any], state: Any, *more: Any)
     return jax.tree.map(lambda new, old: jnp.where(good, new, old), move(state, *more), state)
 
 
-def build_evaluation(objective: LossFn) -> Callable[[Flat, Batch], TokenSums]:
+def build_evaluation(objective: Objective) -> Callable[[Flat, Batch], TokenSums]:
     """Summed losses of a batch [A, B, ...] without dropout."""
 
     def evaluate(params: Flat, batch: Batch) -> TokenSums:
@@ -250,11 +288,11 @@ def build_evaluation(objective: LossFn) -> Callable[[Flat, Batch], TokenSums]:
 
 
 def _accumulate(
-    gradient: Callable[[Flat, Batch, jax.Array], tuple[Flat, TokenSums]],
+    gradient: Callable[[Flat, Batch, jax.Array], tuple[Flat, tuple[TokenSums, Flat]]],
     params: Flat,
     batch: Batch,
-) -> tuple[Flat, TokenSums]:
-    """Summed gradients and sums over the micro-batches."""
+) -> tuple[Flat, tuple[TokenSums, Flat]]:
+    """Summed gradients and sums over the micro-batches, and means of their statistics."""
     count = batch.labels.shape[0]
     if count == 1:
         only = jax.tree.map(lambda leaf: leaf[0], batch)
@@ -264,14 +302,25 @@ def _accumulate(
         micro, number = numbered
         return jax.tree.map(jnp.add, total, gradient(params, micro, number)), None
 
-    zero = (jax.tree.map(jnp.zeros_like, params), TokenSums(*(jnp.zeros(()),) * 4))
-    return jax.lax.scan(add, zero, (batch, jnp.arange(count)))[0]
+    first = jax.tree.map(lambda leaf: leaf[0], batch)
+    shapes = jax.eval_shape(gradient, params, first, jnp.zeros((), jnp.int32))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    gradients, (sums, statistics) = jax.lax.scan(add, zero, (batch, jnp.arange(count)))[0]
+    return gradients, (sums, jax.tree.map(lambda leaf: leaf / count, statistics))
 
 
 def rematerialise(module: Florence2, remat: Remat) -> None:
     """Set the checkpoint policy of the blocks of a freshly bound module that is being traced."""
-    stacks = [module.encoder.layers, module.decoder.layers]
-    stacks += [stage.blocks for stage in module.vision_tower.stages]
+    _wrap_calls([module.encoder.layers, module.decoder.layers], remat)
+    rematerialise_tower(module.vision_tower, remat)
+
+
+def rematerialise_tower(tower: DaViT, remat: Remat) -> None:
+    """The same for an image tower alone."""
+    _wrap_calls([stage.blocks for stage in tower.stages], remat)
+
+
+def _wrap_calls(stacks: list[Sequential], remat: Remat) -> None:
     for stack in stacks:
         stack.call_wrapper = (
             _as_it_is

@@ -1,13 +1,14 @@
 """What is wrong with a run is said before it leaves a trace, and what it leaves out is derived."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from florence_jax.training.checkpointing.resume import RunError, begin
+from florence_jax.training.checkpointing.resume import RunError, begin, pin
 from florence_jax.training.config_loader import SettingsError
 from florence_jax.training.data.preprocess import (
     make_preprocessor,
@@ -134,15 +135,15 @@ def test_of_a_run_by_epochs_it_is_the_rows_that_have_changed_and_not_the_steps(t
     run, files = tmp_path / "run", tmp_path / "files"
     prepared = prepare(config, files)
     run.mkdir()
-    begin(prepared.config, run, files, prepared.data)
+    begin(prepared.config, run, files, functools.partial(pin, prepared.data))
     (run / "checkpoints" / "step_00000004").mkdir(parents=True)
     again = prepare(config, run / "processor", resumed=True)
     assert again.config.steps == 8
-    begin(again.config, run, files, again.data)
+    begin(again.config, run, files, functools.partial(pin, again.data))
     rows.write_text(line * 6)
     fewer = prepare(config, run / "processor", resumed=True)
     with pytest.raises(RunError, match=r"training data of .*rows\.jsonl had 8 rows and has 6"):
-        begin(fewer.config, run, files, fewer.data)
+        begin(fewer.config, run, files, functools.partial(pin, fewer.data))
 
 
 @pytest.mark.parametrize(
@@ -156,13 +157,13 @@ def test_a_run_whose_own_notes_are_damaged_names_them(tmp_path, name, content):
     run, files = tmp_path / "run", tmp_path / "files"
     prepared = prepare(config, files)
     run.mkdir()
-    begin(config, run, files, prepared.data)
+    begin(config, run, files, functools.partial(pin, prepared.data))
     (run / "checkpoints" / "step_00000004").mkdir(parents=True)
     (run / name).unlink()
     if content is not None:
         (run / name).write_text(content)
     with pytest.raises(RunError, match=rf"{name} is damaged or not there.* from a backup"):
-        begin(config, run, files, prepared.data)
+        begin(config, run, files, functools.partial(pin, prepared.data))
 
 
 @pytest.mark.parametrize(

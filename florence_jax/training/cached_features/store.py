@@ -30,8 +30,8 @@ from florence_jax.processing import ImageConfig, load_image
 from florence_jax.runtime.atomic_dir import sync
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
-from florence_jax.training.config import Dtype
 from florence_jax.training.config_loader import differences, to_tree
+from florence_jax.training.run_config import Dtype
 
 FORMAT = "florence-jax-features-1"
 ORIGIN = "features.json"

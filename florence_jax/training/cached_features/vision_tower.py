@@ -141,8 +141,10 @@ def with_features(loader: DataLoader, training: TrainSetup, frozen: Flat) -> Dat
     directory = training.config.data.cached_features
     assert directory is not None
     store = FeatureStore(directory, origin)
+    preprocessor = loader.preprocessor
+    assert isinstance(preprocessor, Preprocessor)
     return dataclasses.replace(
-        loader, preprocessor=dataclasses.replace(loader.preprocessor, features=store)
+        loader, preprocessor=dataclasses.replace(preprocessor, features=store)
     )
 
 

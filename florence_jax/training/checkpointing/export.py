@@ -1,7 +1,8 @@
 """Export a run as a checkpoint; the program is `python -m train.export RUN`.
 
 `Florence2Pipeline` loads the checkpoint, `python -m convert.to_torch` converts it for PyTorch, and
-`--model.start` of another run starts from it. The parameters are the moving average where the run
+`--model.start` of another run starts from it. A classifier is written for `load_backbone` and timm,
+a segmentation network for `load_segmenter`. The parameters are the moving average where the run
 keeps one, and adapters are added to their kernels. A run with LoRA also writes its adapter alone,
 in PEFT's format and the naming of the model that it started from: to RUN/adapter, or beside --out
 DIRECTORY to DIRECTORY.adapter.
@@ -9,7 +10,7 @@ DIRECTORY to DIRECTORY.adapter.
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,15 @@ from florence_jax.runtime.program_parser import ProgramParser
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.sharding import all_gather_to_hosts
 from florence_jax.training.checkpointing.manager import Checkpoints
-from florence_jax.training.checkpointing.resume import CONFIG, PROCESSOR
+from florence_jax.training.checkpointing.resume import CONFIG, PROCESSOR, restore_frozen
 from florence_jax.training.config import TrainConfig
-from florence_jax.training.config_loader import from_tree
+from florence_jax.training.config_loader import read_run_config
 from florence_jax.training.distributed import is_first
 from florence_jax.training.lora import as_adapter, is_factor
 from florence_jax.training.metrics.evaluation import merged
 from florence_jax.training.prepare import TrainSetup, build_training
 from florence_jax.training.pretrained import PretrainedFiles, read_pretrained
+from florence_jax.training.run_config import RunConfig
 from florence_jax.training.settings import CheckpointConfig
 from florence_jax.training.state import TrainState, drop_frozen, eval_params
 
@@ -135,17 +137,15 @@ def _run(arguments: list[str] | None) -> int:
     which.add_argument("--best", action="store_true", help="the best by evaluation.metric")
     options = parser.parse_args(arguments)
     tree = read_json(options.run / CONFIG, max_bytes=MAX_SETTINGS_BYTES)
-    config = from_tree(TrainConfig, {**tree, "directory": str(options.run)})
+    config = read_run_config({**tree, "directory": str(options.run)})
     for path in _export(config, options.step, options.best, options.out):
         print(path)
     return 0
 
 
-def _export(config: TrainConfig, step: int | None, best: bool, out: Path | None) -> list[Path]:
+def _export(config: RunConfig, step: int | None, best: bool, out: Path | None) -> list[Path]:
     directory = Path(config.directory)
-    pretrained = read_pretrained(directory / PROCESSOR)
-    # On the devices of this machine, not those that it was trained on.
-    setup = build_training(dataclasses.replace(config, mesh=""), pretrained)
+    setup, write = _trained(config, directory / PROCESSOR)
     abstract = setup.abstract_state()
     settings = CheckpointConfig()
     with (
@@ -160,11 +160,28 @@ def _export(config: TrainConfig, step: int | None, best: bool, out: Path | None)
                 raise ValueError(f"{directory} has no best checkpoint: it was never evaluated")
             step = metas[0]["best"]["step"]
         restored = checkpoints.restore(drop_frozen(abstract), step)
-        frozen = kept.restore(abstract.frozen)
+        frozen = restore_frozen(kept, abstract.frozen)
         if restored is None or frozen is None:
             raise ValueError(
                 f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; there "
                 f"are {checkpoints.steps()}"
             )
-    state = dataclasses.replace(restored[0], frozen=frozen[0])
-    return export_run(setup, pretrained, state, out)
+    state = dataclasses.replace(restored[0], frozen=frozen)
+    return write(state, out)
+
+
+def _trained(
+    config: RunConfig, files: Path
+) -> tuple[TrainSetup, Callable[[TrainState, Path | None], list[Path]]]:
+    """A run's step, and what writes its state.
+
+    On the devices of this machine, not those that it was trained on.
+    """
+    if isinstance(config, TrainConfig):
+        pretrained = read_pretrained(files)
+        setup = build_training(dataclasses.replace(config, mesh=""), pretrained)
+        return setup, functools.partial(export_run, setup, pretrained)
+    from florence_jax.training.images.run import export_network, restored_setup
+
+    setup, network = restored_setup(config, files)
+    return setup, functools.partial(export_network, setup, network)

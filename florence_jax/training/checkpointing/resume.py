@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import jax
 
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.training.checkpointing.manager import Checkpoints
-from florence_jax.training.config import DataConfig, TrainConfig
 from florence_jax.training.config_loader import differences, to_tree
 from florence_jax.training.data.example import DataError
 from florence_jax.training.data.sources import OpenedData
@@ -28,16 +27,14 @@ from florence_jax.training.distributed import (
 from florence_jax.training.metrics.judge import LOSSES
 from florence_jax.training.metrics.logger import say
 from florence_jax.training.prepare import TrainSetup
-from florence_jax.training.pretrained import PretrainedFiles, load_parameters
+from florence_jax.training.run import Pins
+from florence_jax.training.run_config import ReadingConfig, RunConfig
 from florence_jax.training.settings import CheckpointConfig
-from florence_jax.training.state import TrainState, drop_frozen
+from florence_jax.training.state import Flat, TrainState, drop_frozen
 
 CONFIG = "config.json"
 DATA = "data.json"
 PROCESSOR = "processor"
-
-# Digests of the files of a run's training rows, by which a resumed run notices changed data.
-Pins = dict[str, dict[str, Any]]
 
 # What may change between a run and its continuation: none of it touches the updates.
 _RESUMABLE = ("checkpoint", "evaluation", "logging", "export", "directory", "mesh", "rules")
@@ -53,7 +50,7 @@ def has_begun(directory: Path) -> bool:
     return bool(_steps(directory))
 
 
-def begin(config: TrainConfig, directory: Path, files: Path, data: OpenedData) -> None:
+def begin(config: RunConfig, directory: Path, files: Path, pin: Callable[[], Pins]) -> None:
     """Write down what a run is made of, or compare it with what the begun run wrote.
 
     Each process waits until it is written.
@@ -61,7 +58,7 @@ def begin(config: TrainConfig, directory: Path, files: Path, data: OpenedData) -
     Args:
         config: The settings, whose steps are known.
         files: The tokenizer's and the processor's files, of a run that has not begun.
-        data: The opened data; a file that a row names is not compared.
+        pin: reads the training data's digests; a file that a row names is not compared.
 
     Raises:
         DataError: a file of the training data cannot be read.
@@ -71,7 +68,7 @@ def begin(config: TrainConfig, directory: Path, files: Path, data: OpenedData) -
     pins: Pins = {}
 
     def digest() -> bytes:
-        pins.update(pin(data))
+        pins.update(pin())
         return hashlib.sha256(json.dumps(pins, sort_keys=True).encode()).digest()
 
     first_on_machine(digest)
@@ -89,7 +86,7 @@ def begin(config: TrainConfig, directory: Path, files: Path, data: OpenedData) -
     wait_for_all("the run's start")
 
 
-def _refused(config: TrainConfig, directory: Path, pins: Pins) -> str | None:
+def _refused(config: RunConfig, directory: Path, pins: Pins) -> str | None:
     """The reason why a run does not go on with these settings and data, or None."""
     try:
         settings = _changed_settings(config, directory)
@@ -103,7 +100,7 @@ def _refused(config: TrainConfig, directory: Path, pins: Pins) -> str | None:
         return str(error)
 
 
-def _changed_settings(config: TrainConfig, directory: Path) -> list[str]:
+def _changed_settings(config: RunConfig, directory: Path) -> list[str]:
     """A line for each setting whose change would make other updates than the run's.
 
     A finished run may have more steps than it had, whatever its schedule.
@@ -139,7 +136,7 @@ def _other_settings(directory: Path, lines: Sequence[str]) -> str:
     )
 
 
-def _changed_data(config: DataConfig, directory: Path, pins: Pins) -> str | None:
+def _changed_data(config: ReadingConfig, directory: Path, pins: Pins) -> str | None:
     """The reason why a run does not go on with data of these pins, or None."""
     if not (directory / DATA).is_file():
         say(f"{directory} does not say what its training data were; those of now are written down")
@@ -188,7 +185,10 @@ def _steps(directory: Path) -> list[int]:
 
 
 def init_or_restore(
-    training: TrainSetup, start: PretrainedFiles, directory: Path, checkpoints: Checkpoints
+    training: TrainSetup,
+    first_parameters: Callable[[], Flat],
+    directory: Path,
+    checkpoints: Checkpoints,
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state to go on from, on the run's mesh, and what its checkpoint says beside it.
 
@@ -202,24 +202,37 @@ def init_or_restore(
         restored = checkpoints.restore(drop_frozen(abstract))
         if restored is not None:
             state, meta = restored
-            frozen = kept.restore(abstract.frozen)
+            frozen = restore_frozen(kept, abstract.frozen)
             if frozen is None:
                 raise RunError(f"{directory / 'frozen'} lacks the frozen parameters of the run")
             if meta.get("best"):
                 checkpoints.best = meta["best"]["step"]
-            return training.placement.to_padded(dataclasses.replace(state, frozen=frozen[0])), meta
+            return training.placement.to_padded(dataclasses.replace(state, frozen=frozen)), meta
         if is_first():
             shutil.rmtree(kept.path(0), ignore_errors=True)
-        params = load_parameters(training.config, start, training.placement.layout)
+        params = first_parameters()
         # Placed as a restored one is: the compiled step is then the same program, and cached once.
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         state = jax.jit(training.first_state, out_shardings=shardings)(params)
         del params
-        kept.save(0, state.frozen, {})
+        if state.frozen:
+            kept.save(0, state.frozen, {})
         kept.wait()
         if kept.failure is not None:
             raise RunError(f"the frozen parameters could not be saved: {kept.failure}")
     return training.placement.to_padded(state), {}
+
+
+def restore_frozen(kept: Checkpoints, abstract: Flat) -> Flat | None:
+    """The frozen parameters that a run saved, or None; of a network without any nothing is saved.
+
+    Raises:
+        RestoreError: they are damaged, or of another network.
+    """
+    if not abstract:
+        return {}
+    restored = kept.restore(abstract)
+    return None if restored is None else restored[0]
 
 
 def pin(data: OpenedData) -> Pins:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import grain
 import numpy as np
@@ -15,7 +15,6 @@ from florence_jax.training.data.example import DataError, Source
 from florence_jax.training.data.preprocess import (
     ExampleRef,
     Preprocessor,
-    collate,
     padded_to_longest,
 )
 from florence_jax.training.data.sources import Named
@@ -24,6 +23,18 @@ from florence_jax.training.state import Batch
 # As good as endless. Grain's own endless is the largest index there is, past which the length of
 # batches of one row is rounded up.
 _ROWS = 2**50
+
+
+class RowMaker(Protocol):
+    """Makes rows of examples, and a batch of rows."""
+
+    def __call__(self, ref: ExampleRef, rng: np.random.Generator) -> Any:
+        """The row of an example; equal arguments give equal rows."""
+        ...
+
+    def collate(self, rows: Sequence[Any], micro: int = 1) -> Batch:
+        """Rows as one batch of `micro` micro-batches."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +55,7 @@ class DataLoader:
     """
 
     sources: Sequence[Named]
-    preprocessor: Preprocessor
+    preprocessor: RowMaker
     batch_size: int
     micro: int = 1
     seed: int = 0
@@ -122,9 +133,7 @@ class DataLoader:
             .random_map(self.preprocessor)
             .batch(
                 self.batch_size // self.hosts,
-                batch_fn=functools.partial(
-                    collate, preprocessor=self.preprocessor, micro=self.micro
-                ),
+                batch_fn=functools.partial(self.preprocessor.collate, micro=self.micro),
             )
         )
 
@@ -180,7 +189,7 @@ def finite_batches(
         rows = [preprocessor(one, rng) for one in refs[first : first + batch_size]]
         empty = type(rows[0])("", np.zeros_like(rows[0].image), [], [])
         rows += [empty] * (batch_size - len(rows))
-        yield collate(rows, preprocessor=preprocessor)
+        yield preprocessor.collate(rows)
 
 
 def _share_of(

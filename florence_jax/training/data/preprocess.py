@@ -147,6 +147,10 @@ class Preprocessor:
         check_task_of_data(prefix, declared=self.tasks | self.tokenizer.declared_tasks())
         check_request(prefix, free_prompt=True)
 
+    def collate(self, rows: Sequence[Features], micro: int = 1) -> Batch:
+        """Rows as one padded batch of `micro` micro-batches."""
+        return collate(rows, preprocessor=self, micro=micro)
+
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The image resized, uint8[H, W, 3]."""
         height, width = self.image_size

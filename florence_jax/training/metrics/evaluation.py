@@ -19,7 +19,7 @@ from florence_jax.runtime.signals import Interruption
 from florence_jax.training.aot_compile import AotCompiled
 from florence_jax.training.data.example import DataError, Source
 from florence_jax.training.data.loader import finite_batches
-from florence_jax.training.data.preprocess import ExampleRef, Features, Preprocessor, collate
+from florence_jax.training.data.preprocess import ExampleRef, Features, Preprocessor
 from florence_jax.training.distributed import is_first
 from florence_jax.training.lora import is_factor, merge
 from florence_jax.training.metrics.judge import Answered, task_scores
@@ -149,7 +149,7 @@ class Evaluation:
         config, height = self._config.evaluation, self._config.evaluation_rows
         # Always the same number of rows, so that there is one program.
         padded = rows + rows[:1] * (height - len(rows))
-        arrays = collate(padded, preprocessor=self._preprocessor)
+        arrays = self._preprocessor.collate(padded)
         text = self._training.objective.model.config.text
         output = generate(
             self._training.objective.model,
