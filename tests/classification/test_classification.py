@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import scipy.optimize
@@ -13,12 +12,7 @@ import florence_jax as fj
 from florence_jax.classification.accuracy import top_k_accuracy
 from florence_jax.classification.image_folders import read_folders, with_real_labels
 from florence_jax.classification.probe import fit_linear_probe, knn_predict, with_probe
-from florence_jax.processing.image.crop import preprocess_crop
 from tests.backbone.timm_reference import DATA, stored_images
-from train.shapes.config import SceneConfig
-from train.shapes.lexicon import KINDS
-from train.shapes.render import draw
-from train.shapes.world import ShapesWorld
 
 
 def write_images(root, *names):
@@ -119,26 +113,3 @@ def test_the_linear_probe_is_the_optimum_that_scipy_finds():
     np.testing.assert_allclose(
         probed.logits(with_head, images), probe.logits(embeddings), atol=1e-4
     )
-
-
-@pytest.mark.slow
-def test_a_trained_tower_is_probed_better_than_a_random_one():
-    """Which of the kinds of shapes a scene shows: 240 scenes to fit, 120 others to ask about."""
-    world = ShapesWorld(config=SceneConfig(side=192, shapes=(1, 1), words=(0, 0)))
-    scenes = [world.scene(index) for index in range(360)]
-    labels = np.array([KINDS.index(scene.shapes[0].kind) for scene in scenes])
-    accuracy = {}
-    trained, params = fj.load_backbone("shapes")
-    pixels = [preprocess_crop(draw(scene), trained.config.image) for scene in scenes]
-    for name, weights in (
-        ("trained", params),
-        ("random", trained.init(jax.random.key(0))),
-    ):
-        vectors = np.concatenate(
-            [trained.embed(weights, np.stack(pixels[at : at + 24])) for at in range(0, 360, 24)]
-        )
-        probe = fit_linear_probe(vectors[:240], labels[:240], num_classes=len(KINDS), l2=0.01)
-        found = probe.logits(vectors[240:])
-        accuracy[name] = top_k_accuracy(found, labels[240:, None].tolist(), (1,))[1]
-    assert accuracy["trained"] > accuracy["random"] + 0.3, accuracy
-    assert accuracy["trained"] > 0.8, accuracy

@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from florence_jax.cli.train import main
-from florence_jax.training.config import TrainConfig
-from florence_jax.training.config_loader import from_tree, load_config, to_tree
+from florence_jax.training.config_loader import (
+    SettingsError,
+    load_config,
+    load_recipe,
+    read_run_config,
+    to_tree,
+)
 from florence_jax.training.dry_run import dry_run
 
 RECIPES = sorted(path for path in Path("train/recipes").glob("*.py") if path.name != "__init__.py")
@@ -16,18 +21,19 @@ RECIPES = sorted(path for path in Path("train/recipes").glob("*.py") if path.nam
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_loads_and_survives_being_written_down(path, tmp_path):
-    config = load_config(path)
+    config = load_recipe(path)
     assert config.directory == f"runs/{path.stem}" or path.stem.startswith("pretrain")
     # Warm-up, rules and adapters are checked when a run is built; the schedule needs no model.
     assert config.optimizer.warmup_steps < config.steps
-    assert from_tree(TrainConfig, to_tree(config)) == config
+    assert read_run_config(to_tree(config)) == config
     assert (path.read_text().find(f"--config {path}")) > 0, "a recipe says how it is run"
 
 
 def test_the_recipes_are_those_that_the_readme_promises():
     names = {path.stem for path in RECIPES}
     expected = {"pretrain", "pretrain_768", "full", "frozen_tower", "lora", "docvqa", "detection"}
-    assert names == expected | {"quick", "shapes"}
+    expected |= {"quick", "shapes", "classify", "segment", "shapes_colours", "shapes_masks"}
+    assert names == expected
 
 
 def test_a_dry_run_of_the_synthetic_world_shows_sizes_and_a_batch(tmp_path, capsys):
@@ -62,6 +68,38 @@ def test_help_says_what_every_field_means(capsys):
     assert "  annotations\n      Annotations that `florence-jax annotate` wrote.\n" in printed
     undescribed = re.findall(r"│ (--\S+)[^│]*│\n│ +\(default", printed)
     assert not undescribed
+
+
+def test_a_recipe_of_another_network_is_no_florence_2_s():
+    with pytest.raises(SettingsError, match=r"classify\.py holds a ClassifyConfig, expected a Tra"):
+        load_config("train/recipes/classify.py")
+
+
+@pytest.mark.parametrize("name", ["classify", "segment"])
+def test_a_recipe_s_own_settings_are_flags(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--config", f"train/recipes/{name}.py", "--help"])
+    printed = capsys.readouterr().out
+    own = {"classify": "--mix.erasing-area", "segment": "--model.auxiliary-weight"}
+    assert own[name] in printed
+    assert "--lora.rank" not in printed
+    assert not re.findall(r"│ (--\S+)[^│]*│\n│ +\(default", printed)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "message"),
+    [
+        ("classify", ["--evaluation.metric", "mAP"], "'mAP' is none of top1, top5, loss"),
+        ("classify", ["--data.augment.scale", "0.5", "2"], "a share of the image's area, at most"),
+        ("classify", ["--mix.mixup", "-1"], r"mix\.mixup must be at least 0, got -1"),
+        ("classify", ["--model.start", ""], r"either model\.start or model\.architecture"),
+        ("segment", ["--data.num-classes", "300"], r"data\.num_classes must be within \[2, 255\]"),
+        ("segment", ["--evaluation.overlap", "1"], r"evaluation\.overlap must be within \[0, 1\)"),
+    ],
+)
+def test_what_is_wrong_with_an_image_network_s_run_is_said(recipe, flags, message, capsys):
+    assert main(["--config", f"train/recipes/{recipe}.py", "--dry-run", *flags]) == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from florence_jax.processing import TASKS
 from florence_jax.runtime.program import run_program
 from florence_jax.runtime.program_parser import ProgramParser
 from train.shapes.config import SPLITS, SceneConfig
+from train.shapes.image_sets import write_class_folders, write_mask_folders
 from train.shapes.overview import save_gallery, statistics
 from train.shapes.tokenizer import save_processor
 from train.shapes.world import DIRECTORIES, ShapesWorld, write_dataset
@@ -23,6 +24,8 @@ examples:
   python -m train.shapes --out data --split held-out --count 500      # becomes data/test
   python -m train.shapes --gallery page.png --count 6 --task "<OD>" --task "<OCR_WITH_REGION>"
   python -m train.shapes --statistics --count 500 --set shapes=3,6 --set overlap=0.6
+  python -m train.shapes --classes colours --count 2000 --set side=64 --set shapes=1,1
+  python -m train.shapes --masks masks --split valid --count 200 --set side=64
   python -m train.shapes --processor checkpoint --set side=192 --image-tokens 37
 """
 
@@ -40,6 +43,10 @@ def _run(arguments: list[str] | None) -> int:
     tasks = tuple(options.task or TASKS)
     if options.out:
         print(write_dataset(world, options.out, options.count, start=options.start, tasks=tasks))
+    if options.classes:
+        print(write_class_folders(world, options.classes, options.count, by=options.by))
+    if options.masks:
+        print(write_mask_folders(world, options.masks, options.count, by=options.by))
     if options.gallery:
         save_gallery(world, options.gallery, options.count, tasks=tasks)
         print(options.gallery)
@@ -64,9 +71,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"a data set in DIR/{{{','.join(DIRECTORIES.values())}}}: annotations.jsonl and PNGs",
     )
+    made.add_argument(
+        "--classes",
+        metavar="DIR",
+        help="folders of images by their largest shape's colour, for train/recipes/classify.py",
+    )
+    made.add_argument(
+        "--masks", metavar="DIR", help="images and masks, for train/recipes/segment.py"
+    )
     made.add_argument("--gallery", metavar="PNG", help="one picture of scenes with their truth")
     made.add_argument("--statistics", action="store_true", help="things and tokens, as Markdown")
     made.add_argument("--processor", metavar="DIR", help="tokenizer and processor files")
+    parser.add_argument(
+        "--by",
+        choices=("colour", "kind"),
+        default="colour",
+        help="of --classes, --masks (default: colour)",
+    )
     parser.add_argument("--split", choices=SPLITS, default="train", help="default: train")
     parser.add_argument("--count", type=int, default=100, help="scenes (default: 100)")
     parser.add_argument("--start", type=int, default=0, help="first scene of --out (default: 0)")

@@ -1,0 +1,1 @@
+"""Training of image networks: classifiers and segmentation networks on a DaViT."""
