@@ -1,4 +1,4 @@
-"""A data set that a small model learns in half a minute: one coloured square in one of four corners.
+"""A data set that a small model learns in half a minute: a coloured square in one of four corners.
 
 `<CAPTION>` names the colour, `<OD>` the colour and the corner, so that half of what is learnt is
 where something is. Guessing is right for one in six, and for one in twenty-four.
