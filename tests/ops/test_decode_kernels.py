@@ -131,7 +131,7 @@ def kernels(arguments, platform="tpu"):
     return set(re.findall(r'kernel_name = "(\w+)"', text))
 
 
-ALL = {"decode_attention", "linear_residual_norm", "top_k"}
+ALL = {"decode_attention", "linear_residual_norm", "text_attention", "top_k"}
 
 
 def test_only_tpu_is_given_the_kernels():
