@@ -61,7 +61,8 @@ def measure(name: str, image_size: int, options: argparse.Namespace) -> Iterator
         variables = environment(settings, options.malloc)
         workers: dict[str, Worker] = {}
         notes: dict[str, str] = {}
-        for engine, info in ENGINES.items():
+        for engine in options.engines:
+            info = ENGINES[engine]
             missing = info.missing()
             if missing:
                 notes[engine] = f"not installed: {', '.join(missing)}"
@@ -116,6 +117,7 @@ def main() -> int:
     )
     parser.add_argument("--model", help="a preset (default: davit_tiny and davit_base_fl)")
     parser.add_argument("--image-size", type=int, help="with --model: side in pixels")
+    parser.add_argument("--engines", nargs="+", choices=tuple(ENGINES), default=tuple(ENGINES))
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=5, help="timed calls (default: 5)")
     parser.add_argument("--threads", type=int, default=machine.available_threads())
