@@ -170,7 +170,9 @@ def build_optimizer(
     """
     decayed = {path: group.decayed for path, group in param_groups.items()}
     rates = {path: group.rate for path, group in param_groups.items()}
-    decay: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "mu_dtype": config.moment_dtype}
+    # By default optax gives the moment the parameters' dtype, which is float32.
+    dtype = None if config.moment_dtype == "float32" else config.moment_dtype
+    decay: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "mu_dtype": dtype}
     moments = {
         "adamw": lambda: optax.scale_by_adam(eps=config.eps, **decay),
         "lion": lambda: optax.scale_by_lion(**decay),
