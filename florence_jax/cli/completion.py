@@ -36,11 +36,22 @@ def add_completion(commands: Any) -> None:
 
 
 def train_flags(kind: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
-    """(flag, type of its value; bool for a switch) of every flag that tyro makes of a dataclass."""
+    """(flag, type of its value; bool for a switch) of every flag that tyro makes of a dataclass.
+
+    The settings of a run are those of every kind of run, since a recipe decides which it is.
+    """
+    from florence_jax.training.config import TrainConfig
+    from florence_jax.training.images.config import ClassifyConfig, SegmentConfig
+    from florence_jax.training.run_config import RunConfig
+
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint, *notes = _unpacked(hints[field.name])
         name = field.name.replace("_", "-")
+        if hint is RunConfig:
+            for run in (TrainConfig, ClassifyConfig, SegmentConfig):
+                yield from train_flags(run, prefix)
+            continue
         if dataclasses.is_dataclass(hint):
             has_prefix = all(getattr(note, "name", None) != "" for note in notes)
             yield from train_flags(hint, f"{prefix}{name}." if has_prefix else prefix)
@@ -77,7 +88,7 @@ def _train_parser() -> argparse.ArgumentParser:
     from florence_jax.cli.train import TrainOptions
 
     train = argparse.ArgumentParser("florence-jax train")
-    for flag, hint in train_flags(TrainOptions):
+    for flag, hint in dict(train_flags(TrainOptions)).items():
         if hint is bool:
             train.add_argument(flag, action="store_true")
         else:

@@ -17,7 +17,7 @@ from florence_jax.training.data.sources import KINDS, FileConfig, SourceConfig
 from florence_jax.training.data.storage import discard_copies
 
 _DESCRIPTION = """\
-Train or fine-tune a Florence-2, or a classifier or segmentation network on its image tower.
+Train or fine-tune a Florence-2, an image classifier or a segmentation network.
 
 examples:
   florence-jax train --config train/recipes/lora.py --data.directory my_data --directory runs/mine
