@@ -41,11 +41,12 @@ ROOMS = {
     "demo": "generation inference matmul_precision metrics processing quantization runtime",
     "batch": "backbone export generation inference model processing results runtime sharding",
     "annotation": "batch generation inference processing results runtime",
-    "evaluation": "batch classification datasets inference metrics processing results runtime",
+    "evaluation": "batch classification datasets inference metrics model processing results "
+    "runtime segmentation",
     "training": "adapters annotation backbone checkpoint classification config datasets generation "
     "inference matmul_precision metrics model processing results runtime segmentation sharding",
     "cli": "adapters annotation backbone batch checkpoint config conversion demo evaluation export "
-    "generation generation_config inference processing results runtime training",
+    "generation generation_config inference processing results runtime segmentation training",
     "__main__": "cli",
     "__init__": "backbone checkpoint config generation inference model processing results "
     "segmentation",

@@ -92,6 +92,18 @@ def resized_pixels(
     return image.size, pixels, notes
 
 
+def whole_pixels(
+    source: ImageSource,
+) -> tuple[tuple[int, int], np.ndarray, tuple[str, ...]]:
+    """Read an image: its (width, height), uint8[H, W, 3] at that size, and notes.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    image, notes = open_with_notes(source)
+    return image.size, np.asarray(image), notes
+
+
 def cropped_pixels(
     source: ImageSource, config: CropConfig
 ) -> tuple[tuple[int, int], np.ndarray, tuple[str, ...], str]:

@@ -22,6 +22,7 @@ from florence_jax.batch.image_reader import (
     cropped_pixels,
     image_name,
     resized_pixels,
+    whole_pixels,
 )
 from florence_jax.batch.reader_pool import WorkerPool
 from florence_jax.inference.device_stats import DeviceStats
@@ -68,7 +69,8 @@ class DecodedItem:
     Attributes:
         item: the item.
         size: (width, height) of the upright image, in which regions and answers have coordinates.
-        pixels: uint8[H, W, 3], the image resized by the job's `image_config`, not normalised.
+        pixels: uint8[H, W, 3], the image resized by the job's `image_config`, not normalised; of
+            its own size where that is None.
             Items that follow each other with the same image share one array.
         sha256: of the encoded image, in hexadecimal; None where `image_config` does not crop.
     """
@@ -117,8 +119,11 @@ class Job(Protocol):
         ...
 
     @property
-    def image_config(self) -> ImageConfig | CropConfig:
-        """How images are resized, and cropped by a `CropConfig`; the job itself normalises them."""
+    def image_config(self) -> ImageConfig | CropConfig | None:
+        """How images are resized, and cropped by a `CropConfig`; the job itself normalises them.
+
+        None leaves them as they are.
+        """
         ...
 
     @property
@@ -240,7 +245,11 @@ def _read_ahead(
     yield from ahead
 
 
-def _read(image: ImageSource, config: ImageConfig | CropConfig, pool: WorkerPool) -> Future[Any]:
+def _read(
+    image: ImageSource, config: ImageConfig | CropConfig | None, pool: WorkerPool
+) -> Future[Any]:
+    if config is None:
+        return pool.submit(whole_pixels, image)
     if isinstance(config, CropConfig):
         return pool.submit(cropped_pixels, image, config)
     return pool.submit(resized_pixels, image, config.size, config.resample)

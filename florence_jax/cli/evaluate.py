@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence_jax.cli.evaluate_classes import evaluate_classes
+from florence_jax.cli.evaluate_masks import add_mask_options, evaluate_masks, refuse_mask_options
 from florence_jax.cli.options import (
     DECODING,
     MODEL,
@@ -58,6 +59,7 @@ examples:
   florence-jax evaluate vqav2 --data vqa/ --split test-dev  # submission.json
   florence-jax evaluate imagenet --data imagenet/ --model davit_tiny --split real
   florence-jax evaluate image-folders --data photos/ --model runs/my-classes
+  florence-jax evaluate mask-folders --data masks/ --model runs/mine/export --save-images drawn/
 
 data sets, their splits, most new tokens, and what --data holds:
 """
@@ -121,6 +123,7 @@ def add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--constrained", action="store_true", help="allow only answers that parse completely"
     )
+    add_mask_options(evaluate)
     add_shared(evaluate, "--batch-size", *PROCESSES)
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     evaluate.set_defaults(run=run_evaluate)
@@ -158,8 +161,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             "(florence-jax evaluate --help lists them)"
         )
     from florence_jax.evaluation.image_classes import CLASS_BENCHMARKS
+    from florence_jax.evaluation.image_masks import MASK_BENCHMARKS
     from florence_jax.evaluation.run import ROWS, check_scoring, plan_evaluation
 
+    if arguments.benchmark in MASK_BENCHMARKS:
+        return evaluate_masks(arguments)
+    refuse_mask_options(arguments)
     if arguments.benchmark in CLASS_BENCHMARKS:
         return evaluate_classes(arguments)
     if arguments.names is not None:
@@ -340,6 +347,7 @@ def _default_output(model: str, plan: Plan) -> Path:
 
 def _list_of_data_sets() -> str:
     from florence_jax.evaluation.image_classes import CLASS_BENCHMARKS
+    from florence_jax.evaluation.image_masks import MASK_BENCHMARKS
     from florence_jax.evaluation.registry import BENCHMARKS
 
     lines = [
@@ -350,5 +358,10 @@ def _list_of_data_sets() -> str:
     lines += [
         f"  {name:<16}{', '.join(one.splits)}\n      {one.files}\n"
         for name, one in CLASS_BENCHMARKS.items()
+    ]
+    lines.append("\nfor segmentation networks (see florence-jax train):\n")
+    lines += [
+        f"  {name:<16}{', '.join(one.splits)}\n      {one.files}\n"
+        for name, one in MASK_BENCHMARKS.items()
     ]
     return "".join(lines)

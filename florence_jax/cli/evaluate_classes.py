@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from florence_jax.batch.blocks import RunOptions
     from florence_jax.batch.run import Summary
     from florence_jax.evaluation.image_classes import ClassPlan
+    from florence_jax.evaluation.image_masks import MaskPlan
     from florence_jax.evaluation.report import Report
 
 # Options of data sets that ask questions, and their defaults.
@@ -60,12 +61,7 @@ def evaluate_classes(arguments: argparse.Namespace) -> int:
     """Run the command; the exit status is 1 if an image has no answer, 130 if interrupted."""
     from florence_jax.evaluation.image_classes import plan_classes
 
-    for name, default in _ASKING.items():
-        if getattr(arguments, name) != default:
-            raise ValueError(
-                f"--{name.replace('_', '-')} belongs to data sets that ask questions, not to "
-                f"{arguments.benchmark}: leave it out"
-            )
+    refuse_asking(arguments)
     tower = options_from(TowerOptions, arguments)
     names = _names(arguments, tower)
     plan = plan_classes(
@@ -81,7 +77,7 @@ def evaluate_classes(arguments: argparse.Namespace) -> int:
         tower=tower,
         names=names,
         run=run_options(arguments),
-        output=arguments.output or _default_output(tower.model, plan),
+        output=arguments.output or default_output(tower.model, plan),
     )
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -103,6 +99,20 @@ def evaluate_classes(arguments: argparse.Namespace) -> int:
     print(report.describe())
     print(f"report.json, examples.jsonl and worst.html are in {directory}/", file=sys.stderr)
     return 1 if report.failed else 0
+
+
+def refuse_asking(arguments: argparse.Namespace) -> None:
+    """Refuse options of data sets that ask questions.
+
+    Raises:
+        ValueError: one is given.
+    """
+    for name, default in _ASKING.items():
+        if getattr(arguments, name) != default:
+            raise ValueError(
+                f"--{name.replace('_', '-')} belongs to data sets that ask questions, not to "
+                f"{arguments.benchmark}: leave it out"
+            )
 
 
 def _names(arguments: argparse.Namespace, tower: TowerOptions) -> tuple[str, ...]:
@@ -166,7 +176,8 @@ def _describe(plan: ClassPlan, options: EvaluateClassesOptions) -> str:
     )
 
 
-def _default_output(model: str, plan: ClassPlan) -> Path:
+def default_output(model: str, plan: ClassPlan | MaskPlan) -> Path:
+    """The directory of a run without --output."""
     name = re.sub(r"[^\w.-]+", "_", model.rstrip("/").rsplit("/", 1)[-1]) or "model"
     part = "" if plan.limit is None else f"-first-{plan.limit}"
     return Path("florence-jax-evaluation") / name / f"{plan.benchmark}-{plan.split}{part}"

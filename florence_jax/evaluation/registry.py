@@ -11,6 +11,7 @@ from florence_jax.evaluation import scoring
 from florence_jax.evaluation.datasets import captions, detection, flickr30k, refcoco, vqa
 from florence_jax.evaluation.datasets.dataset import Dataset
 from florence_jax.evaluation.image_classes import CLASS_BENCHMARKS
+from florence_jax.evaluation.image_masks import MASK_BENCHMARKS
 from florence_jax.evaluation.metrics import textvqa_accuracy, vizwiz_accuracy
 
 # The prompts of VQA and of expressions' boxes are not published. VQA uses the prompt of this
@@ -183,6 +184,6 @@ def benchmark_named(name: str) -> Benchmark:
         ValueError: there is none.
     """
     if name not in BENCHMARKS:
-        known = ", ".join(["own", *BENCHMARKS, *CLASS_BENCHMARKS])
+        known = ", ".join(["own", *BENCHMARKS, *CLASS_BENCHMARKS, *MASK_BENCHMARKS])
         raise ValueError(f"{name!r} is no data set; there are {known}")
     return BENCHMARKS[name]

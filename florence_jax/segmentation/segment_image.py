@@ -20,6 +20,7 @@ def segment_image(
     picture: Image.Image,
     *,
     stride: tuple[int, int] | None = None,
+    whole: bool = False,
     batch_size: int = 4,
 ) -> np.ndarray:
     """The class of each pixel, by overlapping windows.
@@ -32,11 +33,17 @@ def segment_image(
         params: its parameters.
         picture: RGB.
         stride: (rows, columns) from one window to the next; by default two thirds of a window.
+        whole: the resized image is one window, of any size; each shape compiles a program.
         batch_size: windows in one call.
 
     Returns:
         int[H, W].
+
+    Raises:
+        ValueError: a stride for the whole image, or one beyond the window.
     """
+    if whole and stride is not None:
+        raise ValueError(f"stride is {stride}, but the whole image is one window: leave it out")
     image = segmenter.config.backbone.image
     scale = cover(picture.size, image.size)
     width, height = (
@@ -44,13 +51,14 @@ def segment_image(
         for side, least in zip(picture.size, image.size[::-1], strict=True)
     )
     resized = resize_image(picture, (width, height), image.resample)
+    window = (height, width) if whole else image.size
     logits = sliding_logits(
         segmenter,
         params,
         normalised(resized, image.pixels),
-        window=image.size,
-        stride=stride or (-(-2 * image.size[0] // 3), -(-2 * image.size[1] // 3)),
-        batch_size=batch_size,
+        window=window,
+        stride=stride or (-(-2 * window[0] // 3), -(-2 * window[1] // 3)),
+        batch_size=1 if whole else batch_size,
     )
     if resized.size != picture.size:
         shape = (*picture.size[::-1], logits.shape[-1])
