@@ -26,8 +26,7 @@ from florence_jax.cli.options import (
     run_options,
 )
 from florence_jax.cli.run_outcome import how_to_go_on
-from florence_jax.runtime.atomic_file import atomic_write, check_writable, remove_leftovers
-from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.atomic_file import check_writable
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
@@ -245,7 +244,7 @@ def _answer(plan: Plan, options: EvaluateOptions, directory: Path) -> Summary:
 
 def _report(plan: Plan, options: EvaluateOptions) -> Report:
     from florence_jax.batch.manifest import read_manifest
-    from florence_jax.evaluation.report import WORST, save_report, worst, worst_page
+    from florence_jax.evaluation.report import write_report
     from florence_jax.evaluation.run import ROWS, read_all_rows, score_rows
 
     directory = options.output
@@ -263,12 +262,7 @@ def _report(plan: Plan, options: EvaluateOptions) -> Report:
         },
     )
     images = {item.id: item.image for item in plan.items}
-    # Several processes of one evaluation may write here at the same time.
-    with directory_lock(directory, wait=True):
-        remove_leftovers(directory)
-        save_report(report, directory)
-        page = worst_page(report, worst(report, options.worst), images)
-        atomic_write(directory / WORST, page)
+    write_report(report, directory, images, options.worst)
     return report
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from florence_jax.cli.backbone_run import TowerOptions, load, read_names
 from florence_jax.cli.options import options_from, run_options
 from florence_jax.cli.run_outcome import how_to_go_on
-from florence_jax.runtime.atomic_file import atomic_write, check_writable, remove_leftovers
-from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.atomic_file import check_writable
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ def _classify(plan: ClassPlan, options: EvaluateClassesOptions) -> Summary:
 def _report(plan: ClassPlan, options: EvaluateClassesOptions) -> Report:
     from florence_jax.batch.manifest import read_manifest
     from florence_jax.evaluation.image_classes import report_classes
-    from florence_jax.evaluation.report import WORST, save_report, worst, worst_page
+    from florence_jax.evaluation.report import write_report
     from florence_jax.evaluation.run import ROWS, rows_in_order
 
     directory, items = options.output, plan.source().items
@@ -153,12 +152,7 @@ def _report(plan: ClassPlan, options: EvaluateClassesOptions) -> Report:
     settings = {"run": manifest.get("job"), "data": str(options.data), "notes": list(plan.notes)}
     report = report_classes(plan, rows, model=options.tower.model, settings=settings)
     images = {item.id: item.image for item in items}
-    # Several processes of one evaluation may write here at the same time.
-    with directory_lock(directory, wait=True):
-        remove_leftovers(directory)
-        save_report(report, directory)
-        page = worst_page(report, worst(report, options.worst), images)
-        atomic_write(directory / WORST, page)
+    write_report(report, directory, images, options.worst)
     return report
 
 

@@ -12,8 +12,7 @@ from florence_jax.cli.backbone_run import TowerOptions
 from florence_jax.cli.evaluate_classes import default_output, refuse_asking
 from florence_jax.cli.options import options_from, run_options
 from florence_jax.cli.run_outcome import how_to_go_on
-from florence_jax.runtime.atomic_file import atomic_write, check_writable, remove_leftovers
-from florence_jax.runtime.directory_lock import directory_lock
+from florence_jax.runtime.atomic_file import check_writable
 from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ def _segment(plan: MaskPlan, options: EvaluateMasksOptions) -> Summary:
 def _report(plan: MaskPlan, options: EvaluateMasksOptions, names: tuple[str, ...]) -> Report:
     from florence_jax.batch.manifest import read_manifest
     from florence_jax.evaluation.mask_report import report_masks
-    from florence_jax.evaluation.report import WORST, save_report, worst, worst_page
+    from florence_jax.evaluation.report import write_report
     from florence_jax.evaluation.run import ROWS, rows_in_order
 
     directory, items = options.output, plan.source().items
@@ -182,12 +181,7 @@ def _report(plan: MaskPlan, options: EvaluateMasksOptions, names: tuple[str, ...
     settings = {"run": manifest.get("job"), "data": str(options.data)}
     report = report_masks(plan, rows, names=names, model=options.tower.model, settings=settings)
     images = {item.id: item.image for item in items}
-    # Several processes of one evaluation may write here at the same time.
-    with directory_lock(directory, wait=True):
-        remove_leftovers(directory)
-        save_report(report, directory)
-        page = worst_page(report, worst(report, options.worst), images)
-        atomic_write(directory / WORST, page)
+    write_report(report, directory, images, options.worst)
     return report
 
 

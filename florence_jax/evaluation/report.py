@@ -16,7 +16,8 @@ from florence_jax.batch.image_reader import ImageSource, open_image
 from florence_jax.evaluation.paper_results import PublishedScore
 from florence_jax.evaluation.scoring import Outcome, Row, answer_value
 from florence_jax.results.draw import draw_result
-from florence_jax.runtime.atomic_file import atomic_write
+from florence_jax.runtime.atomic_file import atomic_write, remove_leftovers
+from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.error_text import row_error_text
 from florence_jax.runtime.jsonl import json_text, write_jsonl
 
@@ -155,6 +156,19 @@ def worst(report: Report, count: int) -> list[Worst]:
         if score is not None
     ]
     return sorted(scored, key=lambda one: one.score)[:count]
+
+
+def write_report(
+    report: Report, directory: Path, images: Mapping[str, ImageSource], count: int
+) -> None:
+    """Write `save_report`'s files and the page of the `count` worst cases into a directory.
+
+    Several processes of one evaluation may do this at the same time.
+    """
+    with directory_lock(directory, wait=True):
+        remove_leftovers(directory)
+        save_report(report, directory)
+        atomic_write(directory / WORST, worst_page(report, worst(report, count), images))
 
 
 def save_report(report: Report, directory: Path) -> None:
