@@ -7,11 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from florence_jax.datasets.faults import BOX_FAULTS, BoxFault, Fault
 from florence_jax.datasets.outlines import Outline
 from florence_jax.datasets.text_rows import DatasetError
 
 Corners = tuple[float, float, float, float]
 Size = tuple[float, float]
+
+# The key under which another layout, brought into COCO's form, says where an annotation is from.
+PLACE = "_place"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +70,7 @@ class CocoFile:
         orphans: (annotation, image id) of annotations whose image is not in the file; they are not
             among the objects.
         notes: sentences for the user about what was joined, cut or left out.
+        faults: each box that was cut or left out, or that repeats another.
     """
 
     images: list[CocoImage]
@@ -73,6 +78,7 @@ class CocoFile:
     labels: list[str]
     orphans: list[tuple[str, Any]]
     notes: list[str]
+    faults: list[Fault]
 
 
 def is_number(value: Any) -> bool:
@@ -132,11 +138,10 @@ def doubts(
     objects: Sequence[CocoObject], placed: Sequence[tuple[Corners, Size | None]]
 ) -> Iterator[str]:
     """Notes about values that are allowed and rarely intended."""
-    boxes = [one for one in objects if one.box is not None]
-    again = len(boxes) - len({(one.image, one.label, one.box) for one in boxes})
+    again, boxes = len(repeated(objects)), sum(one.box is not None for one in objects)
     if again:
         yield (
-            f"{again} of {len(boxes)} annotations repeat another one of their image, box and "
+            f"{again} of {boxes} annotations repeat another one of their image, box and "
             "category alike: remove them, for no answer can find both"
         )
     # Both at once are no accident of a few small objects.
@@ -150,6 +155,27 @@ def doubts(
             "no box reaches beyond pixel 100, and all images do: boxes in percent must be "
             "written in pixels"
         )
+
+
+def box_fault(kind: BoxFault, where: str, image: CocoImage, corners: Sequence[float]) -> Fault:
+    """The fault of a box of an image; `where` is its annotation."""
+    shown = ", ".join(f"{side:.6g}" for side in corners)
+    size = "" if image.size is None else f" of an image of {image.size[0]:g} x {image.size[1]:g}"
+    text = f"{image.file_name}: the box ({shown}){size} {BOX_FAULTS[kind]}"
+    return Fault(kind=kind, where=where, text=text)
+
+
+def repeated(objects: Iterable[CocoObject]) -> list[CocoObject]:
+    """The objects whose image, label and box an earlier one has."""
+    seen: set[tuple[int, str | None, Corners]] = set()
+    found = []
+    for one in objects:
+        if one.box is not None:
+            key = one.image, one.label, one.box
+            if key in seen:
+                found.append(one)
+            seen.add(key)
+    return found
 
 
 def _fits_as_corners(corners: Corners, size: Size | None) -> bool:

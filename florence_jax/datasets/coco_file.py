@@ -23,18 +23,29 @@ from typing import Any
 
 from florence_jax.datasets.coco_entries import (
     OUTSIDE,
+    PLACE,
     CocoFile,
     CocoImage,
     CocoObject,
     Corners,
     Size,
     Unit,
+    box_fault,
     box_within,
     doubts,
     is_number,
     other_boxes,
+    repeated,
     unit_of,
 )
+from florence_jax.datasets.coco_fields import (
+    area_of,
+    checked_size,
+    is_caption,
+    polygons_of,
+    size_of,
+)
+from florence_jax.datasets.faults import BoxFault, Fault
 from florence_jax.datasets.outlines import outline_of
 from florence_jax.datasets.text_rows import DatasetError
 
@@ -46,6 +57,7 @@ def read_coco(
     labels: bool = True,
     boxes: bool = True,
     outlines: bool = False,
+    unit: Unit | None = None,
     image_size: Callable[[str], Size | None] = lambda _: None,
 ) -> CocoFile:
     """Read a COCO file from its JSON value.
@@ -56,13 +68,14 @@ def read_coco(
         labels: whether every object needs a category with a name.
         boxes: whether every object needs a box.
         outlines: whether `CocoObject.outline` is wanted.
+        unit: the unit of all coordinates, where it is known; None judges it by the numbers.
         image_size: (width, height) of the image of a `file_name`, asked for where the file
             lacks `width` and `height`.
 
     Raises:
         DatasetError: it is not COCO's layout, or something in it means two things.
     """
-    return _Reader(where, labels, boxes, outlines, image_size).read(content)
+    return _Reader(where, labels, boxes, outlines, unit, image_size).read(content)
 
 
 @dataclass(frozen=True)
@@ -85,10 +98,13 @@ class _Reader:
         labels: bool,
         boxes: bool,
         outlines: bool,
+        unit: Unit | None,
         image_size: Callable[[str], Size | None],
     ):
         self.where, self.needs_labels, self.needs_boxes = where, labels, boxes
         self.needs_outlines, self.image_size = outlines, image_size
+        self.unit: Unit | None = unit
+        self.faults: list[Fault] = []
         self.notes: list[str] = []
         self.orphans: list[tuple[str, Any]] = []
 
@@ -119,6 +135,7 @@ class _Reader:
             labels=self.labels,
             orphans=self.orphans,
             notes=self.notes,
+            faults=self.faults,
         )
 
     def _entries(self, content: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
@@ -156,7 +173,7 @@ class _Reader:
                 CocoImage(
                     id=entry["id"],
                     file_name=file_name,
-                    size=_size(entry) or _checked_size(self.image_size(file_name)),
+                    size=size_of(entry) or checked_size(self.image_size(file_name)),
                     caption=caption if isinstance(caption, str) else None,
                 )
             )
@@ -191,8 +208,8 @@ class _Reader:
         return list(seen), label_of
 
     def _annotation(self, number: int, record: Mapping[str, Any]) -> _Raw | None:
-        name = f"annotations[{number - 1}]"
-        if "id" in record:
+        name = record.get(PLACE) or f"annotations[{number - 1}]"
+        if "id" in record and PLACE not in record:
             name += f" (id {record['id']!r:.40})"
         if "image_id" not in record:
             raise self._error(f"annotations[{number - 1}] has no `image_id`: {record!r:.80}")
@@ -213,7 +230,7 @@ class _Reader:
 
     def _label(self, record: Mapping[str, Any], name: str, image_id: Any) -> str | None:
         if record.get("category_id") is None:
-            if _is_caption(record):
+            if is_caption(record):
                 return None
             raise self._error(
                 f"{name} of image_id {image_id!r:.80} has no `category_id`, and objects need names"
@@ -249,10 +266,10 @@ class _Reader:
         raise self._error(f"the iscrowd of {name} is {crowd!r:.40}, expected 0 or 1")
 
     def _objects(self, raw: Sequence[_Raw]) -> list[CocoObject]:
-        units = unit_of(
+        units: Unit = self.unit or unit_of(
             ((one.name, one.box) for one in raw if one.box is not None), self.where, self.notes
         )
-        outline_unit: Unit | None = None
+        outline_unit = self.unit
         objects: list[CocoObject] = []
         left_out: dict[str, list[str]] = {}
         cut = 0
@@ -272,7 +289,7 @@ class _Reader:
                 placed.append((corners, size))
             elif outline is not None:
                 corners = outline.box
-            elif _is_caption(one.record):
+            elif is_caption(one.record):
                 objects.append(_without_box(one))
                 continue
             else:
@@ -286,18 +303,21 @@ class _Reader:
                 left_out.setdefault(fault, []).append(
                     f"{one.name}, bbox {one.record.get('bbox')!s:.80}"
                 )
+                self._fault("outside" if fault == OUTSIDE else "empty", one, corners)
                 continue
-            cut += box != corners
+            if box != corners:
+                cut += 1
+                self._fault("cut", one, corners)
             objects.append(
                 replace(
                     _without_box(one),
                     box=box,
                     outline=outline,
-                    area=_area(one.record, box, of_pixels=units == "pixels"),
+                    area=area_of(one.record, box, of_pixels=units == "pixels"),
                 )
             )
         refused = other_boxes(placed, left_out.get(OUTSIDE, []))
-        if refused:
+        if refused and self.unit is None:
             raise self._error(refused)
         for fault, names in left_out.items():
             self._note(
@@ -308,14 +328,21 @@ class _Reader:
             self._note(f"{cut} boxes leave their images and are cut at the edges")
         for doubt in doubts(objects, placed):
             self._note(doubt)
+        by_number = {one.number: one for one in raw}
+        for again in repeated(objects):
+            self._fault("repeated", by_number[again.number], again.box or ())
         return objects
+
+    def _fault(self, kind: BoxFault, one: _Raw, corners: Sequence[float]) -> None:
+        where = f"{self.where}: {one.name}"
+        self.faults.append(box_fault(kind, where, self.images[one.image], corners))
 
     def _unit_of_outlines(self, raw: Sequence[_Raw]) -> Unit:
         """The unit of polygons, which may be pixels while boxes are fractions."""
         numbers = (
             (one.name, part)
             for one in raw
-            for part in _polygons(one.record.get("segmentation"))
+            for part in polygons_of(one.record.get("segmentation"))
             if isinstance(part, list) and part and all(map(is_number, part))
         )
         return unit_of(numbers, self.where, [], what="segmentation")
@@ -369,31 +396,3 @@ def _without_box(one: _Raw) -> CocoObject:
         crowd=one.crowd,
         caption=caption if isinstance(caption, str) and caption.strip() else None,
     )
-
-
-def _is_caption(record: Mapping[str, Any]) -> bool:
-    """Whether an annotation describes its whole image, as in COCO's files of captions."""
-    is_object = record.get("bbox") or record.get("segmentation") or "category_id" in record
-    return not is_object and isinstance(record.get("caption"), str)
-
-
-def _size(image: Mapping[str, Any]) -> Size | None:
-    return _checked_size((image.get("width"), image.get("height")))
-
-
-def _checked_size(size: Any) -> Size | None:
-    return size if size and all(is_number(side) and side > 0 for side in size) else None
-
-
-def _area(record: Mapping[str, Any], box: Corners, *, of_pixels: bool) -> float:
-    area: Any = record.get("area")
-    # Beside shares, an area of at most 1 is a share too.
-    if is_number(area) and area > (0 if of_pixels else 1):
-        return float(area)
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _polygons(segmentation: Any) -> Sequence[Any]:
-    if not isinstance(segmentation, list):
-        return ()
-    return [segmentation] if segmentation and is_number(segmentation[0]) else segmentation

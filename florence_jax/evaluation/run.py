@@ -36,7 +36,7 @@ class Plan:
 
     Attributes:
         benchmark: a name of `BENCHMARKS`, or "own".
-        split: split of the data set; "all" for custom data.
+        split: split of the data set; "all" for custom data without splits.
         dataset: every item of the split, with its query.
         limit: number of items that are asked, from the first; None for all.
         prompt: as in `Benchmark.prompt`.
@@ -80,8 +80,8 @@ def plan_evaluation(
 
     Args:
         benchmark: a name of `BENCHMARKS`, or "own".
-        data: the folder of the published layout, or a custom file.
-        split: by default the data set's first.
+        data: the folder of the published layout, or a custom file or folder.
+        split: by default the data set's first; of a custom folder the only one.
         limit: number of examples; None for all.
         prompt: replaces the data set's prompt; `{input}` stands for its question or expression.
         image_root: folder of the images of a custom file.
@@ -93,11 +93,12 @@ def plan_evaluation(
     if limit is not None and limit < 1:
         raise ValueError(f"the limit is {limit}: at least 1 example is needed")
     if benchmark == OWN:
-        if split is not None:
+        path, asked_split = Path(data), split
+        if split is not None and path.is_file():
             raise ValueError(f"own data has no split {split!r}: name the file itself by --data")
         root = Path(image_root) if image_root else None
-        dataset = _read(benchmark, lambda: read_custom(Path(data), root))
-        split = "all"
+        dataset = _read(benchmark, lambda: read_custom(path, root, asked_split))
+        split = split or "all"
         usual = "<OD>" if "coco" in dataset.truth else "{input}"
     else:
         known = benchmark_named(benchmark)

@@ -339,8 +339,10 @@ def test_own_coco_file(tmp_path):
 
 
 def test_options_that_do_not_go_together(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("{}")
     with pytest.raises(ValueError, match="own data has no split 'val'"):
-        plan_evaluation("own", tmp_path, split="val")
+        plan_evaluation("own", file, split="val")
     with pytest.raises(ValueError, match="--image-root is for own data"):
         plan_evaluation("refcoco", tmp_path, image_root=tmp_path)
     with pytest.raises(ValueError, match="the limit is 0"):

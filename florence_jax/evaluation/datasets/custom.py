@@ -1,15 +1,24 @@
-"""Custom data: the JSON Lines that training reads, or a file in COCO's layout."""
+"""Custom data: the rows that training reads, or images with objects in any layout."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from florence_jax.batch.image_reader import FileBelow
 from florence_jax.batch.job import Item
+from florence_jax.datasets.json_layouts import kind_of_json
+from florence_jax.datasets.layouts import Found, recognise, split_of
+from florence_jax.datasets.object_layouts import OBJECT_LAYOUTS, read_object_set
 from florence_jax.datasets.text_rows import DatasetError, row_columns
-from florence_jax.evaluation.datasets.dataset import Dataset, LayoutError, numbered_lines
-from florence_jax.evaluation.datasets.detection import detection_file
+from florence_jax.evaluation.datasets.dataset import (
+    Dataset,
+    LayoutError,
+    numbered_lines,
+    read_json,
+)
+from florence_jax.evaluation.datasets.detection import detection_file, detection_set
 from florence_jax.processing import TASKS, parse, task_of
 from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 from florence_jax.runtime.text_file import TextFileError, parse_json
@@ -24,23 +33,62 @@ _FORMS = {
 }
 
 
-def read_custom(path: Path, image_root: Path | None = None) -> Dataset:
-    """Read a `.jsonl` of `image`, `prefix`, `suffix`, or a `.json` in COCO's detection layout.
+def read_custom(path: Path, image_root: Path | None = None, split: str | None = None) -> Dataset:
+    """Read a `.jsonl` of `image`, `prefix`, `suffix`, or images with objects.
 
     `suffix` is the true answer in Florence-2's own text ("car<loc_1>..."), or a list of texts that
-    are equally right. Images are relative to `image_root`, by default the file's folder.
+    are equally right. Images are relative to `image_root`, by default the layout's own folder.
+
+    Args:
+        path: a file, or a folder in a layout that `florence_jax.datasets.layouts.recognise` knows.
+        split: of a folder with several.
 
     Raises:
-        LayoutError: the file is missing, or a row lacks what it needs.
+        LayoutError: the file is missing, has no such split, or a row lacks what it needs.
     """
-    if not path.is_file():
+    if not path.exists():
         raise LayoutError(
-            f"{path} is no file: --data names a .jsonl of image, prefix, suffix, or a .json in "
-            "COCO's layout"
+            f"{path} is no file: --data names a .jsonl of image, prefix, suffix, a .json in COCO's "
+            "layout, or the folder of a data set"
         )
-    root = image_root or path.parent
-    is_json = path.suffix.lower() == ".json"
-    return detection_file(path, root) if is_json else _lines(path, root)
+    # By its name, so that a file with a fault is told what it lacks.
+    if path.is_file() and path.suffix.lower() == ".json" and _is_coco(path):
+        return detection_file(path, image_root or path.parent)
+    if path.is_file() and path.suffix.lower() not in _RECOGNISED:
+        return _lines(path, image_root or path.parent)
+    try:
+        found = _split(recognise(path), split, path)
+        root = image_root or found.image_root
+        if found.kind == "jsonl":
+            return _lines(found.path, root or found.path.parent)
+        if found.kind == "coco":
+            return detection_file(found.path, root or found.path.parent)
+        if found.kind in OBJECT_LAYOUTS:
+            return detection_set(read_object_set(found.kind, found.path, found.part, root))
+    except DatasetError as error:
+        raise LayoutError(str(error)) from None
+    raise LayoutError(
+        f"{path} holds a data set of the kind {found.kind}, which is not scored: write its rows as "
+        "a .jsonl of image, prefix, suffix"
+    )
+
+
+_RECOGNISED = (".json", ".xml")
+
+
+def _is_coco(path: Path) -> bool:
+    """Whether a JSON file is COCO's, or nothing that another reader knows."""
+    return kind_of_json(read_json(path)) in (None, "coco")
+
+
+def _split(found: Sequence[Found], split: str | None, path: Path) -> Found:
+    """The split that was asked for; without one, the only one."""
+    if split is not None:
+        return split_of(found, split, path)
+    if len(found) > 1:
+        listed = ", ".join(one.split for one in found)
+        raise LayoutError(f"{path} has the splits {listed}: name one by --split")
+    return found[0]
 
 
 def _lines(path: Path, root: Path) -> Dataset:

@@ -9,8 +9,8 @@ from typing import Any
 from florence_jax.batch.image_reader import FileBelow
 from florence_jax.batch.job import Item
 from florence_jax.datasets.coco_entries import CocoFile, CocoImage, CocoObject, Size
-from florence_jax.datasets.coco_file import read_coco
 from florence_jax.datasets.image_names import ImageNames, coco_file_names
+from florence_jax.datasets.object_set import ObjectSet
 from florence_jax.datasets.text_rows import DatasetError
 from florence_jax.evaluation.datasets.dataset import (
     Dataset,
@@ -50,21 +50,36 @@ def detection_file(path: Path, folder: Path, *, look: bool = True) -> Dataset:
             stored at another size.
 
     Raises:
-        LayoutError: as `read_coco`, or the file holds no box, or an image has another aspect
-            ratio than in the file.
+        LayoutError: as `read_coco`, or the file holds no box, or an image has another aspect ratio
+            than in the file.
     """
-    return _Detection(path, folder, look).dataset()
+    found = ObjectSet(where=str(path), content=read_json(path), image_root=folder, files=[path])
+    return detection_set(found, look=look)
+
+
+def detection_set(found: ObjectSet, *, look: bool = True) -> Dataset:
+    """As `detection_file`, of a data set in any layout.
+
+    Raises:
+        LayoutError: as `detection_file`, or a file of an image cannot be read.
+    """
+    if found.broken:
+        raise LayoutError(
+            f"{found.where}: {len(found.broken)} files or entries cannot be read, and without them "
+            f"the figures would miss objects: {found.broken[0]}"
+        )
+    return _Detection(found, look).dataset()
 
 
 class _Detection:
-    def __init__(self, path: Path, folder: Path, look: bool):
-        self.path, self.folder, self.look = path, folder, look
-        content = read_json(path)
-        names = coco_file_names(content)
-        found = ImageNames(names)
-        self.existing = {name: found.existing(folder, name) for name in names}
+    def __init__(self, found: ObjectSet, look: bool):
+        self.path, self.folder, self.look = found.where, Path(found.image_root), look
+        self.files = list(found.files)
+        names = coco_file_names(found.content)
+        known = ImageNames(names)
+        self.existing = {name: known.existing(self.folder, name) for name in names}
         try:
-            self.file: CocoFile = read_coco(content, str(path), image_size=self._stored)
+            self.file: CocoFile = found.read(image_size=self._stored)
         except DatasetError as error:
             raise LayoutError(str(error)) from None
         self.notes = list(self.file.notes)
@@ -123,7 +138,7 @@ class _Detection:
             )
         annotations.sort(key=lambda annotation: annotation["id"])
         content = {"images": images, "annotations": annotations, "categories": self._named(numbers)}
-        return Dataset(items=items, files=[self.path], truth={"coco": content}, notes=self.notes)
+        return Dataset(items=items, files=self.files, truth={"coco": content}, notes=self.notes)
 
     def _categories(self) -> dict[str, int]:
         """The category number of each label, by `label_key`."""

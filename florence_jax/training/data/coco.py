@@ -1,4 +1,4 @@
-"""Annotations in COCO's layout: detection, captions, and referring expressions on its images."""
+"""Images with objects, in COCO's layout or another: detection, captions, referring expressions."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from florence_jax.datasets.coco_entries import CocoFile, CocoImage, CocoObject, Size
-from florence_jax.datasets.coco_file import read_coco
 from florence_jax.datasets.image_names import ImageNames, coco_file_names
+from florence_jax.datasets.object_layouts import read_object_set
+from florence_jax.datasets.object_set import ObjectSet
 from florence_jax.datasets.text_rows import DatasetError
 from florence_jax.processing import box_to_text
 from florence_jax.processing.image import ImageError
@@ -26,7 +27,20 @@ CocoTask = Literal[
     "<CAPTION_TO_PHRASE_GROUNDING>",
 ]
 
+_LISTED = ", ".join(get_args(CocoTask))
 _LABELLED = ("<OD>", "<OPEN_VOCABULARY_DETECTION>", "<REGION_TO_CATEGORY>")
+
+
+def _object_set(path: Place, layout: str, split: str, image_root: str | Place | None) -> ObjectSet:
+    if layout != "coco":
+        if not isinstance(path, Path):
+            raise DataError(
+                f"{path}: a data set of the layout {layout} is many small files, which are read "
+                "from file systems alone: copy it to this machine, or mount the bucket"
+            )
+        return read_object_set(layout, path, split, Path(image_root) if image_root else None)
+    root = as_path(image_root) if image_root else path.parent
+    return ObjectSet(where=str(path), content=read_value(path), image_root=root, files=[path])
 
 
 class Coco(Source):
@@ -40,27 +54,43 @@ class Coco(Source):
       a `caption` (or, as the RefCOCO conversions have it, an image with a `caption`), its polygons
       or its box.
 
-    `florence_jax.datasets.coco_file` says how a file is read. Crowd regions (`iscrowd`) are left
-    out. Images without annotations are examples of empty labels for the tasks by image.
+    `florence_jax.datasets.coco_file` says how objects are read. Crowd regions (`iscrowd`) are left
+    out. Images without annotations are examples of empty labels for the tasks by image. A file of
+    one image that cannot be read is an example that fails, and goes to quarantine.
+
+    Args:
+        path: the file, or the folder of a layout that has one.
+        task: what is learnt of it.
+        image_root: the folder that image names start from; by default that of the layout.
+        layout: as `read_object_set` names it.
+        split: what selects a split, where the layout has several in one place.
 
     Attributes:
         notes: what was joined, cut or left out, for the user.
+        labels: the names of the classes.
+        files: the files that were read.
 
     Raises:
         DataError: the file is not COCO's layout, or has nothing for the task.
     """
 
-    def __init__(self, path: str | Place, task: str, image_root: str | Place | None = None):
+    def __init__(
+        self,
+        path: str | Place,
+        task: str,
+        image_root: str | Place | None = None,
+        *,
+        layout: str = "coco",
+        split: str = "",
+    ):
         self.path, self.task = as_path(path), task
         if task not in get_args(CocoTask):
-            raise DataError(f"{path}: a COCO file has no {task}, only {get_args(CocoTask)}")
-        self.image_root = as_path(image_root) if image_root else self.path.parent
-        content = read_value(self.path)
-        self._names = ImageNames(coco_file_names(content))
+            raise DataError(f"{path}: a data set of objects has no {task}, only {_LISTED}")
         try:
-            file = read_coco(
-                content,
-                str(self.path),
+            found = _object_set(self.path, layout, split, image_root)
+            self.image_root: Place = found.image_root
+            self._names = ImageNames(coco_file_names(found.content))
+            file = found.read(
                 labels=task in _LABELLED,
                 boxes=task != "<CAPTION>",
                 outlines=task == "<REFERRING_EXPRESSION_SEGMENTATION>",
@@ -68,6 +98,8 @@ class Coco(Source):
             )
         except DatasetError as error:
             raise DataError(str(error)) from None
+        self.labels, self.faults, self.files = file.labels, file.faults, found.files
+        self._broken = found.broken
         self._images, self.notes = file.images, file.notes
         self._refuse(file)
         self._objects: dict[int, list[CocoObject]] = defaultdict(list)
@@ -83,9 +115,11 @@ class Coco(Source):
             raise DataError(f"{self.path} has no annotations for {task}")
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._items) + len(self._broken)
 
     def __getitem__(self, index: int) -> Example:
+        if index >= len(self._items):
+            raise DataError(self._broken[index - len(self._items)])
         number, chosen = self._items[index]
         image = self._images[number]
         where = f"{self.path} {self.task}:{index}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,8 +12,11 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from florence_jax.processing import FlorenceTokenizer, build_prompt, parse
+from florence_jax.datasets.faults import Fault
+from florence_jax.processing import FlorenceTokenizer, build_prompt, check_request, parse
+from florence_jax.processing.request_check import check_task_of_data
 from florence_jax.processing.targets import Order, target_text
+from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 
 if TYPE_CHECKING:
     from florence_jax.training.metrics.judge import Answered
@@ -67,9 +70,13 @@ class Source(ABC):
 
     Attributes:
         notes: what was joined, cut or left out when it was opened, for the user.
+        faults: single entries that are wrong, as far as opening it has shown.
+        labels: the names of the classes, where the data set lists them.
     """
 
     notes: Sequence[str] = ()
+    faults: Sequence[Fault] = ()
+    labels: Sequence[str] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -126,7 +133,8 @@ class Ordered(Source):
     order: ObjectOrder
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "notes", self.source.notes)
+        for name in ("notes", "faults", "labels"):
+            object.__setattr__(self, name, getattr(self.source, name))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -163,6 +171,31 @@ def ordered_labels(example: Example, size: Sequence[int], rng: np.random.Generat
     return target_text(
         example.task, labels, size, order=order, rng=rng if order == "random" else None
     )
+
+
+def checked_texts(
+    example: Example,
+    size: Sequence[int],
+    rng: np.random.Generator,
+    declared: Collection[str] = (),
+) -> tuple[str, str]:
+    """(prompt, labels) as the tokenizer gets them.
+
+    Args:
+        example, size, rng: as for `ordered_labels`.
+        declared: tasks that the model declares beside the 15.
+
+    Raises:
+        ValueError: special tokens or wrong locations in the labels, labels that the task cannot
+            express, a misspelt task, or a task without its text or region.
+    """
+    text = ordered_labels(example, size, rng)
+    check_no_control_tokens(text, "the text of the labels")
+    check_locations(text, "the text of the labels")
+    # A misspelt task, or one without its text, could be asked by nobody.
+    check_task_of_data(example.prefix, declared=declared)
+    check_request(example.prefix, free_prompt=True)
+    return build_prompt(example.prefix), text
 
 
 def _texts(source: Source, index: int) -> Sequence[str]:

@@ -8,19 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
-from florence_jax.processing import (
-    FlorenceTokenizer,
-    build_prompt,
-    check_request,
-    load_image,
-)
+from florence_jax.processing import FlorenceTokenizer, load_image
 from florence_jax.processing.image.pixels import resize_image
-from florence_jax.processing.request_check import check_task_of_data
-from florence_jax.processing.vocabulary import check_locations, check_no_control_tokens
 from florence_jax.training.cached_features.store import FeatureStore
 from florence_jax.training.config import DataConfig
 from florence_jax.training.data.augment import AugmentConfig, augment, in_frame_of
-from florence_jax.training.data.example import Example, Source, ordered_labels
+from florence_jax.training.data.example import Example, Source, checked_texts
 from florence_jax.training.data.storage import readable_image
 from florence_jax.training.distributed import longest_of_first
 from florence_jax.training.losses import IGNORE
@@ -67,7 +60,7 @@ class Preprocessor:
         augmentation: Image augmentation, drawn anew in each epoch.
         resample: PIL's resampling filter; 3 is bicubic, the published processor's.
         features: Cached features in place of pixels; no image is then opened or changed.
-        tasks: tasks that the model declares beside the 15, see `check_task_of_data`.
+        tasks: tasks that the model declares beside the 15, see `checked_texts`.
     """
 
     tokenizer: FlorenceTokenizer
@@ -129,11 +122,8 @@ class Preprocessor:
         self, example: Example, size: tuple[int, int], pixels: np.ndarray, rng: np.random.Generator
     ) -> Features:
         """The features of an example whose image is open, `size` = (width, height)."""
-        text = ordered_labels(example, size, rng)
-        check_no_control_tokens(text, "the text of the labels")
-        check_locations(text, "the text of the labels")
-        self._check_prefix(example.prefix)
-        prompt, labels = self.tokenizer.encode([build_prompt(example.prefix), text])
+        declared = self.tasks | self.tokenizer.declared_tasks()
+        prompt, labels = self.tokenizer.encode(checked_texts(example, size, rng, declared))
         for name, ids, limit in (
             ("prompt", prompt, self.max_prompt),
             ("labels", labels, self.max_labels),
@@ -141,11 +131,6 @@ class Preprocessor:
             if len(ids) > limit:
                 raise ValueError(f"{len(ids)} tokens of {name}, more than max_{name}={limit}")
         return Features(example.id, pixels, prompt, labels)
-
-    def _check_prefix(self, prefix: str) -> None:
-        """Refuse a misspelt task, and a task without its text or region: nobody could ask it."""
-        check_task_of_data(prefix, declared=self.tasks | self.tokenizer.declared_tasks())
-        check_request(prefix, free_prompt=True)
 
     def collate(self, rows: Sequence[Features], micro: int = 1) -> Batch:
         """Rows as one padded batch of `micro` micro-batches."""

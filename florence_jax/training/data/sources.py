@@ -1,147 +1,22 @@
 """Settings of data sets: one dataclass for each layout, which opens the files that it names."""
 
-import pkgutil
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from florence_jax.annotation.schema import annotation_files
-from florence_jax.training.checked import Checked, did_you_mean
+from florence_jax.datasets.layouts import Found, recognise, split_of
+from florence_jax.datasets.text_rows import DatasetError
 from florence_jax.training.data.annotations import Annotations
 from florence_jax.training.data.coco import Coco
-from florence_jax.training.data.example import (
-    UNORDERED_TASKS,
-    DataError,
-    ObjectOrder,
-    Ordered,
-    Source,
-)
+from florence_jax.training.data.example import UNORDERED_TASKS, DataError, ObjectOrder, Source
+from florence_jax.training.data.source_config import FileConfig, Named, SourceConfig
 from florence_jax.training.data.storage import Place, as_path, local_copy, require_exists
 from florence_jax.training.data.tabular import ArrayRecord, Jsonl, Parquet
 from florence_jax.training.data.vqa import DocVqa, Vqa
 
-Named = tuple[str, Source, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig(Checked):
-    """One data set of a mixture. Each layout is a subclass, and a program may bring its own.
-
-    Attributes:
-        kind: The layout, by which JSON chooses the class: jsonl, parquet and array_record hold rows
-            `image, prefix, suffix`; coco is a COCO JSON file; vqa and docvqa are questions about
-            images; annotations are what `florence-jax annotate` wrote. Any other class is
-            "module:Class", which is imported.
-        weight: its share of the mixture, relative to the others'.
-        questions: prompts about one image that an example holds, at most: the image encoder runs
-            once for all of them. Only annotations and synthetic data have more than one.
-    """
-
-    # Figures that `Source.scores` adds to those of every task.
-    metrics: ClassVar[tuple[str, ...]] = ()
-
-    kind: str = field(init=False, default="")
-    weight: float = 1.0
-    questions: int = 1
-
-    @property
-    def max_questions(self) -> int:
-        """The most that `questions` may be."""
-        return 1
-
-    def problems(self) -> Iterator[str]:
-        if not 1 <= self.questions <= self.max_questions:
-            yield (
-                f"a {self.kind} source asks 1 to {self.max_questions} questions of an image, got "
-                f"questions={self.questions}"
-            )
-        if not 0.0 < self.weight <= 1e30:
-            name = getattr(self, "path", "") or self.kind
-            yield f"the weight of {name} must be positive and finite, got {self.weight}"
-
-    @abstractmethod
-    def open(self, seed: int) -> Iterator[Named]:
-        """(name, source, weight) of each source that the data set becomes.
-
-        Args:
-            seed: the run's.
-
-        Raises:
-            DataError: it cannot be read; names the file and the remedy.
-        """
-
-    def files(self) -> list[tuple[str, Place]]:
-        """(name, file) of the files with the rows; a resumed run compares their hashes."""
-        return []
-
-    @staticmethod
-    def of_kind(kind: str) -> type["SourceConfig"]:
-        """The class that `kind` chooses.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if kind in KINDS:
-            return KINDS[kind]
-        if ":" not in str(kind):
-            raise ValueError(
-                f"must be one of {', '.join(KINDS)}, or module:Class of a SourceConfig, got "
-                f"{kind!r}{did_you_mean(str(kind), KINDS)}"
-            )
-        try:
-            found = pkgutil.resolve_name(kind)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"{kind!r} cannot be imported: {error}") from None
-        if not (
-            isinstance(found, type) and issubclass(found, SourceConfig) and is_dataclass(found)
-        ):
-            raise ValueError(f"{kind!r} is no dataclass that extends SourceConfig")
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileConfig(SourceConfig):
-    """A data set in files.
-
-    Attributes:
-        path: the file, or the directory of Parquet or ArrayRecord files or of annotations: a path,
-            or (all but array_record) a URL gs://, s3://, az:// or hf://, as of all that data name.
-        image_root: directory that image names start from; by default the file's own.
-        order: in which the labels of <OD>, <DENSE_REGION_CAPTION>, <REGION_PROPOSAL> or
-            <OPEN_VOCABULARY_DETECTION> name objects: random (anew in each epoch), as_annotated,
-            left_to_right, top_to_bottom, area (largest first) or label (by the alphabet). By
-            default random for coco and annotations, since a model that learns the annotators' order
-            learns where they begin and may find little else; as_annotated for the others, whose
-            texts are learnt as they stand.
-    """
-
-    path: str = ""
-    image_root: str = ""
-    order: ObjectOrder = "as_annotated"
-
-    def problems(self) -> Iterator[str]:
-        if not self.path:
-            yield f"a {self.kind} source needs a path"
-        yield from super().problems()
-
-    def open(self, seed: int) -> Iterator[Named]:
-        del seed
-        path = require_exists(self.path, f"{self.kind} data")
-        for part, source, share in self._open(path, self.image_root or None):
-            if self.order != "as_annotated":
-                source = Ordered(source, self.order)
-            yield f"{path.parent.name}/{path.name}{part}", source, self.weight * share
-
-    def files(self) -> list[tuple[str, Place]]:
-        path = as_path(self.path)
-        files = sorted(path.glob(f"*.{self.kind}")) if path.is_dir() else [path]
-        return [(str(file), file) for file in files]
-
-    @abstractmethod
-    def _open(self, path: Place, image_root: str | None) -> Iterator[tuple[str, Source, float]]:
-        """(what follows the file's name, source, share of the weight) of each source."""
+__all__ = ["FileConfig", "Named", "SourceConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +65,67 @@ class CocoConfig(FileConfig):
     def _open(self, path: Place, image_root: str | None) -> Iterator[tuple[str, Source, float]]:
         for task in self.tasks:
             yield f" {task}", Coco(path, task, image_root), 1.0 / len(self.tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectsConfig(CocoConfig):
+    """Images with objects in a layout that may hold several splits.
+
+    Attributes:
+        split: What selects a split: of yolo a key of data.yaml, of voc a list in ImageSets/Main, of
+            cvat a subset; by default everything that is there.
+    """
+
+    kind: str = field(init=False, default="")
+    split: str = ""
+
+    def files(self) -> list[tuple[str, Place]]:
+        return [(str(file), file) for file in self._source(self.tasks[0]).files]
+
+    def _open(self, path: Place, image_root: str | None) -> Iterator[tuple[str, Source, float]]:
+        del path, image_root
+        part = f" {self.split}" if self.split else ""
+        for task in self.tasks:
+            yield f"{part} {task}", self._source(task), 1.0 / len(self.tasks)
+
+    def _source(self, task: str) -> Coco:
+        root = self.image_root or None
+        return Coco(as_path(self.path), task, root, layout=self.kind, split=self.split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocConfig(ObjectsConfig):
+    """Pascal VOC: a folder with Annotations and JPEGImages, or with both kinds of files."""
+
+    kind: str = field(init=False, default="voc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoloConfig(ObjectsConfig):
+    """YOLO: the data.yaml of a data set."""
+
+    kind: str = field(init=False, default="yolo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMeConfig(ObjectsConfig):
+    """LabelMe: a folder of its files."""
+
+    kind: str = field(init=False, default="labelme")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelStudioConfig(ObjectsConfig):
+    """Label Studio: its export JSON or JSON-MIN."""
+
+    kind: str = field(init=False, default="label_studio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CvatConfig(ObjectsConfig):
+    """CVAT: the XML of "CVAT for images 1.1"."""
+
+    kind: str = field(init=False, default="cvat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,11 +193,11 @@ class AnnotationsConfig(FileConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig(SourceConfig):
-    """The one data set of a folder of a directory in the train/valid/test convention.
+    """One split of the data set in a directory, in any layout that `recognise` knows.
 
     Attributes:
         path: The directory.
-        split: The folder. There may be no valid one.
+        split: The split. There may be no valid one.
         order: Order of objects in the labels; by default that of the layout.
     """
 
@@ -280,19 +216,14 @@ class SplitConfig(SourceConfig):
         return [] if found is None else found.files()
 
     def _found(self) -> SourceConfig | None:
-        folder = require_exists(self.path, "data.directory", "directory") / self.split
-        if self.split == "valid" and not folder.is_dir():
+        place = require_exists(self.path, "data.directory", "directory")
+        if self.split == "valid" and all(one.split != "valid" for one in splits_at(place)):
             return None
-        files = sorted(folder.glob("*.jsonl")) or sorted(folder.glob("*coco.json"))
-        if len(files) != 1:
-            names = ", ".join(file.name for file in files) or "neither"
-            raise DataError(
-                f"{folder} must hold one .jsonl file, or one *coco.json file, and has {names}; "
-                "name the file in data.train or data.valid"
-            )
-        kind = JsonlConfig if files[0].suffix == ".jsonl" else CocoConfig
-        path = str(files[0])
-        return kind(path=path) if self.order is None else kind(path=path, order=self.order)
+        try:
+            found = split_of(splits_at(place), self.split, place)
+        except DatasetError as error:
+            raise DataError(f"{error} in data.train or data.valid") from None
+        return config_of(found, self.order)
 
 
 # The layouts by the `kind` that JSON gives them.
@@ -301,10 +232,48 @@ KINDS: dict[str, type[SourceConfig]] = {
     "parquet": ParquetConfig,
     "array_record": ArrayRecordConfig,
     "coco": CocoConfig,
+    "voc": VocConfig,
+    "yolo": YoloConfig,
+    "labelme": LabelMeConfig,
+    "label_studio": LabelStudioConfig,
+    "cvat": CvatConfig,
     "vqa": VqaConfig,
     "docvqa": DocVqaConfig,
     "annotations": AnnotationsConfig,
 }
+
+
+def splits_at(place: Place) -> list[Found]:
+    """The splits of the data set at a place.
+
+    Raises:
+        DataError: there is none that is read.
+    """
+    try:
+        return recognise(place)
+    except DatasetError as error:
+        raise DataError(str(error)) from None
+
+
+def config_of(found: Found, order: ObjectOrder | None = None) -> FileConfig:
+    """The settings of a split that was recognised.
+
+    Args:
+        order: in which labels name objects; by default that of the layout.
+
+    Raises:
+        DataError: a layout without settings of its own.
+    """
+    kind = KINDS[found.kind]
+    assert issubclass(kind, FileConfig)  # what `recognise` finds is in files
+    settings: dict[str, Any] = {"path": str(found.path)}
+    if found.image_root is not None:
+        settings["image_root"] = str(found.image_root)
+    if found.part:
+        settings["split"] = found.part
+    if order is not None:
+        settings["order"] = order
+    return kind(**settings)
 
 
 @dataclass(frozen=True, kw_only=True)
