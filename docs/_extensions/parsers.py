@@ -18,16 +18,22 @@ class Commands(SphinxDirective):
         from florence_jax.cli.main import command_parser
 
         parser = command_parser()
-        (commands,) = (
-            action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
-        )
         found = []
-        for name, command in commands.choices.items():
-            section = nodes.section(ids=[f"florence-jax-{name}"])
-            section += nodes.title(text=f"florence-jax {name}")
+        for name, command in _commands(parser, "florence-jax"):
+            section = nodes.section(ids=[nodes.make_id(name)])
+            section += nodes.title(text=name)
             section += nodes.literal_block(text=command.format_help(), language="text")
             found.append(section)
         return found
+
+
+def _commands(parser: argparse.ArgumentParser, name: str):
+    """(name, parser) of each command, and of the commands within it."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, command in action.choices.items():
+                yield f"{name} {word}", command
+                yield from _commands(command, f"{name} {word}")
 
 
 class Settings(SphinxDirective):

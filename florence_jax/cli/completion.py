@@ -75,12 +75,21 @@ def _completion(arguments: argparse.Namespace) -> int:
         commands.choices["train"] = _train_parser()
     except ModuleNotFoundError as error:
         say_on_stderr(f"the script has no flags of train: {error}")
-    for command in commands.choices.values():
-        for action in command._actions:
-            if action.nargs != 0 and action.choices is None:
-                action.complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]
+    for action in _actions(commands):
+        if action.nargs != 0 and action.choices is None:
+            action.complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]
     print(shtab.complete(parser, arguments.shell))
     return 0
+
+
+def _actions(commands: argparse._SubParsersAction) -> Iterator[argparse.Action]:
+    """The arguments of commands, and of the commands within them."""
+    for command in commands.choices.values():
+        for action in command._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from _actions(action)
+            else:
+                yield action
 
 
 def _train_parser() -> argparse.ArgumentParser:

@@ -82,9 +82,11 @@ def add_evaluate(commands: Any) -> None:
         type=Path,
         metavar="PATH",
         help="folder of the data set as its authors publish it; for own a .jsonl of image, prefix, "
-        "suffix, or a .json in COCO's layout",
+        "suffix, a .json in COCO's layout, or a folder that florence-jax data check reads",
     )
-    evaluate.add_argument("--split", help="default: the first of the data set's")
+    evaluate.add_argument(
+        "--split", help="default: the first of the data set's; of own, the only one"
+    )
     evaluate.add_argument(
         "--image-root", type=Path, metavar="DIR", help="of own: where its images are"
     )

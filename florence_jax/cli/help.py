@@ -67,6 +67,11 @@ GROUPS = {
             "train or fine-tune a model by a recipe",
             "florence-jax train --config train/recipes/lora.py --dry-run",
         ),
+        "data": Command(
+            "data:add_data",
+            "check training data: counts, lengths, and what is wrong",
+            "florence-jax data check my_coco --output page.html",
+        ),
         "evaluate": Command(
             "evaluate:add_evaluate",
             "recompute the published tables, or score your own data",

@@ -1,0 +1,1 @@
+"""What a data set would teach: counts, lengths, sizes and everything that is wrong; no jax."""
