@@ -314,7 +314,8 @@ def _with_dropout(sizes: Florence2Config, model: ModelConfig) -> Florence2Config
     """The model's sizes with the run's dropout rates."""
     named = ("dropout", "attention_dropout", "activation_dropout")
     rates = {name: getattr(model, name) for name in named if getattr(model, name) is not None}
-    vision = sizes.vision
-    if model.drop_path is not None:
-        vision = dataclasses.replace(vision, drop_path_rate=model.drop_path)
-    return dataclasses.replace(sizes, text=dataclasses.replace(sizes.text, **rates), vision=vision)
+    return dataclasses.replace(
+        sizes,
+        text=dataclasses.replace(sizes.text, **rates),
+        vision=model.with_drop_path(sizes.vision),
+    )

@@ -1,9 +1,11 @@
 """Settings that every training run has, whatever it trains: `RunConfig` and its parts."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from florence_jax.config import DaViTConfig
 from florence_jax.matmul_precision import MatmulPrecision
 from florence_jax.training.checked import Checked, counted, not_finite, positive, within
 from florence_jax.training.data.storage import is_url
@@ -30,6 +32,9 @@ class NetworkConfig(Checked):
             a TPU and in TensorFloat32 on a GPU. With another dtype it changes nothing.
         frozen_dtype: Dtype of frozen parameters.
         drop_path: Stochastic-depth rate of the vision tower; by default the checkpoint's.
+        drop_path_per_block: Whether that rate grows along the tower with every block, as timm's, or
+            with every half of a block, as the original code's. By default as in the checkpoint,
+            whose config.json may say it, else as the original code's.
         remat: Activations that the backward pass recomputes to save memory: none; dots, all of a
             block but its linear layers; or blocks, everything between the blocks' inputs.
     """
@@ -40,11 +45,21 @@ class NetworkConfig(Checked):
     matmul_precision: MatmulPrecision = "highest"
     frozen_dtype: Dtype = "float32"
     drop_path: float | None = None
+    drop_path_per_block: bool | None = None
     remat: Remat = "none"
 
     def problems(self) -> Iterator[str]:
         yield from not_finite(self, "model.")
         yield from within("model.drop_path", self.drop_path, 0, 1)
+
+    def with_drop_path(self, tower: DaViTConfig) -> DaViTConfig:
+        """The vision tower with the run's stochastic depth."""
+        settings = {
+            "drop_path_rate": self.drop_path,
+            "drop_path_per_block": self.drop_path_per_block,
+        }
+        given = {name: value for name, value in settings.items() if value is not None}
+        return dataclasses.replace(tower, **given)
 
 
 @dataclass(frozen=True, kw_only=True)

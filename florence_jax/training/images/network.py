@@ -213,10 +213,9 @@ def handle_of(
 ) -> Backbone | Segmenter:
     """The network as functions of its parameters, with the run's stochastic depth."""
     model = config.model
-    backbone = network.backbone
-    if model.drop_path is not None:
-        vision = dataclasses.replace(backbone.vision, drop_path_rate=model.drop_path)
-        backbone = dataclasses.replace(backbone, vision=vision)
+    backbone = dataclasses.replace(
+        network.backbone, vision=model.with_drop_path(network.backbone.vision)
+    )
     settings: Any = {
         "dtype": model.dtype,
         "matmul_precision": model.matmul_precision,
