@@ -73,20 +73,30 @@ class SegmenterNetwork(nnx.Module):
         )
 
     def __call__(
-        self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self,
+        images: jax.Array,
+        *,
+        rows: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """float[B, H, W, 3] -> logits float32[B, H, W, K] of both heads.
 
-        The auxiliary head's are None where there is none, and where `train` is False.
+        The auxiliary head's are None where there is none, and in evaluation.
+
+        Args:
+            images: normalised.
+            rows: bool[B], in training: the images whose statistics batch norms use. None for
+                evaluation.
+            key: turns on stochastic depth.
         """
         maps = tuple(self.vision_tower.stage_outputs(images.astype(self.dtype), key=key))
         if self.norms is not None:
             maps = tuple(norm(one) for norm, one in zip(self.norms, maps, strict=True))
         grid = images.shape[1:3]
-        logits = resize_maps(self.decode_head(maps, train=train), grid)
-        if self.auxiliary_head is None or not train:
+        logits = resize_maps(self.decode_head(maps, rows), grid)
+        if self.auxiliary_head is None or rows is None:
             return logits, None
-        return logits, resize_maps(self.auxiliary_head(maps[-2], train=train), grid)
+        return logits, resize_maps(self.auxiliary_head(maps[-2], rows), grid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +140,7 @@ class Segmenter(Handle):
         """
         network = self.bind(params)
         with self.precision_scope():
-            logits, auxiliary = network(images, train=True, key=key)
+            logits, auxiliary = network(images, rows=jnp.ones(len(images), bool), key=key)
         loss = pixel_loss(logits, labels)
         if auxiliary is not None:
             loss = loss + self.config.auxiliary_weight * pixel_loss(auxiliary, labels)

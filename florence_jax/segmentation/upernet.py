@@ -1,6 +1,7 @@
 """UperNet's heads: pyramid pooling, a feature pyramid, and an auxiliary head.
 
-Shapes: B images, h w grid of a stage, C channels, K classes.
+Shapes: B images, h w grid of a stage, C channels, K classes. In training, `rows` bool[B] are the
+images whose statistics batch norms use; without them, batch norms use their running statistics.
 Source: "Unified Perceptual Parsing for Scene Understanding", https://arxiv.org/abs/1807.10221, with
 the parameters of transformers' `UperNetForSemanticSegmentation`.
 """
@@ -23,8 +24,8 @@ _MOMENTUM, _EPSILON = 0.1, 1e-5
 class BatchNorm(nnx.Module):
     """Batch norm over all axes but the last, in float32.
 
-    In training it normalises by the batch, and replaces its running `mean` and `var`, which are
-    read back from the module after the call. On a mesh the batch is that of all devices.
+    In training it normalises by the batch's `rows`, and replaces its running `mean` and `var`,
+    which are read back from the module after the call. On a mesh the batch is that of all devices.
     """
 
     def __init__(self, dim: int):
@@ -33,18 +34,21 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros((dim,)))
         self.var = nnx.BatchStat(jnp.ones((dim,)))
 
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, rows: jax.Array | None = None) -> jax.Array:
         values = x.astype(jnp.float32)
         mean, var = self.mean[...], self.var[...]
-        if train:
+        if rows is not None:
             axes = tuple(range(x.ndim - 1))
-            mean, var = values.mean(axes), values.var(axes)
-            count = x.size // x.shape[-1]
+            weight = rows.reshape(-1, *[1] * (x.ndim - 1)).astype(jnp.float32)
+            count = weight.sum() * (x[0].size // x.shape[-1])
+            some = jnp.maximum(count, 1)
+            mean = (weight * values).sum(axes) / some
+            var = (weight * jnp.square(values - mean)).sum(axes) / some
             # torch keeps the unbiased variance, and normalises by the biased one.
-            unbiased = var * (count / max(count - 1, 1))
+            unbiased = var * (some / jnp.maximum(some - 1, 1))
             for stat, new in ((self.mean, mean), (self.var, unbiased)):
-                kept = (1 - _MOMENTUM) * stat[...] + _MOMENTUM * new
-                stat[...] = jax.lax.stop_gradient(kept)
+                moved = (1 - _MOMENTUM) * stat[...] + _MOMENTUM * new
+                stat[...] = jax.lax.stop_gradient(jnp.where(count > 0, moved, stat[...]))
         gain = self.scale[...] * jax.lax.rsqrt(var + _EPSILON)
         return ((values - mean) * gain + self.bias[...]).astype(x.dtype)
 
@@ -58,8 +62,8 @@ class ConvNormRelu(nnx.Module):
         )
         self.norm = BatchNorm(out_dim)
 
-    def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
-        return jax.nn.relu(self.norm(self.conv(x_BHWC), train=train))
+    def __call__(self, x_BHWC: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+        return jax.nn.relu(self.norm(self.conv(x_BHWC), rows))
 
 
 class PixelClassifier(nnx.Module):
@@ -97,26 +101,26 @@ class UperNetHead(nnx.Module):
         self.fusion = conv(len(in_dims) * hidden_dim, 3)
         self.classifier = PixelClassifier(hidden_dim, num_classes, rngs=rngs)
 
-    def __call__(self, maps: Sequence[jax.Array], *, train: bool = False) -> jax.Array:
+    def __call__(self, maps: Sequence[jax.Array], rows: jax.Array | None = None) -> jax.Array:
         """float[B, h, w, C] of each stage -> float32[B, h, w, K] on the first stage's grid."""
         *finer, last = maps
-        levels = [conv(one, train=train) for conv, one in zip(self.laterals, finer, strict=True)]
-        levels.append(self._pool(last, train=train))
+        levels = [conv(one, rows) for conv, one in zip(self.laterals, finer, strict=True)]
+        levels.append(self._pool(last, rows))
         for number in range(len(levels) - 1, 0, -1):
             above = levels[number - 1]
             levels[number - 1] = above + resize_maps(levels[number], above.shape[1:3])
         *finer, coarsest = levels
-        outputs = [conv(one, train=train) for conv, one in zip(self.pyramid, finer, strict=True)]
+        outputs = [conv(one, rows) for conv, one in zip(self.pyramid, finer, strict=True)]
         grid = outputs[0].shape[1:3]
         outputs = [resize_maps(one, grid) for one in (*outputs, coarsest)]
-        return self.classifier(self.fusion(jnp.concatenate(outputs, axis=-1), train=train))
+        return self.classifier(self.fusion(jnp.concatenate(outputs, axis=-1), rows))
 
-    def _pool(self, x_BHWC: jax.Array, *, train: bool) -> jax.Array:
+    def _pool(self, x_BHWC: jax.Array, rows: jax.Array | None) -> jax.Array:
         parts = [x_BHWC]
         for conv, size in zip(self.pools, self.pool_sizes, strict=True):
-            pooled = conv(pool_to(x_BHWC, size), train=train)
+            pooled = conv(pool_to(x_BHWC, size), rows)
             parts.append(resize_maps(pooled, x_BHWC.shape[1:3]))
-        return self.bottleneck(jnp.concatenate(parts, axis=-1), train=train)
+        return self.bottleneck(jnp.concatenate(parts, axis=-1), rows)
 
 
 class AuxiliaryHead(nnx.Module):
@@ -126,9 +130,9 @@ class AuxiliaryHead(nnx.Module):
         self.hidden = ConvNormRelu(in_dim, hidden_dim, size=3, rngs=rngs)
         self.classifier = PixelClassifier(hidden_dim, num_classes, rngs=rngs)
 
-    def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x_BHWC: jax.Array, rows: jax.Array | None = None) -> jax.Array:
         """float[B, h, w, C] -> float32[B, h, w, K]."""
-        return self.classifier(self.hidden(x_BHWC, train=train))
+        return self.classifier(self.hidden(x_BHWC, rows))
 
 
 def resize_maps(x_BHWC: jax.Array, grid: tuple[int, ...]) -> jax.Array:

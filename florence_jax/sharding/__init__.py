@@ -12,6 +12,7 @@ from florence_jax.sharding.batch import (
     pad_rows,
     padded_rows,
     replicated,
+    row_places,
     use_mesh,
 )
 from florence_jax.sharding.mesh import (
@@ -53,6 +54,7 @@ __all__ = [
     "padded_rows",
     "parse_mesh",
     "replicated",
+    "row_places",
     "trim",
     "use_mesh",
 ]

@@ -87,6 +87,20 @@ def data_share(mesh: Mesh) -> tuple[int, int]:
     return first // len(mine), count
 
 
+def row_places(mesh: Mesh, rows: int) -> list[int]:
+    """Places of a batch's rows in the one that the mesh divides: each share is filled up alone.
+
+    Args:
+        rows: of all processes together.
+
+    Raises:
+        ValueError: see `data_share`.
+    """
+    count = data_share(mesh)[1]
+    share, filled = rows // count, padded_rows(mesh, rows) // count
+    return [number * filled + row for number in range(count) for row in range(share)]
+
+
 def global_batch(mesh: Mesh, share: Any, *, axis: int = 0) -> Any:
     """Assemble each process's share of the batch into arrays on the mesh.
 

@@ -13,7 +13,12 @@ from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.checkpoint.pytorch.tower_names import tower_transform
 from florence_jax.segmentation.names import segmenter_name
 from florence_jax.segmentation.segmenter import IGNORED, pixel_loss
-from florence_jax.segmentation.upernet import AuxiliaryHead, UperNetHead, resize_maps
+from florence_jax.segmentation.upernet import (
+    AuxiliaryHead,
+    BatchNorm,
+    UperNetHead,
+    resize_maps,
+)
 
 pytestmark = pytest.mark.optimized
 
@@ -28,8 +33,8 @@ class Heads(nnx.Module):
         self.decode_head = UperNetHead(DIMS, HIDDEN, CLASSES, (1, 2, 3, 6), rngs=None)
         self.auxiliary_head = AuxiliaryHead(DIMS[-2], AUXILIARY, CLASSES, rngs=None)
 
-    def __call__(self, maps, train):
-        found = self.decode_head(maps, train=train), self.auxiliary_head(maps[-2], train=train)
+    def __call__(self, maps, rows=None):
+        found = self.decode_head(maps, rows), self.auxiliary_head(maps[-2], rows)
         return tuple(resize_maps(logits, IMAGE) for logits in found)
 
 
@@ -94,7 +99,7 @@ def test_logits_loss_and_gradients(train):
 
     def run(params, maps, labels):
         heads = nnx.merge(graphdef, params)
-        logits = heads(maps, train)
+        logits = heads(maps, jnp.ones(2, bool) if train else None)
         loss = pixel_loss(logits[0], labels) + WEIGHT * pixel_loss(logits[1], labels)
         return loss, (logits, nnx.to_pure_dict(nnx.state(heads)))
 
@@ -133,3 +138,22 @@ def test_logits_loss_and_gradients(train):
         if path.rpartition("/")[2] in ("mean", "var"):
             np.testing.assert_allclose(ours, new[path], rtol=TOLERANCE, atol=TOLERANCE)
             assert train == bool(np.abs(np.asarray(ours) - before[path]).max() > 0)
+
+
+def test_rows_that_do_not_count_are_no_part_of_the_statistics():
+    """Beside torch's batch norm over the others; where no row counts, nothing moves."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 5, 3, 6)).astype(np.float32) * 2 + 1
+    x[[1, 3]] = 9.0
+    rows = jnp.array([True, False, True, False])
+    reference = torch.nn.BatchNorm2d(6)
+    expected = reference(torch.tensor(np.moveaxis(x[[0, 2]], -1, 1))).movedim(1, -1)
+    norm = BatchNorm(6)
+    found = norm(jnp.asarray(x), rows)
+    np.testing.assert_allclose(found[rows], expected.detach(), rtol=0, atol=TOLERANCE)
+    after = np.asarray(norm.mean[...]), np.asarray(norm.var[...])
+    theirs = reference.running_mean, reference.running_var
+    for ours, one in zip(after, theirs, strict=True):
+        np.testing.assert_allclose(ours, one, rtol=TOLERANCE)
+    assert np.isfinite(norm(jnp.asarray(x), jnp.zeros(4, bool))).all()
+    np.testing.assert_array_equal((norm.mean[...], norm.var[...]), after)

@@ -6,10 +6,12 @@ Shapes: B images, H W pixels, C channels, T attempts.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from florence_jax.training.images.config import MixConfig
 
@@ -34,7 +36,12 @@ class Mixed(NamedTuple):
 
 
 def change_batch(
-    key: jax.Array, images: jax.Array, labels: jax.Array, counted: jax.Array, config: MixConfig
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    counted: jax.Array,
+    config: MixConfig,
+    partners: tuple[int, ...] = (),
 ) -> Mixed:
     """Erase rectangles, then mix.
 
@@ -44,6 +51,7 @@ def change_batch(
         labels: int[B].
         counted: bool[B]; rows without a label are not mixed into others.
         config: the settings.
+        partners: as for `mix`.
     """
     erase_key, mix_key = jax.random.split(key)
     if config.erasing:
@@ -54,10 +62,16 @@ def change_batch(
         drawn = jax.random.beta(share_key, config.mixup, config.mixup)
         mixes = jax.random.uniform(chance_key) < config.mixup_prob
         share = jnp.where(mixes, drawn, 1.0)
-    return mix(images, labels, counted, share)
+    return mix(images, labels, counted, share, partners)
 
 
-def mix(images: jax.Array, labels: jax.Array, counted: jax.Array, share: jax.Array) -> Mixed:
+def mix(
+    images: jax.Array,
+    labels: jax.Array,
+    counted: jax.Array,
+    share: jax.Array,
+    partners: tuple[int, ...] = (),
+) -> Mixed:
     """Mix each image with that of the reversed batch: `share` of its own, the rest of the other.
 
     Args:
@@ -65,10 +79,21 @@ def mix(images: jax.Array, labels: jax.Array, counted: jax.Array, share: jax.Arr
         labels: int[B].
         counted: bool[B].
         share: float32[].
+        partners: the row that each row is mixed with, where rows fill up the batch. Empty for the
+            reversed batch, which a mesh need not gather.
     """
-    shares = jnp.where(counted & counted[::-1], share, 1.0).astype(jnp.float32)
+    other = np.array(partners) if partners else slice(None, None, -1)
+    shares = jnp.where(counted & counted[other], share, 1.0).astype(jnp.float32)
     weight = shares[:, None, None, None]
-    return Mixed(weight * images + (1 - weight) * images[::-1], labels, labels[::-1], shares)
+    return Mixed(weight * images + (1 - weight) * images[other], labels, labels[other], shares)
+
+
+def reversed_rows(places: Sequence[int], total: int) -> tuple[int, ...]:
+    """`partners` of a batch of `total` rows whose images are at `places`; others stay alone."""
+    partners = list(range(total))
+    for place, other in zip(places, reversed(places), strict=True):
+        partners[place] = other
+    return tuple(partners)
 
 
 def erase(key: jax.Array, images: jax.Array, config: MixConfig) -> jax.Array:

@@ -32,6 +32,7 @@ class ClassifyObjective:
         image: how uint8 pixels are normalised.
         label_smoothing: share of the label's probability spread evenly over all classes.
         mix: changes of training batches.
+        partners: as for `mixing.mix`.
         remat: activations that the backward pass recomputes.
         lora: no adapters.
     """
@@ -40,6 +41,7 @@ class ClassifyObjective:
     image: ImageConfig
     label_smoothing: float = 0.0
     mix: MixConfig = field(default_factory=MixConfig)
+    partners: tuple[int, ...] = ()
     remat: Remat = "none"
     lora: LoraConfig = field(default_factory=LoraConfig)
 
@@ -52,7 +54,7 @@ class ClassifyObjective:
         mixed = Mixed(images, labels, labels, jnp.ones(labels.shape))
         if key is not None:
             mix_key = jax.random.fold_in(key, 1)
-            mixed = change_batch(mix_key, images, labels, counted, self.mix)
+            mixed = change_batch(mix_key, images, labels, counted, self.mix, self.partners)
         network = self.model.bind(unflatten(params))
         rematerialise_tower(network.vision_tower, self.remat)
         return class_sums(network(mixed.images, key=key), mixed, counted, self.label_smoothing)
@@ -122,8 +124,10 @@ class SegmentObjective:
         network = self.model.bind(unflatten(params))
         rematerialise_tower(network.vision_tower, self.remat)
         images = normalised(batch.images, self.image)
-        logits, auxiliary = network(images, train=True, key=key)
         labels = _on_grid(batch)
+        # An unusable image is black, and so are the rows that fill up a batch.
+        rows = (labels != IGNORE).any((1, 2))
+        logits, auxiliary = network(images, rows=rows, key=key)
         sums = pixel_sums(logits, labels)
         if auxiliary is not None:
             more = self.model.config.auxiliary_weight * pixel_sums(auxiliary, labels).loss

@@ -12,13 +12,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from florence_jax.backbone.backbone import Backbone
 from florence_jax.checkpoint.param_tree import unflatten
 from florence_jax.model import flops
 from florence_jax.runtime.directory_lock import directory_lock
 from florence_jax.runtime.signals import Interruption
-from florence_jax.sharding import all_gather_to_hosts, load_rules, make_layout
+from florence_jax.sharding import (
+    all_gather_to_hosts,
+    load_rules,
+    make_layout,
+    padded_rows,
+    row_places,
+)
 from florence_jax.training.config_loader import SettingsError
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.distributed import is_first
@@ -29,6 +36,7 @@ from florence_jax.training.images.evaluation import (
     ImageEvaluation,
     MaskEvaluation,
 )
+from florence_jax.training.images.mixing import reversed_rows
 from florence_jax.training.images.network import (
     ImageNetwork,
     describe_network,
@@ -179,11 +187,18 @@ def build_images(config: ImageRunConfig, network: ImageNetwork) -> TrainSetup:
             image=pixels,
             label_smoothing=config.label_smoothing,
             mix=config.mix,
+            partners=_partners(mesh, config.batch_size // config.accumulation),
             remat=remat,
         )
     else:
         objective = SegmentObjective(model=handle, image=pixels, remat=remat)
     return assemble(config, objective, layout, network.backbone.vision)
+
+
+def _partners(mesh: Mesh, rows: int) -> tuple[int, ...]:
+    """The rows that mixup mixes with each other where a micro-batch is filled up for the mesh."""
+    total, places = padded_rows(mesh, rows), row_places(mesh, rows)
+    return reversed_rows(places, total) if total > rows else ()
 
 
 def export_network(

@@ -11,7 +11,13 @@ from florence_jax.backbone.backbone import backbone_shapes
 from florence_jax.backbone.config import BackboneConfig, preset
 from florence_jax.checkpoint.pytorch.tower_names import TowerStyle, tower_name
 from florence_jax.training.images.config import MixConfig
-from florence_jax.training.images.mixing import change_batch, erase, mix, rectangle
+from florence_jax.training.images.mixing import (
+    change_batch,
+    erase,
+    mix,
+    rectangle,
+    reversed_rows,
+)
 from florence_jax.training.images.objectives import class_sums
 from florence_jax.training.optimizer import assign_param_groups, update_ema
 from tests.backbone.timm_reference import needs_timm
@@ -79,6 +85,23 @@ def test_rows_without_a_label_are_not_mixed_into_others():
     np.testing.assert_array_equal(mixed.images[0], GIVEN["images"][0])
     sums = class_sums(jnp.asarray(GIVEN["logits"]), mixed, counted, 0.0)
     assert sums.tokens == 5
+
+
+def test_rows_that_fill_up_a_batch_change_no_mixture():
+    """Two processes' shares of three rows, each filled up to four."""
+    images, labels = jnp.asarray(GIVEN["images"]), jnp.asarray(GIVEN["labels"])
+    places = [0, 1, 2, 4, 5, 6]
+    partners = reversed_rows(places, 8)
+    assert partners == (6, 5, 4, 3, 2, 1, 0, 7)
+    share = jnp.float32(timm.SHARE)
+    expected = mix(images, labels, COUNTED, share)
+
+    def filled(array):
+        return jnp.zeros((8, *array.shape[1:]), array.dtype).at[np.array(places)].set(array)
+
+    found = mix(filled(images), filled(labels), filled(COUNTED), share, partners)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours[np.array(places)], theirs)
 
 
 def test_mixing_can_be_off_and_depends_on_the_key_alone():
