@@ -35,15 +35,20 @@ _DESCRIPTION = """\
 Time a model on the device that jax chooses here: images of noise, answers of exactly as many tokens
 as --max-new-tokens says (default: 64). The first call includes compiling, or reading the compiled
 programs from the cache; the others are warm.
+
+With --serve, a server of its own is asked by callers at the same time, about different images, and
+answers are as long as the model makes them.
 """
 _EPILOG = """\
 columns: first, seconds of the first call; warm, the median of the rounds and their range; images/s,
-of calls that encode new images and answer; tokens/s, of calls about images encoded before.
+of calls that encode new images and answer; tokens/s, of calls about images encoded before. With
+--serve: p50, p95 and p99, seconds until the answer; equal, answers that are the pipeline's.
 
 examples:
   florence-jax bench --model shapes
   florence-jax bench --task "<OD>" --batch-size 1 --batch-size 8 --json bench.jsonl
   JAX_PLATFORMS=cpu florence-jax bench --dtype bfloat16 --beams 1
+  florence-jax bench --model shapes --serve --callers 1 --callers 32
 """
 
 
@@ -68,6 +73,18 @@ def add_bench(commands: Any) -> None:
         help="repeat it for several (default: 1, 4, 8)",
     )
     bench.add_argument("--rounds", type=int, default=5, help="warm calls (default: %(default)s)")
+    bench.add_argument("--serve", action="store_true", help="time a server of the model")
+    bench.add_argument(
+        "--callers",
+        type=positive,
+        action="append",
+        help="with --serve, callers at the same time; repeat it for several (default: 1, 8, 32)",
+    )
+    bench.add_argument(
+        "--requests",
+        type=positive,
+        help="with --serve, requests of each row (default: 200)",
+    )
     bench.add_argument("--json", type=Path, metavar="FILE", help="append one JSON line a row")
     bench.set_defaults(run=_bench)
 
@@ -78,6 +95,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     if arguments.rounds < 1:
         raise ValueError(f"--rounds is {arguments.rounds}, expected at least 1")
+    for name in ("callers", "requests"):
+        if getattr(arguments, name) is not None and not arguments.serve:
+            raise ValueError(f"--{name} belongs to --serve: give both")
     options, decoding = options_from(ModelOptions, arguments), decoding_from(arguments)
     tasks = arguments.task or ["<CAPTION>", "<OD>"]
     check_queries(
@@ -88,10 +108,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     )
     pipeline = load_checkpoint_pipeline(options, progress=True)
     settings = decoding_settings(pipeline, decoding)
+    if arguments.serve:
+        return _bench_server(arguments, pipeline, settings, tasks, _context(options, settings))
     count = arguments.max_new_tokens or 64
     settings = dataclasses.replace(settings, min_new_tokens=count, max_new_tokens=count)
     context = _context(options, settings)
-    print(", ".join(f"{name} {value}" for name, value in context.items()))
+    _print_context(context)
     print(f"{'case':<32}{'batch':>6}{'first':>10}{'warm':>26}{'images/s':>10}{'tokens/s':>10}")
     for row in measure(
         pipeline,
@@ -102,10 +124,45 @@ def _bench(arguments: argparse.Namespace) -> int:
         free_prompt=arguments.free_prompt,
     ):
         print(_line(row), flush=True)
-        if arguments.json is not None:
-            with arguments.json.open("a", encoding="utf-8") as output:
-                print(json.dumps(context | row), file=output)
+        _save(arguments.json, context | row)
     return 0
+
+
+def _bench_server(
+    arguments: argparse.Namespace,
+    pipeline: Florence2Pipeline,
+    settings: GenerationConfig,
+    tasks: list[str],
+    context: dict[str, Any],
+) -> int:
+    from florence_jax.cli.bench_serve import measure_server, server_header, server_line
+
+    _print_context(context)
+    print(server_header())
+    rows = measure_server(
+        pipeline,
+        settings,
+        tasks=tasks,
+        batch_sizes=arguments.batch_size or [8],
+        callers=arguments.callers or [1, 8, 32],
+        requests=arguments.requests or 200,
+    )
+    are_equal = True
+    for row in rows:
+        print(server_line(row), flush=True)
+        _save(arguments.json, context | row)
+        are_equal &= row["equal"] == 1
+    return 0 if are_equal else 1
+
+
+def _print_context(context: dict[str, Any]) -> None:
+    print(", ".join(f"{name} {value}" for name, value in context.items()))
+
+
+def _save(file: Path | None, row: dict[str, Any]) -> None:
+    if file is not None:
+        with file.open("a", encoding="utf-8") as output:
+            print(json.dumps(row), file=output)
 
 
 def measure(

@@ -43,6 +43,11 @@ GROUPS = {
             "classify images by a DaViT with a classifier",
             "florence-jax classify photos/ --model davit_tiny --top 5",
         ),
+        "serve": Command(
+            "serve:add_serve",
+            "serve a model over HTTP, to many callers at a time",
+            "florence-jax serve --model shapes --port 8000",
+        ),
         "demo": Command(
             "demo:add_demo",
             "answer all 15 tasks offline with a small trained model",

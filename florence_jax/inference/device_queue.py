@@ -25,12 +25,20 @@ class DeviceQueue:
     The launching thread goes on to prepare the next batch. It waits only where the queue is full.
     """
 
-    def __init__(self, stats: DeviceStats, depth: int = DEPTH) -> None:
+    def __init__(
+        self, stats: DeviceStats, depth: int = DEPTH, order: threading.Lock | None = None
+    ) -> None:
+        """
+        Args:
+            stats: counts the time in which the device has work.
+            depth: the computations that are launched ahead.
+            order: shared by all queues of the same devices.
+        """
         self._stats = stats
         self._slots = threading.BoundedSemaphore(depth)
         # Devices with collectives between them must all get their programs in one order, or they
         # deadlock; and a new shape is compiled once.
-        self._order = threading.Lock()
+        self._order = order or threading.Lock()
 
     def launch(
         self, compute: Callable[[], Any], fetch: Callable[[Any], Fetched] = lambda _: None

@@ -26,7 +26,7 @@ class DeviceStats:
         self._since = 0.0
         self._busy = 0.0
         self._last = 0.0
-        self._tokens = 0
+        self._tokens = self._batches = self._requests = 0
         # When the first tokens were there, and how long the device had been busy by then.
         self._first: tuple[float, float] | None = None
 
@@ -51,6 +51,18 @@ class DeviceStats:
             self._tokens += count
             if self._first is None:
                 self._first = (time.monotonic(), self._busy_until_now())
+
+    def add_batch(self, requests: int) -> None:
+        """A batch of `requests` went to the device."""
+        with self._lock:
+            self._batches += 1
+            self._requests += requests
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """The batches that went to the device so far, and the requests in them."""
+        with self._lock:
+            return self._batches, self._requests
 
     @property
     def tokens(self) -> int:

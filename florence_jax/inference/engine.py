@@ -7,25 +7,24 @@ and exported programs all answer through it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
 from florence_jax.generation import GenerateOutput, GenerationConfig
-from florence_jax.generation.inputs import prompt_bucket
+from florence_jax.inference.answer_parser import AnswerParser
 from florence_jax.inference.batching import DEFAULT_BATCH_SIZE, Batcher, pad_prompts, padded_rows
 from florence_jax.inference.compiled_fns import CompiledFns
 from florence_jax.inference.constraints import AnswerConstraints, batch_constraint
-from florence_jax.inference.device_queue import DeviceQueue
+from florence_jax.inference.device_queue import DEPTH, DeviceQueue
 from florence_jax.inference.device_stats import DeviceStats
 from florence_jax.inference.image_encoder import (
     CachedImage,
@@ -37,43 +36,20 @@ from florence_jax.inference.image_encoder import (
     stream_chunks,
 )
 from florence_jax.inference.overrides import OnError, check_on_error, sampling_key
+from florence_jax.inference.pending import Pending, RequestPreparer
 from florence_jax.inference.requests import Request, Response
 from florence_jax.inference.scheduler import BatchScheduler, Clock
-from florence_jax.processing import (
-    FlorenceTokenizer,
-    ImageConfig,
-    build_prompt,
-    check_request,
-    parse,
-    parse_tokens,
-)
+from florence_jax.processing import FlorenceTokenizer, ImageConfig
 from florence_jax.processing.tasks import Compat
 from florence_jax.runtime.error_text import is_of_one_input
 
-_NO_LIMIT = 1 << 30
-
-
-@dataclass(kw_only=True, eq=False)
-class _Pending:
-    """A request on its way: its image read, its prompt tokenized, then waiting for its batch.
-
-    Attributes:
-        image: None where the request has an error, and again when its batch is on its way.
-    """
-
-    request: Request
-    future: Future[Response]
-    image: CachedImage | None = None
-    size: tuple[int, int] = (0, 0)
-    input_ids: list[int] = dataclasses.field(default_factory=list)
-
 
 class Engine:
-    """Answers requests with one set of decoding settings.
+    """Answers requests.
 
-    `run` answers a stream. `submit` takes single requests as they come, from any thread, and puts
-    those that wait at the same time into one batch. Where one request of a batch is at fault, the
-    others are answered without it.
+    `run` answers a stream with one set of decoding settings. `submit` takes single requests as they
+    come, from any thread, and puts those that wait at the same time into one batch. Where one
+    request of a batch is at fault, the others are answered without it.
     """
 
     def __init__(
@@ -93,6 +69,7 @@ class Engine:
         max_wait: float = 0.01,
         seed: int | None = None,
         label_scores: bool = False,
+        queues: int = 1,
         clock: Clock | None = None,
     ) -> None:
         """
@@ -100,7 +77,7 @@ class Engine:
             programs: the compiled functions of the model.
             tokenizer: prompts to ids, and ids to text.
             image_config: how images become pixels.
-            generation: decoding settings, for all requests.
+            generation: decoding settings.
             constraints: confine answers to what can be parsed whole; None: answers are free.
             compat: as for `florence_jax.Florence2Pipeline`.
             declared_tasks: tasks beside the 15.
@@ -114,31 +91,39 @@ class Engine:
             max_wait: seconds after which a request of `submit` no longer waits for a full batch.
             seed: for sampling.
             label_scores: add the confidence of each shape's label to results.
+            queues: the queues that `submit` chooses among. Of the second and each further one, the
+                device gets one batch at a time: a batch of the first waits for few of the others.
             clock: measures `max_wait`; tests bring their own.
 
         Raises:
             ValueError: settings that give several answers, or sampling without a seed.
         """
-        if generation.num_return_sequences != 1:
-            raise ValueError(
-                f"num_return_sequences is {generation.num_return_sequences}, but a result holds "
-                "one answer: use florence_jax.generate for several"
-            )
+        _check_one_answer(generation)
         self.programs, self.generation, self.image_config = programs, generation, image_config
         self.stats = DeviceStats()
         self._tokenizer, self._constraints = tokenizer, constraints
         self._compat: Compat = compat
-        self._declared, self._free_prompt = frozenset(declared_tasks), free_prompt
-        self._check_prompts, self._label_scores = check_prompts, label_scores
+        self._preparer = RequestPreparer(
+            tokenizer=tokenizer,
+            pixel_size=image_config.size,
+            compat=compat,
+            declared=frozenset(declared_tasks),
+            free_prompt=free_prompt,
+            check_prompts=check_prompts,
+        )
+        self._parse = AnswerParser(tokenizer=tokenizer, compat=compat, label_scores=label_scores)
         self._key = sampling_key(generation, seed)
         buckets = programs.batch_buckets(batch_size)
         self.batch_rows = max(buckets)
         self._reorder, self._buckets = reorder, (self.batch_rows,) if reorder else buckets
-        self._queue = DeviceQueue(self.stats)
+        order = threading.Lock()
+        self._queues = tuple(
+            DeviceQueue(self.stats, 1 if queue else DEPTH, order) for queue in range(queues)
+        )
         self._normalize = Normalizer(image_config)
         self._encoder = ImageEncoder(self._encode, image_config, self._buckets, programs.params)
         self._max_wait, self._clock = max_wait, clock
-        self._scheduler: BatchScheduler[_Pending] | None = None
+        self._schedulers: tuple[BatchScheduler[Pending], ...] = ()
         # Images of submitted requests that wait: requests about one image share it.
         self._waiting = weakref.WeakValueDictionary[Hashable, CachedImage]()
         self._batches = itertools.count()
@@ -147,6 +132,11 @@ class Engine:
     def rows_of_a_device(self) -> int:
         """The number of requests in a full batch that one device answers."""
         return self.batch_rows // self.programs.device_count
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes that batches are padded to."""
+        return self._buckets
 
     def check(
         self, request: Request, image_size: tuple[int, int] | None = None, *, labels: bool = False
@@ -161,18 +151,17 @@ class Engine:
             ValueError: see `florence_jax.processing.check_request`, or labels that an answer cannot
                 hold.
         """
-        if isinstance(request.image, EncodedImage):
-            image_size = request.image.size
-        check_request(
-            request.prompt,
-            text=request.text,
-            region=request.region,
-            image_size=image_size,
-            declared=self._declared,
-            free_prompt=self._free_prompt,
-        )
+        self._preparer.check(request, image_size)
         if labels:
             batch_constraint(self._constraints, [request])
+
+    def read_image(self, image: Any) -> CachedImage:
+        """An image for requests of `submit`: several that share it have it encoded once.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self._encoder.read(image)
 
     def encode_images(self, images: Iterable[Any]) -> Iterator[EncodedImage]:
         """The images encoded, in order, a batch at a time as they are taken.
@@ -198,11 +187,11 @@ class Engine:
             RuntimeError: the device fails.
         """
         check_on_error(on_error)
-        reader, batcher = ChunkReader(self._encoder), Batcher[_Pending](self.batch_rows)
+        reader, batcher = ChunkReader(self._encoder), Batcher[Pending](self.batch_rows)
         numbers, unread = itertools.count(), deque[list[Future[Response]]]()
         for chunk in stream_chunks(requests, self.batch_rows, by_image=self._reorder):
             read = zip(chunk, reader.read(chunk), strict=True)
-            pending = [self._prepare(*one) for one in read]
+            pending = [self._preparer(*one, self.generation, self._constraints) for one in read]
             ready = [one for one in pending if one.image is not None]
             if on_error == "raise" and len(ready) < len(pending):
                 unread.append([one.future for one in pending if one.image is None])
@@ -222,93 +211,90 @@ class Engine:
             self._dispatch(batch, next(numbers))
         yield from _results(itertools.chain.from_iterable(unread), on_error)
 
-    def submit(self, request: Request) -> Future[Response]:
+    def submit(
+        self,
+        request: Request,
+        *,
+        generation: GenerationConfig | None = None,
+        constraints: AnswerConstraints | None = None,
+        queue: int = 0,
+    ) -> Future[Response]:
         """The response to one request, when it is there; within `with engine:`, from any thread.
 
-        The image is read on the calling thread. Requests that wait at the same time, with images of
-        one size and prompts of one padded length, make a batch. It leaves when it is full, or when
-        its oldest request has waited `max_wait`.
+        The image is read on the calling thread, unless it comes from `read_image`. Requests that
+        wait in one queue at the same time, with images of one size, prompts of one padded length
+        and equal settings, make a batch. It leaves when it is full, or when its oldest request has
+        waited `max_wait`.
+
+        Args:
+            generation, constraints: by default the engine's.
+            queue: the number of its queue.
 
         Raises:
             RuntimeError: the engine was not entered, or was left.
+            ValueError: settings that give several answers.
         """
-        if self._scheduler is None:
+        if not self._schedulers:
             raise RuntimeError("requests are submitted within `with engine:`")
+        if generation is not None:
+            _check_one_answer(generation)
         image = self._waiting.get(request.image_key) or self._encoder.read_or_error(request.image)
-        pending = self._prepare(request, image)
+        pending = self._preparer(
+            request, image, generation or self.generation, constraints or self._constraints
+        )
         if pending.image is not None:
             self._waiting[request.image_key] = pending.image
-            self._scheduler.submit(pending, self._shape(pending))
+            key = (*self._preparer.shape(pending), *pending.settings_key())
+            self._schedulers[queue].submit(pending, key)
         return pending.future
 
     def __enter__(self) -> Engine:
-        self._scheduler = BatchScheduler(
-            self._dispatch_submitted, self.batch_rows, self._max_wait, self._clock
+        self._schedulers = tuple(
+            BatchScheduler(
+                functools.partial(self._dispatch_submitted, queue),
+                self.batch_rows,
+                self._max_wait,
+                self._clock,
+            )
+            for queue in self._queues
         )
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._scheduler is not None:
-            self._scheduler.close()
-            self._scheduler = None
+        for scheduler in self._schedulers:
+            scheduler.close()
+        self._schedulers = ()
 
-    def _prepare(self, request: Request, image: CachedImage | Exception) -> _Pending:
-        """A request with its tokens; with an error instead of an image if it cannot be answered."""
-        pending = _Pending(request=request, future=Future())
-        try:
-            if isinstance(image, Exception):
-                raise image
-            if self._check_prompts:
-                self.check(request, image.size)
-            prompt = build_prompt(
-                request.prompt,
-                text=request.text,
-                region=request.region,
-                image_size=image.size,
-                compat=self._compat,
-            )
-            (pending.input_ids,) = self._tokenizer.encode([prompt])
-            pending.image, pending.size = image, image.size
-        except Exception as error:
-            if not is_of_one_input(error):
-                raise
-            pending.future.set_exception(error)
-        return pending
-
-    def _shape(self, pending: _Pending) -> tuple[tuple[int, int], int]:
-        """The image size and padded prompt length, which are equal throughout a batch."""
-        encoded = pending.image.encoded if pending.image else None
-        length = len(pending.input_ids)
-        # The original code attends to padding: only prompts of equal length need none.
-        padded = length if self._compat == "original" else prompt_bucket(length, _NO_LIMIT)
-        return self.image_config.size if encoded is None else encoded.pixel_size, padded
-
-    def _group(self, pending: _Pending) -> tuple[Any, str]:
+    def _group(self, pending: Pending) -> tuple[Any, str]:
         """The key and kind of a request of `run`, see `Batcher`."""
-        image_size, padded = self._shape(pending)
+        image_size, padded = self._preparer.shape(pending)
         if not self._reorder:
             return image_size, ""
         # Answers to one task are about equally long: none waits for a longer one.
         return (image_size, padded), pending.request.task
 
-    def _dispatch_submitted(self, batch: list[_Pending]) -> None:
+    def _dispatch_submitted(self, queue: DeviceQueue, batch: list[Pending]) -> None:
         batch = [one for one in batch if one.future.set_running_or_notify_cancel()]
         try:
             if batch:
-                self._dispatch(batch, next(self._batches))
+                self._dispatch(batch, next(self._batches), queue)
         except Exception as error:
             _fail(batch, error)
 
-    def _dispatch(self, batch: Sequence[_Pending], number: int) -> None:
+    def _dispatch(
+        self, batch: Sequence[Pending], number: int, queue: DeviceQueue | None = None
+    ) -> None:
         """Send a batch to the device; its futures are done when the answers are there.
 
         Args:
             number: of the batch, for what sampling draws.
+            queue: by default the first.
         """
+        queue = queue or self._queues[0]
         rng = None if self._key is None else jax.random.fold_in(self._key, number)
         try:
             generate = self._generate(batch, rng)
-            _, done = self._queue.launch(generate, functools.partial(self._collect, batch))
+            _, done = queue.launch(generate, functools.partial(self._collect, batch))
         except Exception as error:
             if not is_of_one_input(error):
                 raise
@@ -317,18 +303,19 @@ class Engine:
                 return
             # One of them is at fault, such as a text too long for the model; the others are not.
             for one in batch:
-                self._dispatch([one], number)
+                self._dispatch([one], number, queue)
             return
+        self.stats.add_batch(len(batch))
         for one in batch:
             one.image = None
         done.add_done_callback(lambda done: _fail(batch, done.exception()))
 
     def _generate(
-        self, batch: Sequence[_Pending], rng: jax.Array | None
+        self, batch: Sequence[Pending], rng: jax.Array | None
     ) -> Callable[[], GenerateOutput]:
         """The call that answers a batch, padded to one of the compiled sizes."""
         rows = padded_rows(len(batch), self._buckets)
-        constraint = batch_constraint(self._constraints, [batch[row].request for row in rows])
+        constraint = batch_constraint(batch[0].constraints, [batch[row].request for row in rows])
         encoded = self._encoder.encode([one.image for one in batch if one.image is not None])
         features = tuple(encoded[row].features for row in rows)
         input_ids, mask = pad_prompts(
@@ -339,7 +326,7 @@ class Engine:
 
         def generate() -> GenerateOutput:
             output = self.programs.generate(
-                stack_features(features), input_ids, mask, self.generation, constraint, rng
+                stack_features(features), input_ids, mask, batch[0].generation, constraint, rng
             )
             for array in output:
                 if isinstance(array, jax.Array):
@@ -349,34 +336,19 @@ class Engine:
         return generate
 
     def _encode(self, pixels: np.ndarray) -> Sequence[jax.Array]:
-        return self._queue.launch(lambda: self.programs.encode(self._normalize(pixels)))[0]
+        return self._queues[0].launch(lambda: self.programs.encode(self._normalize(pixels)))[0]
 
-    def _collect(self, batch: Sequence[_Pending], output: GenerateOutput) -> None:
+    def _collect(self, batch: Sequence[Pending], output: GenerateOutput) -> None:
         """Fetch the tokens of a batch, and parse each row."""
         host = output.trimmed()
         self.stats.add_tokens(int(host.lengths[: len(batch)].sum()))
         for row, one in enumerate(batch):
             try:
-                response = self._postprocess(one, host, row)
+                response = self._parse(host, row, one.request.task, one.size)
             except Exception as error:
                 one.future.set_exception(error)
             else:
                 one.future.set_result(response)
-
-    def _postprocess(self, one: _Pending, output: GenerateOutput, row: int) -> Response:
-        # Trimmed to its own length, a row does not depend on its neighbours.
-        length = int(output.lengths[row])
-        ids = output.sequences[row, : length + 1].tolist()
-        # The first id is the decoder start token, which was not chosen and has no score.
-        scores = [0.0, *output.token_scores[row, :length].tolist()]
-        task, tokenizer = one.request.task, self._tokenizer
-        if self._compat is None:
-            result = parse_tokens(
-                ids, scores, tokenizer, task, one.size, label_scores=self._label_scores
-            )
-        else:
-            result = parse(tokenizer.decode(ids), task, one.size, compat=self._compat)
-        return Response(result=result, ids=ids, token_scores=scores)
 
 
 def _results(futures: Iterable[Future[Response]], on_error: OnError) -> Iterator[Any]:
@@ -390,8 +362,16 @@ def _results(futures: Iterable[Future[Response]], on_error: OnError) -> Iterator
             raise error
 
 
-def _fail(batch: Sequence[_Pending], error: BaseException | None) -> None:
+def _fail(batch: Sequence[Pending], error: BaseException | None) -> None:
     """Hand a failure, where there is one, to the requests of a batch that have no answer."""
     for one in batch:
         if error is not None and not one.future.done():
             one.future.set_exception(error)
+
+
+def _check_one_answer(generation: GenerationConfig) -> None:
+    if generation.num_return_sequences != 1:
+        raise ValueError(
+            f"num_return_sequences is {generation.num_return_sequences}, but a result holds one "
+            "answer: use florence_jax.generate for several"
+        )

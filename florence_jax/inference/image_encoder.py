@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -72,14 +73,19 @@ class ImageEncoder:
         self._config = image_config
         self._buckets = buckets
         self._params = params
+        self._encoding = threading.Lock()
 
     def read(self, image: Any) -> CachedImage:
         """One image, decoded and resized.
+
+        One that was read already is returned as it is.
 
         Raises:
             ImageError: it cannot be read.
             ValueError: it was encoded by another pipeline.
         """
+        if isinstance(image, CachedImage):
+            return image
         if isinstance(image, EncodedImage):
             if image.params is not self._params:
                 raise ValueError(
@@ -105,6 +111,11 @@ class ImageEncoder:
 
     def encode(self, images: Sequence[CachedImage]) -> list[EncodedImage]:
         """The images encoded, in order; returns before the device has finished."""
+        with self._encoding:  # queues that share an image encode it once
+            self._encode_new(images)
+        return [image.encoded for image in images if image.encoded is not None]
+
+    def _encode_new(self, images: Sequence[CachedImage]) -> None:
         new = list(dict.fromkeys(image for image in images if image.encoded is None))
         for piece in split_into_buckets(len(new), self._buckets):
             pixels = np.stack([image.pixels for image in new[piece]])
@@ -117,7 +128,6 @@ class ImageEncoder:
                     pixel_size=self._config.size,
                     params=self._params,
                 )
-        return [image.encoded for image in images if image.encoded is not None]
 
 
 def stream_chunks(

@@ -1,0 +1,1 @@
+"""`florence-jax serve`: one model behind HTTP, for many callers; needs the extra `serve`."""
