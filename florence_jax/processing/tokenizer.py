@@ -106,6 +106,21 @@ class FlorenceTokenizer:
         vocabulary = sorted(self._backend.get_vocab(with_added_tokens=True).items())
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
+    @property
+    def location_ids(self) -> range:
+        """The ids of ``<loc_0>`` to ``<loc_999>``.
+
+        Raises:
+            ValueError: they do not follow one another.
+        """
+        span = range(self._location_ids[0], self._location_ids[0] + len(self._location_ids))
+        if self._location_ids != tuple(span):
+            raise ValueError(
+                "the ids of <loc_0> to <loc_999> do not follow one another in this tokenizer: "
+                "leave loss.location_weight at 1 and loss.location_sigma at 0"
+            )
+        return span
+
     def loc_id(self, bin: int) -> int:
         """The id of ``<loc_bin>``.
 

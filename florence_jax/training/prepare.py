@@ -249,6 +249,8 @@ def build_training(
         loss=config.loss,
         lora=config.lora,
         remat=config.model.remat,
+        # Nothing else depends on the tokenizer, and equal objectives are equal programs.
+        locations=pretrained.tokenizer.location_ids if config.loss.sees_locations else range(0),
     )
     pad_id = pretrained.config.text.pad_token_id
     return assemble(config, objective, layout, pretrained.config, pad_id=pad_id)

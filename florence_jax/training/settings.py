@@ -101,19 +101,31 @@ class LossConfig(Checked):
         label_smoothing: share of the label's probability spread evenly over the vocabulary.
         z_loss: weight of log(Z)^2, which keeps the logits' normaliser near 1
             (https://arxiv.org/abs/2204.02311, section 5).
+        location_weight: weight of a location token's loss beside that of a word's, which is 1.
+        location_sigma: standard deviation, in bins, of a Gaussian around a location token's own
+            bin: its probability is the target of the neighbouring bins. 0 makes the bin itself the
+            only target. A bin is a thousandth of the image's side.
         chunk: label tokens whose logits exist at one time; 0 for all. A vocabulary of 51,289
             makes logits the largest activation of long labels; chunks recompute them backward.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    location_weight: float = 1.0
+    location_sigma: float = 0.0
     chunk: int = 0
 
     def problems(self) -> Iterator[str]:
         yield from not_finite(self, "loss.")
         yield from within("loss.label_smoothing", self.label_smoothing, 0, 1)
-        yield from within("loss.z_loss", self.z_loss, 0)
+        for field in ("z_loss", "location_weight", "location_sigma"):
+            yield from within(f"loss.{field}", getattr(self, field), 0)
         yield from counted("loss.chunk", self.chunk, 0)
+
+    @property
+    def sees_locations(self) -> bool:
+        """Whether location tokens are treated unlike words."""
+        return self.location_weight != 1.0 or self.location_sigma > 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,6 +111,7 @@ class LossFn:
         image: how uint8 pixels are normalised.
         loss, lora: their configs.
         remat: Activations that the backward pass recomputes.
+        locations: ids of the location tokens, where the loss treats them unlike words.
     """
 
     model: Model
@@ -118,6 +119,7 @@ class LossFn:
     loss: LossConfig = field(default_factory=LossConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     remat: Remat = "none"
+    locations: range = range(0)
 
     def __call__(self, params: Flat, batch: Batch, key: jax.Array | None) -> TokenSums:
         """Summed losses of a batch without its leading axis; a `key` turns on dropout."""
@@ -137,7 +139,7 @@ class LossFn:
         hidden = module.decoder(
             module.embed(inputs), encoder_hidden_states, mask, key=fold_in(key, 2)
         )
-        return summed_loss(hidden, batch.labels, module.unembed, self.loss)
+        return summed_loss(hidden, batch.labels, module.unembed, self.loss, self.locations)
 
     def and_statistics(self, params: Flat, batch: Batch, key: jax.Array) -> tuple[TokenSums, Flat]:
         """Summed losses in training; the network has no statistics."""

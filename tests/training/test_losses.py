@@ -40,6 +40,41 @@ def test_z_loss_is_the_squared_log_normaliser(tokens):
     np.testing.assert_array_equal(with_z.nll, plain.nll)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_locations_share_their_probability_with_their_neighbours(tokens, smoothing, chunk):
+    hidden, table, labels = tokens
+    locations, sigma, weight = range(3, 9), 0.7, 2.5
+    config = LossConfig(
+        label_smoothing=smoothing, chunk=chunk, location_sigma=sigma, location_weight=weight
+    )
+
+    def loss(hidden, table):
+        return summed_loss(hidden, labels, lambda h: h @ table, config, locations).loss
+
+    found, gradients = jax.value_and_grad(loss, argnums=(0, 1))(hidden, jnp.asarray(table))
+
+    expected, weights = np.zeros((3, 7, 11)), np.ones((3, 7))
+    for place in np.argwhere(labels != IGNORE):
+        label = labels[tuple(place)]
+        if label in locations:
+            around = np.exp(-((np.arange(3, 9) - label) ** 2) / (2 * sigma**2))
+            expected[tuple(place)][3:9] = around / around.sum()
+            weights[tuple(place)] = weight
+        else:
+            expected[tuple(place)][label] = 1.0
+    assert {weight, 1.0} == set(weights[labels != IGNORE])
+    states, output = (torch.from_numpy(one).double().requires_grad_() for one in (hidden, table))
+    losses = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none")(
+        (states @ output).flatten(0, 1), torch.from_numpy(expected).flatten(0, 1)
+    )
+    total = (losses * torch.from_numpy(weights * (labels != IGNORE)).flatten()).sum()
+    total.backward()
+    np.testing.assert_allclose(found, total.item(), rtol=1e-6)
+    for mine, theirs in zip(gradients, (states.grad, output.grad), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 def test_chunks_change_neither_the_loss_nor_its_gradient(tokens, chunk):
     hidden, table, labels = tokens
@@ -70,7 +105,13 @@ def test_labels_are_shifted_once_as_transformers_does():
     np.testing.assert_array_equal(expected[0], [2, 5, 6, 2])
 
 
-@pytest.mark.parametrize("wrong", [{"label_smoothing": 1.0}, {"z_loss": -1.0}, {"chunk": -1}])
+WRONG = [
+    *({"label_smoothing": 1.0}, {"z_loss": -1.0}, {"chunk": -1}),
+    *({"location_weight": -0.5}, {"location_sigma": float("nan")}),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_setting_is_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         LossConfig(**wrong)
