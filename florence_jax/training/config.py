@@ -21,6 +21,9 @@ from florence_jax.training.run_config import (
 )
 from florence_jax.training.settings import LoraConfig, LossConfig
 
+# Beyond it, an end token would be certain or banned.
+_MOST_BIAS = 100.0
+
 __all__ = [
     "DataConfig",
     "EvaluationConfig",
@@ -147,6 +150,9 @@ class EvaluationConfig(ScoringConfig):
         num_beams: Beams of the generated answers.
         no_repeat_ngram_size: Length of n-grams that may not repeat in an answer; 0 for no limit.
         max_new_tokens: Most tokens of an answer.
+        eos_bias: Added to the logit of the end token in generated answers: below 0, answers name
+            more objects before they end. An export keeps it, as `sequence_bias` of its
+            generation_config.json, which transformers reads too; it is of every task then.
     """
 
     examples: int = 1000
@@ -154,6 +160,7 @@ class EvaluationConfig(ScoringConfig):
     num_beams: int = 1
     no_repeat_ngram_size: int = 0
     max_new_tokens: int = 256
+    eos_bias: float = 0.0
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -163,6 +170,11 @@ class EvaluationConfig(ScoringConfig):
             # Generation's own bound of beams.
             most = 1024 if name == "num_beams" else 2**31 - 1
             yield from counted(f"evaluation.{name}", getattr(self, name), number, most)
+        yield from within("evaluation.eos_bias", self.eos_bias, -_MOST_BIAS, _MOST_BIAS)
+
+    def sequence_bias(self, eos_id: int) -> tuple[tuple[tuple[int], float], ...]:
+        """`eos_bias` as `GenerationConfig.sequence_bias` has it; empty without one."""
+        return (((eos_id,), self.eos_bias),) if self.eos_bias else ()
 
 
 @dataclass(frozen=True, kw_only=True)

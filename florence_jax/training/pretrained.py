@@ -103,6 +103,7 @@ def prepare_pretrained(config: TrainConfig, files: Path) -> PretrainedFiles:
         sizes = dataclasses.replace(sizes, text=text, image_token_id=tokens)
     if writes or not model.start:
         _write_generation_config(config.evaluation, sizes.text, files)
+    _write_eos_bias(config.evaluation, sizes.text.eos_token_id, files)
     _write_image_size(files, size, image_tokens)
     if tokens > sizes.text.vocab_size:
         raise ValueError(
@@ -209,6 +210,17 @@ def _write_generation_config(config: EvaluationConfig, text: BartConfig, files: 
         "forced_eos_token_id": text.eos_token_id,
     }
     (files / "generation_config.json").write_text(json.dumps(content, indent=1))
+
+
+def _write_eos_bias(config: EvaluationConfig, eos_id: int, files: Path) -> None:
+    """Write the bias of the run's answers into the generation config that an export copies."""
+    bias = config.sequence_bias(eos_id)
+    if bias:
+        path = files / "generation_config.json"
+        content = read_json(path, max_bytes=MAX_SETTINGS_BYTES) if path.exists() else {}
+        others = [one for one in content.get("sequence_bias") or () if one[0] != [eos_id]]
+        content["sequence_bias"] = [*others, *bias]
+        path.write_text(json.dumps(content, indent=1))
 
 
 def _write_image_size(files: Path, size: tuple[int, int], image_tokens: int) -> None:

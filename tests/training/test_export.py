@@ -1,19 +1,22 @@
 """A run's export, read by everything that reads checkpoints. No step is taken: nothing compiles."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from convert.to_torch import main as to_torch
 from florence_jax.adapters import read_adapter
 from florence_jax.adapters.merge import merge_lora
 from florence_jax.checkpoint import load_checkpoint
 from florence_jax.checkpoint.param_tree import flatten
+from florence_jax.generation import GenerationConfig
 from florence_jax.training.checkpointing.export import export_run, main
 from florence_jax.training.checkpointing.manager import Checkpoints
-from florence_jax.training.config import ExportConfig
+from florence_jax.training.config import EvaluationConfig, ExportConfig
 from florence_jax.training.lora import is_factor
 from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import load_parameters, prepare_pretrained
@@ -31,6 +34,12 @@ def prepared(directory, **changes):
 
 def loaded(directory):
     return {path: np.asarray(leaf) for path, leaf in flatten(load_checkpoint(directory).params)}
+
+
+def settings(directory):
+    return GenerationConfig.from_hf(
+        {}, json.loads((directory / "generation_config.json").read_text())
+    )
 
 
 def test_torch_reads_it_and_gives_it_back(tmp_path):
@@ -119,6 +128,22 @@ def test_on_request_by_step_and_by_best(tmp_path, capsys):
         np.testing.assert_array_equal(loaded(out)[path], expected + offset)
     assert main([str(run), "--step", "7", "--out", str(tmp_path / "none")]) == 1
     assert "no checkpoint of step 7; there are [1, 2]" in capsys.readouterr().err
+
+
+def test_the_bias_of_the_end_goes_with_the_weights(tmp_path):
+    evaluation = EvaluationConfig(eos_bias=-1.5)
+    training, start, state = prepared(tmp_path / "run", evaluation=evaluation)
+    (directory,) = export_run(training, start, state)
+    eos = start.config.text.eos_token_id
+    assert transformers.GenerationConfig.from_pretrained(directory).sequence_bias == [[[eos], -1.5]]
+    assert settings(directory).sequence_bias == (((eos,), -1.5),)
+
+    # A run that starts from it has a bias of its own, in place of the first.
+    config = a_config(tmp_path / "next", evaluation=EvaluationConfig(eos_bias=0.5))
+    model = dataclasses.replace(config.model, start=str(directory), architecture=None, processor="")
+    config = dataclasses.replace(config, model=model)
+    prepare_pretrained(config, tmp_path / "next" / "processor")
+    assert settings(tmp_path / "next" / "processor").sequence_bias == (((eos,), 0.5),)
 
 
 def test_an_export_starts_another_run(tmp_path):

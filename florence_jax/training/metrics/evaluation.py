@@ -160,6 +160,7 @@ class Evaluation:
                 num_beams=config.num_beams,
                 no_repeat_ngram_size=config.no_repeat_ngram_size,
                 max_new_tokens=min(config.max_new_tokens, text.max_position_embeddings - 1),
+                sequence_bias=config.sequence_bias(text.eos_token_id),
             ),
         )
         lengths, sequences = np.asarray(output.lengths), np.asarray(output.sequences)
