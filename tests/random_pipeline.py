@@ -1,4 +1,4 @@
-"""A tiny Florence-2 with random weights, for tests whose answers need not mean anything."""
+"""A small Florence-2 with random weights, for tests whose answers need not mean anything."""
 
 import atexit
 import dataclasses
@@ -12,20 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from florence_jax import config as configs
 from florence_jax.generation import PUBLISHED
 from florence_jax.inference.pipeline import Florence2Pipeline
 from florence_jax.inference.requests import Request
 from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.processing import TASKS, demo_tokenizer
 from florence_jax.quantization import quantized
+from tests.small_model import small_model_config
 
 SETTINGS = {"max_new_tokens": 10, "num_beams": 1}
 
 
 def random_pipeline(dtype="float32", *, quantize=None, compat=None):
     """A pipeline for images of 768 x 768 pixels with a byte-level tokenizer."""
-    model = Model(config=configs.tiny(), dtype=dtype)
+    model = Model(config=small_model_config(), dtype=dtype)
     params = random_params_with_spread_logits(model.config, 0)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     return Florence2Pipeline(

@@ -9,11 +9,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from convert.verify.reference import random_params_with_spread_logits
-from florence_jax import config as configs
 from florence_jax.checkpoint import torch_tensors
 from florence_jax.config import Florence2Config
 from florence_jax.model import Params
 from tests.shared_data import shared_path
+from tests.small_model import small_model_config
 
 DECODING = {
     "bos_token_id": 0,
@@ -29,10 +29,9 @@ DECODING = {
 
 
 def small_config() -> Florence2Config:
-    """The tiny sizes with the published vocabulary, `<image>` and padding rows included."""
-    config = configs.tiny()
-    text = dataclasses.replace(config.text, vocab_size=51328)
-    return dataclasses.replace(config, text=text, image_token_id=51289)
+    """Small sizes with the published vocabulary, `<image>` and padding rows included."""
+    config = small_model_config(vocab_size=51328)
+    return dataclasses.replace(config, image_token_id=51289)
 
 
 def write_small_checkpoint(directory: Path, seed: int = 0) -> tuple[Florence2Config, Params]:

@@ -1,4 +1,4 @@
-"""Adapters made by PEFT itself on the tiny model, and both implementations' answers."""
+"""Adapters made by PEFT itself on a small model, and both implementations' answers."""
 
 import contextlib
 import copy
@@ -17,8 +17,9 @@ from convert.verify.stages import Inputs, random_inputs, torch_stages
 from florence_jax.adapters import Adapter, LowRank
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.checkpoint.pytorch.key_map import match_name
-from florence_jax.config import Florence2Config, tiny
+from florence_jax.config import Florence2Config
 from florence_jax.model import Model, Params
+from tests.small_model import small_model_config
 
 peft = pytest.importorskip("peft", reason='needs PEFT: pip install "florence-jax[test]"')
 torch = pytest.importorskip("torch", reason='needs PyTorch: pip install "florence-jax[test]"')
@@ -48,9 +49,9 @@ def adapter_of_factors(
     return Adapter(modules=modules, **fields)
 
 
-def base_model(seed: int = 0, **changes: Any) -> tuple[Florence2Config, Params]:
-    """The tiny sizes with spread weights; `changes` go into the config."""
-    config = dataclasses.replace(tiny(), **changes)
+def base_model(seed: int = 1, **changes: Any) -> tuple[Florence2Config, Params]:
+    """Small sizes with spread weights; `changes` go into the config."""
+    config = dataclasses.replace(small_model_config(encoder_layers=2, decoder_layers=2), **changes)
     return config, random_params_with_spread_logits(config, seed)
 
 

@@ -236,7 +236,7 @@ def test_every_misfit_is_in_one_error():
             ),
             "lm_head/embedding": LowRank(a=ones((24, 1)), b=ones((1, 1344)), alpha=1),
             "projector/proj/kernel": LowRank(
-                a=ones((32, 1)), b=ones((1, 24)), alpha=1, b_bias=ones(24)
+                a=ones((16, 1)), b=ones((1, 24)), alpha=1, b_bias=ones(24)
             ),
         },
         replaced={

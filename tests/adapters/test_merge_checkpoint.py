@@ -109,7 +109,7 @@ def test_dtypes_files_and_repetition(tmp_path, base, capsys, monkeypatch):
         "model.safetensors",
         "tokenizer.json",
     }
-    assert dict(load_checkpoint(tmp_path / "merged").report.stored_dtypes) == {"bfloat16": 273}
+    assert dict(load_checkpoint(tmp_path / "merged").report.stored_dtypes) == {"bfloat16": 169}
 
     assert main([*arguments, "--quiet"]) == 2  # it exists
     assert "--overwrite" in capsys.readouterr().err

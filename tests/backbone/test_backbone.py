@@ -25,8 +25,6 @@ from tests.backbone.timm_reference import DATA, STORED, stored_images
 from tests.checkpoint.generated import tiny_tensors, write_directory
 from tests.sharding.subprocesses import run_lines
 
-pytestmark = pytest.mark.optimized
-
 # timm's own counts, with 1000 classes but for Florence-2's towers.
 PARAMETERS = {
     "davit_tiny": 28_360_168,

@@ -56,6 +56,9 @@ def variants(naming):
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_there_and_back_is_byte_for_byte(tmp_path, naming, dtype):
     for name, tensors in variants(naming):
+        # A dtype changes bytes, not names: each set of names once, in float32.
+        if dtype != "float32" and name not in ("every name", "untied"):
+            continue
         tensors = {key: array.astype(np.dtype(dtype)) for key, array in tensors.items()}
         folder = tmp_path / name.replace(" ", "-")
         source = write_directory(folder / "source", tensors, tiny_config(naming))
@@ -97,7 +100,11 @@ def test_the_reference_checkpoints_go_from_each_naming_to_each(tmp_path, naming)
 
 
 @needs_shared
-@pytest.mark.parametrize("size", ["base", "large", "large_4k"])
+@pytest.mark.parametrize(
+    "size",
+    # The names of "base" with more layers, and 1.6 GB to read.
+    ["base", *(pytest.param(size, marks=pytest.mark.slow) for size in ("large", "large_4k"))],
+)
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_names_and_shapes_are_the_published_ones(tmp_path, naming, size, monkeypatch):
     keys = json.loads(

@@ -40,8 +40,10 @@ def test_it_is_small_and_has_a_card():
     assert all(f"`{task}`" in card for task in TASKS)
 
 
-def test_pytorch_gives_the_same_tokens(pipeline):
-    rows = held_out_scenes()
+@pytest.mark.parametrize("scenes", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_pytorch_gives_the_same_tokens(pipeline, scenes):
+    """Every task about the first scene in the ordinary tests, about all three behind `slow`."""
+    rows = held_out_scenes()[: scenes * len(TASKS)]
     pictures = [Image.open(SHAPES / "scenes/test" / row["image"]) for row in rows]
     prefixes = [row["prefix"] for row in rows]
     ours = tokens_of(pipeline, pictures, prefixes)

@@ -9,10 +9,10 @@ import torch
 from transformers import GenerationConfig as TorchGenerationConfig
 
 from convert.verify.reference import native_model, random_params_with_spread_logits
-from florence_jax import config as configs
 from florence_jax.generation import Constraint, GenerateOutput, GenerationConfig, generate
 from florence_jax.model import Model
 from tests.generation.table_model import torch_arguments, unpack_torch
+from tests.small_model import small_model_config
 
 # A draw may be skipped when transformers itself changes its tokens under noise of this size in the
 # logits: the two best choices were closer than float32 arithmetic can tell apart.
@@ -37,12 +37,9 @@ class Prompts:
 
 def random_pair(seed: int, **text) -> Pair:
     """A random small Florence-2 with spread-out logits that likes to stop."""
-    base = configs.tiny()
-    sizes = {"vocab_size": 48, "max_position_embeddings": 128} | text
+    sizes = {"vocab_size": 48, "max_position_embeddings": 128, "decoder_layers": 2} | text
     config = dataclasses.replace(
-        base,
-        text=dataclasses.replace(base.text, **sizes),
-        image_token_id=sizes["vocab_size"] - 1,
+        small_model_config(**sizes), image_token_id=sizes["vocab_size"] - 1
     )
     params = random_params_with_spread_logits(config, seed)
     # Larger swings of its logit make `</s>` sometimes the best token, as it is in trained models.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from transformers import Florence2ForConditionalGeneration
 from transformers import GenerationConfig as TorchGenerationConfig
 
 from florence_jax.checkpoint import load_checkpoint
-from florence_jax.generation import PUBLISHED, GenerationConfig, generate
+from florence_jax.generation import PUBLISHED, GenerationConfig
 from florence_jax.model import Model
 from tests.generation.florence import (
     Pair,
@@ -23,8 +24,6 @@ from tests.generation.florence import (
     torch_inputs,
 )
 from tests.shared_data import needs_shared, shared_path
-
-pytestmark = pytest.mark.optimized
 
 # Sums of up to 24 log-probabilities of logits that agree to 2e-5.
 TOLERANCE = 1e-4
@@ -69,12 +68,20 @@ def pair_of(name: str) -> Pair:
     return random_pair(seed=len(name), **MODELS[name])
 
 
+# The other settings: test_loops.py compares them on a model that is a table.
+ORDINARY = {
+    ("two layers", "greedy, trigrams"),
+    ("two layers", "beam 3, never, two returned"),
+    ("two layers", "beam 5, all returned"),
+    ("one layer, eight heads", "beam 3 as published"),
+}
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        *(("two layers", settings) for settings in SETTINGS),
-        ("one layer, eight heads", "greedy"),
-        ("one layer, eight heads", "beam 3 as published"),
+        pytest.param(*case, marks=() if case in ORDINARY else pytest.mark.slow)
+        for case in itertools.product(MODELS, SETTINGS)
     ],
 )
 def test_random_models_with_spread_logits(name, settings):
@@ -108,7 +115,14 @@ def test_tiny_checkpoint_with_its_own_generation_config():
 
 
 @needs_shared
-@pytest.mark.parametrize("settings", ["greedy, trigrams", "beam 3, never, two returned"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # The call of the README, above, has trigrams; the original's tokens are greedy.
+        pytest.param("greedy, trigrams", marks=pytest.mark.slow),
+        "beam 3, never, two returned",
+    ],
+)
 def test_tiny_checkpoint(settings):
     pair = tiny_native()
     for seed in range(3):
@@ -118,48 +132,17 @@ def test_tiny_checkpoint(settings):
 
 
 @needs_shared
-@pytest.mark.parametrize("settings", ["greedy", "beam 3 as published"])
+@pytest.mark.parametrize(
+    "settings",
+    # test_loops.py outgrows the buffers of both.
+    [pytest.param("greedy", marks=pytest.mark.slow), "beam 3 as published"],
+)
 def test_answers_longer_than_two_buffers(settings):
     pair = tiny_native()
     prompts = random_prompts(pair, 0, batch=2, length=9, size=96)
     config = GenerationConfig(min_new_tokens=131, max_new_tokens=140, **SETTINGS[settings])
     assert equals_reference(pair, prompts, config)
     assert generate_ours(pair, prompts, config).sequences.shape[1] > 131
-
-
-ORIGINAL = {
-    "greedy": GenerationConfig(no_repeat_ngram_size=3, max_new_tokens=20),
-    "greedy_nongram": GenerationConfig(max_new_tokens=20),
-    "beam3": GenerationConfig(num_beams=3, no_repeat_ngram_size=3, max_new_tokens=20),
-    "beam3_early": GenerationConfig(
-        num_beams=3, no_repeat_ngram_size=3, early_stopping=True, max_new_tokens=20
-    ),
-    "beam3_nongram": GenerationConfig(num_beams=3, max_new_tokens=20),
-}
-
-
-@needs_shared
-@pytest.mark.parametrize("case", ["s224", "s384b2", "s768"])
-def test_original_implementation(case):
-    """Tokens and beam scores that the original code gave on the tiny checkpoint."""
-    config, params, _ = load_checkpoint(shared_path("tiny", "original"), dtype="float32")
-    model = Model(config=config)
-    with np.load(shared_path("tiny", "reference_original.npz")) as archive:
-        expected = {k.split("/")[1]: archive[k] for k in archive if k.startswith(f"{case}/")}
-    size, ids = int(expected["image_size"]), expected["input_ids"]
-    noise = np.random.RandomState(int(expected["pixel_seed"]))
-    pixels = noise.standard_normal((len(ids), 3, size, size)).astype(np.float32)
-    features = model.encode_image(params, np.moveaxis(pixels, 1, -1))
-    # Each size compiles each way of decoding: the batch of two checks all of them.
-    names = ORIGINAL if case == "s384b2" else ("greedy", "beam3")
-    for name in names:
-        settings = ORIGINAL[name]
-        out = generate(model, params, image_features=features, input_ids=ids, config=settings)
-        np.testing.assert_array_equal(out.sequences, expected[name], err_msg=name)
-        if name == "beam3":
-            np.testing.assert_allclose(
-                out.sequence_scores, expected["beam3_scores"], rtol=0, atol=1e-5
-            )
 
 
 def test_published_settings_name_themselves():

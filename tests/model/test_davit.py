@@ -20,6 +20,7 @@ from florence_jax.ops.depthwise_conv_xla import (
     depthwise_conv_xla,
     no_inline_jit,
 )
+from tests.small_model import small_model_config
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 5, 8), (1, 1, 1, 4), (1, 16, 16, 3)])
@@ -111,7 +112,7 @@ def test_dropout_needs_a_key():
 
 
 def test_a_key_turns_on_randomness_everywhere_and_only_then():
-    config = configs.tiny()
+    config = small_model_config()
     config = dataclasses.replace(
         config, vision=dataclasses.replace(config.vision, drop_path_rate=0.5)
     )

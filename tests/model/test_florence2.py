@@ -10,6 +10,7 @@ from florence_jax import config as configs
 from florence_jax.checkpoint.param_tree import flatten
 from florence_jax.model import Model, abstract_params
 from florence_jax.model.projector import cosine_positions
+from tests.small_model import small_model_config
 
 # Unique parameters of the published checkpoints (shared/data/checkpoint_keys) and, beside them, the
 # constant temporal table of 100 rows that those count as a buffer.
@@ -45,7 +46,7 @@ def test_every_preset_traces(preset, dtype):
 
 
 def test_initialisation_follows_the_reference():
-    params = Model(config=configs.tiny()).init(jax.random.key(0))
+    params = Model(config=small_model_config()).init(jax.random.key(0))
     leaves = dict(flatten(params))
     for path, leaf in leaves.items():
         if path.endswith("/scale"):
@@ -54,13 +55,13 @@ def test_initialisation_follows_the_reference():
             assert np.all(leaf == 0), path
     assert float(leaves["shared/embedding"].std()) == pytest.approx(0.02, rel=0.05)
     assert float(leaves["projector/row_positions"].std()) == pytest.approx(1.0, rel=0.1)
-    again = Model(config=configs.tiny()).init(jax.random.key(0))
+    again = Model(config=small_model_config()).init(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, params, again)
 
 
 def test_frames_follow_the_original_formula():
     """Several frames exist in the original alone; this is its projector, written out in numpy."""
-    config = configs.tiny()
+    config = small_model_config()
     model, params = Model(config=config), random_params_with_spread_logits(config, seed=5)
     batch, frames, size = 2, 3, 96
     pixels = np.random.default_rng(0).standard_normal((batch, frames, size, size, 3))
@@ -87,7 +88,7 @@ def test_frames_follow_the_original_formula():
 
 
 def test_one_frame_is_an_image():
-    config = configs.tiny()
+    config = small_model_config()
     model, params = Model(config=config), random_params_with_spread_logits(config, seed=6)
     image = jax.random.normal(jax.random.key(0), (1, 64, 96, 3))
     np.testing.assert_array_equal(
@@ -104,7 +105,7 @@ def test_cosine_positions_are_the_original_table():
 
 
 def test_padding_does_not_change_the_answer():
-    config = configs.tiny()
+    config = small_model_config()
     model, params = Model(config=config), random_params_with_spread_logits(config, seed=7)
     pixels = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
     ids = jnp.array([[0, 44, 17, 2]])
@@ -121,7 +122,7 @@ def test_padding_does_not_change_the_answer():
 
 
 def test_limits_are_named():
-    config = configs.tiny()
+    config = small_model_config()
     model, params = Model(config=config), random_params_with_spread_logits(config, seed=8)
     with pytest.raises(ValueError, match="grid of 51 x 24 cells, but the position table holds 50"):
         model.encode_image(params, jnp.zeros((1, 1632, 768, 3)))
@@ -146,8 +147,8 @@ def test_limits_are_named():
 
 
 def test_foreign_params_are_named():
-    model = Model(config=configs.tiny())
-    params = random_params_with_spread_logits(configs.tiny(), seed=9)
+    model = Model(config=small_model_config())
+    params = random_params_with_spread_logits(small_model_config(), seed=9)
     del params["encoder"]["embedding_norm"]
     params["head"] = np.zeros(3)
     with pytest.raises(ValueError, match=r"missing: encoder/embedding_norm/bias.*unexpected: head"):
@@ -155,7 +156,7 @@ def test_foreign_params_are_named():
 
 
 def test_the_compute_dtype_is_the_models_not_the_weights():
-    config = configs.tiny()
+    config = small_model_config()
     params = random_params_with_spread_logits(config, seed=10)
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
     image = jnp.ones((1, 64, 64, 3))

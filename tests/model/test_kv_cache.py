@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from convert.verify.stages import random_inputs
-from florence_jax import config as configs
 from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.model.kv_cache import KVCacheHeadMajor, KVCacheRowMajor, empty_cache
+from tests.small_model import small_model_config
 
 # Float32 sums in another order, on values of order one.
 TOLERANCE = 2e-5
@@ -54,7 +54,7 @@ def test_both_forms_answer_alike_after_reordering_and_growing():
 
 @pytest.mark.parametrize("row_major", [False, True])
 def test_cached_steps_equal_teacher_forcing(row_major):
-    config = configs.tiny()
+    config = small_model_config(decoder_layers=2)
     model, params = Model(config=config), random_params_with_spread_logits(config, seed=3)
     inputs = random_inputs(model, batch=2, size=(96, 96), text=6, target=9, seed=2)
     beams = 3

@@ -11,15 +11,16 @@ from florence_jax.model import Model
 from florence_jax.model import model as handle
 from florence_jax.model.davit import DualBlock
 from florence_jax.model.model import abstract_params
+from tests.small_model import small_model_config
 
 
 def test_new_weights_and_images_reuse_the_program():
-    config = configs.tiny()
+    config = small_model_config()
     params = Model(config=config).init(jax.random.key(0))
     before = handle._encode_image._cache_size()
     for seed in range(3):
         # A handle of its own each time: equal configs are one static argument.
-        model = Model(config=configs.tiny())
+        model = Model(config=small_model_config())
         pixels = jax.random.normal(jax.random.key(seed), (1, 40, 40, 3))
         model.encode_image(model.init(jax.random.key(seed)), pixels)
     assert handle._encode_image._cache_size() == before + 1

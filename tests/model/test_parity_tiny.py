@@ -75,8 +75,16 @@ def truth_of(name):
     return torch_stages(native_model(model.config, params).double(), case_inputs(name))
 
 
+# A batch of two in the ordinary tests; the two single images compile all of it again.
+CASES = [
+    pytest.param("s224", marks=pytest.mark.slow),
+    "s384b2",
+    pytest.param("s768", marks=pytest.mark.slow),
+]
+
+
 @needs_shared
-@pytest.mark.parametrize("name", ["s224", "s384b2", "s768"])
+@pytest.mark.parametrize("name", CASES)
 def test_original_implementation(name):
     model, params = original()
     values, pixels = case(name)
@@ -138,8 +146,16 @@ def assert_stages_agree(model, params, inputs, bound, truth=None):
     assert sum(errors.values()) < 1.5 * sum(theirs.values()), (errors, theirs)
 
 
-# 384 divides into windows, as 768 below; 224 needs window padding; the last is not square.
-@pytest.mark.parametrize("size", [(224, 224), (384, 384), (160, 352)])
+# 384 divides into windows, as `CASES` do; 224 needs window padding, and so does the last, which is
+# not square.
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param((224, 224), marks=pytest.mark.slow),
+        pytest.param((384, 384), marks=pytest.mark.slow),
+        (160, 352),
+    ],
+)
 def test_native_class_every_stage(size):
     config = configs.tiny()
     model, params = Model(config=config), random_params_with_spread_logits(config, seed=sum(size))
@@ -148,7 +164,7 @@ def test_native_class_every_stage(size):
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["s224", "s384b2", "s768"])
+@pytest.mark.parametrize("name", CASES)
 def test_original_weights_in_native_class_every_stage(name):
     model, params = original()
 

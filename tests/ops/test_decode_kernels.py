@@ -3,7 +3,6 @@
 `tests/benchmarks/test_tpu_estimate.py` compiles them for a TPU.
 """
 
-import dataclasses
 import importlib
 import re
 
@@ -12,20 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from florence_jax.config import tiny
 from florence_jax.generation import GenerationConfig
 from florence_jax.model import Model, bart, kv_cache, random_params_with_spread_logits
 from florence_jax.ops import decode_attention_pallas, linear_residual_norm_pallas
 from florence_jax.quantization import quantize
 from tests.ops.kernel_checks import check_against_float32, draw, error
+from tests.small_model import small_model_config
 
 # Not `generate` itself, which the package offers under the same name.
 room = importlib.import_module("florence_jax.generation.generate")
 
 DIM, HEADS = 256, 4
-CONFIG = dataclasses.replace(
-    tiny(), text=dataclasses.replace(tiny().text, d_model=128, decoder_ffn_dim=256)
-)
+CONFIG = small_model_config(d_model=128, decoder_ffn_dim=256)
 
 
 @pytest.fixture
@@ -142,7 +139,7 @@ def test_only_tpu_is_given_the_kernels():
 
 def test_what_the_kernels_cannot_take_goes_without(monkeypatch, fresh_traces):
     assert kernels(prepared("float32")) == {"top_k"}
-    assert kernels(prepared(config=tiny())) == {"top_k"}  # 24 channels
+    assert kernels(prepared(config=small_model_config())) == {"top_k"}  # 24 channels
     quantized = quantize(random_params_with_spread_logits(CONFIG, seed=5))
     assert kernels(prepared(params=quantized)) == ALL - {"linear_residual_norm"}
     # Queries of a beam's own rows, where no number of rows fits.

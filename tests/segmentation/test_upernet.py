@@ -20,8 +20,6 @@ from florence_jax.segmentation.upernet import (
     resize_maps,
 )
 
-pytestmark = pytest.mark.optimized
-
 DIMS, GRIDS, IMAGE = (8, 16, 24, 32), ((19, 25), (10, 13), (5, 7), (3, 4)), (75, 98)
 HIDDEN, AUXILIARY, CLASSES, WEIGHT = 16, 12, 7, 0.4
 # Sums of float32 in another order, on values of order one; gradients relative to their largest.

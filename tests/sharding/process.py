@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 from florence_jax.training.config import EvaluationConfig, ExportConfig, LoggingConfig, ModelConfig
 from florence_jax.training.settings import OptimizerConfig
@@ -56,6 +57,24 @@ def config_of(directory, mesh, steps):
     )
 
 
+def run(directory: str, mesh: str, steps: int, pause: float = 0.0) -> int:
+    """Train in this process, and note the rows; returns the exit status."""
+    import jax
+
+    from florence_jax.training.loop import Trainer, train
+
+    count = Trainer._count
+
+    def noted(trainer, batch):
+        with (Path(directory) / f"rows_{jax.process_index()}.jsonl").open("a") as file:
+            file.write(json.dumps(batch.ids) + "\n")
+        time.sleep(pause)
+        count(trainer, batch)
+
+    with mock.patch.object(Trainer, "_count", noted):
+        return int(train(config_of(directory, mesh, steps)))
+
+
 def main() -> None:
     directory, mesh, steps, pause, *peers = sys.argv[1:]
     if peers:
@@ -65,20 +84,9 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_default_matmul_precision", "highest")
-    from florence_jax.training.loop import Trainer, train
-
-    count = Trainer._count
-
-    def noted(run, batch):
-        with (Path(directory) / f"rows_{jax.process_index()}.jsonl").open("a") as file:
-            file.write(json.dumps(batch.ids) + "\n")
-        time.sleep(float(pause))
-        count(run, batch)
-
-    Trainer._count = noted
     status = 1
     try:
-        status = int(train(config_of(directory, mesh, int(steps))))
+        status = run(directory, mesh, int(steps), float(pause))
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
     sys.stdout.flush()

@@ -18,7 +18,7 @@ from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import read_pretrained
 from florence_jax.training.state import drop_frozen
 from tests.sharding.equality import distance
-from tests.sharding.process import config_of
+from tests.sharding.process import config_of, run
 from tests.sharding.subprocesses import ROOT, environment
 from tests.training.runs import lines
 
@@ -98,9 +98,9 @@ def final_state(directory):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, compiled_on_disk):
+def alone(tmp_path_factory):
     directory = tmp_path_factory.mktemp("alone")
-    finish(directory, "", 1, cache=compiled_on_disk)
+    assert run(str(directory), "", STEPS) == 0
     return directory
 
 

@@ -10,23 +10,18 @@ import torch
 from convert.verify.reference import native_model
 from florence_jax.checkpoint import torch_tensors
 from florence_jax.checkpoint.param_tree import flatten, unflatten
-from florence_jax.config import tiny
 from florence_jax.model import Model, random_params_with_spread_logits
 from florence_jax.processing.image.pixels import ImageConfig
 from florence_jax.training.losses import IGNORE
 from florence_jax.training.state import Batch
 from florence_jax.training.step import LossFn
+from tests.small_model import small_model_config
 
 pytestmark = pytest.mark.optimized
 
 # Drop-path and dropout off; the token table wide enough for the image placeholder.
-CONFIG = dataclasses.replace(
-    tiny(),
-    vision=dataclasses.replace(tiny().vision, drop_path_rate=0.0),
-    text=dataclasses.replace(
-        tiny().text, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0
-    ),
-)
+_SMALL = small_model_config(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+CONFIG = dataclasses.replace(_SMALL, vision=dataclasses.replace(_SMALL.vision, drop_path_rate=0.0))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ from florence_jax import Florence2Pipeline
 from florence_jax.runtime.jsonl import read_lines
 from florence_jax.training.checkpointing.manager import Checkpoints
 from florence_jax.training.checkpointing.resume import RunError
-from florence_jax.training.config import LoggingConfig
+from florence_jax.training.config import ExportConfig, LoggingConfig
 from florence_jax.training.data.sources import JsonlConfig
 from florence_jax.training.loop import Outcome, train
 from florence_jax.training.metrics.logger import RunLog, TooManyProblems, say
@@ -43,8 +44,37 @@ def whole(tmp_path_factory, compiled_on_disk):
 def three(tmp_path_factory, whole):
     """The same run, three steps long."""
     directory = tmp_path_factory.mktemp("three")
-    assert train(a_config(directory, steps=3)) is Outcome.DONE
+    assert train(updates_alone(directory, steps=3)) is Outcome.DONE
     return directory
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, whole):
+    """The whole run, evaluated before it begins, with a line for three steps; what it said."""
+    directory = tmp_path_factory.mktemp("compared")
+    config = a_config(directory, logging=LoggingConfig(every=3))
+    evaluation = dataclasses.replace(config.evaluation, before=True)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert train(dataclasses.replace(config, evaluation=evaluation)) is Outcome.DONE
+    return directory, said.getvalue()
+
+
+def updates_alone(directory, **options):
+    """The run without what its updates do not need, for tests of something else."""
+    config = a_config(directory, **options)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, valid=()),
+        evaluation=dataclasses.replace(config.evaluation, every=0),
+        export=ExportConfig(at_end=False),
+    )
+
+
+def light(directory, **options):
+    """A run that trains one layer, which compiles in a third of the time."""
+    config = updates_alone(directory, **options)
+    rules = ((r"decoder/.*/fc2/.*", 1.0), (".*", 0.0))
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, rules=rules))
 
 
 @pytest.fixture
@@ -65,7 +95,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(whole, stopped):
 def test_a_termination_while_xla_compiles_is_saved(whole, tmp_path):
     # The other phases: tests/training/test_terminations.py.
     directory = tmp_path / "run"
-    program = Program(a_config(directory), tmp_path / "nothing is compiled")
+    program = Program(updates_alone(directory), tmp_path / "nothing is compiled")
     # What follows the frozen parameters are seconds of XLA, which hears no signal.
     assert program.reaches((directory / "frozen/step_00000000").is_dir), program.said
     time.sleep(1)
@@ -73,7 +103,7 @@ def test_a_termination_while_xla_compiles_is_saved(whole, tmp_path):
     assert program.status() == Outcome.INTERRUPTED, program.said
     assert "interrupted and saved at step 0" in program.said
     assert steps(directory) == [0]
-    assert train(a_config(directory)) is Outcome.DONE
+    assert train(updates_alone(directory)) is Outcome.DONE
     assert final_state(directory) == final_state(whole)
 
 
@@ -86,7 +116,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(whole, stopped, c
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    assert train(a_config(stopped)) is Outcome.DONE
+    assert train(updates_alone(stopped)) is Outcome.DONE
     assert "step_00000003 is damaged" in capsys.readouterr().err
     assert [row["step"] for row in lines(stopped, "resumed")] == [2]
     assert final_state(stopped) == final_state(whole)
@@ -111,32 +141,28 @@ def test_what_a_run_leaves_behind(whole):
     assert best["value"] == min(row["loss"] for row in evaluations)
 
 
-def test_a_run_that_is_evaluated_before_it_begins_ends_with_a_comparison(whole, tmp_path, capsys):
-    config = a_config(tmp_path)
-    evaluation = dataclasses.replace(config.evaluation, before=True)
-    assert train(dataclasses.replace(config, evaluation=evaluation)) is Outcome.DONE
-    evaluations = lines(tmp_path, "evaluation")
+def test_a_run_that_is_evaluated_before_it_begins_ends_with_a_comparison(whole, compared):
+    directory, said = compared
+    evaluations = lines(directory, "evaluation")
     assert [row["step"] for row in evaluations] == [0, 4, 5]
     assert evaluations[1:] == lines(whole, "evaluation")
-    assert final_state(tmp_path) == final_state(whole)
-    assert steps(tmp_path) == steps(whole)
+    assert final_state(directory) == final_state(whole)
+    assert steps(directory) == steps(whole)
     first, last = evaluations[0], evaluations[-1]
-    said = capsys.readouterr().err
     (line,) = (one for one in said.splitlines() if one.startswith("before -> after: "))
     for name in ("loss", "<OD> mAP@0.5"):
         assert f"{name} {first[name]:.4f} -> {last[name]:.4f}" in line
     # The drawing of the last evaluation holds the answer before, too.
     widths = {}
     for step in (0, 5):
-        with Image.open(tmp_path / "samples" / f"step_{step:08d}" / "0000.png") as sheet:
+        with Image.open(directory / "samples" / f"step_{step:08d}" / "0000.png") as sheet:
             widths[step] = sheet.width
     assert widths[5] > widths[0]
 
 
-def test_a_line_is_about_all_steps_since_the_last(whole, tmp_path):
-    assert train(a_config(tmp_path, logging=LoggingConfig(every=3))) is Outcome.DONE
+def test_a_line_is_about_all_steps_since_the_last(whole, compared):
     each = lines(whole, "train")
-    for row, some in zip(lines(tmp_path, "train"), (each[:3], each[3:]), strict=True):
+    for row, some in zip(lines(compared[0], "train"), (each[:3], each[3:]), strict=True):
         tokens = [one["tokens"] for one in some]
         assert (row["step"], row["tokens"]) == (some[-1]["step"], sum(tokens))
         assert row["examples"] == 2 * len(some)
@@ -150,13 +176,13 @@ def test_a_line_is_about_all_steps_since_the_last(whole, tmp_path):
 def test_nothing_is_left_to_do_after_the_last_step(whole, tmp_path):
     directory = tmp_path / "again"
     shutil.copytree(whole, directory)
-    assert train(a_config(directory)) is Outcome.DONE
+    assert train(updates_alone(directory)) is Outcome.DONE
     assert len(lines(directory, "train")) == 5
     assert final_state(directory) == final_state(whole)
 
 
 def test_fewer_steps_than_were_done_are_done(stopped):
-    assert train(a_config(stopped, steps=2)) is Outcome.DONE
+    assert train(updates_alone(stopped, steps=2)) is Outcome.DONE
     assert len(lines(stopped, "train")) == 3
 
 
@@ -177,7 +203,7 @@ def test_another_config_is_refused_by_name(whole):
 
 
 def test_a_finished_run_goes_on_with_more_steps_and_the_longer_schedule(stopped):
-    config = as_cosine(stopped, a_config(stopped, steps=5))
+    config = as_cosine(stopped, updates_alone(stopped, steps=5))
     assert train(config) is Outcome.DONE
     # The first three steps had a constant rate; the others are the cosine's of five.
     rates = [row["learning_rate"] for row in lines(stopped, "train")]
@@ -205,7 +231,7 @@ def as_cosine(directory, config, **stored_changes):
     return dataclasses.replace(config, optimizer=optimizer)
 
 
-def test_rows_that_have_changed_are_refused_or_accepted_by_name(whole, tmp_path, capsys):
+def test_rows_that_have_changed_are_refused_or_accepted_by_name(tmp_path, capsys):
     folder = tmp_path / "data"
     folder.mkdir()
     Image.new("RGB", (64, 64)).save(folder / "a.png")
@@ -218,7 +244,7 @@ def test_rows_that_have_changed_are_refused_or_accepted_by_name(whole, tmp_path,
     write(["A red circle."] * 4)
     directory = tmp_path / "run"
     source = JsonlConfig(path=str(file))
-    config = a_config(directory, train=(source,), steps=2)
+    config = light(directory, train=(source,), steps=2)
     assert train(config) is Outcome.DONE
     more = dataclasses.replace(config, steps=3)
     write(["A red square."] * 4)
@@ -244,19 +270,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(whole, stoppe
     # Poison what is not in the checkpoints: then curing it must give the uninterrupted run again.
     good = stopped / "frozen"
     shutil.copytree(good, stopped / "good")
-    training = build_training(a_config(stopped), read_pretrained(stopped / "processor"))
+    training = build_training(updates_alone(stopped), read_pretrained(stopped / "processor"))
     abstract = training.abstract_state().frozen
     shutil.rmtree(good)
     with Checkpoints(good, CheckpointConfig()) as kept:
         kept.save(0, jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), abstract), {})
-    assert train(a_config(stopped)) is Outcome.FAILED
+    assert train(updates_alone(stopped)) is Outcome.FAILED
     printed = capsys.readouterr().err
     assert "not finite in the step after 3" in printed
     assert "optimizer.learning_rate" in printed
     assert steps(stopped) == [2, 3]
     shutil.rmtree(good)
     (stopped / "good").rename(good)
-    assert train(a_config(stopped)) is Outcome.DONE
+    assert train(updates_alone(stopped)) is Outcome.DONE
     assert final_state(stopped) == final_state(whole)
 
 
@@ -273,7 +299,7 @@ def test_bad_rows_go_to_quarantine_and_past_a_threshold_the_run_stops(tmp_path):
         )
     )
     source = JsonlConfig(path=str(folder / "rows.jsonl"))
-    config = a_config(tmp_path / "run", train=(source,), steps=6)
+    config = light(tmp_path / "run", train=(source,), steps=6)
     lenient = dataclasses.replace(config.data, quarantine_share=0.5)
     assert train(dataclasses.replace(config, data=lenient)) is Outcome.DONE
     rows = list(read_lines(tmp_path / "run" / "quarantine.jsonl"))

@@ -133,7 +133,9 @@ def test_it_learns_by_heart_and_its_average_lags_behind():
 
 
 def test_dropout_is_a_function_of_seed_and_step():
-    state, step = prepared(objective=LossFn(model=Model(config=CONFIG)))
+    # Few gradients compile in a third of the time, and draw no other masks.
+    config = dataclasses.replace(DEFAULT, rules=((r"decoder/.*/fc2/.*", 1.0), (r".*", 0.0)))
+    state, step = prepared(config, LossFn(model=Model(config=CONFIG)))
     batch = small_batch()
     first, metrics = step(state, batch)
     again, same = step(state, batch)
@@ -332,19 +334,20 @@ def test_the_schedule_rises_and_falls():
         learning_rate_schedule(OptimizerConfig(warmup_steps=30), 20)
 
 
-@pytest.mark.parametrize("remat", ["blocks", "dots"])
-def test_what_is_computed_again_changes_neither_loss_nor_gradient(remat):
+@functools.cache
+def loss_and_gradient(remat):
     # With dropout: the second time must draw what the first did.
     batch = jax.tree.map(lambda leaf: leaf[0], small_batch())
+    objective = LossFn(model=Model(config=CONFIG), remat=remat)
 
-    def loss_and_gradient(remat):
-        objective = LossFn(model=Model(config=CONFIG), remat=remat)
+    def loss(params):
+        return objective(params, batch, jax.random.key(1)).loss
 
-        def loss(params):
-            return objective(params, batch, jax.random.key(1)).loss
+    return jax.jit(jax.value_and_grad(loss)).lower(small_params()).compile()
 
-        return jax.jit(jax.value_and_grad(loss)).lower(small_params()).compile()
 
+@pytest.mark.parametrize("remat", ["blocks", "dots"])
+def test_what_is_computed_again_changes_neither_loss_nor_gradient(remat):
     kept, again = loss_and_gradient("none"), loss_and_gradient(remat)
     (loss, gradient), (same, close) = kept(small_params()), again(small_params())
     assert same == loss
@@ -355,7 +358,8 @@ def test_what_is_computed_again_changes_neither_loss_nor_gradient(remat):
 
 def test_bfloat16_computes_on_float32_master_weights():
     half = LossFn(model=Model(config=QUIET, dtype="bfloat16"))
-    state, step = prepared(objective=half)
+    config = dataclasses.replace(DEFAULT, rules=((r"vision_tower/.*", 0.0), (r".*", 1.0)))
+    state, step = prepared(config, half)
     batch = small_batch()
     after, metrics = step(state, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(after.trainable)} == {np.dtype(np.float32)}

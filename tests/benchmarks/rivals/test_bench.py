@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 
 import pytest
 
 from tests.benchmarks.rivals.__main__ import main
 from tests.benchmarks.rivals.engines.engine import ENGINES, OURS, EngineInfo
+from tests.benchmarks.rivals.inputs import make_inputs
 from tests.benchmarks.rivals.processes import Worker, WorkerError, environment
 from tests.benchmarks.rivals.run import Bench
 from tests.benchmarks.rivals.settings import Settings
@@ -66,8 +68,8 @@ def test_ours_beside_transformers_a_wrong_engine_and_absent_ones(folder, setting
         "elsewhere": info("Wrong", platforms=("tpu",)),
         "broken": info("Broken"),
     }
-    found = run(folder, settings, engines, ["vision", "beam", "step"], together=True)
-    assert list(found) == ["matmul", "memory", "vision", "beam", "step"]
+    found = run(folder, settings, engines, ["vision", "beam", "step", "limit"], together=True)
+    assert list(found) == ["matmul", "memory", "vision", "beam", "step", "limit"]
     for case in ("vision", "beam", "step"):
         result = found[case]
         line = json.loads(json.dumps(result.to_json()))
@@ -90,15 +92,11 @@ def test_ours_beside_transformers_a_wrong_engine_and_absent_ones(folder, setting
             "elsewhere": "does not run on cpu",
             "broken": "failed: OSError: no library for float32",
         }
-
-
-def test_a_long_limit_is_compared_with_the_exact_one(folder, settings):
-    result = run(folder, settings, {OURS: ENGINES[OURS]}, ["limit"])["limit"]
-    assert {row.label: row.note for row in result.rows.values()} == {
-        "limit of exactly so many": None,
-        "limit of 1,024": None,
-    }
-    assert result.ratio() is not None
+    # A long limit is compared with the exact one, of this library alone.
+    limit = found["limit"]
+    ours = {row.label: row.note for row in limit.rows.values() if row.label.startswith("limit")}
+    assert ours == {"limit of exactly so many": None, "limit of 1,024": None}
+    assert limit.ratio() is not None
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "ctranslate2"])
@@ -168,16 +166,18 @@ def test_inputs_and_weights_are_the_same_in_every_process(folder, settings):
     assert str(prepare_weights("tiny", 0, folder)) == settings.weights
     assert str(prepare_weights("tiny", 1, folder)) != settings.weights
     code = (
-        "import json, sys, zlib\n"
-        "from tests.benchmarks.rivals.inputs import make_inputs\n"
+        "import json, sys\n"
         "from tests.benchmarks.rivals.settings import Settings\n"
-        "settings = Settings(**json.loads(sys.argv[1]))\n"
-        "inputs = make_inputs(settings.model_config(), settings, 2)\n"
-        "print([zlib.crc32(array.tobytes()) for array in vars(inputs).values()])\n"
+        "from tests.benchmarks.rivals.test_bench import checksums\n"
+        "print(json.dumps(checksums(Settings(**json.loads(sys.argv[1])))))\n"
     )
     command = [sys.executable, "-c", code, json.dumps(dataclasses.asdict(settings))]
-    outputs = {subprocess.check_output(command, text=True) for _ in range(2)}
-    assert len(outputs) == 1
+    assert json.loads(subprocess.check_output(command)) == checksums(settings)
+
+
+def checksums(settings):
+    inputs = make_inputs(settings.model_config(), settings, 2)
+    return [zlib.crc32(array.tobytes()) for array in vars(inputs).values()]
 
 
 @pytest.mark.parametrize(
