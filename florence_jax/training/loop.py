@@ -5,6 +5,7 @@ import dataclasses
 import enum
 import itertools
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +29,11 @@ from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.distributed import AnyProcess, is_first, is_of_another
 from florence_jax.training.metrics.flops import peak_flops
 from florence_jax.training.metrics.logger import BadRowLog, Profile, RunLog, TooManyProblems, say
+from florence_jax.training.metrics.writers import open_writers
 from florence_jax.training.run import Evaluator, Run, prepare_run
 from florence_jax.training.run_config import RunConfig
 from florence_jax.training.state import Batch, TrainState, drop_frozen, eval_params, not_finite
-from florence_jax.training.step import merge_metrics
+from florence_jax.training.step import Metrics, merge_metrics
 
 
 class Outcome(enum.IntEnum):
@@ -56,7 +58,7 @@ def train(config: RunConfig, *, profile_steps: int = 0) -> Outcome:
         DataError, CheckpointError, SettingsError, ValueError: the settings do not fit.
         TooManyProblems: too many rows cannot be used.
     """
-    directory = Path(config.directory)
+    began, directory = time.perf_counter(), Path(config.directory)
     with tempfile.TemporaryDirectory(prefix="florence-run-") as temporary:
         resumed = has_begun(directory)
         files = (directory if resumed else Path(temporary)) / PROCESSOR
@@ -67,10 +69,10 @@ def train(config: RunConfig, *, profile_steps: int = 0) -> Outcome:
         # The first process writes the run's files, and its lock keeps other runs out.
         with directory_lock(directory) if is_first() else contextlib.nullcontext():
             begin(run.config, directory, files, run.pin)
-            return _train(run.at(directory / PROCESSOR), directory, profile_steps)
+            return _train(run.at(directory / PROCESSOR), directory, profile_steps, began)
 
 
-def _train(run: Run, directory: Path, profile_steps: int) -> Outcome:
+def _train(run: Run, directory: Path, profile_steps: int, began: float) -> Outcome:
     config, setup = run.config, run.setup
     # The first process logs for all; each of the others logs what its own data hold.
     own = directory if is_first() else directory / f"process_{jax.process_index()}"
@@ -78,7 +80,6 @@ def _train(run: Run, directory: Path, profile_steps: int) -> Outcome:
     bad_rows = BadRowLog(
         own / "quarantine.jsonl", share=config.data.quarantine_share, total=run.rows
     )
-    logging = config.logging
     with contextlib.ExitStack() as stack:
         # Entered first and left last: a signal must not cut the last save short.
         interruption = stack.enter_context(Interruption(alone=jax.process_count() == 1))
@@ -87,13 +88,14 @@ def _train(run: Run, directory: Path, profile_steps: int) -> Outcome:
         )
         state, meta = init_or_restore(setup, run.first_parameters, directory, checkpoints)
         loader = run.loader(state)
+        first = int(state.step)
         log = stack.enter_context(
             RunLog(
-                own,
-                dataclasses.replace(logging, tensorboard=logging.tensorboard and is_first()),
-                first=int(state.step),
+                open_writers(own, config, first=first, shared=is_first(), say=say),
+                first=first,
                 steps=setup.steps,
-                peak_flops=logging.peak_flops or peak_flops(jax.devices()[0].device_kind),
+                peak_flops=config.logging.peak_flops or peak_flops(jax.devices()[0].device_kind),
+                starting=time.perf_counter() - began,
             )
         )
         policy = CheckpointPolicy(setup, checkpoints, meta)
@@ -172,7 +174,7 @@ class Trainer:
                 if done:
                     break
                 profile.at(step)
-                batch = self._next(batches)
+                batch = self._next(batches, before)
                 compiling = update.seconds_compiling
                 state, metrics = update(state, placement.batch(batch))
                 # One step is always queued behind the one that runs, and no more: a signal is
@@ -180,7 +182,7 @@ class Trainer:
                 jax.block_until_ready(before)
                 before = metrics
                 since_line = and_one_more(since_line, metrics) if since_line else metrics
-                log.leave_out(update.seconds_compiling - compiling)
+                log.leave_out(update.seconds_compiling - compiling, "compilation")
                 self._count(batch)
                 with log.reporting():
                     self.bad_rows.add(batch.problems)
@@ -222,9 +224,15 @@ class Trainer:
         if self.any_process(self.interruption.asked or self.refused is not None):
             raise self.refused or Interrupted
 
-    def _next(self, batches: Iterator[Batch]) -> Batch:
+    def _next(self, batches: Iterator[Batch], before: Metrics | None) -> Batch:
+        """The next batch; `before` are the metrics of the step that the device works on."""
+        began = time.perf_counter()
         try:
-            return next(batches)
+            batch = next(batches)
+            if before is None or before.loss.is_ready():
+                # The device waited too, at least for a part of this.
+                self.log.goodput.lose(time.perf_counter() - began, "data")
+            return batch
         except Exception:
             # A signal to the whole process group ends the workers too, before they can answer.
             self.interruption.check()
@@ -238,18 +246,19 @@ class Trainer:
         """Evaluate, log and return every figure by name; none without validation data."""
         if not evaluation.sources:
             return {}
-        with self.log.pause():
+        with self.log.pause("evaluation"):
             samples = self.directory / "samples" / f"step_{step:08d}"
             scores = evaluation(eval_params(state), samples, is_before=step == 0)
             with self.log.reporting():
                 self.bad_rows.add(evaluation.problems, split="valid")
-        self.log.write("evaluation", step, scores)
+            self.log.write("evaluation", step, scores)
+            self.log.pictures(step, samples)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.log.say(f"step {step}: {shown}")
         return scores
 
     def _save(self, state: TrainState, step: int, *, best: bool = False) -> None:
-        with self.log.pause():
+        with self.log.pause("checkpoint"):
             self.policy.save(state, step, best=best)
 
     def _check_finite(self, state: TrainState) -> None:
@@ -268,13 +277,14 @@ class Trainer:
             lines.append(f"last loss {self.last['loss']:.4f}, accuracy {self.last['accuracy']:.2%}")
         if self.policy.best is not None:
             lines.append("best {metric} {value:.4f} at step {step}".format(**self.policy.best))
+        lines.append(str(self.log.goodput))
         if len(self.bad_rows):
             lines.append(f"{len(self.bad_rows)} rows could not be used: {self.bad_rows.path}")
         if self.config.export.at_end:
             exported = self.run.export(self.setup.placement.to_true_shape(state))
             lines += [f"exported {path}" for path in exported]
         self._finish("; ".join(lines))
-        self.log.write("done", step, {"seconds": self.log.seconds})
+        self.log.write("done", step, self.log.goodput.figures())
         return Outcome.DONE
 
     def _finish_interrupted(self, state: TrainState) -> Outcome:

@@ -1,6 +1,7 @@
 """Settings that every training run has, whatever it trains: `RunConfig` and its parts."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -121,19 +122,38 @@ class LoggingConfig(Checked):
     Attributes:
         every: Steps between two lines of metrics.jsonl, whose values are means over those steps'
             tokens. The device is asked for numbers only then.
-        tensorboard: Whether the same values go to RUN/tensorboard.
+        tensorboard: Whether the same values go to RUN/tensorboard, and drawn answers.
+        wandb: Project of Weights & Biases that they go to as well, in a run named as the directory
+            is. Without a network they are kept for `wandb sync`; WANDB_MODE=offline does not try.
+        trackio: Project of trackio that they go to as well.
+        mlflow: Experiment of MLflow that they go to as well, on the server of MLFLOW_TRACKING_URI,
+            or in RUN/mlflow.db without one.
         peak_flops: Peak FLOP/s of one device, for the MFU; 0 for the published figure of a known
             device, else no MFU is shown.
     """
 
     every: int = 10
     tensorboard: bool = True
+    wandb: str = ""
+    trackio: str = ""
+    mlflow: str = ""
     peak_flops: float = 0.0
 
     def problems(self) -> Iterator[str]:
         yield from not_finite(self, "logging.")
         yield from counted("logging.every", self.every, 1)
         yield from within("logging.peak_flops", self.peak_flops, 0)
+        for tracker in ("wandb", "trackio", "mlflow"):
+            project = getattr(self, tracker)
+            if project and importlib.util.find_spec(tracker) is None:
+                yield (
+                    f"logging.{tracker}={project} needs the package {tracker}, which is not "
+                    f"installed: pip install {tracker}"
+                )
+
+    @property
+    def has_trackers(self) -> bool:
+        return bool(self.wandb or self.trackio or self.mlflow)
 
 
 @dataclass(frozen=True, kw_only=True)

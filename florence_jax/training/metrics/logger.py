@@ -3,51 +3,19 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from florence_jax.runtime.jsonl import append_lines, read_lines
-from florence_jax.training.config import LoggingConfig
+from florence_jax.training.metrics.goodput import Cause, Goodput
+from florence_jax.training.metrics.writers import MetricsWriter
 
 # So that one bad row among the first ten does not look like a tenth of the data.
 _LEAST_SEEN = 1000
-
-
-class MetricsWriter(Protocol):
-    """Writes the metrics of a step somewhere."""
-
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Write all `values` before this returns.
-
-        Args:
-            kind: "train", "evaluation" and so on.
-            values: Values by name; most are numbers.
-
-        Raises:
-            OSError: they cannot be written, as on a full disk; the next call may succeed.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release what is held open."""
-        ...
-
-
-class JsonlWriter:
-    """One JSON line `{"kind": ..., "step": ..., NAME: VALUE, ...}` for each call."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        append_lines(self._path, [{"kind": kind, "step": step, **values}])
-
-    def close(self) -> None:
-        pass
 
 
 class RunLog:
@@ -58,21 +26,24 @@ class RunLog:
     """
 
     def __init__(
-        self, directory: Path, config: LoggingConfig, *, first: int, steps: int, peak_flops: float
+        self,
+        writers: Sequence[MetricsWriter],
+        *,
+        first: int,
+        steps: int,
+        peak_flops: float,
+        starting: float = 0.0,
     ):
         """
         Args:
+            writers: get every figure; closed at the end.
             first: the step that the run starts or goes on at.
             steps: Number of steps of the whole run.
             peak_flops: FLOP/s of all devices; 0 shows no MFU.
+            starting: seconds that passed before, since the run was called.
         """
-        self._peak = peak_flops
-        self._writers: list[MetricsWriter] = [JsonlWriter(directory / "metrics.jsonl")]
-        if config.tensorboard:
-            # Here and not above: tensorboardX imports torch where it is installed.
-            from florence_jax.training.metrics.tensorboard import TensorBoardWriter
-
-            self._writers.append(TensorBoardWriter(directory / "tensorboard", first=first))
+        self._peak, self._writers = peak_flops, writers
+        self.goodput = Goodput(starting)
         self._first, self._steps_in_all = first, steps
         self._bar = tqdm(
             total=steps,
@@ -84,7 +55,6 @@ class RunLog:
         )
         self._said: set[str] = set()
         self._started = time.perf_counter()
-        self._no_training = 0.0
         self._restart()
 
     def __enter__(self) -> "RunLog":
@@ -110,18 +80,18 @@ class RunLog:
         self._bar.update()
 
     @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
+    def pause(self, cause: Cause) -> Iterator[None]:
         """Leave the time that is spent inside out of the rates, because it is no training."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            self.leave_out(time.perf_counter() - began)
+            self.leave_out(time.perf_counter() - began, cause)
 
-    def leave_out(self, seconds: float) -> None:
+    def leave_out(self, seconds: float, cause: Cause) -> None:
         """Leave time that was measured elsewhere out of the rates."""
         self._since += seconds
-        self._no_training += seconds
+        self.goodput.lose(seconds, cause)
 
     def training(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics of the steps since the last such line, and their rates."""
@@ -133,6 +103,8 @@ class RunLog:
         }
         if self._peak:
             rates["mfu"] = self._flops / seconds / self._peak
+        self.goodput.steps(rates["seconds_per_step"], self._steps)
+        rates["goodput"] = self.goodput.share
         self._restart()
         shown = {
             "loss": f"{values['loss']:.4f}",
@@ -153,6 +125,13 @@ class RunLog:
             with self.reporting():
                 writer.write(kind, step, values)
 
+    def pictures(self, step: int, directory: Path) -> None:
+        """Hand the pictures in a directory to all writers."""
+        paths = sorted(directory.glob("*.png"))
+        for writer in self._writers if paths else ():
+            with self.reporting():
+                writer.write_pictures(step, paths)
+
     def say(self, text: str) -> None:
         """A line above the bar."""
         if self._bar.disable:
@@ -171,7 +150,7 @@ class RunLog:
                 self.say(f"the log cannot be written: {error}; the run goes on")
 
     def _line(self, step: int, shown: Mapping[str, str]) -> str:
-        seconds = self.seconds - self._no_training
+        seconds = self.goodput.productive + self.goodput.lost["data"]
         left = seconds / max(step - self._first, 1) * (self._steps_in_all - step)
         values = ", ".join(f"{name} {value}" for name, value in shown.items())
         return f"step {step} of {self._steps_in_all}: {values}, {tqdm.format_interval(left)} left"

@@ -5,10 +5,11 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -36,15 +37,28 @@ class TensorBoardWriter:
             for name, value in values.items()
             if isinstance(value, int | float)
         ]
-        if self._events is None:
-            self._events = self._new_file()
-        summary = Summary(value=scalars)
-        self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
-        self._events.flush()
+        self._event(Summary(value=scalars), step)
+
+    def write_pictures(self, step: int, paths: Sequence[Path]) -> None:
+        pictures = []
+        for path in paths:
+            with PIL.Image.open(path) as image:
+                width, height = image.size
+            picture = Summary.Image(
+                width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes()
+            )
+            pictures.append(Summary.Value(tag=f"samples/{path.stem}", image=picture))
+        self._event(Summary(value=pictures), step)
 
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+
+    def _event(self, summary: Summary, step: int) -> None:
+        if self._events is None:
+            self._events = self._new_file()
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._events.flush()
 
     def _new_file(self) -> EventsWriter:
         self._directory.mkdir(parents=True, exist_ok=True)

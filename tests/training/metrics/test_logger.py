@@ -2,8 +2,8 @@
 
 import io
 
-from florence_jax.training.config import LoggingConfig
 from florence_jax.training.metrics.logger import RunLog
+from florence_jax.training.metrics.writers import JsonlWriter
 
 
 class Terminal(io.StringIO):
@@ -13,8 +13,8 @@ class Terminal(io.StringIO):
 
 def written(directory, stream, monkeypatch):
     monkeypatch.setattr("sys.stderr", stream)
-    config = LoggingConfig(tensorboard=False)
-    with RunLog(directory, config, first=0, steps=40, peak_flops=0) as log:
+    writers = [JsonlWriter(directory / "metrics.jsonl")]
+    with RunLog(writers, first=0, steps=40, peak_flops=0) as log:
         log.say("compiling")
         for step in range(1, 41):
             log.count(tokens=10, images=1, flops=1.0)

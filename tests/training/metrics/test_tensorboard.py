@@ -3,6 +3,7 @@
 import struct
 
 import pytest
+from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -35,6 +36,18 @@ def test_tensorboard_reads_each_value_as_soon_as_it_is_written(tmp_path):
     assert values == {"train/loss": 1.5, "train/lr": pytest.approx(1e-5)}
     assert (second.step, second.summary.value[0].tag) == (70_000, "evaluation/<OD> mAP@0.5")
     assert abs(second.wall_time - path.stat().st_mtime) < 60
+
+
+def test_pictures_are_the_files_themselves(tmp_path):
+    path = tmp_path / "0007.png"
+    Image.new("RGB", (9, 4), "blue").save(path)
+    board = TensorBoardWriter(tmp_path / "board", first=0)
+    board.write_pictures(12, [path])
+    board.close()
+    (written,) = (tmp_path / "board").glob("events*")
+    value = events(written)[-1].summary.value[0]
+    assert (value.tag, value.image.width, value.image.height) == ("samples/0007", 9, 4)
+    assert value.image.encoded_image_string == path.read_bytes()
 
 
 def test_a_full_disk_is_an_error_of_the_call_and_the_next_may_succeed(tmp_path, monkeypatch):
