@@ -39,7 +39,8 @@ ROOMS = {
     "processing sharding",
     "classification": "backbone model processing",
     "demo": "generation inference matmul_precision metrics processing quantization runtime",
-    "batch": "backbone export generation inference model processing results runtime sharding",
+    "batch": "backbone datasets export generation inference model processing results runtime "
+    "sharding",
     "annotation": "batch generation inference processing results runtime",
     "evaluation": "batch classification datasets inference metrics model processing results "
     "runtime segmentation",

@@ -13,7 +13,9 @@ from typing import NoReturn
 from florence_jax.runtime.program import TRACEBACK, run_program
 from florence_jax.runtime.signals import exit_now
 from florence_jax.training.config_loader import RunSettings, Switch, parse_program_flags
-from florence_jax.training.data.sources import KINDS, FileConfig, SourceConfig
+from florence_jax.training.data.column_sources import ColumnsConfig
+from florence_jax.training.data.columns import Columns
+from florence_jax.training.data.sources import KINDS, FileConfig, ObjectsConfig, SourceConfig
 from florence_jax.training.data.storage import discard_copies
 
 _DESCRIPTION = """\
@@ -115,7 +117,14 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _source_fields() -> Iterator[str]:
     """The fields of each layout of data, from the docstrings of its settings."""
-    for name, kind in {"every source": SourceConfig, "files": FileConfig, **KINDS}.items():
+    shared = {
+        "every source": SourceConfig,
+        "files": FileConfig,
+        "voc, yolo, labelme, label_studio and cvat (besides the fields of coco)": ObjectsConfig,
+        "huggingface and webdataset": ColumnsConfig,
+        "columns of these": Columns,
+    }
+    for name, kind in (shared | KINDS).items():
         summary, *rest = inspect.cleandoc(kind.__doc__ or "").splitlines()
         lines = [f"  {name}", f"      {summary}"]
         for line in rest:

@@ -12,8 +12,8 @@ from typing import Any
 from florence_jax.datasets.coco_entries import is_number
 from florence_jax.datasets.coco_fields import checked_size
 from florence_jax.datasets.object_set import Gathering, ObjectSet
-from florence_jax.datasets.picture_files import is_picture
 from florence_jax.datasets.text_rows import DatasetError
+from florence_jax.processing.image.suffixes import is_image_name
 from florence_jax.runtime.text_file import TextFileError, read_json
 
 _KINDS = ("rectanglelabels", "polygonlabels", "ellipselabels")
@@ -166,7 +166,7 @@ def _percent(value: Mapping[str, Any], name: str, place: str) -> float:
 
 
 def _names_a_picture(text: str) -> bool:
-    return any(is_picture(name) for name in _paths(text))
+    return any(is_image_name(name) for name in _paths(text))
 
 
 def _paths(text: str) -> Iterator[str]:
@@ -179,7 +179,7 @@ def _paths(text: str) -> Iterator[str]:
 
 def _file_name(text: str, root: Path) -> str:
     """The name below `root` of the image that a task's URL names."""
-    path = next(name for name in _paths(text) if is_picture(name)).lstrip("/")
+    path = next(name for name in _paths(text) if is_image_name(name)).lstrip("/")
     parts = path.split("/")
     last = parts[-1]
     names = ["/".join(parts[at:]) for at in range(len(parts))]

@@ -1,4 +1,4 @@
-"""Image files of a data set: which names are images, and which file an annotation means."""
+"""Image files of a data set: those of a folder, and the one that an annotation means."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-PICTURES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
-    *(".heic", ".heif", ".avif", ".jp2", ".ppm", ".pgm"),
-)
+from florence_jax.processing.image.suffixes import IMAGE_SUFFIXES, is_image_name
 
-
-def is_picture(name: str) -> bool:
-    """Whether a file's name ends as an image's does."""
-    return name.lower().endswith(PICTURES)
+# In the order in which they are tried: the usual ones first.
+_USUAL = (".jpg", ".jpeg", ".png")
+_ENDINGS = (*_USUAL, *sorted(IMAGE_SUFFIXES - set(_USUAL)))
 
 
 def pictures_below(folder: Path) -> list[Path]:
@@ -23,7 +19,7 @@ def pictures_below(folder: Path) -> list[Path]:
         Path(parent, name)
         for parent, _, names in os.walk(folder)
         for name in names
-        if is_picture(name) and not name.startswith(".")
+        if is_image_name(name) and not name.startswith(".")
     )
 
 
@@ -32,7 +28,7 @@ def picture_of(root: Path, name: str, stem: str) -> str:
     with an image's ending. The given one where neither is there.
     """
     last = name.replace("\\", "/").rpartition("/")[2]
-    same = (f"{stem}{ending}" for ending in PICTURES)
+    same = (f"{stem}{ending}" for ending in _ENDINGS)
     return next((one for one in (name, last, *same) if (root / one).is_file()), name)
 
 

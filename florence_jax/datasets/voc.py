@@ -7,9 +7,10 @@ from xml.etree.ElementTree import Element
 
 from florence_jax.datasets.coco_entries import Size
 from florence_jax.datasets.object_set import Gathering, ObjectSet
-from florence_jax.datasets.picture_files import is_picture, picture_of
+from florence_jax.datasets.picture_files import picture_of
 from florence_jax.datasets.text_rows import DatasetError
 from florence_jax.datasets.xml_file import number_of, read_xml, text_of
+from florence_jax.processing.image.suffixes import is_image_name
 from florence_jax.runtime.text_file import TextFileError, read_text, split_lines
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -53,7 +54,7 @@ def read_voc(path: Path, split: str, image_root: Path | None) -> ObjectSet:
         gathering.notes.append(f"{path}: {difficult} objects marked difficult are learnt as others")
     if folder == path and not split:
         known = {file.stem for file in gathering.files}
-        alone = [one.name for one in path.iterdir() if is_picture(one.name)]
+        alone = [one.name for one in path.iterdir() if is_image_name(one.name)]
         alone = sorted(name for name in alone if Path(name).stem not in known)
         if alone:
             gathering.notes.append(

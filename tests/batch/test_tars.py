@@ -10,7 +10,7 @@ from PIL import Image
 
 from florence_jax.batch.image_reader import open_image
 from florence_jax.batch.sources.open import open_source
-from florence_jax.batch.sources.tar_members import Damage, Member, NextArchive, read_members
+from florence_jax.datasets.tar_members import Damage, Member, NextArchive, read_members
 from florence_jax.inference.requests import Query
 from florence_jax.processing import ImageError
 from tests.shared_data import needs_shared, shared_path

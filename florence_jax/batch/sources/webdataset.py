@@ -14,7 +14,7 @@ from typing import Any, Literal
 from florence_jax.batch.image_reader import FileSlice
 from florence_jax.batch.job import Item
 from florence_jax.batch.sources.rows import ChangeGuard, RowReader
-from florence_jax.batch.sources.tar_members import Damage, Member, NextArchive, read_members
+from florence_jax.datasets.tar_members import Damage, Member, NextArchive, read_members
 from florence_jax.inference.image_files import Say, skipped_sentence
 from florence_jax.processing.image.suffixes import is_image_name, leftover
 from florence_jax.runtime.text_file import TextFileError, parse_json

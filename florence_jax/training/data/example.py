@@ -72,11 +72,13 @@ class Source(ABC):
         notes: what was joined, cut or left out when it was opened, for the user.
         faults: single entries that are wrong, as far as opening it has shown.
         labels: the names of the classes, where the data set lists them.
+        endless: whether numbers beyond `len` are rows too, of later passes in another order.
     """
 
     notes: Sequence[str] = ()
     faults: Sequence[Fault] = ()
     labels: Sequence[str] = ()
+    endless: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -133,7 +135,7 @@ class Ordered(Source):
     order: ObjectOrder
 
     def __post_init__(self) -> None:
-        for name in ("notes", "faults", "labels"):
+        for name in ("notes", "faults", "labels", "endless"):
             object.__setattr__(self, name, getattr(self.source, name))
 
     def __len__(self) -> int:

@@ -100,10 +100,7 @@ class DataLoader:
 
     def _batches(self) -> grain.MapDataset:
         shuffled = [
-            _refs(name, source)
-            .seed(self.seed * 1000 + number)
-            .shuffle()
-            .repeat(_ROWS // max(len(source), 1))
+            _endless_refs(name, source, self.seed * 1000 + number)
             for number, (name, source, _) in enumerate(self.sources)
         ]
         weights = [weight for _, _, weight in self.sources]
@@ -219,5 +216,13 @@ class _Refs:
         return ExampleRef(self.name, self.source, int(index))
 
 
-def _refs(name: str, source: Source) -> grain.MapDataset:
-    return grain.MapDataset.source(_Refs(name, source))
+def _endless_refs(name: str, source: Source, seed: int) -> grain.MapDataset:
+    """The rows of all epochs; a stream brings an order of its own."""
+    if source.endless:
+        return grain.MapDataset.range(_ROWS).map(functools.partial(_ref, name, source))
+    refs = grain.MapDataset.source(_Refs(name, source))
+    return refs.seed(seed).shuffle().repeat(_ROWS // max(len(source), 1))
+
+
+def _ref(name: str, source: Source, index: int) -> ExampleRef:
+    return ExampleRef(name, source, int(index))

@@ -19,9 +19,10 @@ class SourceConfig(Checked):
 
     Attributes:
         kind: The layout, by which JSON chooses the class: jsonl, parquet and array_record hold rows
-            `image, prefix, suffix`; coco is a COCO JSON file; vqa and docvqa are questions about
-            images; annotations are what `florence-jax annotate` wrote. Any other class is
-            "module:Class", which is imported.
+            `image, prefix, suffix`; huggingface and webdataset rows with columns of any name;
+            coco, voc, yolo, labelme, label_studio and cvat hold images with objects; vqa and
+            docvqa are questions about images; annotations are what `florence-jax annotate` wrote.
+            Any other class is "module:Class", which is imported.
         weight: its share of the mixture, relative to the others'.
         questions: prompts about one image that an example holds, at most: the image encoder runs
             once for all of them. Only annotations and synthetic data have more than one.

@@ -10,13 +10,14 @@ from florence_jax.datasets.layouts import Found, recognise, split_of
 from florence_jax.datasets.text_rows import DatasetError
 from florence_jax.training.data.annotations import Annotations
 from florence_jax.training.data.coco import Coco
+from florence_jax.training.data.column_sources import HuggingFaceConfig, WebDatasetConfig
 from florence_jax.training.data.example import UNORDERED_TASKS, DataError, ObjectOrder, Source
 from florence_jax.training.data.source_config import FileConfig, Named, SourceConfig
 from florence_jax.training.data.storage import Place, as_path, local_copy, require_exists
 from florence_jax.training.data.tabular import ArrayRecord, Jsonl, Parquet
 from florence_jax.training.data.vqa import DocVqa, Vqa
 
-__all__ = ["FileConfig", "Named", "SourceConfig"]
+__all__ = ["FileConfig", "HuggingFaceConfig", "Named", "SourceConfig", "WebDatasetConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +238,8 @@ KINDS: dict[str, type[SourceConfig]] = {
     "labelme": LabelMeConfig,
     "label_studio": LabelStudioConfig,
     "cvat": CvatConfig,
+    "huggingface": HuggingFaceConfig,
+    "webdataset": WebDatasetConfig,
     "vqa": VqaConfig,
     "docvqa": DocVqaConfig,
     "annotations": AnnotationsConfig,
@@ -255,17 +258,12 @@ def splits_at(place: Place) -> list[Found]:
         raise DataError(str(error)) from None
 
 
-def config_of(found: Found, order: ObjectOrder | None = None) -> FileConfig:
+def config_of(found: Found, order: ObjectOrder | None = None) -> SourceConfig:
     """The settings of a split that was recognised.
 
     Args:
         order: in which labels name objects; by default that of the layout.
-
-    Raises:
-        DataError: a layout without settings of its own.
     """
-    kind = KINDS[found.kind]
-    assert issubclass(kind, FileConfig)  # what `recognise` finds is in files
     settings: dict[str, Any] = {"path": str(found.path)}
     if found.image_root is not None:
         settings["image_root"] = str(found.image_root)
@@ -273,7 +271,7 @@ def config_of(found: Found, order: ObjectOrder | None = None) -> FileConfig:
         settings["split"] = found.part
     if order is not None:
         settings["order"] = order
-    return kind(**settings)
+    return KINDS[found.kind](**settings)
 
 
 @dataclass(frozen=True, kw_only=True)
