@@ -191,7 +191,7 @@ _IMAGENET = Table(
     columns=("ImageNet val top-1",),
     rows=(("davit_tiny", (82.8,)), ("davit_small", (84.2,)), ("davit_base", (84.6,))),
 )
-_DAVIT_README = "README of github.com/dingmyu/davit"
+_DAVIT_README = "README of github.com/dingmyu/davit, commit 644f911"
 _IMAGENET_TOP_5 = Table(
     title="DaViT on ImageNet-1K, 224 px, of the released weights",
     source=_DAVIT_README,
