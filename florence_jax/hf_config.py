@@ -158,7 +158,13 @@ class _Reader:
     def _section(self, name: str) -> Mapping[str, Any]:
         section = self.config.get(name)
         if not isinstance(section, Mapping):
-            self.problems.append(f"{name} is missing: is this the config.json of a Florence-2?")
+            timm = self.config.get("architecture")
+            self.problems.append(
+                f"{name} is missing: is this the config.json of a Florence-2?"
+                if not isinstance(timm, str)
+                else f"{name} is missing: this is {timm}; load it with load_backbone or "
+                "load_segmenter, convert it with --naming timm"
+            )
             return {}
         return section
 

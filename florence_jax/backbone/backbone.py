@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from florence_jax.backbone.config import BackboneConfig
@@ -56,7 +58,11 @@ class Backbone(Handle):
         Returns:
             One float[B, h, w, C] of each stage, with strides 4, 8, 16 and 32, in the backbone's
             dtype; through a layer norm each where the config has `feature_norms`.
+
+        Raises:
+            ValueError: no such images.
         """
+        check_images(images, self.config.vision.in_channels)
         with use_mesh(self.mesh):
             return _features(self, params, images)
 
@@ -64,7 +70,11 @@ class Backbone(Handle):
         """Images float[B, H, W, 3] -> float32[B, C]: the last map's mean, normalised.
 
         timm calls it the pre-logits.
+
+        Raises:
+            ValueError: no such images.
         """
+        check_images(images, self.config.vision.in_channels)
         with use_mesh(self.mesh):
             return _embed(self, params, images)
 
@@ -72,10 +82,31 @@ class Backbone(Handle):
         """Images float[B, H, W, 3] -> float32[B, classes].
 
         Raises:
-            ValueError: the backbone has no classifier.
+            ValueError: no such images, or the backbone has no classifier.
         """
+        check_images(images, self.config.vision.in_channels)
         with use_mesh(self.mesh):
             return _logits(self, params, images)
+
+
+def check_images(images: Any, channels: int) -> None:
+    """Check what a network is given, traced or not.
+
+    Raises:
+        ValueError: no float[B, H, W, channels] with at least one image and pixel.
+    """
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if shape is None or dtype is None:
+        given = f"a {type(images).__name__}"
+    else:
+        given = f"{dtype}{list(shape)}"
+        fits = len(shape) == 4 and shape[-1] == channels and min(shape) > 0
+        if fits and jnp.issubdtype(dtype, jnp.floating):
+            return
+    raise ValueError(
+        f"images are {given}, expected normalised pixels float[B, H, W, {channels}] with at least "
+        "one image and pixel; florence_jax.processing.image.crop.preprocess_crop makes them"
+    )
 
 
 def backbone_shapes(config: BackboneConfig) -> dict[str, tuple[int, ...]]:

@@ -21,12 +21,14 @@ from florence_jax.checkpoint.load import checked_dtype, read_sources
 from florence_jax.checkpoint.param_tree import flatten, unflatten
 from florence_jax.checkpoint.plan import LoadPlan
 from florence_jax.checkpoint.pytorch.tower_file import (
+    OPENERS,
     TowerFile,
     infer_vision,
     match_tower,
     open_tower,
 )
 from florence_jax.checkpoint.repository import read_json_object
+from florence_jax.config import ConfigError
 from florence_jax.inference.load_sharded import DEFAULT_RULES, MeshLike, RulesLike, to_mesh
 from florence_jax.matmul_precision import MatmulPrecision, check_matmul_precision
 from florence_jax.model.handle import Params
@@ -116,7 +118,11 @@ def find_weights(
     verify: bool = True,
 ) -> StoredWeights:
     """Where `source` has its parameters; arguments and errors are those of `load_backbone`."""
+    if config is not None and not isinstance(config, BackboneConfig):
+        raise ConfigError(f"config is {config!r:.80}, expected a BackboneConfig(vision=...)")
     path = Path(source).expanduser()
+    if path.suffix in OPENERS and not path.exists():
+        raise CheckpointError(f"there is no file {path}")
     if path.is_file():
         if revision is not None:
             raise CheckpointError(f"revision {revision!r} was given, but {path} is a local file")
@@ -124,9 +130,17 @@ def find_weights(
         return _of_file(file, config or BackboneConfig(vision=infer_vision(file)))
     directory = resolve_model(_published(source), revision)
     settings = read_json_object(directory, "config.json")
-    if is_timm_config(settings):
-        assert settings is not None
-        return _of_file(open_tower(directory), config or from_timm(settings))
+    if settings is not None and settings.get("architecture") == "upernet":
+        raise CheckpointError(
+            f"{directory} holds a segmentation network: load it with load_segmenter"
+        )
+    if settings is not None and isinstance(settings.get("architecture"), str):
+        stored = from_timm(settings)
+        name = str(source).partition(".")[0]
+        if name in PRESETS:
+            # As timm does: config.json on the hub says crop_pct 0.9, timm's own table 0.95.
+            stored = dataclasses.replace(stored, image=PRESETS[name].image)
+        return _of_file(open_tower(directory), config or stored)
     plan = plan_checkpoint(directory, verify=verify)
     image = ImageConfig.from_hf(plan.repository.preprocessor or {})
     settings = {name: getattr(image, name) for name in ("size", "mean", "std", "resample")}
@@ -210,6 +224,12 @@ def _published(source: str | Path) -> str | Path:
 
 
 def _of_file(file: TowerFile, config: BackboneConfig) -> StoredWeights:
+    """The weights of a file, whose classifier may be left out of it."""
+    if file.num_classes and config.num_classes and file.num_classes != config.num_classes:
+        raise CheckpointError(
+            f"{file.label} has a classifier of {file.num_classes} classes, and its config says "
+            f"num_classes is {config.num_classes}: correct the config"
+        )
     return StoredWeights(dataclasses.replace(config, num_classes=file.num_classes), file)
 
 
@@ -217,10 +237,11 @@ def _with_head(
     found: StoredWeights, num_classes: int | None, feature_norms: bool
 ) -> BackboneConfig:
     classes = found.config.num_classes if num_classes is None else num_classes
+    config = dataclasses.replace(found.config, num_classes=classes, feature_norms=feature_norms)
     left_out = left_out_classifier(found, classes)
     if left_out is not None:
         warnings.warn(left_out, stacklevel=3)
-    return dataclasses.replace(found.config, num_classes=classes, feature_norms=feature_norms)
+    return config
 
 
 def layout_of(shapes: Mapping[str, Shape], mesh: MeshLike, rules: RulesLike) -> ParamSharding:

@@ -54,8 +54,8 @@ def from_timm(config: Mapping[str, Any]) -> BackboneConfig:
         ConfigError: an architecture or argument that this library does not support.
     """
     base = preset(str(config["architecture"]))
-    arguments = dict(config.get("model_args") or {})
-    pretrained = config.get("pretrained_cfg") or config
+    arguments = _object(config, "model_args")
+    pretrained = _object(config, "pretrained_cfg") or config
     changes: dict[str, Any] = {}
     for name, value in arguments.items():
         if name in _ARGUMENTS:
@@ -79,11 +79,19 @@ def from_timm(config: Mapping[str, Any]) -> BackboneConfig:
 
 def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes in timm's config.json, in order; empty where it has none."""
-    pretrained = config.get("pretrained_cfg") or {}
+    pretrained = _object(config, "pretrained_cfg")
     names = config.get("label_names") or pretrained.get("label_names") or ()
     if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
         raise ConfigError(f"label_names is {names!r:.100}, expected a list of texts")
     return tuple(names)
+
+
+def _object(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A field of config.json that is an object itself; empty where there is none."""
+    value = config.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"timm's {name} is {value!r:.80}, expected an object of settings")
+    return value
 
 
 def to_timm(config: BackboneConfig) -> dict[str, Any]:
@@ -171,6 +179,8 @@ def _downsampling(kernel: Any, stages: int) -> dict[str, Any]:
 
 def _image(pretrained: Mapping[str, Any], base: CropConfig) -> CropConfig:
     size = pretrained.get("input_size", (3, *base.size))
+    if not isinstance(size, list | tuple) or len(size) != 3:
+        raise ConfigError(f"input_size is {size!r:.80}, expected [channels, height, width]")
     name = str(pretrained.get("interpolation", "bicubic")).upper()
     if name not in Image.Resampling.__members__:
         raise ConfigError(f"interpolation is {name.lower()!r}, expected one of PIL's filters")
@@ -183,5 +193,5 @@ def _image(pretrained: Mapping[str, Any], base: CropConfig) -> CropConfig:
             std=tuple(pretrained.get("std", base.std)),
             resample=int(Image.Resampling[name]),
         )
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"timm's pretrained_cfg: {error}") from error

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from florence_jax.backbone.backbone import check_images
 from florence_jax.backbone.config import BackboneConfig
 from florence_jax.config import ConfigError
 from florence_jax.matmul_precision import at_model_precision
@@ -44,10 +45,18 @@ class SegmenterConfig:
     auxiliary_weight: float = 0.4
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_classes <= IGNORED:
+        if type(self.num_classes) is not int or not 2 <= self.num_classes <= IGNORED:
             raise ConfigError(
                 f"num_classes is {self.num_classes!r}, expected 2 to {IGNORED}: masks are images "
                 f"of 8 bits, in which {IGNORED} marks pixels that do not count"
+            )
+        sizes = {"hidden_dim": (self.hidden_dim,), "pool_sizes": self.pool_sizes}
+        for name, values in sizes.items():
+            if not values or any(type(one) is not int or one < 1 for one in values):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected integers from 1")
+        if type(self.auxiliary_dim) is not int or self.auxiliary_dim < 0:
+            raise ConfigError(
+                f"auxiliary_dim is {self.auxiliary_dim!r}, expected an integer from 0"
             )
         if len(self.backbone.vision.embed_dims) < 2:
             raise ConfigError("UperNet needs a backbone of at least two stages")
@@ -119,7 +128,12 @@ class Segmenter(Handle):
         return super().bind(params)
 
     def logits(self, params: Params, images: jax.Array) -> jax.Array:
-        """Images float[B, H, W, 3], normalised -> float32[B, H, W, K]."""
+        """Images float[B, H, W, 3], normalised -> float32[B, H, W, K].
+
+        Raises:
+            ValueError: no such images.
+        """
+        check_images(images, self.config.backbone.vision.in_channels)
         with use_mesh(self.mesh):
             return _logits(self, params, images)
 
@@ -137,7 +151,16 @@ class Segmenter(Handle):
         Returns:
             (loss, params): cross-entropy of both heads, the auxiliary one's times its weight; and
             the parameters with the batch norms' new running statistics.
+
+        Raises:
+            ValueError: no such images, or labels of another shape.
         """
+        check_images(images, self.config.backbone.vision.in_channels)
+        if labels.shape != images.shape[:3]:
+            raise ValueError(
+                f"labels are {list(labels.shape)}, expected a class for each pixel, "
+                f"{list(images.shape[:3])}"
+            )
         network = self.bind(params)
         with self.precision_scope():
             logits, auxiliary = network(images, rows=jnp.ones(len(images), bool), key=key)

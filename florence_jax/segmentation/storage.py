@@ -109,8 +109,8 @@ def load_segmenter(
     stored = read_segmenter_config(directory)
     config = stored
     if num_classes is not None and num_classes != stored.num_classes:
-        warnings.warn(left_out_layers(source, stored, num_classes), stacklevel=2)
         config = dataclasses.replace(stored, num_classes=num_classes)
+        warnings.warn(left_out_layers(source, stored, num_classes), stacklevel=2)
     layout = None if mesh is None else layout_of(segmenter_shapes(config), mesh, rules)
     params = read_segmenter(directory, stored, config, dtype, layout=layout, seed=seed)
     handle = Segmenter(config=config, dtype=dtype, matmul_precision=matmul_precision, layout=layout)

@@ -22,7 +22,7 @@ from florence_jax.checkpoint.pytorch.weights import open_safetensors, open_weigh
 from florence_jax.checkpoint.repository import contained_file, find_weights
 from florence_jax.config import DaViTConfig
 
-_OPENERS = {
+OPENERS = {
     ".safetensors": open_safetensors,
     **dict.fromkeys((".bin", ".pth", ".pt"), functools.partial(open_torch, nested=True)),
 }
@@ -59,9 +59,9 @@ def open_tower(path: Path) -> TowerFile:
     if path.is_dir():
         tensors = open_weights(find_weights(path))
     else:
-        opener = _OPENERS.get(path.suffix)
+        opener = OPENERS.get(path.suffix)
         if opener is None:
-            raise CheckpointError(f"{path} is no weight file: expected {', '.join(_OPENERS)}")
+            raise CheckpointError(f"{path} is no weight file: expected {', '.join(OPENERS)}")
         tensors = opener(contained_file(path.parent, path.name), str(path))
     problems = ErrorCollector()
     by_name: dict[str, LazyTensor] = {}
@@ -70,6 +70,8 @@ def open_tower(path: Path) -> TowerFile:
             problems.add("tensors stored twice", tensor.name, f"in {tensor.file}")
     problems.raise_if_any(str(path))
     style = find_style(by_name)
+    if not by_name:
+        raise CheckpointError(f"{path} holds no tensors: expected those of a DaViT")
     if style is None:
         raise CheckpointError(
             f"{path} holds no bare DaViT in timm's or the original repository's naming "
@@ -133,8 +135,9 @@ def infer_vision(file: TowerFile) -> DaViTConfig:
 def match_tower(file: TowerFile, expected: Mapping[str, Shape]) -> dict[str, Source]:
     """The tensor of each parameter, by path.
 
-    Parameters of the head and norms of feature maps may be absent; a missing tensor of the tower,
-    an unexpected one and one of another shape are errors.
+    The head may be absent as a whole, or its classifier, and so may norms of feature maps. A
+    missing tensor of the tower or of a head that is there, an unexpected one and one of another
+    shape are errors.
 
     Args:
         file: the tensors.
@@ -143,12 +146,19 @@ def match_tower(file: TowerFile, expected: Mapping[str, Shape]) -> dict[str, Sou
     Raises:
         CheckpointError: one error with every problem.
     """
+    name_of = functools.partial(tower_name, style=file.style)
+    stored = {path for path in expected if name_of(path) in file.tensors}
+    parts = ["vision_tower/"]
+    if any(path.startswith("head/") for path in stored):
+        parts.append("head/norm/")
+    if any(path.startswith("head/fc/") for path in stored):
+        parts.append("head/fc/")
     return match_tensors(
         file.tensors,
         expected,
-        functools.partial(tower_name, style=file.style),
+        name_of,
         label=f"{file.label} ({file.style.naming} naming)",
-        needed=lambda path: path.startswith("vision_tower/"),
+        needed=lambda path: path.startswith(tuple(parts)),
     )
 
 

@@ -45,7 +45,7 @@ class CropConfig:
 
     def __post_init__(self) -> None:
         self.pixels  # noqa: B018 - checks size, mean, std and resample
-        if not 0 < self.crop_pct <= 1:
+        if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct is {self.crop_pct!r}, expected a number above 0, at most 1")
         if self.crop_mode not in ("center", "squash"):
             raise ValueError(f"crop_mode is {self.crop_mode!r}, expected 'center' or 'squash'")
