@@ -37,7 +37,7 @@ ROOMS = {
     "sharding",
     "segmentation": "adapters backbone checkpoint config inference matmul_precision model "
     "processing sharding",
-    "classification": "backbone model processing",
+    "classification": "backbone model processing runtime",
     "demo": "generation inference matmul_precision metrics processing quantization runtime",
     "batch": "backbone datasets export generation inference model processing results runtime "
     "sharding",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from florence_jax.processing import ImageError
-from florence_jax.processing.image.suffixes import is_image_name, leftover
+from florence_jax.processing.image.suffixes import LEFTOVER_FOLDERS, is_image_name, leftover
+from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, TextFileError, read_json
 
 _VALIDATION = re.compile(r".*_val_(\d{8})")
 
@@ -44,13 +44,19 @@ def read_folders(directory: str | Path, names: Sequence[str] | None = None) -> L
         ImageError: there are no folders or images, or folders that are in no list.
     """
     root = Path(directory).expanduser()
-    found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    inside = root.iterdir() if root.is_dir() else ()
+    found = sorted(
+        path.name for path in inside if path.is_dir() and path.name not in LEFTOVER_FOLDERS
+    )
     if not found:
         raise ImageError(f"{root} has no folders: expected one for each class, with its images")
     numbered = all(name.isdecimal() and str(int(name)) == name for name in found)
     if names is None and numbered:
         names = [str(number) for number in range(max(map(int, found)) + 1)]
     order = {name: number for number, name in enumerate(found if names is None else names)}
+    if names is not None and len(order) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise ImageError(f"the class name {twice!r} occurs twice: names of classes must differ")
     unknown = [name for name in found if name not in order]
     if unknown:
         raise ImageError(
@@ -79,7 +85,10 @@ def with_real_labels(images: LabelledImages, file: str | Path) -> LabelledImages
     Raises:
         ImageError: the file has another form, or an image has no entry in it.
     """
-    content = json.loads(Path(file).read_text(encoding="utf-8"))
+    try:
+        content = read_json(file, max_bytes=MAX_SETTINGS_BYTES)
+    except TextFileError as error:
+        raise ImageError(f"{file} is no ReaL label file: {error}") from error
     entries = isinstance(content, list) and all(isinstance(one, list) for one in content)
     if not entries or not all(type(label) is int for one in content for label in one):
         raise ImageError(f"{file} is no ReaL label file: expected a list of lists of classes")

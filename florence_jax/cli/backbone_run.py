@@ -234,9 +234,14 @@ def read_names(path: Path) -> tuple[str, ...]:
     """The lines of a file of names.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or is no UTF-8 text.
+        OSError, ValueError: the file cannot be read, is no UTF-8 text, or has a blank line.
     """
-    return tuple(map(str.strip, split_lines(read_text(path))))
+    names = tuple(map(str.strip, split_lines(read_text(path))))
+    if not all(names):
+        raise ValueError(
+            f"{path}: line {names.index('') + 1} is blank, expected the name of a class on each"
+        )
+    return names
 
 
 def _run(

@@ -9,7 +9,11 @@ from pathlib import Path
 from florence_jax.batch.image_reader import FileBelow
 from florence_jax.batch.job import Item, ListSource
 from florence_jax.evaluation.datasets.dataset import LayoutError, find_folder
-from florence_jax.processing.image.suffixes import is_image_name, leftover
+from florence_jax.processing.image.suffixes import (
+    is_image_name,
+    leftover,
+    paths_without_suffix_twice,
+)
 
 OWN_MASKS = "mask-folders"
 
@@ -122,6 +126,9 @@ def plan_masks(
     names = sorted(name for name in found if is_image_name(name) and not leftover(name))
     if not names:
         raise LayoutError(f"{images} has no images: expected {known.files}")
+    twice = paths_without_suffix_twice(names)
+    if twice is not None:
+        raise LayoutError(f"{images} has {twice[0]} and {twice[1]}, which share a mask: rename one")
     missing = [name for name in names if not (masks / name).with_suffix(".png").is_file()]
     if missing:
         raise LayoutError(

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from florence_jax.processing import ImageError
+from florence_jax.processing.image.formats import decoding_error, no_pil_limit
 
 IGNORED = 255
 
@@ -31,21 +32,7 @@ def read_mask(
     Raises:
         ImageError: no image, another mode, another size than the image's, or a class out of range.
     """
-    try:
-        with Image.open(path) as picture:
-            mode, mask = picture.mode, np.asarray(picture)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read as a mask: {error}") from error
-    if mode not in ("L", "P"):
-        raise ImageError(
-            f"{path} is an image of mode {mode}, expected a mask of 8 bits (mode L or P) with a "
-            "class for each pixel"
-        )
-    mask = mask.astype(np.int32)
-    if mask.shape != tuple(size):
-        raise ImageError(
-            f"{path} has {mask.shape[0]} x {mask.shape[1]} pixels, its image {size[0]} x {size[1]}"
-        )
+    mask = read_indices(path, size).astype(np.int32)
     if reduce_zero_label:
         mask = np.where((mask == 0) | (mask == IGNORED), IGNORED, mask - 1)
     beyond = mask[(mask >= num_classes) & (mask != IGNORED)]
@@ -55,6 +42,38 @@ def read_mask(
             "pixels that do not count"
         )
     return mask
+
+
+def read_indices(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The bytes of a mask, uint8[H, W]; the header is checked before anything is decoded.
+
+    Args:
+        path: an image of 8 bits, grey or with a palette.
+        size: (height, width) of the image that the mask belongs to; None for any.
+
+    Raises:
+        ImageError: as `read_mask`.
+    """
+    try:
+        with no_pil_limit():
+            picture = Image.open(path)
+        with picture:
+            mode, found = picture.mode, (picture.height, picture.width)
+            if mode not in ("L", "P"):
+                raise ImageError(
+                    f"{path} is an image of mode {mode}, expected a mask of 8 bits (mode L or P) "
+                    "with a class for each pixel"
+                )
+            if size is not None and found != tuple(size):
+                turned = found == tuple(size[::-1])
+                raise ImageError(
+                    f"{path} has {found[0]} x {found[1]} pixels, its image {size[0]} x {size[1]}"
+                    + (" (upright, by its EXIF orientation if it has one)" if turned else "")
+                )
+            return np.asarray(picture)
+    # PIL raises nearly every type for a damaged file.
+    except Exception as error:
+        raise decoding_error(str(path), error) from error
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:

@@ -216,6 +216,7 @@ def test_several_devices_share_each_batch(tmp_path, compiled_on_disk):
     ("command", "arguments", "message"),
     [
         (classify, ["--names", "NAMES"], "there are 2 names for a classifier of 5 classes"),
+        (classify, ["--names", "BLANK"], "blank.txt: line 2 is blank, expected the name of a"),
         (embed, ["--format", "npy"], "--format belongs to --output-dir: give both"),
         (embed, ["--extend"], "--extend belongs to --output-dir"),
         (embed, ["--rules", "dp"], "--rules belongs to --mesh"),
@@ -223,7 +224,9 @@ def test_several_devices_share_each_batch(tmp_path, compiled_on_disk):
 )
 def test_wrong_calls_end_with_a_sentence(pictures, tmp_path, capsys, command, arguments, message):
     (tmp_path / "names.txt").write_text("ant\nbee\n")
-    words = [str(tmp_path / "names.txt") if word == "NAMES" else word for word in arguments]
+    (tmp_path / "blank.txt").write_text("ant\n\nbee\n")
+    files = {name.upper(): str(tmp_path / f"{name}.txt") for name in ("names", "blank")}
+    words = [files.get(word, word) for word in arguments]
     assert command(pictures[0], *words) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -38,6 +38,13 @@ def test_folders_are_classes_in_the_order_of_their_names(tmp_path):
         read_folders(tmp_path / "n02" / "__MACOSX")
 
 
+def test_leftover_folders_are_no_classes_and_names_differ(tmp_path):
+    write_images(tmp_path, "n01/a.png", "n02/a.png", ".ipynb_checkpoints/a.png", "__MACOSX/a.png")
+    assert read_folders(tmp_path).names == ("n01", "n02")
+    with pytest.raises(fj.ImageError, match="the class name 'n01' occurs twice"):
+        read_folders(tmp_path, ["n01", "n02", "n01"])
+
+
 def test_folders_of_imagenet_v2_are_numbers(tmp_path):
     write_images(tmp_path, "10/a.png", "2/a.png", "0/a.png")
     found = read_folders(tmp_path)
@@ -56,6 +63,9 @@ def test_labels_of_real(tmp_path):
     logits = np.eye(5, dtype=np.float32)[[4, 2, 3]]
     # The image without labels does not count; one of the two others is right.
     assert top_k_accuracy(logits, found.labels, (1,)) == {1: 0.5}
+    (tmp_path / "real.json").write_text("[[1]")
+    with pytest.raises(fj.ImageError, match=r"real\.json is no ReaL label file"):
+        with_real_labels(read_folders(tmp_path / "val"), tmp_path / "real.json")
     (tmp_path / "real.json").write_text("[[1]]")
     with pytest.raises(fj.ImageError, match="from ILSVRC2012_val_00000001 to 1,"):
         with_real_labels(read_folders(tmp_path / "val"), tmp_path / "real.json")

@@ -188,6 +188,10 @@ def test_a_missing_mask_and_no_images(model, tmp_path, capsys):
     assert evaluate(*command, model=model) == 2
     assert "1 of 3 images in" in (error := capsys.readouterr().err)
     assert "such as part1/1.png: add it as a .png of the same name" in error
+    image = tmp_path / "data" / "images" / "part0" / "0.png"
+    image.with_suffix(".jpg").write_bytes(image.read_bytes())
+    assert evaluate(*command, model=model) == 2
+    assert "part0/0.jpg and part0/0.png, which share a mask: rename" in capsys.readouterr().err
     for folder in ("images", "masks"):
         (tmp_path / "empty" / folder).mkdir(parents=True)
     assert evaluate("mask-folders", "--data", tmp_path / "empty", model=model) == 2

@@ -63,6 +63,37 @@ def test_masks_are_checked(tmp_path):
         read_mask(file, num_classes=2, size=(2, 3))
 
 
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda data: b"", "is truncated or damaged"),
+        (lambda data: data[:60], "is truncated or damaged"),
+        (lambda data: data[:40] + b"\0\1\2\3" + data[44:], "is truncated or damaged"),
+        (lambda data: b"no image", "is truncated or damaged"),
+    ],
+)
+def test_damaged_masks_are_one_sentence(damage, match, tmp_path):
+    """Whatever PIL raises: OSError, SyntaxError, zlib's error."""
+    file = tmp_path / "mask.png"
+    write_mask(file, np.zeros((9, 9), int))
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(fj.ImageError, match=match):
+        read_mask(file, num_classes=3, size=(9, 9))
+
+
+@pytest.mark.parametrize("mode", ["1", "I;16", "LA", "RGBA"])
+def test_masks_of_other_modes_are_refused(mode, tmp_path):
+    Image.new(mode, (3, 2)).save(tmp_path / "mask.png")
+    with pytest.raises(fj.ImageError, match=f"is an image of mode {mode}, expected a mask of 8"):
+        read_mask(tmp_path / "mask.png", num_classes=3, size=(2, 3))
+
+
+def test_a_mask_of_a_turned_image_says_so(tmp_path):
+    write_mask(tmp_path / "mask.png", np.zeros((4, 6), int))
+    with pytest.raises(fj.ImageError, match=r"4 x 6 pixels, its image 6 x 4 \(upright, by its E"):
+        read_mask(tmp_path / "mask.png", num_classes=3, size=(6, 4))
+
+
 def test_masks_are_drawn():
     image = Image.new("RGB", (2, 1), (100, 100, 100))
     drawn = np.asarray(draw_mask(image, np.array([[1, IGNORED]]), opacity=0.5))

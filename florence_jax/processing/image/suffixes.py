@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 # Fixed, and not what the installed Pillow registers: the same folder gives the same inputs on
 # every host. A file that this host cannot decode is an error of its own, never skipped in silence.
@@ -44,3 +45,13 @@ def leftover(path: str) -> str | None:
 def kind_of_other(name: str) -> str:
     """The category under which a skipped file that is no image is counted."""
     return os.path.splitext(name)[1].lower() or "without a suffix"
+
+
+def paths_without_suffix_twice(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two names that differ in their suffixes alone, and so belong to one mask; None for none."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(os.path.splitext(name)[0], name)
+        if other != name:
+            return other, name
+    return None

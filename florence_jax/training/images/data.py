@@ -7,15 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from florence_jax.classification.image_folders import read_folders
 from florence_jax.processing import ImageError
-from florence_jax.processing.image.suffixes import is_image_name, leftover
+from florence_jax.processing.image.suffixes import (
+    is_image_name,
+    leftover,
+    paths_without_suffix_twice,
+)
+from florence_jax.segmentation.masks import IGNORED, read_indices
 from florence_jax.training.data.example import DataError, Example, Source
 from florence_jax.training.images.config import ClassifyConfig, ImageRunConfig
 from florence_jax.training.run import Pins
 
 # Keys of what an example has to learn.
 CLASS, MASK = "class", "mask"
+# Masks that are read before a run for what they hold.
+_LOOKED_AT = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +65,13 @@ class ImageData:
         train: the training images.
         valid: the validation images; None where there are none.
         classes: names of the classes.
+        notes: sentences on the data for the user.
     """
 
     train: LabelledFiles
     valid: LabelledFiles | None
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def pin(self) -> Pins:
         """The rows, and a digest of the names of the training images: a name holds its class."""
@@ -96,10 +107,28 @@ def open_images(config: ImageRunConfig, classes: Sequence[str] | None = None) ->
             valid=_folders(root, "valid", names)[0] if has_valid else None,
             classes=names,
         )
+    train = _masks(root, "train")
     return ImageData(
-        train=_masks(root, "train"),
+        train=train,
         valid=_masks(root, "valid") if has_valid else None,
         classes=config.data.names,
+        notes=_black_and_white(train),
+    )
+
+
+def _black_and_white(train: LabelledFiles) -> tuple[str, ...]:
+    """A sentence where the first masks seem to mark a shape by 255, which does not count."""
+    values: set[int] = set()
+    for labels in train.labels[:_LOOKED_AT]:
+        try:
+            values |= set(np.unique(read_indices(str(labels[MASK]))).tolist())
+        except ImageError:
+            return ()  # the run says so of each such row
+    if values != {0, IGNORED}:
+        return ()
+    return (
+        f"the first masks of {train.root.parent / 'masks'} have no values but 0 and {IGNORED}, and "
+        f"pixels of {IGNORED} do not count: for two classes, write 0 and 1",
     )
 
 
@@ -113,6 +142,16 @@ def _folders(
     if len(found.names) < 2:
         names = ", ".join(found.names)
         raise DataError(f"{root / split} has one class, {names}: expected two or more")
+    filled = {right[0] for right in found.labels}
+    # A run's classes are known where it goes on, and for the validation images.
+    missing = range(len(found.names)) if classes is None else ()
+    empty = [found.names[number] for number in missing if number not in filled]
+    if empty:
+        raise DataError(
+            f"{root / split} has classes without an image: {', '.join(empty[:5])}"
+            f"{' ...' if len(empty) > 5 else ''}; add images or take the folder out (folders that "
+            "are called 0, 1, 2 and so on are numbered by their names)"
+        )
     base = root / split
     files = tuple(path.relative_to(base).as_posix() for path in found.paths)
     labels = tuple({CLASS: right[0]} for right in found.labels)
@@ -135,6 +174,9 @@ def _masks(root: Path, split: str) -> LabelledFiles:
     )
     if not files:
         raise DataError(f"{images} has no images")
+    twice = paths_without_suffix_twice(files)
+    if twice is not None:
+        raise DataError(f"{images} has {twice[0]} and {twice[1]}, which share a mask: rename one")
     paths = [(masks / name).with_suffix(".png") for name in files]
     missing = [path for path in paths if not path.is_file()]
     if missing:

@@ -61,7 +61,7 @@ class ImageRun(Run):
 
     def __init__(self, setup: TrainSetup, network: ImageNetwork, data: ImageData):
         self.setup, self.network, self.data = setup, network, data
-        self.rows, self.notes = len(data.train), network.notes
+        self.rows, self.notes = len(data.train), (*network.notes, *data.notes)
 
     def at(self, files: Path) -> ImageRun:
         del files

@@ -137,6 +137,7 @@ def test_a_dry_run_shows_classes_and_pictures(data, tmp_path):
         (lambda root: (root / "train").rename(root / "Train"), "there is no folder .*train; exp"),
         (lambda root: (root / "valid").joinpath("hot").mkdir(), "classes that the model does not"),
         (lambda root: (root / "train" / "warm").rename(root / "warm"), "has one class, cold"),
+        (lambda root: (root / "train" / "none").mkdir(), "has classes without an image: none;"),
     ],
 )
 def test_wrong_folders_are_said(spoil, message, tmp_path):

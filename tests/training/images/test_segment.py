@@ -23,8 +23,6 @@ from florence_jax.training.images.run import prepare_images
 from florence_jax.training.loop import Outcome, train
 from tests.training.images.small import segment_config, write_masks
 
-pytestmark = pytest.mark.optimized
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -138,3 +136,19 @@ def test_images_without_masks_are_said(tmp_path):
     shutil.rmtree(root / "train" / "masks")
     with pytest.raises(DataError, match=r"there is no folder .*masks: expected images in train/im"):
         prepare_images(config, tmp_path / "files")
+
+
+def test_images_that_share_a_mask_are_refused(tmp_path):
+    root = write_masks(tmp_path / "data", {"train": 2})
+    shutil.copy(root / "train" / "images" / "000.png", root / "train" / "images" / "000.jpg")
+    config = segment_config(tmp_path / "run", root)
+    with pytest.raises(DataError, match=r"has 000\.jpg and 000\.png, which share a mask"):
+        prepare_images(config, tmp_path / "files")
+
+
+def test_masks_of_0_and_255_are_doubted(tmp_path):
+    root = write_masks(tmp_path / "data", {"train": 2})
+    for path in (root / "train" / "masks").iterdir():
+        write_mask(path, 255 * read_mask(path, num_classes=2, size=(64, 64)))
+    (note,) = prepare_images(segment_config(tmp_path / "run", root), tmp_path / "files").notes
+    assert "no values but 0 and 255, and pixels of 255 do not count: for two classes" in note
