@@ -22,9 +22,10 @@ _CHECK = """\
 Read data sets as the trainer would, and say what they would teach. SOURCE is a file, a folder or a
 URL in any of these layouts, with its splits in train/, valid/ and test/ or as the layout has them:
 rows (.jsonl, .parquet, .array_record) of image, prefix, suffix; COCO; Pascal VOC; YOLO (data.yaml);
-LabelMe; Label Studio's JSON and JSON-MIN; CVAT's XML and COCO exports; VQAv2 and DocVQA;
-annotations of florence-jax annotate. Or it is the settings of one source as JSON, as --data.train
-of florence-jax train has them in its list."""
+LabelMe; Label Studio's JSON and JSON-MIN; CVAT's XML and COCO exports; saved Hugging Face data
+sets; WebDataset's .tar; VQAv2 and DocVQA; annotations of florence-jax annotate. Or it is the
+settings of one source as JSON, as --data.train of florence-jax train has them in its list: the only
+way to name columns, patterns and URLs of tars, and the Hub."""
 
 _EPILOG = """\
 examples:

@@ -277,7 +277,7 @@ def _describe(plan: Plan, options: EvaluateOptions) -> str:
     absent = _absent(plan)
     found = f"{len(plan.items)} of {len(plan.dataset.items)} examples"
     lines = [
-        f"{plan.benchmark} {plan.split}: {found} of {', '.join(map(str, plan.dataset.files))}",
+        f"{plan.benchmark} {plan.split}: {found} of {_files(plan)}",
         f"asked: {plan.prompt}" + (f" ({known.prompt_source})" if known else ""),
         f"first: {plan.items[0].queries[0].prompt}, {image_name(plan.items[0].image)}",
         f"decoding: {_decoding(options.decoding)}",
@@ -290,6 +290,13 @@ def _describe(plan: Plan, options: EvaluateOptions) -> str:
     if figure is not None:
         lines.append(f"published: {figure.column} {figure.value} ({figure.source})")
     return "\n".join(lines)
+
+
+def _files(plan: Plan) -> str:
+    """The data set's files; the first of those with one for each image."""
+    files = list(map(str, plan.dataset.files))
+    more = f" and {len(files) - 3} more files" if len(files) > 4 else ""
+    return ", ".join(files[:3] if more else files) + more
 
 
 def _absent(plan: Plan) -> list[FileBelow]:

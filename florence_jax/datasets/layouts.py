@@ -68,8 +68,7 @@ def recognise(path: Any) -> list[Found]:
     if path.is_dir():
         found = list(_folder(path))
         if not found:
-            listed = ", ".join(_names(path)[:8]) or "nothing"
-            raise DatasetError(f"{path} holds no data set that is read, but {listed}: {_EXPECTED}")
+            raise _nothing(path, _names(path))
     elif path.exists():
         found = [_file(path)]
     else:
@@ -129,15 +128,24 @@ def _folder(path: Any) -> Iterator[Found]:
             yield from found
             return
     splits = [name for name in names if normal_split(name) in ("train", "valid", "test")]
+    splits = [name for name in splits if (path / name).is_dir()]
     for name in splits:
-        if (path / name).is_dir():
-            one = _single(path / name, _names(path / name))
-            if one is not None:
-                yield replace(one, split=normal_split(name))
+        inside = _names(path / name)
+        one = _single(path / name, inside)
+        if one is not None:
+            yield replace(one, split=normal_split(name))
+        # Test images are often published without their answers; the other splits are needed.
+        elif normal_split(name) != "test":
+            raise _nothing(path / name, inside)
     if not splits:
         one = _single(path, names)
         if one is not None:
             yield one
+
+
+def _nothing(path: Any, names: Sequence[str]) -> DatasetError:
+    listed = ", ".join(names[:8]) or "nothing"
+    return DatasetError(f"{path} holds no data set that is read, but {listed}: {_EXPECTED}")
 
 
 def _single(path: Any, names: Sequence[str]) -> Found | None:

@@ -66,6 +66,12 @@ def test_folders_of_splits_in_every_layout(tmp_path):
     ]
 
 
+def test_test_images_without_answers_are_no_split(tmp_path):
+    labelme(tmp_path / "train", [shape("cat", "rectangle", [[8, 4], [24, 12]])])
+    picture(tmp_path / "test" / "a.jpg")
+    assert found(tmp_path) == [("labelme", "train", "train")]
+
+
 def test_layouts_that_hold_their_splits(tmp_path):
     assert found(yolo(tmp_path / "yolo")) == [
         ("yolo", "train", "data.yaml"),
@@ -97,6 +103,7 @@ def test_cocos_and_cvats_folders(tmp_path):
     [
         ((), "holds no data set that is read, but nothing: expected"),
         (("a.txt",), "holds no data set that is read, but a.txt"),
+        (("train/a.jsonl", "val/a.txt"), "val holds no data set that is read, but a.txt"),
         (("train/a.jsonl", "train/b.jsonl"), "must hold one .jsonl file, and has a.jsonl, b.jsonl"),
         (("data.yaml",), "data.yaml is not YAML"),
     ],

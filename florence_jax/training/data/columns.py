@@ -118,7 +118,10 @@ def value_at(row: Mapping[str, Any], name: str, where: str) -> Any:
             found = [one[part] for one in found]
         else:
             has = ", ".join(map(str, found)) if isinstance(found, Mapping) else repr(found)
-            raise DataError(f"{where} has no column {name}, but {has:.200}")
+            raise DataError(
+                f"{where} has no column {name}, but {has:.200}: say which holds what by columns, "
+                'such as {"task": "<CAPTION>", "suffix": "txt"}'
+            )
     return found
 
 
