@@ -47,9 +47,10 @@ ROOMS = {
     "training": "adapters annotation backbone checkpoint classification config datasets generation "
     "inference matmul_precision metrics model processing results runtime segmentation sharding",
     "serving": "generation_config inference processing results runtime",
+    "integrations": "inference processing results runtime",
     "cli": "adapters annotation backbone batch checkpoint config conversion demo evaluation export "
-    "generation generation_config inference processing results runtime segmentation serving "
-    "training",
+    "generation generation_config inference integrations processing results runtime segmentation "
+    "serving training",
     "__main__": "cli",
     "__init__": "backbone checkpoint config generation inference model processing results "
     "segmentation",

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "docs/reference/library"
 # What users of the library have no use for, and what other pages describe.
 _INTERNAL = {"__init__", "__main__", "__pycache__", "assets", "cli", "datasets", "demo",
-             "generation_config", "generation_keys", "hf_config", "ops", "runtime",
-             "serving"}  # fmt: skip
+             "generation_config", "generation_keys", "hf_config", "integrations", "ops",
+             "runtime", "serving"}  # fmt: skip
 # These have their entries on the page of `florence_jax`.
 _TOP = {id(getattr(florence_jax, name)) for name in florence_jax.__all__}
 

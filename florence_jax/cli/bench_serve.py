@@ -99,7 +99,7 @@ def _asked(pipeline: Florence2Pipeline, settings: GenerationConfig, task: str) -
     from florence_jax.results.rows import result_to_json
     from florence_jax.serving.load import Asked
 
-    images = list(itertools.islice(_crops(), _IMAGES))
+    images = list(itertools.islice(scene_crops(), _IMAGES))
     results = pipeline(images, [task] * len(images), generation=settings)
     return [
         Asked(image=image, prompt=task, expected=result_to_json(result))
@@ -107,7 +107,7 @@ def _asked(pipeline: Florence2Pipeline, settings: GenerationConfig, task: str) -
     ]
 
 
-def _crops() -> Iterator[bytes]:
+def scene_crops() -> Iterator[bytes]:
     """Files of the held-out scenes, cut by a pixel more each time: no two have the same content."""
     from PIL import Image
 

@@ -48,6 +48,11 @@ GROUPS = {
             "serve a model over HTTP, to many callers at a time",
             "florence-jax serve --model shapes --port 8000",
         ),
+        "mcp": Command(
+            "mcp:add_mcp",
+            "give language models tools that look at images (MCP)",
+            "florence-jax mcp --root photos/",
+        ),
         "demo": Command(
             "demo:add_demo",
             "answer all 15 tasks offline with a small trained model",

@@ -40,7 +40,8 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, may_connect: Callable[[Address], bool]) -> None:
         self._may_connect = may_connect
-        self._inner = httpcore.AnyIOBackend()
+        # Without anyio, httpcore types it as a placeholder.
+        self._inner: Any = httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,

@@ -337,6 +337,7 @@ def test_sigterm_under_load_answers_what_is_under_way():
         one.join(60)
     assert process.wait(60) == 0
     rest.join()
+    process.stderr.close()
     logged = [json.loads(line) for line in first if line.startswith("{")]
     statuses = Counter(one["status"] for one in logged)
     print(f"answers before and after SIGTERM: {dict(found)}; in the log: {dict(statuses)}")

@@ -32,6 +32,7 @@ from florence_jax.processing.image.formats import (
     refuse_misread,
     without_refused_texts,
 )
+from florence_jax.processing.image.pdf import count_pdf_pages, is_pdf, pdf_page, pdf_page_size
 from florence_jax.processing.image.sample_range import declared_by
 from florence_jax.runtime.text_file import missing_file_hint, special_kind
 
@@ -84,7 +85,8 @@ def load_image(
     Args:
         source: a path (str or PathLike), encoded bytes, a PIL image of any mode, or an array uint8,
             uint16, bool or float, or integers within 0..255, [H, W] or [H, W, 1 | 3 | 4]. The
-            format is read from the content, never from the file name. HEIC needs the extra "heif".
+            format is read from the content, never from the file name. HEIC needs the extra "heif",
+            and a PDF the extra "pdf".
         max_pixels: refuse an image with more, judged by its header before anything is decoded. No
             side may have more than 1,000,000.
         max_bytes: refuse a file or bytes with more.
@@ -153,6 +155,8 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         ImageError: as `load_image`, but for damage behind the header.
     """
     data, name = _content(path, MAX_BYTES)
+    if is_pdf(data):
+        return pdf_page_size(data, name)
     image = open_encoded(data, name)
     # PIL's header of a TIFF is turned already.
     turned = image.format != "TIFF" and _orientation(image) >= 5
@@ -168,8 +172,11 @@ def count_pages(source: Any, *, max_bytes: int = MAX_BYTES) -> int:
     """
     try:
         data, name = _content(source, max_bytes)
-        with no_pil_limit():
-            pages = getattr(open_encoded(data, name), "n_frames", 1)
+        if is_pdf(data):
+            pages = count_pdf_pages(data, name)
+        else:
+            with no_pil_limit():
+                pages = getattr(open_encoded(data, name), "n_frames", 1)
     except Exception:
         # The error is raised when the first page is read.
         return 1
@@ -239,6 +246,10 @@ def _decode_file(
     data: bytes, name: str, limits: _Limits, page: int | None, notes: list[str]
 ) -> Image.Image:
     try:
+        if is_pdf(data):
+            if page is None and count_pdf_pages(data, name) > 1:
+                notes.append(SEVERAL_PAGES)
+            return pdf_page(data, name, 1 if page is None else page, limits.max_pixels)
         image = _open_page(data, name, limits, page)
         if page is None and _has_several_pages(image, data, name):
             notes.append(SEVERAL_PAGES)
