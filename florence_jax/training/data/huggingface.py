@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def _load(path: str, name: str, split: str, revision: str | None, *, streaming: 
 
 def _library() -> Any:
     try:
-        import datasets
+        datasets: Any = importlib.import_module("datasets")
     except ImportError:
         raise DataError(
             'a huggingface source needs the package datasets: pip install "florence-jax[datasets]"'
