@@ -131,14 +131,11 @@ class Service:
         )
         self.admission.take(len(requests))
         several = len(requests) > 1
-        tasks = [
-            asyncio.create_task(
-                _Job(self, request, submit, f"request {number}: " if several else "").answer(
-                    self._readers
-                )
-            )
+        jobs = [
+            _Job(self, self._readers, request, submit, f"request {number}: " if several else "")
             for number, request in enumerate(requests, start=1)
         ]
+        tasks = [asyncio.create_task(job.answer()) for job in jobs]
         seconds = min(options.timeout or limits.timeout, limits.timeout)
         try:
             async with asyncio.timeout(seconds):
@@ -176,15 +173,22 @@ class _Job:
     """
 
     def __init__(
-        self, service: Service, request: Request, submit: Callable[..., Any], where: str
+        self,
+        service: Service,
+        readers: ThreadPoolExecutor,
+        request: Request,
+        submit: Callable[..., Any],
+        where: str,
     ) -> None:
         self._service, self._request, self._submit = service, request, submit
         self._where = where
         self._gone = threading.Event()
+        # Here, and not when the task first runs: one that is cancelled before would never end.
+        self._reading = readers.submit(self._read_and_submit)
+        self._reading.add_done_callback(self._was_read)
 
-    async def answer(self, readers: ThreadPoolExecutor) -> Answer:
-        reading = readers.submit(self._read_and_submit)
-        reading.add_done_callback(self._was_read)
+    async def answer(self) -> Answer:
+        reading = self._reading
         try:
             image, answering = await asyncio.wrap_future(reading)
             response = await asyncio.wrap_future(answering)

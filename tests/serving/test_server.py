@@ -179,7 +179,9 @@ class TestRefused:
         assert refused(url, b"x", path="/v2")[0] == 405
         assert refused(url, None)[0] == 405
 
-    def test_the_server_answers_on(self, url, expected):
+    def test_the_server_answers_on(self, server, expected):
+        url, service, _ = server
+        wait_until(lambda: service.admission.under_way == 0)
         found = answer(url, {"image": BASE64, "prompt": "<CAPTION>"})
         assert found == expected["<CAPTION>"]
 
