@@ -33,41 +33,42 @@ _LOWEST_LEVEL = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 _EMITTERS = "xla_cpu_use_fusion_emitters" if jax.__version_info__ < (0, 11) else None
 # The longest first, so that `--dist loadfile` ends with short ones; the others in any order.
 _LONGEST = (
-    "training/test_learning.py",
-    "test_packaging.py",
-    "model/test_parity_tiny.py",
-    "generation/test_florence_parity.py",
-    "test_style.py",
-    "sharding/test_equality.py",
-    "training/test_gradient_parity.py",
-    "sharding/test_processes.py",
-    "backbone/test_backbone.py",
-    "benchmarks/rivals/test_bench.py",
-    "demo/test_bundled_model.py",
-    "benchmarks/test_accelerator.py",
-    "export/test_export.py",
-    "inference/test_warmup.py",
-    "inference/test_multi_device.py",
-    "train/shapes/test_pretrain_vision.py",
     "training/test_loop.py",
+    "test_packaging.py",
+    "benchmarks/rivals/test_bench.py",
+    "training/test_learning.py",
+    "training/images/test_segment.py",
     "training/test_step.py",
     "training/cached_features/test_cached_features.py",
-    "inference/test_pipeline.py",
-    "model/test_florence2.py",
+    "test_style.py",
+    "export/test_export.py",
+    "backbone/test_backbone.py",
+    "test_docs.py",
+    "conversion/test_to_torch.py",
+    "sharding/test_processes.py",
+    "benchmarks/test_accelerator.py",
+    "model/test_parity_tiny.py",
+    "inference/test_constraints.py",
     "convert/test_verify_faults.py",
-    "generation/test_loops.py",
-    "ops/test_davit_kernels.py",
-    "ops/test_tpu_forms.py",
+    "train/shapes/test_pretrain_vision.py",
+    "inference/test_pipeline.py",
+    "classification/test_shipped_tower.py",
     "ops/test_decode_kernels.py",
-    "convert/test_verify.py",
-    "generation/test_constraints.py",
-    "generation/test_settings_parity.py",
-    "generation/test_generate.py",
-    "sharding/test_budgets.py",
-    "test_cli.py",
+    "demo/test_bundled_model.py",
+    "ops/test_davit_kernels.py",
+    "inference/test_multi_device.py",
+    "generation/test_loops.py",
     "ops/test_window_attention_pallas.py",
-    "batch/test_predict_job.py",
-    "processing/test_parity_fuzz.py",
+    "training/images/test_classify.py",
+    "sharding/test_equality.py",
+    "generation/test_florence_parity.py",
+    "model/test_florence2.py",
+    "generation/test_original_tokens.py",
+    "checkpoint/test_save.py",
+    "runtime/test_atomic_dir.py",
+    "inference/test_task_options.py",
+    "inference/test_warmup.py",
+    "sharding/test_budgets.py",
 )
 _MAPPINGS = Path("/proc/self/maps")
 _made_here: list[str] = []
@@ -107,14 +108,16 @@ def pytest_collection_finish(session):
     # What is imported by now stays: half a million objects that no later collection need look at.
     gc.collect()
     gc.freeze()
+    # Tracing makes objects by the million and few cycles: a tenth of its time went to looking.
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _compilation(request):
     """Compiles as cheaply as XLA:CPU can, in a quarter of the time; tiny models run no slower.
 
-    Comparisons with PyTorch, and of bits that users rely on, are made of what users run: their
-    modules are marked `optimized`.
+    The comparisons of whole models with PyTorch and with the original, and those of bits that users
+    rely on, are made of what users run: their modules are marked `optimized`.
     """
     with pytest.MonkeyPatch.context() as patch:
         if request.node.get_closest_marker("optimized") is None:

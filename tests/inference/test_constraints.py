@@ -74,7 +74,14 @@ def whole_share(config, *, constrained, draws=5) -> dict[str, float]:
     return {task: count / draws for task, count in whole.items()}
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize(
+    "search",
+    # Both of what it consists of are here; how it samples: tests/generation/test_sampling.py.
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "beam sampling" else ())
+        for name in SEARCHES
+    ],
+)
 def test_every_constrained_answer_is_whole_and_hardly_a_free_one(search):
     constrained = whole_share(SEARCHES[search], constrained=True)
     assert set(constrained.values()) == {1.0}, constrained

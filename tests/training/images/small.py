@@ -128,7 +128,7 @@ def classify_config(directory, data, *, steps=60, **changes):
     return dataclasses.replace(config, **changes)
 
 
-def segment_config(directory, data, *, steps=30, **changes):
+def segment_config(directory, data, *, steps=36, **changes):
     """A run with an auxiliary head, batch norms, two micro-batches and sliding windows."""
     config = SegmentConfig(
         model=SegmenterModelConfig(
@@ -147,7 +147,11 @@ def segment_config(directory, data, *, steps=30, **changes):
         ),
         evaluation=SegmentScoring(every=steps // 2, images=1, batch_size=4),
         accumulation=2,
-        # A test goes on from the one before the last.
-        **_common(directory, steps) | {"checkpoint": CheckpointConfig(every=max(steps - 4, 1))},
+        **_common(directory, steps)
+        | {
+            "batch_size": 8,
+            # A test goes on from the one before the last.
+            "checkpoint": CheckpointConfig(every=max(steps - 4, 1)),
+        },
     )
     return dataclasses.replace(config, **changes)

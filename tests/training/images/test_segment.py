@@ -77,7 +77,7 @@ def test_statistics_move_and_are_averaged_over_micro_batches(run):
 def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
     again = dataclasses.replace(run, directory=str(tmp_path / "run"))
     shutil.copytree(run.directory, again.directory)
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000030")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step_{run.steps:08d}")
     shutil.rmtree(tmp_path / "run" / "export")
     assert train(again) is Outcome.DONE
     first, second = (fj.load_segmenter(f"{one.directory}/export")[1] for one in (run, again))
