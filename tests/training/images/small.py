@@ -141,7 +141,7 @@ def segment_config(directory, data, *, steps=36, **changes):
         data=MaskDataConfig(
             directory=str(data),
             classes=("background", "shape"),
-            image_size=(48, 48),
+            image_size=(32, 32),
             augment=ImageAugmentConfig(scale=(0.8, 1.3)),
             threads=1,
         ),
