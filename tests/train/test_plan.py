@@ -215,6 +215,41 @@ def test_a_kernel_moves_the_slices_that_it_takes():
     assert schedule.traffic(parse_hlo(SLICES)) == 4 * 128 * 4 + 4
 
 
+NESTED_SLICE = SLICES.replace(
+    "  %row = f32[1,128]{1,0} dynamic-slice(%p0, %p1, %p1), dynamic_slice_sizes={1,128}\n",
+    "  %row = f32[1,128]{1,0} fusion(%p1, %p0), kind=kLoop, calls=%slice\n",
+).replace(
+    "%slices (p0",
+    """%slice (q0: s32[], q1: f32[64,128]) -> f32[1,128] {
+  %q0 = s32[] parameter(0)
+  %q1 = f32[64,128]{1,0} parameter(1)
+  ROOT %taken = f32[1,128]{1,0} dynamic-slice(%q1, %q0, %q0), dynamic_slice_sizes={1,128}
+}
+
+%slices (p0""",
+)
+
+
+def test_a_slice_counts_alone_where_a_fusion_within_the_kernel_takes_it():
+    assert "calls=%slice\n" in NESTED_SLICE
+    assert schedule.traffic(parse_hlo(NESTED_SLICE)) == 4 * 128 * 4 + 4
+
+
+PRODUCT = """HloModule jit_step, is_scheduled=true, num_partitions=1
+
+ENTRY %main (a: bf16[8,64], b: bf16[64,16]) -> f32[8,16] {
+  %a = bf16[8,64]{1,0} parameter(0)
+  %b = bf16[64,16]{1,0} parameter(1)
+  %product = (f32[8,16]{1,0}, s8[4096]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul"
+  ROOT %out = f32[8,16]{1,0} get-tuple-element(%product), index=0
+}
+"""  # noqa: E501
+
+
+def test_room_that_cublas_works_in_is_no_traffic():
+    assert schedule.traffic(parse_hlo(PRODUCT)) == 2 * (8 * 64 + 64 * 16) + 4 * 8 * 16
+
+
 BACKGROUND = """HloModule jit_step, is_scheduled=true, num_partitions=4
 
 ENTRY %main (a: f32[64,128]) -> f32[64,128] {

@@ -21,6 +21,9 @@ from train.plan.hlo import (
 # Instructions whose value is their operand's own memory.
 _VIEWS = {"bitcast", "optimization-barrier", "opt-barrier", "while", "tuple", "get-tuple-element"}
 _FREE = {"parameter", "constant", "iota", "after-all", "partition-id", "replica-id"}
+_BLAS = re.compile(r'custom_call_target="__cu(blas|dnn)')
+# Instructions that touch a part of their first operand alone.
+_SLICES = {"dynamic-slice", "gather", "dynamic-update-slice"}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([\d,]*)((?::|\().*?)?\})?")
 
 
@@ -136,23 +139,42 @@ def kernel_bytes(module: HloModule, kernel: Instruction, operands: Sequence[str]
         return result + min(sizes[0], result) + sum(sizes[1:])
     if kernel.opcode == "dynamic-update-slice":
         return 2 * min(sizes[1], result) + sum(sizes[2:])
+    if kernel.opcode == "custom-call" and _BLAS.search(kernel.attributes):
+        # The last result is room to work in, of which most is never touched.
+        *results, workspace = elements(kernel.shape)
+        if results and workspace.startswith("s8["):
+            result -= memory_bytes(workspace)
     if kernel.opcode != "fusion":
         return result + sum(sizes)
     inside = module.computations[kernel.calls("calls")[0]]
-    users: dict[str, list[Instruction]] = {}
     for one in inside.instructions.values():
-        for name in dict.fromkeys(one.operands):
-            users.setdefault(name, []).append(one)
-    for one in inside.instructions.values():
-        if one.opcode != "parameter" or not one.arguments.isdigit():
-            continue
-        number, uses = int(one.arguments), users.get(one.name, [])
-        first = all(use.operands[0] == one.name for use in uses)
-        opcodes = {use.opcode for use in uses}
-        if first and opcodes and opcodes <= {"dynamic-slice", "gather", "dynamic-update-slice"}:
-            taken = sum(memory_bytes(use.shape) for use in uses if "update" not in use.opcode)
-            sizes[number] = min(sizes[number], taken)
+        if one.opcode == "parameter" and one.arguments.isdigit():
+            number = int(one.arguments)
+            sizes[number] = min(sizes[number], _read(module, inside, one))
     return _written(inside, kernel) + sum(sizes)
+
+
+def _read(module: HloModule, inside: Computation, parameter: Instruction) -> int:
+    """Bytes that a fusion reads of a parameter; of one that it only takes slices of, the slices.
+
+    Fusions within it may take them.
+    """
+    whole, taken, name = memory_bytes(parameter.shape), 0, parameter.name
+    users = [one for one in inside.instructions.values() if name in one.operands]
+    for use in users:
+        if use.opcode == "fusion":
+            called = module.computations[use.calls("calls")[0]]
+            taken += sum(
+                _read(module, called, one)
+                for one in called.instructions.values()
+                if one.opcode == "parameter" and use.operands[int(one.arguments)] == name
+            )
+        elif use.opcode in _SLICES and use.operands.index(name) == 0:
+            # What an update does not write stays where it is.
+            taken += 0 if "update" in use.opcode else memory_bytes(use.shape)
+        else:
+            return whole
+    return min(whole, taken) if users else whole
 
 
 def _written(inside: Computation, kernel: Instruction) -> int:
