@@ -196,7 +196,7 @@ def _forward(
         maps = keep(name, maps)
     image_features = keep("projector", module.projector(maps[:, None]))
 
-    embeds, mask = module.merge_embeddings(image_features, input_ids, attention_mask)
+    embeds, mask = module.merge_embeddings(image_features, module.embed(input_ids), attention_mask)
     hidden_states = keep("encoder/embeddings", next(module.encoder.layer_outputs(embeds, mask)))
     for number, layer in enumerate(module.encoder.layers):
         hidden_states = keep(f"encoder/layer{number}", layer(hidden_states, mask))

@@ -3,13 +3,18 @@
 Shapes: B batch, L label tokens, D model, V vocabulary.
 """
 
-from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from florence_jax.training.settings import LossConfig
+from florence_jax.training.vocabulary_blocks import (
+    LogitSummary,
+    default_block,
+    summarise_in_blocks,
+)
 
 # The label of padding, as ignore_index of torch's CrossEntropyLoss and of transformers.
 IGNORE = -100
@@ -43,11 +48,35 @@ def shift_right(labels: jax.Array, *, start_id: int, pad_id: int) -> jax.Array:
     return jnp.where(shifted == IGNORE, pad_id, shifted)
 
 
+class OutputLayer(NamedTuple):
+    """The linear layer that makes logits of decoder states.
+
+    Attributes:
+        weight: float[V, D] in the dtype of the decoder states.
+        bias: float32[V], or None for none.
+    """
+
+    weight: jax.Array
+    bias: jax.Array | None = None
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """float[..., D] -> float32[..., V]."""
+        logits = jnp.einsum(
+            "...d,vd->...v", hidden, self.weight, preferred_element_type=jnp.float32
+        )
+        return logits if self.bias is None else logits + self.bias
+
+    def words(self, span: range) -> "OutputLayer":
+        """The layer of neighbouring words alone."""
+        part = slice(span.start, span.stop)
+        return OutputLayer(self.weight[part], None if self.bias is None else self.bias[part])
+
+
 @jax.named_scope("cross_entropy")
 def summed_loss(
     hidden: jax.Array,
     labels: jax.Array,
-    unembed: Callable[[jax.Array], jax.Array],
+    layer: OutputLayer,
     config: LossConfig,
     locations: range = range(0),
 ) -> TokenSums:
@@ -56,52 +85,26 @@ def summed_loss(
     Args:
         hidden: decoder states float[B, L, D].
         labels: int[B, L], `IGNORE` where there is none.
-        unembed: float[B, l, D] -> float32[B, l, V] logits.
+        layer: makes logits float32[B, L, V] of them.
         locations: ids of the location tokens, for the settings that treat them unlike words.
     """
-    length, chunk = labels.shape[1], config.chunk
-    if not chunk or chunk >= length:
-        return _token_sums(unembed(hidden), labels, config, locations)
-
-    padding = -length % chunk
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE)
-    count = (length + padding) // chunk
-
-    def in_chunks(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
-
-    # The backward pass recomputes a chunk's logits: keeping them would save no memory.
-    @jax.checkpoint
-    def chunk_sums(hidden: jax.Array, labels: jax.Array) -> TokenSums:
-        return _token_sums(unembed(hidden), labels, config, locations)
-
-    def add_chunk(total: TokenSums, chunk: tuple[jax.Array, jax.Array]) -> tuple[TokenSums, None]:
-        return total + chunk_sums(*chunk), None
-
-    zero = TokenSums(*(jnp.zeros(()),) * 4)
-    return jax.lax.scan(add_chunk, zero, (in_chunks(hidden), in_chunks(labels)))[0]
-
-
-def _token_sums(
-    logits: jax.Array, labels: jax.Array, config: LossConfig, locations: range
-) -> TokenSums:
-    logits = logits.astype(jnp.float32)
     counts = labels != IGNORE
-    labels = jnp.where(counts, labels, 0)
-    log_z, picked = _normaliser_and_pick(logits, labels)
-    nll = loss = log_z - picked
+    known = jnp.where(counts, labels, 0)
+    summary = _summarise(hidden, layer, known, config.vocabulary_block)
+    nll = loss = summary.log_z - summary.picked
     if config.location_sigma:
-        loss = log_z - _expected_logit(logits, labels, picked, config.location_sigma, locations)
+        bins = layer.words(locations)(hidden)
+        expected = _expected_logit(bins, known, summary.picked, config.location_sigma, locations)
+        loss = summary.log_z - expected
     if config.label_smoothing:
-        even = log_z - logits.mean(-1)
+        even = summary.log_z - summary.mean
         loss = (1.0 - config.label_smoothing) * loss + config.label_smoothing * even
     if config.z_loss:
-        loss = loss + config.z_loss * jnp.square(log_z)
+        loss = loss + config.z_loss * jnp.square(summary.log_z)
     if config.location_weight != 1.0:
-        loss = jnp.where(_within(labels, locations), config.location_weight * loss, loss)
+        loss = jnp.where(_within(known, locations), config.location_weight * loss, loss)
     # An argmax would pass over the logits once more, slowly.
-    correct = (picked >= jax.lax.stop_gradient(logits).max(-1)) & counts
+    correct = (summary.picked >= summary.highest) & counts
 
     def total(values: jax.Array) -> jax.Array:
         return jnp.where(counts, values, 0.0).sum()
@@ -114,23 +117,43 @@ def _within(ids: jax.Array, span: range) -> jax.Array:
 
 
 def _expected_logit(
-    logits: jax.Array, labels: jax.Array, picked: jax.Array, sigma: float, locations: range
+    of_bins: jax.Array, labels: jax.Array, picked: jax.Array, sigma: float, locations: range
 ) -> jax.Array:
     """float32[B, L]: for a location, the mean logit of the bins under a Gaussian around its own.
 
     Args:
-        logits: float32[B, L, V].
+        of_bins: float32[B, L, bins], the logits of the location tokens.
         labels: int[B, L].
         picked: float32[B, L], the labels' own logits, which words keep.
         sigma: standard deviation in bins.
         locations: ids of the location tokens, bin after bin.
     """
-    # The slice is a fiftieth of the published vocabulary.
-    of_bins = logits[..., locations.start : locations.stop]
     away = jnp.arange(len(locations)) - (labels[..., None] - locations.start)
     # Bins beyond the image's edge do not exist, so what is left is normalised.
     share = jax.nn.softmax(-0.5 * jnp.square(away / sigma), axis=-1)
     return jnp.where(_within(labels, locations), (share * of_bins).sum(-1), picked)
+
+
+def _summarise(
+    hidden: jax.Array, layer: OutputLayer, labels: jax.Array, block: int
+) -> LogitSummary:
+    def in_blocks(block: int, hidden: jax.Array, layer: OutputLayer) -> LogitSummary:
+        return summarise_in_blocks(hidden, layer.weight, layer.bias, labels, block=block)
+
+    def whole(hidden: jax.Array, layer: OutputLayer) -> LogitSummary:
+        logits = layer(hidden).astype(jnp.float32)
+        log_z, picked = _normaliser_and_pick(logits, labels)
+        return LogitSummary(log_z, picked, logits.mean(-1), jax.lax.stop_gradient(logits).max(-1))
+
+    if block:
+        return in_blocks(block, hidden, layer)
+    block = default_block(labels, layer.weight.shape[0])
+    if not block:
+        return whole(hidden, layer)
+    # A CPU is bound by arithmetic, of which blocks take a third more here.
+    return jax.lax.platform_dependent(
+        hidden, layer, cpu=whole, default=functools.partial(in_blocks, block)
+    )
 
 
 @jax.custom_vjp

@@ -105,22 +105,23 @@ class LossConfig(Checked):
         location_sigma: standard deviation, in bins, of a Gaussian around a location token's own
             bin: its probability is the target of the neighbouring bins. 0 makes the bin itself the
             only target. A bin is a thousandth of the image's side.
-        chunk: label tokens whose logits exist at one time; 0 for all. A vocabulary of 51,289
-            makes logits the largest activation of long labels; chunks recompute them backward.
+        vocabulary_block: words whose logits exist at one time; the backward pass computes them
+            again. 0 is all words on a CPU, and blocks that fit on the chip elsewhere: logits of
+            a vocabulary of 51,289 are the largest activation of long labels.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     location_weight: float = 1.0
     location_sigma: float = 0.0
-    chunk: int = 0
+    vocabulary_block: int = 0
 
     def problems(self) -> Iterator[str]:
         yield from not_finite(self, "loss.")
         yield from within("loss.label_smoothing", self.label_smoothing, 0, 1)
         for field in ("z_loss", "location_weight", "location_sigma"):
             yield from within(f"loss.{field}", getattr(self, field), 0)
-        yield from counted("loss.chunk", self.chunk, 0)
+        yield from counted("loss.vocabulary_block", self.vocabulary_block, 0)
 
     @property
     def sees_locations(self) -> bool:

@@ -20,7 +20,7 @@ from florence_jax.model.handle import Handle
 from florence_jax.model.layers import Sequential, fold_in
 from florence_jax.processing.image.pixels import ImageConfig
 from florence_jax.training.lora import adapt, is_factor
-from florence_jax.training.losses import TokenSums, shift_right, summed_loss
+from florence_jax.training.losses import OutputLayer, TokenSums, shift_right, summed_loss
 from florence_jax.training.optimizer import update_ema
 from florence_jax.training.settings import LoraConfig, LossConfig, Remat
 from florence_jax.training.state import Batch, Flat, TrainState
@@ -129,17 +129,23 @@ class LossFn:
         prompts_per_image = batch.input_ids.shape[0] // features.shape[0]
         if prompts_per_image > 1:
             features = jnp.repeat(features, prompts_per_image, axis=0)
-        prompt_mask = batch.input_ids != text.pad_token_id
-        encoder_hidden_states, mask = module.encode(
-            features, batch.input_ids, prompt_mask, key=fold_in(key, 1)
-        )
         inputs = shift_right(
             batch.labels, start_id=text.decoder_start_token_id, pad_id=text.pad_token_id
         )
-        hidden = module.decoder(
-            module.embed(inputs), encoder_hidden_states, mask, key=fold_in(key, 2)
+        # One look-up has one gradient of the table, to be summed over devices once.
+        prompt_length = batch.input_ids.shape[1]
+        embeds = module.embed(jnp.concatenate([batch.input_ids, inputs], axis=1))
+        encoder_hidden_states, mask = module.encode_embeddings(
+            features,
+            embeds[:, :prompt_length],
+            batch.input_ids != text.pad_token_id,
+            key=fold_in(key, 1),
         )
-        return summed_loss(hidden, batch.labels, module.unembed, self.loss, self.locations)
+        hidden = module.decoder(
+            embeds[:, prompt_length:], encoder_hidden_states, mask, key=fold_in(key, 2)
+        )
+        layer = OutputLayer(*module.unembedding_weights(hidden.dtype))
+        return summed_loss(hidden, batch.labels, layer, self.loss, self.locations)
 
     def and_statistics(self, params: Flat, batch: Batch, key: jax.Array) -> tuple[TokenSums, Flat]:
         """Summed losses in training; the network has no statistics."""

@@ -35,6 +35,7 @@ PROGRAM = "program.hlo"
 BUDGET = Path(__file__).with_name("tpu_budget.json")
 ROOT = Path(__file__).resolve().parents[2]
 VISION_BATCH, TOWER_BATCH, ENCODER_BATCH, BEAM_BATCH, BEAMS = 8, 32, 8, 32, 3
+LOSS_BATCH, LABELS = 4, 256
 SIDE, PROMPT, NEW_TOKENS = 768, 16, 128
 
 
@@ -138,6 +139,23 @@ def layer_gradient(model: Any) -> tuple[Callable, tuple]:
     return run, (states, states, tokens)
 
 
+def loss_gradient(model: Any) -> tuple[Callable, tuple]:
+    """The loss of LOSS_BATCH rows of LABELS label tokens, forward and backward."""
+    import jax
+
+    from florence_jax.training.losses import OutputLayer, summed_loss
+    from florence_jax.training.settings import LossConfig
+
+    def run(params: Any, hidden: Any, labels: Any) -> Any:
+        def loss(table: Any, hidden: Any) -> Any:
+            return summed_loss(hidden, labels, OutputLayer(table), LossConfig()).loss
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(params["shared"]["embedding"], hidden)
+
+    tokens = (LOSS_BATCH, LABELS)
+    return run, ((*tokens, model.config.text.d_model), tokens)
+
+
 def projector(model: Any) -> tuple[Callable, tuple]:
     side = SIDE // 32
     channels = model.config.vision.embed_dims[-1]
@@ -206,6 +224,7 @@ CASES: dict[str, Callable] = {
     "mlp 3 gradient": mlp_gradient(2),
     "encoder": encoder,
     "encoder attention gradient": layer_gradient,
+    "loss gradient": loss_gradient,
     "beam body": beam,
 }
 VISION = ("vision stage 1", "vision stage 2", "vision stage 3", "vision stage 4", "projector")

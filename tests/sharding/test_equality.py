@@ -74,3 +74,11 @@ def test_answers_under_every_layout(size, cases, compiled_on_disk):
     kinds = ("greedy", "beams", "sampling", "constrained")
     found = run_lines("tokens", size, ",".join(kinds), *cases, cache=compiled_on_disk)
     check_tokens(found, cases, kinds)
+
+
+def test_blocks_of_words_under_every_division_of_rows_and_words(compiled_on_disk):
+    meshes = ("data=2,fsdp=2,tensor=2", "fsdp=8", "tensor=8", "dcn_data=2,data=2,tensor=2")
+    found = run_lines("cross_entropy", *meshes, cache=compiled_on_disk)
+    assert [line["mesh"] for line in found] == list(meshes)
+    for line in found:
+        assert line["distance"] < TOLERANCE, line

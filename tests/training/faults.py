@@ -22,9 +22,9 @@ def shifted_inputs(patch):
 def shifted_targets(patch):
     """Labels shifted once more by the loss, as one for decoders alone does."""
 
-    def ahead(hidden, labels, unembed, config):
+    def ahead(hidden, labels, layer, config, locations):
         later = jnp.roll(labels, -1, axis=-1).at[..., -1].set(IGNORE)
-        return summed_loss(hidden, later, unembed, config)
+        return summed_loss(hidden, later, layer, config, locations)
 
     patch.setattr("florence_jax.training.step.summed_loss", ahead)
 
