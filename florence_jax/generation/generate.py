@@ -12,6 +12,7 @@ import functools
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -30,9 +31,15 @@ from florence_jax.sharding.batch import use_mesh
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from florence_jax.model import Florence2, Model, Params
     from florence_jax.model.kv_cache import DecoderCache
+
+# Memory tokens and words are filled up to a multiple of this on GPUs, once: XLA fills up the
+# operands of cuBLAS to whole 16 bytes otherwise at every step, which copies the token table and all
+# cross-attention keys and values.
+_GPU_MULTIPLE = 8
 
 
 def generate(
@@ -125,14 +132,19 @@ def generate_jit(
     )
 
     def decode(
-        module: Florence2, unembedding: jax.Array | None, *, row_major: bool = False
+        module: Florence2, unembedding: jax.Array | None, *, row_major: bool = False, whole: int = 1
     ) -> GenerateOutput:
-        cross_cache = module.cross_attention_cache(encoder_hidden_states, row_major=row_major)
+        states, mask = encoder_hidden_states, encoder_mask
+        extra = -mask.shape[1] % whole
+        if extra:
+            states = jnp.pad(states, ((0, 0), (0, extra), (0, 0)))
+            mask = jnp.pad(mask, ((0, 0), (0, extra)))
+        cross_cache = module.cross_attention_cache(states, row_major=row_major)
 
         def step(
             tokens: jax.Array, index: jax.Array, cache: DecoderCache
         ) -> tuple[jax.Array, DecoderCache]:
-            return module.decode_step(tokens, index, cache, cross_cache, encoder_mask, unembedding)
+            return module.decode_step(tokens, index, cache, cross_cache, mask, unembedding)
 
         cache = module.init_cache(batch, width, plan.buffers[0], row_major=row_major)
         return search(step, cache, batch, plan, values, rng)
@@ -145,8 +157,13 @@ def generate_jit(
 
     is_quantized = bool(quantized_modules(params))
     transposed = not is_quantized and batch * width > 1
-    plain = functools.partial(decode, module, module.unembedding() if transposed else None)
+
+    def plain(*, whole: int = 1, **options: Any) -> GenerateOutput:
+        unembedding = module.unembedding(whole) if transposed else None
+        return decode(module, unembedding, whole=whole, **options)
+
     forms: dict[str, Callable[[], GenerateOutput]] = {"cpu": decode_wide} if is_quantized else {}
+    forms["cuda"] = functools.partial(plain, whole=_GPU_MULTIPLE)
     if axis_size("tensor") == 1:
         # Rows hold all heads, which that axis would divide.
         forms["tpu"] = functools.partial(plain, row_major=True)

@@ -31,6 +31,16 @@ SETTINGS = {
 }
 
 
+class As:
+    """`lax` whose programs take one platform's form wherever they are compiled."""
+
+    def __init__(self, platform):
+        self.platform = platform
+
+    def platform_dependent(self, *operands, **forms):
+        return forms[self.platform](*operands)
+
+
 def arguments(settings):
     generator = np.random.default_rng(1)
     shape = (BATCH, IMAGE_TOKENS, CONFIG.text.d_model)
@@ -125,12 +135,7 @@ def test_tokens_do_not_depend_on_the_platform(monkeypatch, name, search):
     prepared = arguments(SETTINGS[name])
     expected = room.generate_jit(*prepared).trimmed()
 
-    class OnTpu:
-        @staticmethod
-        def platform_dependent(*operands, **forms):
-            return forms["tpu"](*operands)
-
-    monkeypatch.setattr(room, "lax", OnTpu)
+    monkeypatch.setattr(room, "lax", As("tpu"))
     monkeypatch.setattr(beam_search, "top_k", search)
     monkeypatch.setattr(
         logits_processors, "ngram_mask_scatter", logits_processors.ngram_mask_matmul
@@ -156,3 +161,31 @@ def test_each_platform_writes_the_cache_in_its_form():
         lowered = traced.lower(lowering_platforms=(platform,)).as_text()
         updates = re.findall(r"dynamic_update_slice .*-> tensor<(\w+)>", lowered)
         assert {shape for shape in updates if f"x{rows}" in shape} == expected, platform
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_words_and_memory_that_fill_up_a_gpus_products_change_no_token(monkeypatch, name):
+    prepared = arguments(SETTINGS[name])
+    expected = room.generate_jit(*prepared).trimmed()
+    monkeypatch.setattr(room, "lax", As("cuda"))
+    program = jax.jit(room.generate_jit.__wrapped__, static_argnums=(0, 1, 2))
+    found = program(*prepared).trimmed()
+    np.testing.assert_array_equal(found.sequences, expected.sequences)
+    np.testing.assert_allclose(found.sequence_scores, expected.sequence_scores, atol=1e-5)
+
+
+def test_a_gpu_multiplies_whole_words_and_memory():
+    traced = room.generate_jit.trace(*arguments(SETTINGS["beams"]))
+    text, memory = CONFIG.text, IMAGE_TOKENS + 16  # the prompt's bucket
+    heads = text.decoder_attention_heads
+
+    def operands(words, memory):
+        keys = f"tensor<{BATCH}x{heads}x{text.d_model // heads}x{memory}xf32>"
+        return {f"tensor<{text.d_model}x{words}xf32>", keys}
+
+    odd, whole = operands(text.vocab_size, memory), operands(1288, 56)
+    for platform, expected, others in (("cpu", odd, whole), ("cuda", whole, odd)):
+        lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+        found = set(re.findall(r"tensor<\w+>", "".join(re.findall(r"dot_general.*", lowered))))
+        assert expected <= found, platform
+        assert not others & found, platform
