@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,8 @@ def summarise_in_blocks(
     missing = -vocab % parts
     weight = jnp.pad(weight, ((0, missing), (0, 0)))
     bias = jnp.pad(bias.astype(jnp.float32), (0, missing))
-    return LogitSummary(*_summary((vocab, block), hidden, weight, bias, labels))
+    results: Any = _summary((vocab, block), hidden, weight, bias, labels)
+    return LogitSummary(*results)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
