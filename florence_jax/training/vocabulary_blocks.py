@@ -23,10 +23,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec, get_abstract_mesh
 
-from florence_jax.ops.pallas_primitive import LANES
 from florence_jax.sharding.activations import axis_size, batch_shards
 from florence_jax.sharding.mesh import batch_axes
 
+# Neighbouring values that a TPU's vector register holds.
+_LANES = 128
 # float32 logits of one block. Blocks of half and of twice this size move the same bytes on a v5e.
 _BLOCK_BYTES = 32 * 2**20
 # Fewer logits than this are not worth a loop.
@@ -57,7 +58,7 @@ def default_block(labels: jax.Array, vocab: int) -> int:
     row_bytes = 4 * labels.size // shards
     if labels.shape[0] % shards or row_bytes * words_of_device <= _SMALL_BYTES:
         return 0
-    return max(_BLOCK_BYTES // row_bytes, LANES)
+    return max(_BLOCK_BYTES // row_bytes, _LANES)
 
 
 def summarise_in_blocks(
@@ -201,7 +202,7 @@ def _blocks(weight_VD: jax.Array, bias_V: jax.Array, vocab: int, block: int) -> 
     count = -(-own // block)
     # Blocks of equal size, of whole lanes where that adds little.
     width = -(-own // count)
-    width = -(-width // LANES) * LANES if width >= 8 * LANES else width
+    width = -(-width // _LANES) * _LANES if width >= 8 * _LANES else width
     missing = count * width - own
     number_V = jnp.arange(count * width)
     first = 0 if _word_axis() is None else own * lax.axis_index("tensor")
