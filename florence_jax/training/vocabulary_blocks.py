@@ -28,7 +28,7 @@ from florence_jax.sharding.mesh import batch_axes
 
 # Neighbouring values that a TPU's vector register holds.
 _LANES = 128
-# float32 logits of one block. Blocks of half and of twice this size move the same bytes on a v5e.
+# float32 logits of one block. On a v5e, blocks of half this size move the same bytes.
 _BLOCK_BYTES = 32 * 2**20
 # Fewer logits than this are not worth a loop.
 _SMALL_BYTES = 2 * _BLOCK_BYTES
