@@ -178,8 +178,8 @@ class MlflowWriter:
         say: Callable[[str], None],
     ):
         del say
-        from mlflow.entities import Metric, Param
-        from mlflow.tracking import MlflowClient
+        from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         server = os.environ.get("MLFLOW_TRACKING_URI")
         here = directory.resolve()
