@@ -99,6 +99,11 @@ GROUPS = {
             "convert a checkpoint from PyTorch, or back to it",
             "florence-jax convert microsoft/Florence-2-base-ft mine/",
         ),
+        "push": Command(
+            "push:add_push",
+            "upload a checkpoint to the Hugging Face Hub, with a card",
+            "florence-jax push runs/mine me/florence-2-mine --license mit",
+        ),
         "export": Command(
             "export:add_export",
             "write compiled programs that need no model code (StableHLO)",
