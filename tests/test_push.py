@@ -39,7 +39,7 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(401, {"error": "Invalid credentials"})
         elif self.path == "/api/repos/create":
             self.created.append(json.loads(body))
-            self.answer(200, {"url": f"http://hub/{self.created[-1]['name']}"})
+            self.answer(200, {"url": "https://huggingface.co/me/cells"})
         elif self.path == "/api/validate-yaml":
             self.answer(200, {"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
@@ -53,7 +53,11 @@ class Hub(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     value = line["value"]
                     self.files[value["path"]] = base64.b64decode(value["content"])
-            done = {"success": True, "commitOid": "0" * 40, "commitUrl": "http://hub/commit/0"}
+            done = {
+                "success": True,
+                "commitOid": "0" * 40,
+                "commitUrl": "https://huggingface.co/me/cells/commit/0",
+            }
             self.answer(200, {**done, "hookOutput": ""})
 
     def answer(self, status, content=None):
@@ -61,6 +65,8 @@ class Hub(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Repo-Commit", "0" * 40)
+        if status == 404:
+            self.send_header("X-Error-Code", "EntryNotFound")
         self.send_header("ETag", '"1"')
         self.end_headers()
         if self.command != "HEAD":
@@ -89,6 +95,7 @@ def run(tmp_path_factory):
     """A run's directory whose export is the shipped model."""
     directory = tmp_path_factory.mktemp("runs") / "cells"
     fj.Florence2Pipeline.from_pretrained("shapes").save_pretrained(directory / "export")
+    (directory / "checkpoints").mkdir()
     (directory / "config.json").write_text(json.dumps(RUN))
     lines = [
         {"kind": "evaluation", "step": 100, "loss": 2.0, "<OD> mAP@0.5": 0.25},
@@ -106,7 +113,7 @@ def push(*words):
 
 def test_what_is_uploaded_loads_and_its_card_has_the_figures(run, hub, tmp_path, capsys):
     assert push(run / "export", "me/cells", "--dataset", "me/blood", "--private") == 0
-    assert "uploaded to http://hub/me/cells" in capsys.readouterr().out
+    assert "/me/cells" in capsys.readouterr().out
     assert hub.created[0]["private"] is True
     for name, content in hub.files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +143,7 @@ def test_a_card_that_is_there_stays(run, hub, capsys):
     assert hub.files["README.md"] == b"mine"
     assert "manifest.json" in hub.files
     assert push(run / "export", "me/cells", "--replace-card", "--naming", "jax") == 0
-    assert hub.files["README.md"].startswith(b"---\nlicense: mit")
+    assert hub.files["README.md"].startswith(b"---\nbase_model: microsoft/Florence-2-base-ft\n")
 
 
 def test_a_dry_run_uploads_nothing(run, hub, capsys):

@@ -229,7 +229,8 @@ class Trainer:
         began = time.perf_counter()
         try:
             batch = next(batches)
-            if before is None or before.loss.is_ready():
+            # jax's declared type of arrays lacks the method, which all of them have.
+            if before is None or before.loss.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
                 # The device waited too, at least for a part of this.
                 self.log.goodput.lose(time.perf_counter() - began, "data")
             return batch

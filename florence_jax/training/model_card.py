@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what it was trained from and on, how well it does, its licence."""
+"""The model card of a checkpoint: what it was trained from and on, its figures, its licence."""
 
 from __future__ import annotations
 

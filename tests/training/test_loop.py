@@ -23,6 +23,7 @@ from florence_jax.training.config import ExportConfig, LoggingConfig
 from florence_jax.training.data.sources import JsonlConfig
 from florence_jax.training.loop import Outcome, train
 from florence_jax.training.metrics.logger import RunLog, TooManyProblems, say
+from florence_jax.training.metrics.writers import JsonlWriter
 from florence_jax.training.prepare import build_training
 from florence_jax.training.pretrained import read_pretrained
 from florence_jax.training.settings import CheckpointConfig
@@ -333,8 +334,8 @@ def test_what_is_exported_is_what_was_trained(whole):
 
 def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").mkdir()
-    config = LoggingConfig(tensorboard=False)
-    with RunLog(tmp_path, config, first=0, steps=3, peak_flops=1e6) as log:
+    writers = [JsonlWriter(tmp_path / "metrics.jsonl")]
+    with RunLog(writers, first=0, steps=3, peak_flops=1e6) as log:
         for step in range(3):
             log.count(tokens=10, images=1, flops=1e3)
             log.training(step, {"loss": 1.0, "learning_rate": 0.1})
@@ -345,8 +346,8 @@ def test_a_terminal_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch):
     # As `python -m train.main > RUN/log 2>&1` has it when the disk is full.
     with open("/dev/full", "w") as full, monkeypatch.context() as patched:
         patched.setattr("sys.stderr", full)
-        config = LoggingConfig(tensorboard=False)
-        with RunLog(tmp_path, config, first=0, steps=1, peak_flops=0) as log:
+        writers = [JsonlWriter(tmp_path / "metrics.jsonl")]
+        with RunLog(writers, first=0, steps=1, peak_flops=0) as log:
             say("before")
             log.count(tokens=10, images=1, flops=1e3)
             log.training(1, {"loss": 1.0, "learning_rate": 0.1})

@@ -21,7 +21,7 @@ def test_a_second_trainer_is_refused_before_it_touches_anything(tmp_path):
 def test_a_run_holds_the_lock_to_its_end_and_frees_it(tmp_path, monkeypatch):
     held = []
 
-    def run(config, directory, profile_steps):
+    def run(config, directory, profile_steps, began):
         with pytest.raises(DirectoryInUseError), directory_lock(directory):
             pass
         held.append(config)

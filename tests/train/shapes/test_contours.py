@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -86,7 +86,8 @@ def test_simplification_stays_within_its_tolerance(radius, count, start, toleran
     angles = np.radians(start + np.linspace(0, 360, count, endpoint=False))
     outline = 70 + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     mask = filled([outline], (140, 140))
-    (exact,) = polygons(mask, 0.0)
+    exact, *others = polygons(mask, 0.0)
+    assume(not others)  # The pixel at a sharp corner may touch the rest by its own corner alone.
     kept = simplified(exact, tolerance)
     assert len(kept) <= len(exact)
     # Every exact vertex is near the simplified outline.

@@ -17,7 +17,7 @@ from florence_jax.training.cached_features.store import (
     filling,
     key_of,
 )
-from florence_jax.training.data.example import Example
+from florence_jax.training.data.example import Example, Source
 from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.data.preprocess import Preprocessor
 from tests.training.small import CONFIG
@@ -95,7 +95,7 @@ def test_batches_hold_features_in_place_of_pixels(tmp_path, ahead):
     assert "no features of this image" in reason
 
 
-class Pictures:
+class Pictures(Source):
     def __len__(self):
         return len(PICTURES)
 
