@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as tree
 from collections import defaultdict
 from pathlib import Path
 
 from florence_jax.batch.image_reader import FileBelow
 from florence_jax.batch.job import Item
+from florence_jax.datasets.text_rows import DatasetError
+from florence_jax.datasets.xml_file import read_xml
 from florence_jax.evaluation.datasets.dataset import (
     Dataset,
     LayoutError,
@@ -64,13 +65,10 @@ def flickr30k_entities(root: Path, split: str) -> Dataset:
 
 def _boxes(path: Path) -> dict[str, list[list[int]]]:
     """The boxes of every entity, corners in pixels, counted from 0 as the authors' reader does."""
-    content = read_text(path)
-    if "<!DOCTYPE" in content or "<!ENTITY" in content:
-        raise LayoutError(f"{path} declares entities, which no annotation needs: download it again")
     try:
-        root = tree.fromstring(content)
-    except tree.ParseError as error:
-        raise LayoutError(f"{path} is not XML ({error}): download it again") from None
+        root = read_xml(path)
+    except DatasetError as error:
+        raise LayoutError(str(error)) from None
     found: dict[str, list[list[int]]] = defaultdict(list)
     for thing in root.iter("object"):
         box = thing.find("bndbox")
