@@ -81,7 +81,7 @@ class WandbWriter:
         settings: Mapping[str, Any],
         say: Callable[[str], None],
     ):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._wandb, self.run_id = wandb, known or uuid.uuid4().hex[:12]
 

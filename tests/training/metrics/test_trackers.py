@@ -56,9 +56,9 @@ def leveldb_records(content, block=32_768):
             parts = []
 
 
+@pytest.mark.slow  # W&B starts a service, which takes 40 seconds; pip install wandb
 def test_weights_and_biases_keeps_a_run_without_a_network(run):
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    Record = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record
     assert tracked(run, wandb="blood") == []
     rows, ids = [], set()
     for path in sorted(run.glob("wandb/offline-run-*/run-*.wandb")):
