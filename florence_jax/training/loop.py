@@ -29,6 +29,7 @@ from florence_jax.training.data.loader import DataLoader
 from florence_jax.training.distributed import AnyProcess, is_first, is_of_another
 from florence_jax.training.metrics.flops import peak_flops
 from florence_jax.training.metrics.logger import BadRowLog, Profile, RunLog, TooManyProblems, say
+from florence_jax.training.metrics.trackers import check_packages
 from florence_jax.training.metrics.writers import open_writers
 from florence_jax.training.run import Evaluator, Run, prepare_run
 from florence_jax.training.run_config import RunConfig
@@ -59,6 +60,7 @@ def train(config: RunConfig, *, profile_steps: int = 0) -> Outcome:
         TooManyProblems: too many rows cannot be used.
     """
     began, directory = time.perf_counter(), Path(config.directory)
+    check_packages(config.logging)
     with tempfile.TemporaryDirectory(prefix="florence-run-") as temporary:
         resumed = has_begun(directory)
         files = (directory if resumed else Path(temporary)) / PROCESSOR

@@ -103,7 +103,6 @@ def prepare_pretrained(config: TrainConfig, files: Path) -> PretrainedFiles:
         sizes = dataclasses.replace(sizes, text=text, image_token_id=tokens)
     if writes or not model.start:
         _write_generation_config(config.evaluation, sizes.text, files)
-    _write_eos_bias(config.evaluation, sizes.text.eos_token_id, files)
     _write_image_size(files, size, image_tokens)
     if tokens > sizes.text.vocab_size:
         raise ValueError(
@@ -212,8 +211,8 @@ def _write_generation_config(config: EvaluationConfig, text: BartConfig, files: 
     (files / "generation_config.json").write_text(json.dumps(content, indent=1))
 
 
-def _write_eos_bias(config: EvaluationConfig, eos_id: int, files: Path) -> None:
-    """Write the bias of the run's answers into the generation config that an export copies."""
+def write_eos_bias(config: EvaluationConfig, eos_id: int, files: Path) -> None:
+    """Write the bias of the run's answers into the generation config in `files`."""
     bias = config.sequence_bias(eos_id)
     if bias:
         path = files / "generation_config.json"

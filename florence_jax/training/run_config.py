@@ -1,7 +1,6 @@
 """Settings that every training run has, whatever it trains: `RunConfig` and its parts."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -143,13 +142,6 @@ class LoggingConfig(Checked):
         yield from not_finite(self, "logging.")
         yield from counted("logging.every", self.every, 1)
         yield from within("logging.peak_flops", self.peak_flops, 0)
-        for tracker in ("wandb", "trackio", "mlflow"):
-            project = getattr(self, tracker)
-            if project and importlib.util.find_spec(tracker) is None:
-                yield (
-                    f"logging.{tracker}={project} needs the package {tracker}, which is not "
-                    f"installed: pip install {tracker}"
-                )
 
     @property
     def has_trackers(self) -> bool:

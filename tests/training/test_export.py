@@ -138,12 +138,14 @@ def test_the_bias_of_the_end_goes_with_the_weights(tmp_path):
     assert transformers.GenerationConfig.from_pretrained(directory).sequence_bias == [[[eos], -1.5]]
     assert settings(directory).sequence_bias == (((eos,), -1.5),)
 
-    # A run that starts from it has a bias of its own, in place of the first.
-    config = a_config(tmp_path / "next", evaluation=EvaluationConfig(eos_bias=0.5))
-    model = dataclasses.replace(config.model, start=str(directory), architecture=None, processor="")
-    config = dataclasses.replace(config, model=model)
-    prepare_pretrained(config, tmp_path / "next" / "processor")
-    assert settings(tmp_path / "next" / "processor").sequence_bias == (((eos,), 0.5),)
+    # A run that was resumed with another bias, or that starts from such an export, has its own.
+    setup = dataclasses.replace(
+        training,
+        config=dataclasses.replace(training.config, evaluation=EvaluationConfig(eos_bias=0.5)),
+    )
+    pretrained = dataclasses.replace(start, files=directory)
+    (again,) = export_run(setup, pretrained, state, tmp_path / "again")
+    assert settings(again).sequence_bias == (((eos,), 0.5),)
 
 
 def test_an_export_starts_another_run(tmp_path):

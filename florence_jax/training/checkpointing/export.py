@@ -10,6 +10,8 @@ DIRECTORY to DIRECTORY.adapter.
 
 import dataclasses
 import functools
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from florence_jax.training.distributed import is_first
 from florence_jax.training.lora import as_adapter, is_factor
 from florence_jax.training.metrics.evaluation import merged
 from florence_jax.training.prepare import TrainSetup, build_training
-from florence_jax.training.pretrained import PretrainedFiles, read_pretrained
+from florence_jax.training.pretrained import PretrainedFiles, read_pretrained, write_eos_bias
 from florence_jax.training.run_config import RunConfig
 from florence_jax.training.settings import CheckpointConfig
 from florence_jax.training.state import TrainState, drop_frozen, eval_params
@@ -96,9 +98,11 @@ def _write(
         path: np.asarray(jax.device_get(leaf)).astype(jax.numpy.dtype(config.export.dtype))
         for path, leaf in merged(params, setup, config.export.dtype).items()
     }
-    save_checkpoint(
-        directory, pretrained.config, unflatten(base), files=pretrained.files, overwrite=True
-    )
+    with tempfile.TemporaryDirectory(prefix="florence-export-") as temporary:
+        # A resumed run may have another bias than the one that began.
+        files = Path(shutil.copytree(pretrained.files, Path(temporary) / PROCESSOR))
+        write_eos_bias(config.evaluation, pretrained.config.text.eos_token_id, files)
+        save_checkpoint(directory, pretrained.config, unflatten(base), files=files, overwrite=True)
     return [*written, directory]
 
 

@@ -4,6 +4,7 @@ A resumed run goes on in the tracker's own run, whose id is kept in RUN/trackers
 wrong in a tracker is said once; the run goes on without it, and metrics.jsonl has everything.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -11,9 +12,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from florence_jax.runtime.atomic_file import atomic_write
 from florence_jax.runtime.text_file import MAX_SETTINGS_BYTES, read_json
 from florence_jax.training.metrics.writers import MetricsWriter
 from florence_jax.training.run_config import LoggingConfig
@@ -30,6 +33,38 @@ class TrackerError(OSError):
     """A tracker failed; the message names it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """What a tracker is told of the run.
+
+    Attributes:
+        directory: the run's own.
+        settings: the run's, as nested objects, which trackers show beside the figures.
+        known: the id of the tracker's run that a resumed run goes on in; None for a new one.
+        say: tells a person something.
+    """
+
+    directory: Path
+    settings: Mapping[str, Any]
+    known: str | None
+    say: Callable[[str], None]
+
+
+def check_packages(config: LoggingConfig) -> None:
+    """Refuse trackers whose packages are missing, before a run begins.
+
+    Raises:
+        ValueError: names the setting and the package.
+    """
+    for kind in _KINDS:
+        project = getattr(config, kind.setting)
+        if project and importlib.util.find_spec(kind.setting) is None:
+            raise ValueError(
+                f"logging.{kind.setting}={project} needs the package {kind.setting}, which is not "
+                f"installed: pip install {kind.setting}"
+            )
+
+
 def open_trackers(
     config: LoggingConfig,
     directory: Path,
@@ -44,25 +79,25 @@ def open_trackers(
         settings: the run's settings as nested objects, which trackers show beside the figures.
     """
     path = directory / _IDS
-    ids = read_json(path, max_bytes=MAX_SETTINGS_BYTES) if path.exists() else {}
     trackers: list[MetricsWriter] = []
-    for kind in (WandbWriter, TrackioWriter, MlflowWriter):
+    for kind in _KINDS:
         project = getattr(config, kind.setting)
         if not project:
             continue
-        known = ids.get(kind.setting)
         try:
-            writer = kind(project, directory, known=known, settings=settings, say=say)
-        # Networks, credentials and servers fail in as many types as there are libraries.
+            ids = read_json(path, max_bytes=MAX_SETTINGS_BYTES) if path.exists() else {}
+            known = ids.get(kind.setting)
+            run = RunIdentity(directory=directory, settings=settings, known=known, say=say)
+            writer = kind(project, run)
+            atomic_write(path, json.dumps({**ids, kind.setting: writer.run_id}, indent=1))
+        # Networks, credentials, servers and disks fail in as many types as there are libraries.
         except Exception as error:
             say(
                 f"note: {kind.name} cannot be used ({_sentence(error)}); the run goes on without "
                 f"it, and {directory / 'metrics.jsonl'} has every figure. {kind.remedy}"
             )
             continue
-        ids[kind.setting] = writer.run_id
         trackers.append(_Guarded(kind.name, writer))
-    path.write_text(json.dumps(ids, indent=1))
     return trackers
 
 
@@ -72,27 +107,19 @@ class WandbWriter:
     setting, name = "wandb", "Weights & Biases"
     remedy = "Log in with `wandb login`, or set WANDB_MODE=offline and use `wandb sync` later."
 
-    def __init__(
-        self,
-        project: str,
-        directory: Path,
-        *,
-        known: str | None,
-        settings: Mapping[str, Any],
-        say: Callable[[str], None],
-    ):
+    def __init__(self, project: str, run: RunIdentity):
         import wandb  # pyright: ignore[reportMissingImports]
 
-        self._wandb, self.run_id = wandb, known or uuid.uuid4().hex[:12]
+        self._wandb, self.run_id = wandb, run.known or uuid.uuid4().hex[:12]
 
         def begin(**more: Any) -> Any:
             return wandb.init(
                 project=project,
-                name=directory.name,
+                name=run.directory.name,
                 id=self.run_id,
                 resume="allow",
-                dir=str(directory),
-                config=dict(settings),
+                dir=str(run.directory),
+                config=dict(run.settings),
                 settings=wandb.Settings(init_timeout=_WANDB_SECONDS, silent=True, console="off"),
                 **more,
             )
@@ -101,9 +128,9 @@ class WandbWriter:
             self._run = begin()
         except wandb.Error as error:
             self._run = begin(mode="offline")
-            say(
+            run.say(
                 f"note: {self.name} cannot be reached ({_sentence(error)}); figures are kept, send "
-                f"them later with `wandb sync --append {directory}/wandb/offline-run-*`"
+                f"them later with `wandb sync --append {run.directory}/wandb/offline-run-*`"
             )
         # Steps may come again after a resume, which wandb's own counter would refuse.
         self._run.define_metric("*", step_metric="step")
@@ -125,24 +152,15 @@ class TrackioWriter:
     setting, name = "trackio", "trackio"
     remedy = "Set TRACKIO_DIR to a directory that can be written."
 
-    def __init__(
-        self,
-        project: str,
-        directory: Path,
-        *,
-        known: str | None,
-        settings: Mapping[str, Any],
-        say: Callable[[str], None],
-    ):
-        del say
+    def __init__(self, project: str, run: RunIdentity):
         import trackio
 
         self._trackio = trackio
-        self.run_id = known or f"{directory.name}-{uuid.uuid4().hex[:6]}"
+        self.run_id = run.known or f"{run.directory.name}-{uuid.uuid4().hex[:6]}"
         self._run = trackio.init(
             project,
             name=self.run_id,
-            config=_flat(settings),
+            config=_flat(run.settings),
             resume="allow",
             embed=False,
             auto_log_gpu=False,
@@ -168,23 +186,15 @@ class MlflowWriter:
     setting, name = "mlflow", "MLflow"
     remedy = "Check MLFLOW_TRACKING_URI and its credentials."
 
-    def __init__(
-        self,
-        project: str,
-        directory: Path,
-        *,
-        known: str | None,
-        settings: Mapping[str, Any],
-        say: Callable[[str], None],
-    ):
-        del say
+    def __init__(self, project: str, run: RunIdentity):
         from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
         from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         server = os.environ.get("MLFLOW_TRACKING_URI")
-        here = directory.resolve()
+        here = run.directory.resolve()
         self._metric = Metric
         self._client = MlflowClient(server or f"sqlite:///{here / 'mlflow.db'}")
+        known = run.known
         if known is None:
             found = self._client.get_experiment_by_name(project)
             # A server says itself where pictures lie.
@@ -194,10 +204,10 @@ class MlflowWriter:
                 if found
                 else self._client.create_experiment(project, artifact_location=pictures)
             )
-            known = self._client.create_run(experiment, run_name=directory.name).info.run_id
+            known = self._client.create_run(experiment, run_name=run.directory.name).info.run_id
             values = [
                 Param(_MLFLOW_NAME.sub("_", name), str(value)[:_MLFLOW_VALUE])
-                for name, value in _flat(settings).items()
+                for name, value in _flat(run.settings).items()
             ]
             for first in range(0, len(values), _MLFLOW_PARAMETERS):
                 self._client.log_batch(known, params=values[first : first + _MLFLOW_PARAMETERS])
@@ -219,6 +229,9 @@ class MlflowWriter:
 
     def close(self) -> None:
         self._client.set_terminated(self.run_id)
+
+
+_KINDS = (WandbWriter, TrackioWriter, MlflowWriter)
 
 
 class _Guarded:

@@ -8,9 +8,11 @@ import time
 import pytest
 from PIL import Image
 
+from florence_jax.training.loop import train
 from florence_jax.training.metrics.logger import RunLog
 from florence_jax.training.metrics.trackers import open_trackers
 from florence_jax.training.run_config import LoggingConfig
+from tests.training.runs import a_config
 
 SETTINGS = {"optimizer": {"learning_rate": 0.1}, "steps": 20}
 
@@ -141,9 +143,17 @@ def test_a_tracker_that_fails_later_is_said_once_and_the_run_goes_on(run, monkey
     assert said.count("trackio failed (ConnectionError: no route to host)") == 2  # of two sessions
 
 
-def test_a_missing_package_is_named_before_anything_begins(monkeypatch):
+def test_a_missing_package_is_named_before_a_run_begins(run, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match=r"logging\.wandb=mine needs the package wandb, .* install"
-    ):
-        LoggingConfig(wandb="mine")
+    # Settings of a run are read elsewhere too: its export needs no tracker.
+    config = a_config(run / "own", logging=LoggingConfig(wandb="mine"))
+    with pytest.raises(ValueError, match=r"logging\.wandb=mine needs the package wandb, .*install"):
+        train(config)
+    assert not (run / "own").exists()
+
+
+def test_damaged_ids_are_said_and_end_nothing(run):
+    (run / "trackers.json").write_text("{")
+    said = tracked(run, trackio="blood")
+    assert len(said) == 2
+    assert "trackio cannot be used" in said[0]
