@@ -25,9 +25,8 @@ from florence_jax.cli.options import (
     options_from,
     run_options,
 )
-from florence_jax.cli.run_outcome import how_to_go_on
-from florence_jax.runtime.atomic_file import check_writable
-from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
+from florence_jax.cli.run_outcome import ran_to_end
+from florence_jax.runtime.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from florence_jax.batch.blocks import RunOptions
@@ -189,16 +188,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.score_only:
         _check_images(plan)
-        directory.mkdir(parents=True, exist_ok=True)
-        check_writable(directory)
-        with exit_on_interrupt(how_to_go_on(directory)):
-            summary = _answer(plan, options, directory / ROWS)
-        if summary.missing:
-            done = summary.blocks - summary.missing
-            print(
-                f"{done} of {summary.blocks} blocks are done; {how_to_go_on(directory)}",
-                file=sys.stderr,
-            )
+        if not ran_to_end(directory, lambda: _answer(plan, options, directory / ROWS)):
             return INTERRUPTED
     report = _report(plan, options)
     print(report.describe())

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from florence_jax.cli.backbone_run import TowerOptions, load, read_names
 from florence_jax.cli.options import options_from, run_options
-from florence_jax.cli.run_outcome import how_to_go_on
-from florence_jax.runtime.atomic_file import check_writable
-from florence_jax.runtime.signals import INTERRUPTED, exit_on_interrupt
+from florence_jax.cli.run_outcome import ran_to_end
+from florence_jax.runtime.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from florence_jax.batch.blocks import RunOptions
@@ -84,16 +83,8 @@ def evaluate_classes(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(_describe(plan, options))
         return 0
-    if not arguments.score_only:
-        directory.mkdir(parents=True, exist_ok=True)
-        check_writable(directory)
-        with exit_on_interrupt(how_to_go_on(directory)):
-            summary = _classify(plan, options)
-        if summary.missing:
-            done = summary.blocks - summary.missing
-            told = f"{done} of {summary.blocks} blocks are done; {how_to_go_on(directory)}"
-            print(told, file=sys.stderr)
-            return INTERRUPTED
+    if not arguments.score_only and not ran_to_end(directory, lambda: _classify(plan, options)):
+        return INTERRUPTED
     report = _report(plan, options)
     print(report.describe())
     print(f"report.json, examples.jsonl and worst.html are in {directory}/", file=sys.stderr)

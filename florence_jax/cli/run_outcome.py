@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from florence_jax.runtime.atomic_file import check_writable
+from florence_jax.runtime.signals import exit_on_interrupt
 
 if TYPE_CHECKING:
     from florence_jax.batch.run import Summary
@@ -28,6 +33,19 @@ def outcome_text(summary: Summary, directory: Path, *, counts_tokens: bool = Tru
     else:
         lines.append(f"all {summary.blocks} blocks are in {directory}/")
     return "\n".join(lines)
+
+
+def ran_to_end(directory: Path, work: Callable[[], Summary]) -> bool:
+    """Do the work of a run into a directory; False, told to the user, where it was interrupted."""
+    directory.mkdir(parents=True, exist_ok=True)
+    check_writable(directory)
+    with exit_on_interrupt(how_to_go_on(directory)):
+        summary = work()
+    if summary.missing:
+        done = summary.blocks - summary.missing
+        told = f"{done} of {summary.blocks} blocks are done; {how_to_go_on(directory)}"
+        print(told, file=sys.stderr)
+    return not summary.missing
 
 
 def how_to_go_on(directory: Path) -> str:
